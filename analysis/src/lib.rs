@@ -1,1 +1,33 @@
+//! What the gateway and the scan workers share: analyses and their results, the table of result codes, rules, and the
+//! three seams behind which results, the task queue and progress are kept.
+//!
+//! Invariants:
+//! - What `ResultStore::create` acknowledged survives a crash of any process of the host.
+//! - Every step is idempotent: creating a task, recording nested files and finishing an analysis may each be repeated by
+//!   whoever doubts that the first time succeeded.
+//! - No clock is read here, except to pace waiting: whoever calls says what time it is.
+//!
+//! This crate moves no file contents, runs no engine and speaks no HTTP.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+pub mod analysis;
+pub mod conformance;
+pub mod id;
+pub mod rule;
+pub mod sqlite;
+pub mod store;
+pub mod verdict;
+
+pub use analysis::{
+    AnalysisRecord, ContainerResult, EngineResult, FileInfo, FileResult, NestedRecord, NewAnalysis, Principal, State,
+    Times,
+};
+pub use id::DataId;
+pub use rule::{Limits, Rule, RuleError, RuleSet, SelectError};
+pub use sqlite::SqliteBackend;
+pub use store::{
+    Lease, LeaseToken, NESTED_BATCH_MAX, Page, Progress, ProgressCache, QueueDepth, ResultStore, StoreError,
+    StoreFault, Task, TaskKind, TaskQueue,
+};
+pub use verdict::{Extraction, Outcome, Policy, ResultCode, own_result, worst};

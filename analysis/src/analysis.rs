@@ -1,0 +1,214 @@
+//! What is known of one submission: who sent what under which rule, how far it is, and what was found in the file and in
+//! each file nested in it.
+//!
+//! Times are Unix milliseconds where they name a moment (`receive_ms`, `queued_ms`, `start_ms`, `def_time_ms`) and spans in
+//! milliseconds elsewhere. Lists and texts are never absent, only empty, since clients are promised that.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::DataId;
+use crate::rule::Rule;
+use crate::verdict::ResultCode;
+
+/// Who submitted a file, as it was at that time.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Principal {
+    /// The identity that sees the analysis.
+    pub user_id: String,
+    /// What people call it.
+    pub user_name: String,
+    /// Its role at the time of submission.
+    pub role: String,
+}
+
+/// What a file is. Digests are lower-case hexadecimal, empty if they were not taken.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FileInfo {
+    /// The name it was submitted or archived under. For showing only, never a path.
+    pub display_name: String,
+    /// Its length in bytes.
+    pub size_bytes: u64,
+    /// MD5.
+    pub md5: String,
+    /// SHA-1.
+    pub sha1: String,
+    /// SHA-256.
+    pub sha256: String,
+    /// SHA-512.
+    pub sha512: String,
+    /// The MIME type that its content shows.
+    pub file_type: String,
+    /// That type in words.
+    pub file_type_description: String,
+    /// The groups that the type belongs to.
+    pub type_category: Vec<String>,
+    /// The usual extension of the type, without a dot.
+    pub extension: String,
+}
+
+/// A submission whose blob is stored, to be recorded before its task is queued.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewAnalysis {
+    /// The analysis' id.
+    pub data_id: DataId,
+    /// The blob's name: 64 hexadecimal digits. Empty for a nested file whose content was not kept.
+    pub blob: String,
+    /// What is known of the file before it is scanned.
+    pub file: FileInfo,
+    /// The rule as it was at the time of submission.
+    pub rule: Rule,
+    /// Who submitted it.
+    pub principal: Principal,
+    /// The submitting program's name for itself.
+    pub user_agent: String,
+    /// What the submitter wants kept with the analysis.
+    pub metadata: Option<String>,
+    /// When the request's first byte came.
+    pub receive_ms: u64,
+    /// When the upload was finished.
+    pub upload_ms: u64,
+    /// When the analysis was recorded, to wait for a worker.
+    pub queued_ms: u64,
+}
+
+/// What one engine said of one file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineResult {
+    /// The engine's name, as clients see it.
+    pub engine: String,
+    /// Its stable id.
+    pub engine_id: String,
+    /// What it said.
+    pub code: ResultCode,
+    /// The threat's name, or what kept the engine from judging; empty if it found nothing.
+    pub threat: String,
+    /// When its database was made.
+    pub def_time_ms: u64,
+    /// How long it took.
+    pub scan_ms: u64,
+    /// How long the file waited for it.
+    pub wait_ms: u64,
+}
+
+/// What came of taking a container apart.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ContainerResult {
+    /// Files directly in it that came out. They have ordinals 0 up to this.
+    pub extracted_count: u64,
+    /// Files anywhere in it that have a threat.
+    pub detected_count: u64,
+    /// The nested file whose result became the container's.
+    pub worst_child: Option<DataId>,
+    /// Why it did not come apart completely.
+    pub reason: Option<ResultCode>,
+    /// The same in words.
+    pub detail: String,
+    /// Whether something in it needs a password.
+    pub encrypted: bool,
+}
+
+/// Where the time went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Times {
+    /// Taking digests.
+    pub hash_ms: u64,
+    /// Fetching the blob.
+    pub fetch_ms: u64,
+    /// Detecting the type.
+    pub filetype_ms: u64,
+    /// Taking it apart.
+    pub extraction_ms: u64,
+    /// In engines.
+    pub scan_ms: u64,
+    /// From start to end, nested files included.
+    pub total_ms: u64,
+    /// When it started.
+    pub start_ms: u64,
+}
+
+/// What was found in one file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileResult {
+    /// The file's own result.
+    pub own: ResultCode,
+    /// The worst of its own result and those of all files nested in it.
+    pub overall: ResultCode,
+    /// What each engine said.
+    pub engines: Vec<EngineResult>,
+    /// What the file is.
+    pub file: FileInfo,
+    /// Present if it is a container.
+    pub container: Option<ContainerResult>,
+    /// Why it is blocked, worst first; empty if it is allowed.
+    pub blocked_reasons: Vec<String>,
+    /// Where the time went.
+    pub times: Times,
+    /// What failed, to what, if something did.
+    pub detail: String,
+}
+
+/// One file found in another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NestedRecord {
+    /// The file's id: [`DataId::nested`] of its place.
+    pub data_id: DataId,
+    /// The submission that it came with.
+    pub root: DataId,
+    /// The file that it lay in directly.
+    pub parent: DataId,
+    /// Its index in the parent: from 0, without gaps.
+    pub ordinal: u32,
+    /// Its place in the root, for showing: the members' names joined by `/`.
+    pub path: String,
+    /// The name of its content, if that was kept as a blob.
+    pub blob: Option<String>,
+    /// What was found in it.
+    pub result: FileResult,
+}
+
+/// How far an analysis is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Waiting for a worker.
+    Queued,
+    /// A worker has it.
+    Running,
+    /// Its result stands.
+    Done,
+    /// Its result stands, and is that it was cancelled.
+    Cancelled,
+}
+
+impl State {
+    /// Whether the result stands and nothing changes it any more.
+    pub const fn is_finished(self) -> bool {
+        matches!(self, Self::Done | Self::Cancelled)
+    }
+}
+
+/// Everything that is recorded of an analysis, or of a nested file.
+///
+/// A nested file's record has its root's rule, principal, user agent, metadata and times of submission; its `new.file` is the
+/// nested file itself, and it is always finished, since only finished nested files are recorded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnalysisRecord {
+    /// The id that was asked for.
+    pub data_id: DataId,
+    /// What was submitted.
+    pub new: NewAnalysis,
+    /// How far it is.
+    pub state: State,
+    /// Whether somebody asked for it to be cancelled.
+    pub cancel_requested: bool,
+    /// The name of the sanitized file's content, if one was made.
+    pub sanitized_blob: Option<String>,
+    /// When a worker last started on it.
+    pub started_ms: Option<u64>,
+    /// The result, once it is finished.
+    pub result: Option<FileResult>,
+    /// The submission: the record's own id unless it is nested.
+    pub root: DataId,
+    /// The file that a nested one lay in.
+    pub parent: Option<DataId>,
+}

@@ -1,0 +1,392 @@
+//! What every back-end must do, as suites that run against it through its trait. They panic with what was violated.
+//!
+//! A suite leaves its rows behind and uses new ids each time, so that it may run against a store that holds other things;
+//! [`task_queue`] wants an empty queue, since it would take other tasks. No suite sleeps or reads a clock.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a suite panics when it is violated")]
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use crate::analysis::{
+    ContainerResult, EngineResult, FileInfo, FileResult, NestedRecord, NewAnalysis, Principal, State, Times,
+};
+use crate::id::DataId;
+use crate::rule::Rule;
+use crate::store::{
+    LeaseToken, NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Progress, ProgressCache, ResultStore, StoreFault, Task, TaskQueue,
+};
+use crate::verdict::ResultCode;
+
+/// A submission to test with: every field is filled, and two of them differ in everything that may differ.
+pub fn sample_analysis(data_id: DataId) -> NewAnalysis {
+    let digest = blake3::hash(&data_id.0).to_hex().to_string();
+    NewAnalysis {
+        data_id,
+        file: sample_file(&format!("report {data_id} \u{1F4C4}\0\n.zip"), &digest),
+        blob: digest,
+        rule: Rule::with_defaults("default"),
+        principal: Principal { user_id: "7".to_owned(), user_name: "Ada".to_owned(), role: "submitter".to_owned() },
+        user_agent: "conformance".to_owned(),
+        metadata: Some(r#"{"ticket": 12}"#.to_owned()),
+        receive_ms: 1_700_000_000_000,
+        upload_ms: 1_700_000_000_400,
+        queued_ms: 1_700_000_000_500,
+    }
+}
+
+/// A result to test with.
+pub fn sample_result(code: ResultCode, name: &str) -> FileResult {
+    FileResult {
+        own: code,
+        overall: code,
+        engines: vec![EngineResult {
+            engine: "builtin".to_owned(),
+            engine_id: "builtin_1".to_owned(),
+            code,
+            threat: if code == ResultCode::INFECTED { "Test".to_owned() } else { String::new() },
+            def_time_ms: 1_600_000_000_000,
+            scan_ms: 3,
+            wait_ms: 1,
+        }],
+        file: sample_file(name, blake3::hash(name.as_bytes()).to_hex().as_str()),
+        container: None,
+        blocked_reasons: Vec::new(),
+        times: Times { start_ms: 1_700_000_001_000, total_ms: 9, ..Times::default() },
+        detail: String::new(),
+    }
+}
+
+/// A nested file to test with, at `ordinal` directly in `root`.
+pub fn sample_nested(root: DataId, ordinal: u32) -> NestedRecord {
+    let name = format!("member {ordinal}");
+    NestedRecord {
+        data_id: DataId::nested(&[1; 32], root, &[ordinal]),
+        root,
+        parent: root,
+        ordinal,
+        path: name.clone(),
+        blob: None,
+        result: sample_result(ResultCode::NO_THREAT, &name),
+    }
+}
+
+fn sample_file(name: &str, seed: &str) -> FileInfo {
+    let digits = |count: usize| seed.chars().cycle().take(count).collect::<String>();
+    FileInfo {
+        display_name: name.to_owned(),
+        size_bytes: 1 << 40,
+        md5: digits(32),
+        sha1: digits(40),
+        sha256: digits(64),
+        sha512: digits(128),
+        file_type: "application/zip".to_owned(),
+        file_type_description: "ZIP archive".to_owned(),
+        type_category: vec!["A".to_owned()],
+        extension: "zip".to_owned(),
+    }
+}
+
+/// What a [`ResultStore`] must do.
+pub async fn result_store(store: &dyn ResultStore) {
+    analyses_are_recorded_once(store).await;
+    analyses_go_through_their_states(store).await;
+    cancelling_is_remembered(store).await;
+    nested_files_are_recorded_and_paged(store).await;
+    nested_files_of_finished_analyses_are_refused(store).await;
+    unfinished_analyses_are_listed(store).await;
+}
+
+async fn analyses_are_recorded_once(store: &dyn ResultStore) {
+    let new = sample_analysis(DataId::random());
+    assert_eq!(store.get(new.data_id).await.unwrap(), None, "unknown before it is recorded");
+    store.create(&new).await.unwrap();
+    let record = store.get(new.data_id).await.unwrap().expect("recorded");
+    assert_eq!(record.new, new, "every field comes back");
+    assert_eq!((record.data_id, record.root, record.parent), (new.data_id, new.data_id, None));
+    assert_eq!((record.state, record.cancel_requested), (State::Queued, false));
+    assert_eq!((record.started_ms, record.result, record.sanitized_blob), (None, None, None));
+
+    let other = NewAnalysis { user_agent: "another".to_owned(), ..new.clone() };
+    let error = store.create(&other).await.expect_err("an id is recorded once");
+    assert!(matches!(error.source, StoreFault::Exists), "{error}");
+    assert_eq!(store.get(new.data_id).await.unwrap().unwrap().new, new, "the first one stays");
+
+    let bare = NewAnalysis { file: FileInfo::default(), metadata: None, ..sample_analysis(DataId::random()) };
+    store.create(&bare).await.unwrap();
+    assert_eq!(store.get(bare.data_id).await.unwrap().unwrap().new, bare, "digests may be absent");
+}
+
+async fn analyses_go_through_their_states(store: &dyn ResultStore) {
+    let new = sample_analysis(DataId::random());
+    let id = new.data_id;
+    let clean = sample_result(ResultCode::NO_THREAT, "a");
+    assert!(!store.start(id, 10).await.unwrap(), "an unknown analysis can't start");
+    assert!(!store.finish(id, &clean, 10).await.unwrap(), "an unknown analysis can't finish");
+    store.create(&new).await.unwrap();
+    assert!(store.start(id, 10).await.unwrap());
+    let record = store.get(id).await.unwrap().unwrap();
+    assert_eq!((record.state, record.started_ms), (State::Running, Some(10)));
+    assert!(store.start(id, 20).await.unwrap(), "a redelivered task starts again");
+    assert_eq!(store.get(id).await.unwrap().unwrap().started_ms, Some(20));
+
+    let mut infected = sample_result(ResultCode::INFECTED, "a");
+    infected.container = Some(ContainerResult { extracted_count: 2, detected_count: 1, ..Default::default() });
+    infected.blocked_reasons = vec!["Infected".to_owned()];
+    assert!(store.finish(id, &infected, 30).await.unwrap());
+    let record = store.get(id).await.unwrap().unwrap();
+    assert_eq!((record.state, record.result.as_ref()), (State::Done, Some(&infected)));
+    assert!(!store.finish(id, &clean, 40).await.unwrap(), "a finished analysis stays as it is");
+    assert!(!store.start(id, 40).await.unwrap(), "a finished analysis doesn't start");
+    assert!(!store.request_cancel(id).await.unwrap(), "a finished analysis can't be cancelled");
+    assert_eq!(store.get(id).await.unwrap().unwrap(), record, "nothing changed");
+}
+
+async fn cancelling_is_remembered(store: &dyn ResultStore) {
+    let new = sample_analysis(DataId::random());
+    let id = new.data_id;
+    assert!(!store.request_cancel(id).await.unwrap());
+    assert!(!store.cancel_requested(id).await.unwrap());
+    store.create(&new).await.unwrap();
+    assert!(!store.cancel_requested(id).await.unwrap());
+    for _ in 0..2 {
+        assert!(store.request_cancel(id).await.unwrap());
+        assert!(store.cancel_requested(id).await.unwrap());
+    }
+    assert!(store.get(id).await.unwrap().unwrap().cancel_requested);
+    assert!(store.finish(id, &sample_result(ResultCode::CANCELLED, "a"), 9).await.unwrap());
+    assert_eq!(store.get(id).await.unwrap().unwrap().state, State::Cancelled);
+}
+
+async fn nested_files_are_recorded_and_paged(store: &dyn ResultStore) {
+    let new = sample_analysis(DataId::random());
+    let root = new.data_id;
+    store.create(&new).await.unwrap();
+    assert!(store.put_nested(&[]).await.unwrap(), "nothing is recorded easily");
+    let empty = store.nested(root, 0, 10).await.unwrap();
+    assert_eq!((empty.records.len(), empty.total), (0, 0));
+
+    // Out of order, in two batches, and a grandchild.
+    let children: Vec<NestedRecord> = (0..7).map(|ordinal| sample_nested(root, ordinal)).collect();
+    let mut grandchild = sample_nested(root, 0);
+    grandchild.data_id = DataId::nested(&[1; 32], root, &[3, 0]);
+    grandchild.parent = children[3].data_id;
+    grandchild.blob = Some("ab".repeat(32));
+    grandchild.path = "member 3/\0\u{202e}..".to_owned();
+    let late: Vec<NestedRecord> = children[..3].iter().chain([&grandchild]).cloned().collect();
+    assert!(store.put_nested(&children[3..]).await.unwrap());
+    assert!(store.put_nested(&late).await.unwrap());
+
+    for (first, size, expected) in [(0, 3, 0..3), (3, 3, 3..6), (6, 3, 6..7), (7, 3, 7..7), (0, u32::MAX, 0..7)] {
+        let page = store.nested(root, first, size).await.unwrap();
+        assert_eq!((page.records.as_slice(), page.total), (&children[expected], 7), "page at {first}");
+    }
+    assert_eq!(store.nested(root, u32::MAX, u32::MAX).await.unwrap().records, []);
+    assert_eq!(store.nested(root, 0, 0).await.unwrap().total, 7);
+    let below = store.nested(children[3].data_id, 0, 10).await.unwrap();
+    assert_eq!((below.records.as_slice(), below.total), (&[grandchild.clone()][..], 1));
+
+    let record = store.get(grandchild.data_id).await.unwrap().expect("a nested id is known");
+    assert_eq!((record.data_id, record.root, record.parent), (grandchild.data_id, root, Some(grandchild.parent)));
+    assert_eq!((record.state, record.result), (State::Done, Some(grandchild.result.clone())));
+    assert_eq!((record.new.rule, record.new.principal), (new.rule, new.principal), "inherited from the root");
+    assert_eq!((record.new.user_agent, record.new.metadata), (new.user_agent, new.metadata));
+    assert_eq!((record.new.file, Some(record.new.blob)), (grandchild.result.file.clone(), grandchild.blob.clone()));
+
+    // A redelivered task records again, perhaps with another result.
+    let mut again = late.clone();
+    again[1].result = sample_result(ResultCode::SCAN_FAILED, "member 1");
+    for _ in 0..2 {
+        assert!(store.put_nested(&again).await.unwrap());
+    }
+    let page = store.nested(root, 0, 10).await.unwrap();
+    assert_eq!(page.total, 7, "recording again adds nothing");
+    assert_eq!(page.records[1], again[1]);
+
+    // The same place under another id: the new one counts.
+    let mut moved = children[5].clone();
+    moved.data_id = DataId::random();
+    assert!(store.put_nested(&[moved.clone()]).await.unwrap());
+    assert_eq!(store.nested(root, 5, 1).await.unwrap().records, [moved]);
+    assert_eq!(store.get(children[5].data_id).await.unwrap(), None);
+
+    let many: Vec<NestedRecord> = (0..=PAGE_RECORDS_MAX).map(|ordinal| sample_nested(root, ordinal)).collect();
+    let error = store.put_nested(&many[..=NESTED_BATCH_MAX]).await.expect_err("batches are bounded");
+    assert!(matches!(error.source, StoreFault::BatchTooLarge(_)), "{error}");
+    for batch in many.chunks(NESTED_BATCH_MAX) {
+        assert!(store.put_nested(batch).await.unwrap());
+    }
+    let page = store.nested(root, 0, u32::MAX).await.unwrap();
+    assert_eq!(page.records.len(), PAGE_RECORDS_MAX as usize, "pages are bounded");
+    assert_eq!(page.total, many.len() as u64);
+}
+
+async fn nested_files_of_finished_analyses_are_refused(store: &dyn ResultStore) {
+    let (unknown, done, running) = (DataId::random(), DataId::random(), DataId::random());
+    store.create(&sample_analysis(done)).await.unwrap();
+    store.create(&sample_analysis(running)).await.unwrap();
+    assert!(store.put_nested(&[sample_nested(done, 0)]).await.unwrap());
+    assert!(store.finish(done, &sample_result(ResultCode::NO_THREAT, "a"), 1).await.unwrap());
+    assert!(!store.put_nested(&[sample_nested(unknown, 0)]).await.unwrap());
+    assert!(!store.put_nested(&[sample_nested(running, 0), sample_nested(done, 1)]).await.unwrap());
+    assert_eq!(store.nested(running, 0, 1).await.unwrap().total, 0, "all or none");
+    assert_eq!(store.nested(done, 0, 9).await.unwrap().total, 1, "finished is finished");
+}
+
+async fn unfinished_analyses_are_listed(store: &dyn ResultStore) {
+    let before = store.count_unfinished().await.unwrap();
+    // Older than whatever the other suites recorded.
+    let ids: Vec<DataId> = (0..4).map(|_| DataId::random()).collect();
+    for (age, id) in ids.iter().enumerate() {
+        let new = NewAnalysis { queued_ms: 1000 + age as u64, ..sample_analysis(*id) };
+        store.create(&new).await.unwrap();
+    }
+    assert_eq!(store.count_unfinished().await.unwrap(), before + 4);
+    store.start(ids[1], 2000).await.unwrap();
+    store.finish(ids[0], &sample_result(ResultCode::NO_THREAT, "a"), 2000).await.unwrap();
+    assert_eq!(store.unfinished(1003, 10).await.unwrap(), ids[1..3], "queued before, running or not, oldest first");
+    assert_eq!(store.unfinished(1003, 1).await.unwrap(), ids[1..2]);
+    assert_eq!(store.unfinished(1000, 10).await.unwrap(), []);
+    assert_eq!(store.count_unfinished().await.unwrap(), before + 3);
+    for id in &ids[1..] {
+        store.finish(*id, &sample_result(ResultCode::NO_THREAT, "a"), 2000).await.unwrap();
+    }
+    assert_eq!(store.count_unfinished().await.unwrap(), before);
+}
+
+/// What a [`TaskQueue`] must do. It must be empty.
+pub async fn task_queue(queue: &dyn TaskQueue) {
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.queued, depth.leased), (0, 0), "the suite wants an empty queue");
+    tasks_are_queued_once_and_leased_in_order(queue).await;
+    leases_are_extended_and_lost(queue).await;
+    tasks_are_given_back(queue).await;
+    waiting_ends(queue).await;
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.queued, depth.leased), (0, 0), "everything was acknowledged");
+}
+
+async fn tasks_are_queued_once_and_leased_in_order(queue: &dyn TaskQueue) {
+    let ids: Vec<DataId> = (0..5).map(|_| DataId::random()).collect();
+    // Pushed youngest first.
+    for (age, id) in ids.iter().enumerate().rev() {
+        assert!(!queue.contains(*id).await.unwrap());
+        assert!(queue.push(Task::scan(*id, 100 + age as u64)).await.unwrap());
+        assert!(!queue.push(Task::scan(*id, 50)).await.unwrap(), "queued already");
+        assert!(queue.contains(*id).await.unwrap());
+    }
+    assert_eq!(queue.lease("w", 0, 1000, 200).await.unwrap(), []);
+    let leases = queue.lease("w", 2, 1000, 200).await.unwrap();
+    let taken: Vec<DataId> = leases.iter().map(|lease| lease.task.data_id).collect();
+    assert_eq!(taken, ids[..2], "the oldest first");
+    for (age, lease) in leases.iter().enumerate() {
+        assert_eq!((lease.attempts, lease.releases), (1, 0));
+        assert_eq!(lease.task, Task { attempts: 1, ..Task::scan(ids[age], 100 + age as u64) });
+    }
+    assert!(!queue.push(Task::scan(ids[0], 300)).await.unwrap(), "leased already");
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.queued, depth.leased), (3, 2));
+
+    let others = queue.lease("v", 100, 1000, 200).await.unwrap();
+    assert_eq!(others.iter().map(|lease| lease.task.data_id).collect::<Vec<_>>(), ids[2..]);
+    assert_eq!(queue.lease("v", 100, 1000, 200).await.unwrap(), [], "a leased task is one worker's");
+    let tokens: HashSet<&LeaseToken> = leases.iter().chain(&others).map(|lease| &lease.token).collect();
+    assert_eq!(tokens.len(), 5, "each lease has its own token");
+    for token in tokens {
+        assert!(queue.ack(token).await.unwrap());
+        assert!(!queue.ack(token).await.unwrap(), "acknowledged already");
+        assert!(!queue.extend(token, 1000, 200).await.unwrap());
+        assert!(!queue.release(token, 0, 200).await.unwrap());
+    }
+    for id in &ids {
+        assert!(!queue.contains(*id).await.unwrap());
+    }
+    assert!(queue.push(Task::scan(ids[0], 300)).await.unwrap(), "a task that is done may be queued again");
+    let lease = queue.lease("w", 1, 1000, 300).await.unwrap().remove(0);
+    assert_eq!(lease.attempts, 1, "and begins anew");
+    assert!(queue.ack(&lease.token).await.unwrap());
+}
+
+async fn leases_are_extended_and_lost(queue: &dyn TaskQueue) {
+    let id = DataId::random();
+    queue.push(Task::scan(id, 0)).await.unwrap();
+    let first = queue.lease("w", 1, 1000, 5000).await.unwrap().remove(0);
+    assert_eq!(queue.lease("v", 1, 1000, 5999).await.unwrap(), []);
+    assert!(queue.extend(&first.token, 1000, 5500).await.unwrap());
+    assert_eq!(queue.lease("v", 1, 1000, 6499).await.unwrap(), []);
+    assert!(queue.contains(id).await.unwrap());
+
+    let second = queue.lease("v", 1, 1000, 6500).await.unwrap().remove(0);
+    assert_eq!((second.task.data_id, second.attempts), (id, 2), "an expired lease comes back");
+    assert_ne!(first.token, second.token);
+    assert!(!queue.extend(&first.token, 1000, 6500).await.unwrap(), "the first worker lost it");
+    assert!(!queue.release(&first.token, 0, 6500).await.unwrap());
+    assert!(!queue.ack(&first.token).await.unwrap());
+    assert!(queue.contains(id).await.unwrap());
+
+    // Late, but nobody took it meanwhile.
+    assert!(queue.extend(&second.token, 1000, 9000).await.unwrap());
+    assert_eq!(queue.lease("w", 1, 1000, 9999).await.unwrap(), []);
+    assert!(queue.ack(&second.token).await.unwrap());
+    assert!(!queue.contains(id).await.unwrap());
+}
+
+async fn tasks_are_given_back(queue: &dyn TaskQueue) {
+    let id = DataId::random();
+    queue.push(Task::scan(id, 0)).await.unwrap();
+    let first = queue.lease("w", 1, 1000, 0).await.unwrap().remove(0);
+    assert!(queue.release(&first.token, 500, 100).await.unwrap());
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.queued, depth.leased), (1, 0));
+    assert!(!queue.push(Task::scan(id, 0)).await.unwrap(), "a task that was given back is queued");
+    assert!(!queue.ack(&first.token).await.unwrap(), "who gave it back has it no longer");
+    assert_eq!(queue.lease("w", 1, 1000, 599).await.unwrap(), [], "not before its delay");
+    let second = queue.lease("w", 1, 1000, 600).await.unwrap().remove(0);
+    assert_eq!((second.attempts, second.releases), (1, 1), "giving back is no attempt");
+    assert!(queue.release(&second.token, 0, 600).await.unwrap());
+    let third = queue.lease("w", 1, 1000, 600).await.unwrap().remove(0);
+    assert_eq!((third.attempts, third.releases), (1, 2));
+    assert!(queue.ack(&third.token).await.unwrap());
+}
+
+async fn waiting_ends(queue: &dyn TaskQueue) {
+    // With nothing to come it ends by its time at the latest; the bound only keeps a hanging back-end from hanging the test.
+    let bound = Duration::from_secs(30);
+    tokio::time::timeout(bound, queue.wait(Duration::from_millis(1))).await.expect("waiting ends by its timeout");
+    // With a task to lease it ends long before.
+    let id = DataId::random();
+    let waiting = async {
+        loop {
+            queue.wait(Duration::from_secs(3600)).await;
+            if let Some(lease) = queue.lease("w", 1, 1000, 0).await.unwrap().pop() {
+                return lease;
+            }
+        }
+    };
+    let pushing = async { queue.push(Task::scan(id, 0)).await.unwrap() };
+    let (lease, pushed) = tokio::time::timeout(bound, async { tokio::join!(waiting, pushing) })
+        .await
+        .expect("waiting ends when a task is pushed");
+    assert_eq!((lease.task.data_id, pushed), (id, true));
+    assert!(queue.ack(&lease.token).await.unwrap());
+}
+
+/// What a [`ProgressCache`] must do.
+pub async fn progress_cache(cache: &dyn ProgressCache) {
+    let (id, other) = (DataId::random(), DataId::random());
+    let progress = |percent, last_file: &str| Progress { percent, last_file: last_file.to_owned() };
+    assert_eq!(cache.get(id).await.unwrap(), None);
+    cache.set(id, progress(10, "a")).await.unwrap();
+    cache.set(other, progress(3, "z")).await.unwrap();
+    assert_eq!(cache.get(id).await.unwrap(), Some(progress(10, "a")));
+    cache.set(id, progress(40, "b")).await.unwrap();
+    cache.set(id, progress(20, "c\0\u{1F4C4}")).await.unwrap();
+    assert_eq!(cache.get(id).await.unwrap(), Some(progress(40, "c\0\u{1F4C4}")), "it never goes back");
+    cache.set(id, progress(100, "d")).await.unwrap();
+    assert_eq!(cache.get(id).await.unwrap(), Some(progress(99, "d")), "100 is the result itself");
+    cache.remove(id).await.unwrap();
+    cache.remove(id).await.unwrap();
+    assert_eq!(cache.get(id).await.unwrap(), None);
+    assert_eq!(cache.get(other).await.unwrap(), Some(progress(3, "z")), "others are untouched");
+    cache.remove(other).await.unwrap();
+}

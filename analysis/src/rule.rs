@@ -1,0 +1,349 @@
+//! Rules (clients say workflows): how a submission is treated, and who may ask for that.
+//!
+//! A rule set is read from YAML as a whole or refused with one line that says what is wrong in which line. An analysis keeps
+//! a snapshot of its rule, so that changing the rules never changes what is running; for those snapshots a key that was
+//! once known stays known. Nothing here reads files.
+
+use std::collections::HashSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::verdict::{Outcome, Policy, ResultCode};
+
+/// Bytes in a MiB.
+const MIB: u64 = 1 << 20;
+
+/// Most rules in a set: more is a generated file gone wrong.
+pub const RULES_MAX: usize = 1000;
+
+/// What one submission may make the station do. Counted over the whole tree of nested files, on produced bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// How many containers deep a file may lie. Default 20.
+    pub depth: u32,
+    /// How many nested files may come out. Default 1,000,000.
+    pub files: u64,
+    /// How many bytes may come out. Default 64 GiB.
+    pub produced_bytes: u64,
+    /// How many times a container's own bytes may come out of it. Default 1000.
+    pub ratio: u64,
+    /// So many bytes may come out before the ratio counts. Default 64 MiB.
+    pub ratio_free_bytes: u64,
+    /// How many seconds taking one container apart may take. Default 600.
+    pub archive_seconds: u64,
+    /// How long a single nested file may be. Default: as long as `produced_bytes` allows.
+    pub file_bytes: Option<u64>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            depth: 20,
+            files: 1_000_000,
+            produced_bytes: 64 * 1024 * MIB,
+            ratio: 1000,
+            ratio_free_bytes: 64 * MIB,
+            archive_seconds: 600,
+            file_bytes: None,
+        }
+    }
+}
+
+/// How a submission is treated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// What clients ask for in the `rule` header.
+    pub name: String,
+    /// What one submission may make the station do.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Names of the engines that must judge each file; empty for all that are loaded.
+    #[serde(default)]
+    pub engines: Vec<String>,
+    /// The results that let a file pass. Default: those of [`Policy::default`].
+    #[serde(default = "default_allowed_codes")]
+    pub allowed_codes: Vec<ResultCode>,
+    /// The longest body that is taken. Default 1 TiB, the longest blob.
+    #[serde(default = "default_max_file_size_bytes")]
+    pub max_file_size_bytes: u64,
+    /// The roles that may use the rule; empty for all.
+    #[serde(default)]
+    pub roles: Vec<String>,
+    /// The user agents that may use the rule, compared as a whole; empty for all.
+    #[serde(default)]
+    pub user_agents: Vec<String>,
+    /// How many seconds an analysis may take from its start. Default: no such limit.
+    #[serde(default)]
+    pub global_timeout_seconds: Option<u64>,
+    /// The result of a container over the ratio: 13, which every client knows, or 60, which says it exactly.
+    #[serde(default = "default_ratio_code")]
+    pub ratio_code: ResultCode,
+}
+
+fn default_allowed_codes() -> Vec<ResultCode> {
+    Policy::default().allowed
+}
+
+fn default_max_file_size_bytes() -> u64 {
+    1 << 40
+}
+
+fn default_ratio_code() -> ResultCode {
+    ResultCode::ARCHIVE_SIZE
+}
+
+impl Rule {
+    /// A rule of this name that says nothing but the defaults.
+    pub fn with_defaults(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            limits: Limits::default(),
+            engines: Vec::new(),
+            allowed_codes: default_allowed_codes(),
+            max_file_size_bytes: default_max_file_size_bytes(),
+            roles: Vec::new(),
+            user_agents: Vec::new(),
+            global_timeout_seconds: None,
+            ratio_code: default_ratio_code(),
+        }
+    }
+
+    /// The results that let a file pass.
+    pub fn policy(&self) -> Policy {
+        Policy { allowed: self.allowed_codes.clone() }
+    }
+
+    /// What `code` means for a file under this rule.
+    pub fn outcome(&self, code: ResultCode) -> Outcome {
+        self.policy().outcome(code)
+    }
+
+    /// Whether a caller of this role and user agent may use the rule.
+    pub fn admits(&self, role: &str, user_agent: &str) -> bool {
+        let fits = |list: &[String], value: &str| list.is_empty() || list.iter().any(|entry| entry == value);
+        fits(&self.roles, role) && fits(&self.user_agents, user_agent)
+    }
+
+    /// What is wrong with it, if anything.
+    fn check(&self) -> Result<(), String> {
+        let positive = [
+            ("limits.depth", u64::from(self.limits.depth)),
+            ("limits.files", self.limits.files),
+            ("limits.produced_bytes", self.limits.produced_bytes),
+            ("limits.ratio", self.limits.ratio),
+            ("limits.archive_seconds", self.limits.archive_seconds),
+            ("limits.file_bytes", self.limits.file_bytes.unwrap_or(1)),
+            ("max_file_size_bytes", self.max_file_size_bytes),
+            ("global_timeout_seconds", self.global_timeout_seconds.unwrap_or(1)),
+        ];
+        if self.name.trim().is_empty() {
+            return Err("a rule's name is empty".to_owned());
+        }
+        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return Err(format!("rule {:?}: {key} must be at least 1", self.name));
+        }
+        if ![ResultCode::ARCHIVE_SIZE, ResultCode::ARCHIVE_RATIO].contains(&self.ratio_code) {
+            return Err(format!("rule {:?}: ratio_code must be 13 or 60", self.name));
+        }
+        if let Some(code) = self.allowed_codes.iter().find(|code| !code.is_final()) {
+            return Err(format!("rule {:?}: allowed_codes: {code:?} is no final result", self.name));
+        }
+        Ok(())
+    }
+}
+
+/// The rules of a station, in the order in which they are offered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleSet {
+    rules: Vec<Rule>,
+}
+
+/// A text that is not a rule set, in one line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("rules, line {line}: {reason}")]
+pub struct RuleError {
+    /// The line, from 1; 1 if the text has no such place.
+    pub line: u64,
+    /// What is wrong there.
+    pub reason: String,
+}
+
+/// Why a caller gets no rule.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SelectError {
+    /// There is no rule of that name.
+    #[error("no rule is named {0:?}")]
+    Unknown(String),
+    /// It is not for this role or user agent.
+    #[error("rule {0:?} may not be used by this role or user agent")]
+    NotAdmitted(String),
+    /// None was named, and none is for this role and user agent.
+    #[error("no rule may be used by this role and user agent")]
+    NoneFits,
+}
+
+/// The file's shape.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RuleFile {
+    rules: Vec<serde_saphyr::Spanned<Rule>>,
+}
+
+impl RuleSet {
+    /// The rules of a YAML text: a list under the key `rules`, whose first one is the default.
+    pub fn from_yaml(text: &str) -> Result<Self, RuleError> {
+        let file: RuleFile = serde_saphyr::from_str(text).map_err(|error| {
+            let line = error.location().map_or(1, |location| location.line().max(1));
+            // The library appends the place, which our own error says already.
+            let text = error.without_snippet().to_string();
+            let reason = text.rsplit_once(" at line ").map_or(text.as_str(), |(reason, _)| reason);
+            RuleError { line, reason: reason.split_whitespace().collect::<Vec<_>>().join(" ") }
+        })?;
+        if file.rules.is_empty() || file.rules.len() > RULES_MAX {
+            let reason = format!("a rule set has 1 to {RULES_MAX} rules, this one has {}", file.rules.len());
+            return Err(RuleError { line: 1, reason });
+        }
+        let mut names = HashSet::new();
+        let mut rules = Vec::with_capacity(file.rules.len());
+        for spanned in file.rules {
+            let line = spanned.referenced.line().max(1);
+            let rule = spanned.value;
+            rule.check().map_err(|reason| RuleError { line, reason })?;
+            if !names.insert(rule.name.clone()) {
+                return Err(RuleError { line, reason: format!("a second rule is named {:?}", rule.name) });
+            }
+            rules.push(rule);
+        }
+        Ok(Self { rules })
+    }
+
+    /// One rule named "default", for everybody, with the defaults.
+    pub fn builtin() -> Self {
+        Self { rules: vec![Rule::with_defaults("default")] }
+    }
+
+    /// The rule that a caller gets: the one it names, else the first that admits it. There is no fallback for a name.
+    pub fn select(&self, name: Option<&str>, role: &str, user_agent: &str) -> Result<&Rule, SelectError> {
+        let Some(name) = name else {
+            return self.rules.iter().find(|rule| rule.admits(role, user_agent)).ok_or(SelectError::NoneFits);
+        };
+        match self.rules.iter().find(|rule| rule.name == name) {
+            None => Err(SelectError::Unknown(name.to_owned())),
+            Some(rule) if rule.admits(role, user_agent) => Ok(rule),
+            Some(_) => Err(SelectError::NotAdmitted(name.to_owned())),
+        }
+    }
+
+    /// All rules, in order.
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+}
+
+impl Default for RuleSet {
+    fn default() -> Self {
+        Self::builtin()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TWO: &str = r#"
+rules:
+  - name: default
+  - name: strict
+    limits:
+      depth: 3
+      produced_bytes: 1000000
+      file_bytes: 10
+    engines: [builtin]
+    allowed_codes: [0]
+    max_file_size_bytes: 1048576
+    roles: [administrator]
+    user_agents: ["curl/8"]
+    global_timeout_seconds: 30
+    ratio_code: 60
+"#;
+
+    #[test]
+    fn reads_rules_with_defaults() {
+        let set = RuleSet::from_yaml(TWO).unwrap();
+        assert_eq!(set.rules()[0], RuleSet::builtin().rules()[0]);
+        let strict = &set.rules()[1];
+        assert_eq!(
+            strict.limits,
+            Limits { depth: 3, produced_bytes: 1_000_000, file_bytes: Some(10), ..Limits::default() }
+        );
+        assert_eq!(strict.outcome(ResultCode::NO_THREAT), Outcome::Allowed);
+        assert_eq!(strict.outcome(ResultCode::WHITELISTED), Outcome::Blocked);
+        assert_eq!(strict.ratio_code, ResultCode::ARCHIVE_RATIO);
+        assert_eq!(strict.global_timeout_seconds, Some(30));
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_contract() {
+        let rule = Rule::with_defaults("x");
+        assert_eq!(rule.limits.depth, 20);
+        assert_eq!(rule.limits.files, 1_000_000);
+        assert_eq!(rule.limits.produced_bytes, 68_719_476_736);
+        assert_eq!((rule.limits.ratio, rule.limits.ratio_free_bytes), (1000, 67_108_864));
+        assert_eq!((rule.limits.archive_seconds, rule.limits.file_bytes), (600, None));
+        assert_eq!((rule.ratio_code.code(), rule.global_timeout_seconds), (13, None));
+    }
+
+    #[test]
+    fn a_snapshot_survives_json() {
+        let set = RuleSet::from_yaml(TWO).unwrap();
+        for rule in set.rules() {
+            let json = serde_json::to_string(rule).unwrap();
+            assert_eq!(&serde_json::from_str::<Rule>(&json).unwrap(), rule);
+        }
+    }
+
+    #[test]
+    fn selects_by_name_role_and_user_agent() {
+        let set = RuleSet::from_yaml(TWO).unwrap();
+        let name = |result: Result<&Rule, SelectError>| result.map(|rule| rule.name.clone());
+        assert_eq!(name(set.select(None, "submitter", "")), Ok("default".to_owned()));
+        assert_eq!(name(set.select(Some("strict"), "administrator", "curl/8")), Ok("strict".to_owned()));
+        let refused = Err(SelectError::NotAdmitted("strict".to_owned()));
+        assert_eq!(name(set.select(Some("strict"), "submitter", "curl/8")), refused);
+        assert_eq!(name(set.select(Some("strict"), "administrator", "curl/7")), refused);
+        assert_eq!(name(set.select(Some("Default"), "x", "")), Err(SelectError::Unknown("Default".to_owned())));
+        let only_admins =
+            RuleSet::from_yaml("rules: [{name: a, roles: [administrator]}, {name: b, roles: [x]}]").unwrap();
+        assert_eq!(name(only_admins.select(None, "x", "")), Ok("b".to_owned()));
+        assert_eq!(name(only_admins.select(None, "submitter", "")), Err(SelectError::NoneFits));
+    }
+
+    #[test]
+    fn errors_are_one_line_and_name_the_line() {
+        let cases = [
+            ("rules:\n  - name: a\n    limit: 3\n", 3, "limit"),
+            ("rules:\n  - name: a\n    limits:\n      deep: 3\n", 4, "deep"),
+            ("rules:\n  - name: a\n\n    allowed_codes: [0, 4]\n", 4, "4 is not a result code"),
+            ("rules:\n  - name: a\n    allowed_codes: [0, 255]\n", 2, "no final result"),
+            ("rules:\n  - name: a\n  - name: b\n    ratio_code: 14\n", 3, "ratio_code must be 13 or 60"),
+            ("rules:\n  - name: a\n  - name: a\n", 3, "second rule"),
+            ("rules:\n  - name: \"\"\n", 2, "name is empty"),
+            ("rules:\n  - name: a\n    limits: {depth: 0}\n", 2, "limits.depth must be at least 1"),
+            ("rules:\n  - name: a\n    limits: {depth: -1}\n", 3, ""),
+            ("rules:\n  - {name: a}\n  - [\n", 3, "unclosed"),
+            ("rules:\n  - limits: {}\n", 2, "name"),
+            ("rules: []\n", 1, "has 0"),
+            ("", 1, ""),
+            ("ruls: []\n", 1, "ruls"),
+        ];
+        for (text, line, part) in cases {
+            let error = RuleSet::from_yaml(text).unwrap_err();
+            println!("{error}");
+            assert_eq!(error.line, line, "{text:?}: {error}");
+            assert!(error.reason.contains(part), "{text:?}: {error}");
+            assert!(!error.to_string().contains('\n'), "{error}");
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! The embedded back-end: one SQLite file for results, tasks and progress, shared by the processes of one host.
+//!
+//! Invariants:
+//! - A write returns after its transaction's log was synced (WAL, `synchronous=FULL`). Many writes that wait share one
+//!   transaction and so one sync: see [`writer`].
+//! - Every write transaction begins IMMEDIATE, so that none fails half-way because another process wrote.
+//! - Reads have connections of their own and never wait for a write.
+//! - The schema is changed under a file lock, `<path>.lock`, by one process; a file of a newer schema is refused.
+//!
+//! It does not spread over hosts (SQLite's locks don't hold over network file systems), and it deletes no analyses.
+
+mod progress;
+mod queue;
+mod results;
+mod writer;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::ConnectOptions;
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use tokio::sync::Notify;
+
+use crate::id::DataId;
+use crate::store::{StoreError, StoreFault};
+use writer::Writer;
+
+/// How long a write waits for another process' write transaction. Those are short; whoever holds one longer hangs.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Memory for pages while writing. Indexes over digests are touched all over; with SQLite's own 2 MiB a large container's
+/// rows spend most of their time fetching index pages again.
+const WRITE_CACHE_KIB: u32 = 64 * 1024;
+
+/// Connections for reads. Each is a thread that answers in well under a millisecond.
+const READERS_MAX: u32 = 4;
+
+/// How long a read waits for one of them before it is refused.
+const READER_WAIT: Duration = Duration::from_secs(30);
+
+static MIGRATOR: Migrator = sqlx::migrate!();
+
+/// The embedded back-end of all three seams. Clones share its connections.
+#[derive(Clone)]
+pub struct SqliteBackend {
+    readers: SqlitePool,
+    writer: Writer,
+    /// Told when a task became leasable in this process.
+    leasable: Arc<Notify>,
+}
+
+impl SqliteBackend {
+    /// Opens the file at `path`, which is created if it is missing; its directory is not. Must be called within a tokio
+    /// runtime, whose end is the back-end's end too.
+    pub async fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
+        let path = path.as_ref();
+        Self::open_file(path).await.map_err(|source| StoreError {
+            operation: "open the database",
+            object: path.display().to_string(),
+            source,
+        })
+    }
+
+    async fn open_file(path: &Path) -> Result<Self, StoreFault> {
+        let write_options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(BUSY_TIMEOUT)
+            .pragma("cache_size", format!("-{WRITE_CACHE_KIB}"))
+            .disable_statement_logging();
+        // SQLite has no lock that holds over several migrations, and switching to WAL needs the file alone.
+        let lock = lock_schema(path).await?;
+        let connection = migrated_connection(&write_options).await?;
+        drop(lock);
+
+        let read_options = SqliteConnectOptions::new()
+            .filename(path)
+            .busy_timeout(BUSY_TIMEOUT)
+            .pragma("query_only", "ON")
+            .disable_statement_logging();
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS_MAX)
+            .acquire_timeout(READER_WAIT)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            // The connections lead to a file, not over a network: none goes stale.
+            .test_before_acquire(false)
+            .connect_with(read_options)
+            .await?;
+        Ok(Self { readers, writer: Writer::spawn(connection, write_options), leasable: Arc::new(Notify::new()) })
+    }
+}
+
+impl std::fmt::Debug for SqliteBackend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SqliteBackend")
+    }
+}
+
+/// Waits until no other process changes the schema. The lock is held until the file is dropped.
+async fn lock_schema(path: &Path) -> Result<File, StoreFault> {
+    let mut lock_path = path.as_os_str().to_owned();
+    lock_path.push(".lock");
+    let lock_path = PathBuf::from(lock_path);
+    let fault = |path: &Path, error: std::io::Error| StoreFault::Io {
+        path: path.display().to_string(),
+        source: Arc::new(error),
+    };
+    tokio::task::spawn_blocking(move || {
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&lock_path)
+            .map_err(|error| fault(&lock_path, error))?;
+        file.lock().map_err(|error| fault(&lock_path, error))?;
+        Ok(file)
+    })
+    .await
+    .map_err(|_| StoreFault::Closed)?
+}
+
+/// A connection to the file, whose schema was brought up to this build's.
+async fn migrated_connection(options: &SqliteConnectOptions) -> Result<SqliteConnection, StoreFault> {
+    // The migrator takes a bare connection only in a future that can't be sent to another thread.
+    let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
+    let known = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0);
+    MIGRATOR.run(&pool).await.map_err(|error| match error {
+        MigrateError::VersionMissing(found) if found > known => StoreFault::NewerSchema { found, known },
+        other => StoreFault::Backend(Arc::new(other)),
+    })?;
+    Ok(pool.acquire().await?.detach())
+}
+
+impl From<sqlx::Error> for StoreFault {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Backend(Arc::new(error))
+    }
+}
+
+impl From<serde_json::Error> for StoreFault {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Malformed(error.to_string())
+    }
+}
+
+/// An error of `operation` on the analysis or nested file `data_id`.
+fn on(operation: &'static str, data_id: DataId) -> impl FnOnce(StoreFault) -> StoreError {
+    move |source| StoreError { operation, object: data_id.to_string(), source }
+}
+
+/// A count or a time as SQLite keeps it. What doesn't fit is 292 million years away.
+fn to_i64(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// A count or a time as SQLite kept it.
+fn to_u64(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+/// An id as SQLite kept it.
+fn to_id(bytes: Vec<u8>) -> Result<DataId, StoreFault> {
+    let length = bytes.len();
+    bytes.try_into().map(DataId).map_err(|_| StoreFault::Malformed(format!("an id of {length} bytes")))
+}

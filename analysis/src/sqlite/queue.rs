@@ -1,0 +1,157 @@
+//! Tasks in SQLite.
+//!
+//! A task's row says from when it may be leased (`ready_ms`): that is the end of the lease while it is leased, so that an
+//! expired lease needs nobody to notice. The token tells whether a lease is still its holder's.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use super::{SqliteBackend, on, to_i64, to_id, to_u64};
+use crate::id::{DataId, random_bytes};
+use crate::store::{Lease, LeaseToken, QueueDepth, StoreError, StoreFault, Task, TaskKind, TaskQueue};
+
+/// How often a waiting worker looks for tasks that other processes pushed, or whose lease or delay ended. It is what a file
+/// waits on an idle station of several processes; one look is one read of about 0.1 ms.
+const POLL_INTERVAL: Duration = Duration::from_millis(25);
+
+/// Most tasks that one call leases.
+const LEASE_MAX: usize = 1000;
+
+fn on_queue(operation: &'static str) -> impl FnOnce(StoreFault) -> StoreError {
+    move |source| StoreError { operation, object: "the task queue".to_owned(), source }
+}
+
+fn on_lease(operation: &'static str, token: &LeaseToken) -> impl FnOnce(StoreFault) -> StoreError {
+    let object = token.0.clone();
+    move |source| StoreError { operation, object, source }
+}
+
+fn to_lease(row: &SqliteRow) -> Result<Lease, StoreFault> {
+    let attempts = row.try_get("attempts")?;
+    Ok(Lease {
+        task: Task {
+            data_id: to_id(row.try_get("data_id")?)?,
+            // The schema admits no other.
+            kind: TaskKind::Scan,
+            attempts,
+            enqueued_ms: to_u64(row.try_get("enqueued_ms")?),
+        },
+        token: LeaseToken(row.try_get("token")?),
+        attempts,
+        releases: row.try_get("releases")?,
+    })
+}
+
+impl SqliteBackend {
+    async fn any_leasable(&self, now_ms: u64) -> Result<bool, StoreFault> {
+        let row = sqlx::query("SELECT 1 FROM task WHERE ready_ms <= $1 LIMIT 1")
+            .bind(to_i64(now_ms))
+            .fetch_optional(&self.readers)
+            .await?;
+        Ok(row.is_some())
+    }
+}
+
+#[async_trait]
+impl TaskQueue for SqliteBackend {
+    async fn push(&self, task: Task) -> Result<bool, StoreError> {
+        let data_id = task.data_id;
+        let kind = match task.kind {
+            TaskKind::Scan => "scan",
+        };
+        let insert = sqlx::query(
+            "INSERT INTO task (data_id, kind, attempts, enqueued_ms) VALUES ($1, $2, $3, $4)
+                 ON CONFLICT (data_id) DO NOTHING",
+        )
+        .bind(task.data_id.0.to_vec())
+        .bind(kind)
+        .bind(i64::from(task.attempts))
+        .bind(to_i64(task.enqueued_ms));
+        let queued = self.writer.execute(insert).await.map_err(on("queue task", data_id))?;
+        if queued {
+            self.leasable.notify_one();
+        }
+        Ok(queued)
+    }
+
+    async fn lease(&self, worker: &str, max: usize, lease_ms: u64, now_ms: u64) -> Result<Vec<Lease>, StoreError> {
+        // An idle worker asks often; it should not take the write lock for that.
+        if max == 0 || !self.any_leasable(now_ms).await.map_err(on_queue("look into"))? {
+            return Ok(Vec::new());
+        }
+        let worker = worker.to_owned();
+        let max = max.min(LEASE_MAX) as i64;
+        let token = hex::encode(random_bytes());
+        let update = sqlx::query(
+            "UPDATE task SET attempts = attempts + 1, ready_ms = $1, worker = $2, token = $3 || '-' || id
+             WHERE id IN (SELECT id FROM task WHERE ready_ms <= $4 ORDER BY enqueued_ms, id LIMIT $5)
+             RETURNING data_id, attempts, releases, enqueued_ms, token",
+        )
+        .bind(to_i64(now_ms.saturating_add(lease_ms)))
+        .bind(worker)
+        .bind(token)
+        .bind(to_i64(now_ms))
+        .bind(max);
+        let leases = self.writer.write(|connection| {
+            Box::pin(
+                async move { update.fetch_all(connection).await?.iter().map(to_lease).collect::<Result<Vec<_>, _>>() },
+            )
+        });
+        let mut leases = leases.await.map_err(on_queue("lease tasks from"))?;
+        // RETURNING promises no order.
+        leases.sort_by_key(|lease| lease.task.enqueued_ms);
+        Ok(leases)
+    }
+
+    async fn extend(&self, token: &LeaseToken, lease_ms: u64, now_ms: u64) -> Result<bool, StoreError> {
+        let held = token.0.clone();
+        let update = sqlx::query("UPDATE task SET ready_ms = $1 WHERE token = $2")
+            .bind(to_i64(now_ms.saturating_add(lease_ms)))
+            .bind(held);
+        self.writer.execute(update).await.map_err(on_lease("extend lease", token))
+    }
+
+    async fn ack(&self, token: &LeaseToken) -> Result<bool, StoreError> {
+        let held = token.0.clone();
+        let delete = sqlx::query("DELETE FROM task WHERE token = $1").bind(held);
+        self.writer.execute(delete).await.map_err(on_lease("acknowledge lease", token))
+    }
+
+    async fn release(&self, token: &LeaseToken, delay_ms: u64, now_ms: u64) -> Result<bool, StoreError> {
+        let held = token.0.clone();
+        let update = sqlx::query(
+            "UPDATE task SET token = NULL, worker = NULL, attempts = attempts - 1, releases = releases + 1,
+                 ready_ms = $1 WHERE token = $2",
+        )
+        .bind(to_i64(now_ms.saturating_add(delay_ms)))
+        .bind(held);
+        let released = self.writer.execute(update).await.map_err(on_lease("release lease", token))?;
+        if released && delay_ms == 0 {
+            self.leasable.notify_one();
+        }
+        Ok(released)
+    }
+
+    async fn depth(&self) -> Result<QueueDepth, StoreError> {
+        let counts: Result<(i64, i64), _> =
+            sqlx::query_as("SELECT count(*), count(token) FROM task").fetch_one(&self.readers).await;
+        let (all, leased) = counts.map_err(|error| on_queue("count")(error.into()))?;
+        Ok(QueueDepth { queued: to_u64(all - leased), leased: to_u64(leased) })
+    }
+
+    async fn contains(&self, data_id: DataId) -> Result<bool, StoreError> {
+        let row = sqlx::query("SELECT 1 FROM task WHERE data_id = $1")
+            .bind(data_id.0.to_vec())
+            .fetch_optional(&self.readers)
+            .await;
+        row.map(|row| row.is_some()).map_err(|error| on("look for task", data_id)(error.into()))
+    }
+
+    async fn wait(&self, timeout: Duration) {
+        // Whether the notification or the time comes first, the caller looks for tasks next.
+        let _ = tokio::time::timeout(timeout.min(POLL_INTERVAL), self.leasable.notified()).await;
+    }
+}

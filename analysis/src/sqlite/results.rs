@@ -1,0 +1,300 @@
+//! Analyses and nested files in SQLite.
+
+use async_trait::async_trait;
+use serde::Serialize;
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{QueryBuilder, Row};
+
+use super::{SqliteBackend, on, to_i64, to_id, to_u64};
+use crate::analysis::{AnalysisRecord, FileInfo, FileResult, NestedRecord, NewAnalysis, State};
+use crate::id::DataId;
+use crate::store::{NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Page, ResultStore, StoreError, StoreFault};
+use crate::verdict::ResultCode;
+
+/// The four digests as they are indexed: raw, absent if they were not taken.
+struct Digests([Option<Vec<u8>>; 4]);
+
+impl Digests {
+    fn of(file: &FileInfo) -> Self {
+        let raw = |digest: &String| hex::decode(digest).ok().filter(|bytes| !bytes.is_empty());
+        Self([&file.md5, &file.sha1, &file.sha256, &file.sha512].map(raw))
+    }
+}
+
+/// A nested file, encoded before it comes to the writing connection.
+struct NestedRow {
+    data_id: DataId,
+    root: DataId,
+    parent: DataId,
+    ordinal: u32,
+    path: String,
+    blob: Option<String>,
+    digests: Digests,
+    result: String,
+}
+
+impl NestedRow {
+    fn of(record: &NestedRecord) -> Result<Self, StoreFault> {
+        Ok(Self {
+            data_id: record.data_id,
+            root: record.root,
+            parent: record.parent,
+            ordinal: record.ordinal,
+            path: record.path.clone(),
+            blob: record.blob.clone(),
+            digests: Digests::of(&record.result.file),
+            result: to_json(&record.result)?,
+        })
+    }
+}
+
+/// Inserts all rows or none. False if one of their roots takes none.
+async fn insert_nested(connection: &mut SqliteConnection, rows: Vec<NestedRow>) -> Result<bool, StoreFault> {
+    let mut roots: Vec<DataId> = rows.iter().map(|row| row.root).collect();
+    roots.sort_unstable();
+    roots.dedup();
+    for root in roots {
+        let unfinished = sqlx::query("SELECT 1 FROM analysis WHERE data_id = $1 AND state < 2").bind(root.0.to_vec());
+        if unfinished.fetch_optional(&mut *connection).await?.is_none() {
+            return Ok(false);
+        }
+    }
+    // REPLACE also clears the way where the same place has another id, which happens when the key of nested ids changed.
+    let mut insert = QueryBuilder::new(
+        "REPLACE INTO nested (data_id, root, parent, ordinal, path, blob, md5, sha1, sha256, sha512, result) ",
+    );
+    // One statement for the batch: a statement a row spends most of its time on the way to the connection's thread.
+    insert.push_values(rows, |mut values, row| {
+        let Digests([md5, sha1, sha256, sha512]) = row.digests;
+        values
+            .push_bind(row.data_id.0.to_vec())
+            .push_bind(row.root.0.to_vec())
+            .push_bind(row.parent.0.to_vec())
+            .push_bind(i64::from(row.ordinal))
+            .push_bind(row.path)
+            .push_bind(row.blob)
+            .push_bind(md5)
+            .push_bind(sha1)
+            .push_bind(sha256)
+            .push_bind(sha512)
+            .push_bind(row.result);
+    });
+    // Its text differs with the number of rows, so that keeping it prepared would only fill the cache.
+    insert.build().persistent(false).execute(connection).await?;
+    Ok(true)
+}
+
+fn to_json(value: &impl Serialize) -> Result<String, StoreFault> {
+    Ok(serde_json::to_string(value)?)
+}
+
+fn state_to_i64(state: State) -> i64 {
+    match state {
+        State::Queued => 0,
+        State::Running => 1,
+        State::Done => 2,
+        State::Cancelled => 3,
+    }
+}
+
+fn state_from_i64(state: i64) -> Result<State, StoreFault> {
+    match state {
+        0 => Ok(State::Queued),
+        1 => Ok(State::Running),
+        2 => Ok(State::Done),
+        3 => Ok(State::Cancelled),
+        other => Err(StoreFault::Malformed(format!("state {other}"))),
+    }
+}
+
+impl SqliteBackend {
+    async fn get_root(&self, data_id: DataId) -> Result<Option<AnalysisRecord>, StoreFault> {
+        let row = sqlx::query(
+            "SELECT submission, state, cancel_requested, sanitized_blob, started_ms, result
+             FROM analysis WHERE data_id = $1",
+        )
+        .bind(data_id.0.to_vec())
+        .fetch_optional(&self.readers)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let result: Option<String> = row.try_get("result")?;
+        Ok(Some(AnalysisRecord {
+            data_id,
+            new: serde_json::from_str(row.try_get("submission")?)?,
+            state: state_from_i64(row.try_get("state")?)?,
+            cancel_requested: row.try_get::<i64, _>("cancel_requested")? != 0,
+            sanitized_blob: row.try_get("sanitized_blob")?,
+            started_ms: row.try_get::<Option<i64>, _>("started_ms")?.map(to_u64),
+            result: result.map(|json| serde_json::from_str(&json)).transpose()?,
+            root: data_id,
+            parent: None,
+        }))
+    }
+
+    async fn get_nested(&self, data_id: DataId) -> Result<Option<AnalysisRecord>, StoreFault> {
+        let row = sqlx::query(
+            "SELECT nested.root, nested.parent, nested.blob, nested.result, analysis.submission
+             FROM nested JOIN analysis ON analysis.data_id = nested.root WHERE nested.data_id = $1",
+        )
+        .bind(data_id.0.to_vec())
+        .fetch_optional(&self.readers)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let result: FileResult = serde_json::from_str(row.try_get("result")?)?;
+        let submission: NewAnalysis = serde_json::from_str(row.try_get("submission")?)?;
+        let blob: Option<String> = row.try_get("blob")?;
+        Ok(Some(AnalysisRecord {
+            data_id,
+            new: NewAnalysis { data_id, blob: blob.unwrap_or_default(), file: result.file.clone(), ..submission },
+            state: State::Done,
+            cancel_requested: false,
+            sanitized_blob: None,
+            started_ms: Some(result.times.start_ms),
+            result: Some(result),
+            root: to_id(row.try_get("root")?)?,
+            parent: Some(to_id(row.try_get("parent")?)?),
+        }))
+    }
+
+    async fn page(&self, parent: DataId, first: u32, size: u32) -> Result<Page, StoreFault> {
+        // Ordinals have no gaps, so the highest one tells the number without a walk over all rows. Both statements see one
+        // state of the database only in a transaction.
+        let mut reading = self.readers.begin().await?;
+        let highest: Option<i64> = sqlx::query_scalar("SELECT max(ordinal) FROM nested WHERE parent = $1")
+            .bind(parent.0.to_vec())
+            .fetch_one(&mut *reading)
+            .await?;
+        let end = i64::from(first) + i64::from(size.min(PAGE_RECORDS_MAX));
+        let rows = sqlx::query(
+            "SELECT data_id, root, ordinal, path, blob, result FROM nested
+             WHERE parent = $1 AND ordinal >= $2 AND ordinal < $3 ORDER BY ordinal",
+        )
+        .bind(parent.0.to_vec())
+        .bind(i64::from(first))
+        .bind(end)
+        .fetch_all(&mut *reading)
+        .await?;
+        let records = rows.into_iter().map(|row| {
+            Ok(NestedRecord {
+                data_id: to_id(row.try_get("data_id")?)?,
+                root: to_id(row.try_get("root")?)?,
+                parent,
+                ordinal: row.try_get("ordinal")?,
+                path: row.try_get("path")?,
+                blob: row.try_get("blob")?,
+                result: serde_json::from_str(row.try_get("result")?)?,
+            })
+        });
+        let records = records.collect::<Result<_, StoreFault>>()?;
+        Ok(Page { records, total: highest.map_or(0, |ordinal| to_u64(ordinal) + 1) })
+    }
+}
+
+#[async_trait]
+impl ResultStore for SqliteBackend {
+    async fn create(&self, new: &NewAnalysis) -> Result<(), StoreError> {
+        let operation = "record analysis";
+        let submission = to_json(new).map_err(on(operation, new.data_id))?;
+        let Digests([md5, sha1, sha256, sha512]) = Digests::of(&new.file);
+        let insert = sqlx::query(
+            "INSERT INTO analysis (data_id, state, blob, md5, sha1, sha256, sha512, queued_ms, submission)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (data_id) DO NOTHING",
+        )
+        .bind(new.data_id.0.to_vec())
+        .bind(state_to_i64(State::Queued))
+        .bind(new.blob.clone())
+        .bind(md5)
+        .bind(sha1)
+        .bind(sha256)
+        .bind(sha512)
+        .bind(to_i64(new.queued_ms))
+        .bind(submission);
+        let created = self.writer.execute(insert).await;
+        created.and_then(|new| if new { Ok(()) } else { Err(StoreFault::Exists) }).map_err(on(operation, new.data_id))
+    }
+
+    async fn start(&self, data_id: DataId, now_ms: u64) -> Result<bool, StoreError> {
+        let update = sqlx::query("UPDATE analysis SET state = $1, started_ms = $2 WHERE data_id = $3 AND state < 2")
+            .bind(state_to_i64(State::Running))
+            .bind(to_i64(now_ms))
+            .bind(data_id.0.to_vec());
+        self.writer.execute(update).await.map_err(on("start analysis", data_id))
+    }
+
+    async fn put_nested(&self, records: &[NestedRecord]) -> Result<bool, StoreError> {
+        let Some(first) = records.first() else { return Ok(true) };
+        let recorded = async {
+            if records.len() > NESTED_BATCH_MAX {
+                return Err(StoreFault::BatchTooLarge(records.len()));
+            }
+            // Encoded here, so that the writing connection has only to write.
+            let rows = records.iter().map(NestedRow::of).collect::<Result<Vec<_>, _>>()?;
+            self.writer.write(|connection| Box::pin(insert_nested(connection, rows))).await
+        };
+        recorded.await.map_err(on("record files nested in", first.root))
+    }
+
+    async fn finish(&self, data_id: DataId, result: &FileResult, now_ms: u64) -> Result<bool, StoreError> {
+        let operation = "finish analysis";
+        let json = to_json(result).map_err(on(operation, data_id))?;
+        let state = if result.own == ResultCode::CANCELLED { State::Cancelled } else { State::Done };
+        let update = sqlx::query(
+            "UPDATE analysis SET state = $1, result = $2, finished_ms = $3 WHERE data_id = $4 AND state < 2",
+        )
+        .bind(state_to_i64(state))
+        .bind(json)
+        .bind(to_i64(now_ms))
+        .bind(data_id.0.to_vec());
+        self.writer.execute(update).await.map_err(on(operation, data_id))
+    }
+
+    async fn get(&self, data_id: DataId) -> Result<Option<AnalysisRecord>, StoreError> {
+        let record = match self.get_root(data_id).await {
+            Ok(None) => self.get_nested(data_id).await,
+            other => other,
+        };
+        record.map_err(on("read analysis", data_id))
+    }
+
+    async fn nested(&self, parent: DataId, first: u32, size: u32) -> Result<Page, StoreError> {
+        self.page(parent, first, size).await.map_err(on("read files nested in", parent))
+    }
+
+    async fn unfinished(&self, before_ms: u64, limit: u32) -> Result<Vec<DataId>, StoreError> {
+        let ids = sqlx::query_scalar(
+            "SELECT data_id FROM analysis WHERE state < 2 AND queued_ms < $1 ORDER BY queued_ms, id LIMIT $2",
+        )
+        .bind(to_i64(before_ms))
+        .bind(i64::from(limit))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(StoreFault::from)
+        .and_then(|ids: Vec<Vec<u8>>| ids.into_iter().map(to_id).collect());
+        ids.map_err(|source| StoreError { operation: "list", object: "unfinished analyses".to_owned(), source })
+    }
+
+    async fn request_cancel(&self, data_id: DataId) -> Result<bool, StoreError> {
+        let update = sqlx::query("UPDATE analysis SET cancel_requested = 1 WHERE data_id = $1 AND state < 2")
+            .bind(data_id.0.to_vec());
+        self.writer.execute(update).await.map_err(on("cancel analysis", data_id))
+    }
+
+    async fn cancel_requested(&self, data_id: DataId) -> Result<bool, StoreError> {
+        let flag: Result<Option<i64>, _> =
+            sqlx::query_scalar("SELECT cancel_requested FROM analysis WHERE data_id = $1")
+                .bind(data_id.0.to_vec())
+                .fetch_optional(&self.readers)
+                .await;
+        flag.map(|flag| flag == Some(1)).map_err(|error| on("read analysis", data_id)(error.into()))
+    }
+
+    async fn count_unfinished(&self) -> Result<u64, StoreError> {
+        let count: Result<i64, _> =
+            sqlx::query_scalar("SELECT count(*) FROM analysis WHERE state < 2").fetch_one(&self.readers).await;
+        count.map(to_u64).map_err(|error| StoreError {
+            operation: "count",
+            object: "unfinished analyses".to_owned(),
+            source: error.into(),
+        })
+    }
+}

@@ -1,0 +1,239 @@
+//! The seams behind which results, tasks and progress are kept. Each back-end passes the suites of
+//! [`crate::conformance`] unchanged.
+//!
+//! Invariants that every back-end keeps:
+//! - What a method acknowledged survives a crash of the process, except progress, which may fall behind.
+//! - A task is leased to one worker at a time, and comes back when the lease ends without an acknowledgement.
+//! - A finished analysis never changes.
+//! - Reads don't wait for writes.
+//!
+//! `now_ms` is Unix milliseconds by the caller's clock: no method reads one.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::analysis::{AnalysisRecord, FileResult, NestedRecord, NewAnalysis};
+use crate::id::DataId;
+
+/// Most nested files that one call records: about a megabyte, one short transaction.
+pub const NESTED_BATCH_MAX: usize = 500;
+
+/// Most rows that one page has; what is asked for beyond is not answered.
+pub const PAGE_RECORDS_MAX: u32 = 1000;
+
+/// Highest percentage that progress shows: 100 is the result itself.
+pub const PROGRESS_PERCENT_MAX: u8 = 99;
+
+/// A request to a back-end that was not carried out.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("cannot {operation} {object}: {source}")]
+pub struct StoreError {
+    /// What was asked for, in words.
+    pub operation: &'static str,
+    /// To what: an id, a path.
+    pub object: String,
+    /// Why not.
+    pub source: StoreFault,
+}
+
+/// Why a request to a back-end was not carried out.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreFault {
+    /// The id is taken.
+    #[error("an analysis of this id exists already")]
+    Exists,
+    /// More at once than [`NESTED_BATCH_MAX`].
+    #[error("{0} records at once, at most {NESTED_BATCH_MAX} are taken")]
+    BatchTooLarge(usize),
+    /// The data was written by a newer build.
+    #[error(
+        "its schema version {found} is newer than this build's ({known}): run the build that wrote it, or a newer one"
+    )]
+    NewerSchema {
+        /// The version on disk.
+        found: i64,
+        /// The newest version that this build knows.
+        known: i64,
+    },
+    /// What was read back or is to be written is not what it should be.
+    #[error("malformed record: {0}")]
+    Malformed(String),
+    /// The back-end was shut down, or its writer ended.
+    #[error("the back-end is shut down")]
+    Closed,
+    /// A file could not be created or opened.
+    #[error("{path}: {source} (its directory must exist and be writable)")]
+    Io {
+        /// Which.
+        path: String,
+        /// What the operating system said.
+        source: Arc<std::io::Error>,
+    },
+    /// The database or the service behind the seam refused.
+    #[error("{0}")]
+    Backend(#[source] Arc<dyn std::error::Error + Send + Sync>),
+}
+
+/// Part of the files directly in one container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// Those recorded with ordinals `first` up to but not including `first + size`, in order.
+    pub records: Vec<NestedRecord>,
+    /// The highest recorded ordinal plus one.
+    pub total: u64,
+}
+
+/// Keeps analyses and their results. It is the truth about what was submitted.
+#[async_trait]
+pub trait ResultStore: Send + Sync {
+    /// Records a submission. Durable when it returns. An id that exists is refused ([`StoreFault::Exists`]).
+    async fn create(&self, new: &NewAnalysis) -> Result<(), StoreError>;
+
+    /// Notes that a worker has begun. False if the analysis is unknown or finished already: there is nothing to do.
+    async fn start(&self, data_id: DataId, now_ms: u64) -> Result<bool, StoreError>;
+
+    /// Records nested files, at most [`NESTED_BATCH_MAX`], all or none. What is recorded already is replaced, so that the
+    /// same call may be made again. False, and nothing is recorded, if one of their roots is unknown or finished already:
+    /// then the caller's lease is long lost.
+    async fn put_nested(&self, records: &[NestedRecord]) -> Result<bool, StoreError>;
+
+    /// Records the root's result, which finishes the analysis. False, and nothing changes, if it is unknown or finished.
+    async fn finish(&self, data_id: DataId, result: &FileResult, now_ms: u64) -> Result<bool, StoreError>;
+
+    /// What is recorded of an analysis or of a nested file.
+    async fn get(&self, data_id: DataId) -> Result<Option<AnalysisRecord>, StoreError>;
+
+    /// Part of the files directly in `parent`, by ordinal; at most [`PAGE_RECORDS_MAX`]. Its cost grows with the page, not
+    /// with the container.
+    async fn nested(&self, parent: DataId, first: u32, size: u32) -> Result<Page, StoreError>;
+
+    /// Unfinished analyses that were queued before `before_ms`, oldest first.
+    async fn unfinished(&self, before_ms: u64, limit: u32) -> Result<Vec<DataId>, StoreError>;
+
+    /// Asks for an analysis to be cancelled. False if it is unknown or finished already. Asking twice is asking once.
+    async fn request_cancel(&self, data_id: DataId) -> Result<bool, StoreError>;
+
+    /// Whether somebody asked for it to be cancelled. An unknown one was not.
+    async fn cancel_requested(&self, data_id: DataId) -> Result<bool, StoreError>;
+
+    /// How many analyses are not finished.
+    async fn count_unfinished(&self) -> Result<u64, StoreError>;
+}
+
+/// What is to be done with an analysis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TaskKind {
+    /// Scan it.
+    Scan,
+}
+
+/// One unit of work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// The analysis that it is about.
+    pub data_id: DataId,
+    /// What to do.
+    pub kind: TaskKind,
+    /// How often it was leased and not given back by [`TaskQueue::release`].
+    pub attempts: u32,
+    /// When it was queued, in Unix milliseconds. The oldest is leased first.
+    pub enqueued_ms: u64,
+}
+
+impl Task {
+    /// A scan of `data_id` that nobody tried yet.
+    pub fn scan(data_id: DataId, enqueued_ms: u64) -> Self {
+        Self { data_id, kind: TaskKind::Scan, attempts: 0, enqueued_ms }
+    }
+}
+
+/// What proves that a lease is held. Made by the back-end; nothing else can be read from it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct LeaseToken(pub String);
+
+impl fmt::Debug for LeaseToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LeaseToken({})", self.0)
+    }
+}
+
+/// A task that is one worker's for a while.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// The task. Its `attempts` equal the lease's.
+    pub task: Task,
+    /// What to extend, acknowledge or release it with.
+    pub token: LeaseToken,
+    /// How often the task was leased, this time included, and not given back by [`TaskQueue::release`]: 1 for the first. It
+    /// is higher if workers died with the task.
+    pub attempts: u32,
+    /// How often it was given back.
+    pub releases: u32,
+}
+
+/// How much waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct QueueDepth {
+    /// Tasks that nobody has.
+    pub queued: u64,
+    /// Tasks that a worker has, or had when its lease ended.
+    pub leased: u64,
+}
+
+/// Hands tasks to workers, each to one at a time. It may lose tasks, since a sweep over [`ResultStore::unfinished`] pushes
+/// them again, but not double them.
+#[async_trait]
+pub trait TaskQueue: Send + Sync {
+    /// Queues a task. False if one of the same id is queued or leased already, which stays as it is.
+    async fn push(&self, task: Task) -> Result<bool, StoreError>;
+
+    /// Takes up to `max` tasks for `lease_ms`, the oldest first. A task whose lease ended counts as queued.
+    async fn lease(&self, worker: &str, max: usize, lease_ms: u64, now_ms: u64) -> Result<Vec<Lease>, StoreError>;
+
+    /// Lets a lease end `lease_ms` from now. False if it is lost.
+    async fn extend(&self, token: &LeaseToken, lease_ms: u64, now_ms: u64) -> Result<bool, StoreError>;
+
+    /// Removes a task that is done. False if the lease was lost.
+    async fn ack(&self, token: &LeaseToken) -> Result<bool, StoreError>;
+
+    /// Gives a task back, to be leased again after `delay_ms`. It doesn't count as an attempt, since the worker lives. False
+    /// if the lease was lost.
+    async fn release(&self, token: &LeaseToken, delay_ms: u64, now_ms: u64) -> Result<bool, StoreError>;
+
+    /// How much waits.
+    async fn depth(&self) -> Result<QueueDepth, StoreError>;
+
+    /// Whether a task of this id is queued or leased.
+    async fn contains(&self, data_id: DataId) -> Result<bool, StoreError>;
+
+    /// Returns when something may be leasable, and after `timeout` at the latest. It may return early for no reason.
+    async fn wait(&self, timeout: Duration);
+}
+
+/// How far a running analysis is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// 0 to [`PROGRESS_PERCENT_MAX`].
+    pub percent: u8,
+    /// The name of the nested file that was last begun; empty if none.
+    pub last_file: String,
+}
+
+/// Keeps how far running analyses are. It may lose what it knows; it never goes back.
+#[async_trait]
+pub trait ProgressCache: Send + Sync {
+    /// Notes progress. A lower percentage than is noted already changes the last file only; a higher one than
+    /// [`PROGRESS_PERCENT_MAX`] is cut to it.
+    async fn set(&self, data_id: DataId, progress: Progress) -> Result<(), StoreError>;
+
+    /// What was noted last.
+    async fn get(&self, data_id: DataId) -> Result<Option<Progress>, StoreError>;
+
+    /// Forgets it.
+    async fn remove(&self, data_id: DataId) -> Result<(), StoreError>;
+}

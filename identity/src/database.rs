@@ -1,0 +1,66 @@
+//! Opening the file that identities are kept in.
+
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sqlx::ConnectOptions;
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+
+use crate::error::IdentityFault;
+
+/// How long a write waits for another process' write. Those are short; whoever holds one longer hangs.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Connections. Keys that were accepted once need none.
+const CONNECTIONS_MAX: u32 = 2;
+
+static MIGRATOR: Migrator = sqlx::migrate!();
+
+/// Opens the file, creates it if it is missing, and brings its schema up to this build's.
+pub(crate) async fn open(path: &Path) -> Result<SqlitePool, IdentityFault> {
+    let lock = lock_schema(path).await?;
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(BUSY_TIMEOUT)
+        .disable_statement_logging();
+    let pool = SqlitePoolOptions::new()
+        .max_connections(CONNECTIONS_MAX)
+        .acquire_timeout(BUSY_TIMEOUT)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        // The connections lead to a file, not over a network: none goes stale.
+        .test_before_acquire(false)
+        .connect_with(options)
+        .await?;
+    let known = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0);
+    MIGRATOR.run(&pool).await.map_err(|error| match error {
+        MigrateError::VersionMissing(found) if found > known => IdentityFault::NewerSchema { found, known },
+        other => IdentityFault::Schema(other),
+    })?;
+    drop(lock);
+    Ok(pool)
+}
+
+/// Waits until no other process changes the schema, and creates the file for its owner alone. The lock, on `<path>.lock`,
+/// is held until the returned file is dropped: SQLite has none that holds over several migrations.
+async fn lock_schema(path: &Path) -> Result<File, IdentityFault> {
+    let path = path.to_owned();
+    let locked = tokio::task::spawn_blocking(move || {
+        let mut lock_path = path.as_os_str().to_owned();
+        lock_path.push(".lock");
+        let owner_only =
+            |path: &Path| File::options().create(true).truncate(false).read(true).write(true).mode(0o600).open(path);
+        let lock = owner_only(&PathBuf::from(lock_path))?;
+        lock.lock()?;
+        // SQLite gives its own files the mode of this one.
+        owner_only(&path)?;
+        Ok(lock)
+    });
+    locked.await.map_err(|_| IdentityFault::ShuttingDown)?
+}

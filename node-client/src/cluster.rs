@@ -1,0 +1,318 @@
+//! The cluster as one store: quorum puts, verified gets, and questions to all nodes.
+//!
+//! Invariants: a put is acknowledged when `min_replica` nodes said that they hold it durably, never sooner; NotFound is
+//! answered only when every node of the map said so. This module keeps no blob and no queue of its own: an upload that
+//! is dropped leaves nothing behind but garbage that nodes collect.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use lazaret_protocol::cluster_map::{ClusterMap, MapError, NodeEntry, NodeState};
+use lazaret_protocol::limits::{BLOB_BYTES_MAX, HELD_BYTES_MAX, MIB};
+use lazaret_protocol::message::{BlobStat, ByteRange, Locator, NodeStatus, Request, Response};
+use lazaret_protocol::name::{BlobName, NodeId};
+
+use crate::background::Background;
+use crate::download::Download;
+use crate::environment::Environment;
+use crate::health::Health;
+use crate::node::{self, NodeError, NodeFailure, in_one_line};
+use crate::quorum;
+use crate::transport::Transport;
+use crate::upload::Upload;
+
+/// Nodes that are asked the same question at once.
+const ASKED_AT_ONCE: usize = 16;
+
+/// What may be tuned.
+#[derive(Debug, Clone)]
+pub struct ClusterOptions {
+    /// Bytes that acknowledged puts may hold while their copies past `min_replica` complete. Past it such copies are left
+    /// to repair.
+    pub background_bytes_max: u64,
+    /// How long a node may take for a step of a put or a get: to take a frame, to send the next bytes, to make a small put
+    /// durable.
+    pub progress_timeout: Duration,
+    /// How long a node may take to make a streamed blob durable, which may flush gigabytes.
+    pub commit_timeout: Duration,
+    /// How long a node may take for a request without a body.
+    pub request_timeout: Duration,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> Self {
+        Self {
+            background_bytes_max: 256 * MIB,
+            progress_timeout: Duration::from_secs(5),
+            commit_timeout: Duration::from_secs(60),
+            request_timeout: Duration::from_secs(3),
+        }
+    }
+}
+
+/// A put that is durable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// The blob's name.
+    pub name: BlobName,
+    /// The blob's length in bytes.
+    pub length: u64,
+    /// When it was put, in Unix milliseconds: the earliest that a node in `durable_on` counts from.
+    pub put_time_ms: u64,
+    /// The nodes that held it durably when the put was acknowledged.
+    pub durable_on: Vec<NodeId>,
+}
+
+/// Why a put was not acknowledged. It may still turn up later; that does no harm.
+#[derive(Debug, thiserror::Error)]
+pub enum PutError {
+    /// Fewer nodes than `min_replica` hold it.
+    #[error("{durable} of {needed} needed replicas are durable ({})", in_one_line(reasons))]
+    NotEnoughReplicas {
+        /// `min_replica`.
+        needed: usize,
+        /// Nodes that hold it.
+        durable: usize,
+        /// What went wrong with the others.
+        reasons: Vec<NodeFailure>,
+    },
+    /// Longer than any blob.
+    #[error("a blob has at most {limit} bytes")]
+    TooLong {
+        /// The longest there is.
+        limit: u64,
+    },
+    /// The upload failed before; it cannot go on.
+    #[error("the upload has failed before")]
+    Failed,
+}
+
+/// Why a blob could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum GetError {
+    /// Every node of the map said that it has no such blob.
+    #[error("no blob {name}")]
+    NotFound {
+        /// Which.
+        name: BlobName,
+    },
+    /// No node that answered has a sound copy, and not all answered: try again.
+    #[error("blob {name} is unavailable ({})", in_one_line(reasons))]
+    Unavailable {
+        /// Which.
+        name: BlobName,
+        /// What went wrong with each node.
+        reasons: Vec<NodeFailure>,
+    },
+    /// A range that ends before it starts.
+    #[error("range {start}-{end} is backwards")]
+    Range {
+        /// The first byte asked for.
+        start: u64,
+        /// The byte after the last one.
+        end: u64,
+    },
+}
+
+/// What the cluster knows of a blob. Claims of nodes: only reading verifies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterStat {
+    /// The blob's length in bytes.
+    pub length: u64,
+    /// The newest put that any asked node counts, in Unix milliseconds.
+    pub put_time_ms: u64,
+    /// Nodes that hold the blob, in the map's order. Once `max_replica` are known the others may be missing.
+    pub held_on: Vec<NodeId>,
+    /// Where it lies, if it was streamed.
+    pub locator: Option<Locator>,
+}
+
+/// A cluster to put to and get from. Clones share connections, budgets and counters.
+#[derive(Clone)]
+pub struct Cluster {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    map: Arc<ClusterMap>,
+    transport: Arc<dyn Transport>,
+    environment: Environment,
+    options: ClusterOptions,
+    health: Health,
+    background: Background,
+    corrupt_reads: AtomicU64,
+}
+
+impl Cluster {
+    /// The cluster of `map`, reached over `transport`. Connects nowhere yet.
+    pub fn new(
+        map: ClusterMap,
+        transport: Arc<dyn Transport>,
+        environment: Environment,
+        options: ClusterOptions,
+    ) -> Result<Self, MapError> {
+        map.validate()?;
+        let background = Background::new(options.background_bytes_max);
+        let (map, health, corrupt_reads) = (Arc::new(map), Health::default(), AtomicU64::new(0));
+        Ok(Self { inner: Arc::new(Inner { map, transport, environment, options, health, background, corrupt_reads }) })
+    }
+
+    /// The map in force.
+    pub fn map(&self) -> Arc<ClusterMap> {
+        Arc::clone(&self.inner.map)
+    }
+
+    /// Begins a put of a body of any length.
+    pub fn upload(&self) -> Upload {
+        Upload::new(self.clone())
+    }
+
+    /// Puts `content`.
+    pub async fn put(&self, content: Bytes) -> Result<Stored, PutError> {
+        let mut upload = self.upload();
+        upload.write(content).await?;
+        upload.finish().await
+    }
+
+    /// Reads a blob, or the bytes of `range` that it has. Returns once a node began to answer.
+    pub async fn get(&self, name: BlobName, range: Option<ByteRange>) -> Result<Download, GetError> {
+        Download::open(self.clone(), name, range).await
+    }
+
+    /// What nodes say of a blob.
+    pub async fn stat(&self, name: BlobName) -> Result<ClusterStat, GetError> {
+        let map = self.map();
+        let order = lazaret_protocol::placement::read_order(&map, name.placement());
+        let request = &Request::Stat(name);
+        let mut answers = stream::iter(self.health().reorder(order, self.now()))
+            .map(async |node| match node::ask(self, &node, request).await {
+                Ok(Response::Stat(stat)) => Ok((node, stat)),
+                Ok(_) => Err(NodeFailure::new(&node, NodeError::Unexpected { doing: "asking for a blob's state" })),
+                Err(error) => Err(self.failed(&node, error)),
+            })
+            .buffer_unordered(ASKED_AT_ONCE);
+        let (mut holders, mut locator, mut reasons) = (Vec::new(), None, Vec::new());
+        while let Some(answer) = answers.next().await {
+            match answer {
+                Ok((node, BlobStat { held, locator: known })) => {
+                    locator = locator.or(known);
+                    match held {
+                        Some(header) => holders.push((node.id, header)),
+                        None if known.is_some() => reasons.push(NodeFailure::new(&node, NodeError::LocatorOnly)),
+                        None => {}
+                    }
+                }
+                Err(failure) => reasons.push(failure),
+            }
+            if holders.len() >= usize::from(map.max_replica) {
+                break;
+            }
+        }
+        let Some(&(_, newest)) = holders.iter().max_by_key(|(_, header)| header.put_time_ms) else {
+            return Err(if reasons.is_empty() {
+                GetError::NotFound { name }
+            } else {
+                GetError::Unavailable { name, reasons }
+            });
+        };
+        let holds = |node: &&NodeEntry| holders.iter().any(|(holder, _)| *holder == node.id);
+        let held_on = map.nodes.iter().filter(holds).map(|node| node.id).collect();
+        Ok(ClusterStat { length: newest.length, put_time_ms: newest.put_time_ms, held_on, locator })
+    }
+
+    /// The state of every node, in the map's order.
+    pub async fn status(&self) -> Vec<(NodeEntry, Result<NodeStatus, NodeError>)> {
+        let ask = async |node: &NodeEntry| (node.clone(), self.node_status(node).await);
+        stream::iter(&self.inner.map.nodes).map(ask).buffered(ASKED_AT_ONCE).collect().await
+    }
+
+    /// Whether a put could be acknowledged now: `min_replica` nodes answer and have space.
+    pub async fn writable(&self) -> Result<(), PutError> {
+        let needed = usize::from(self.inner.map.min_replica);
+        let writable_nodes = self.inner.map.nodes.iter().filter(|node| node.state == NodeState::Up);
+        let mut answers = stream::iter(writable_nodes)
+            .map(async |node| (node, self.node_status(node).await))
+            .buffer_unordered(ASKED_AT_ONCE);
+        let (mut ready, mut reasons) = (0, Vec::new());
+        while ready < needed {
+            match answers.next().await {
+                Some((_, Ok(status))) if !status.full => ready += 1,
+                Some((node, Ok(_))) => reasons.push(NodeFailure::new(node, quorum::full())),
+                Some((node, Err(error))) => reasons.push(self.failed(node, error)),
+                None => return Err(PutError::NotEnoughReplicas { needed, durable: ready, reasons }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until no copy is under way in the background.
+    pub async fn settle(&self) {
+        self.inner.background.settle().await;
+    }
+
+    /// How often a node sent what did not verify, or said that its copy is damaged. Each was read from elsewhere or
+    /// reported as an error.
+    pub fn corrupt_reads(&self) -> u64 {
+        self.inner.corrupt_reads.load(Ordering::Relaxed)
+    }
+
+    /// How many copies past `min_replica` were left to repair because the background budget was used up.
+    pub fn copies_left_to_repair(&self) -> u64 {
+        self.inner.background.abandoned()
+    }
+
+    async fn node_status(&self, node: &NodeEntry) -> Result<NodeStatus, NodeError> {
+        match node::ask(self, node, &Request::Status).await? {
+            Response::Status(status) => Ok(status),
+            _ => Err(NodeError::Unexpected { doing: "asking for the node's status" }),
+        }
+    }
+
+    pub(crate) fn transport(&self) -> &dyn Transport {
+        &*self.inner.transport
+    }
+
+    pub(crate) fn environment(&self) -> &Environment {
+        &self.inner.environment
+    }
+
+    pub(crate) fn options(&self) -> &ClusterOptions {
+        &self.inner.options
+    }
+
+    pub(crate) fn health(&self) -> &Health {
+        &self.inner.health
+    }
+
+    pub(crate) fn background(&self) -> &Background {
+        &self.inner.background
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        self.inner.environment.clock.monotonic()
+    }
+
+    /// Learns from a node's failure, for the requests to come.
+    pub(crate) fn failed(&self, node: &NodeEntry, error: NodeError) -> NodeFailure {
+        self.inner.health.disappointed(node.id, self.now());
+        if matches!(error, NodeError::Stalled { .. }) {
+            self.inner.transport.distrust(node);
+        }
+        NodeFailure::new(node, error)
+    }
+
+    pub(crate) fn count_corrupt_read(&self) {
+        self.inner.corrupt_reads.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Refuses lengths that no blob has.
+pub(crate) fn check_length(length: u64) -> Result<(), PutError> {
+    if length > BLOB_BYTES_MAX { Err(PutError::TooLong { limit: BLOB_BYTES_MAX }) } else { Ok(()) }
+}
+
+// A held body must fit the budget of background copies, or every put would leave copies to repair.
+const _: () = assert!(256 * MIB > HELD_BYTES_MAX as u64);

@@ -1,0 +1,297 @@
+//! A verified read of a blob. Nodes are asked in the blob's order; when one is slow to begin, the next is asked as well;
+//! when one is absent, dead, or sends what does not verify, the read goes on at the next from the last verified byte.
+//!
+//! Nothing is handed out that has not verified against the blob's name. The length is a node's claim until the last
+//! group has verified, which is when [`Download::next`] returns `None`.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use lazaret_protocol::cluster_map::NodeEntry;
+use lazaret_protocol::message::{ByteRange, ErrorCode, GetHeader, GetRequest, Locator, Request, Response};
+use lazaret_protocol::name::BlobName;
+use lazaret_protocol::placement::read_order;
+use lazaret_protocol::tree::Decoder;
+
+use crate::cluster::{Cluster, GetError};
+use crate::environment::BoxFuture;
+use crate::node::{self, NodeError, NodeFailure};
+use crate::stream::RecvHalf;
+
+/// Nodes that are asked for one blob at once, however slow they are.
+const HEDGES_MAX: usize = 4;
+
+/// A read under way.
+pub struct Download {
+    search: Search,
+    header: GetHeader,
+    /// What of the blob was asked for, cut to its length.
+    wanted: ByteRange,
+    /// The next byte to hand out; all before it has verified.
+    position: u64,
+    source: Option<Source>,
+    /// Everything wanted has verified, the length included.
+    done: bool,
+}
+
+/// A node's answer being read.
+struct Source {
+    node: NodeEntry,
+    recv: RecvHalf,
+    decoder: Decoder,
+    /// The position when this node's answer began.
+    began_at: u64,
+}
+
+impl Download {
+    pub(crate) async fn open(cluster: Cluster, name: BlobName, range: Option<ByteRange>) -> Result<Self, GetError> {
+        if let Some(ByteRange { start, end }) = range
+            && start > end
+        {
+            return Err(GetError::Range { start, end });
+        }
+        let mut search = Search::new(cluster, name);
+        loop {
+            let found = search.next(range).await?;
+            // Refuses a length that no blob has.
+            match Decoder::new(name, found.header.length, range) {
+                Ok(decoder) => {
+                    let header = found.header;
+                    let length = header.length;
+                    let wanted = range.map_or(ByteRange { start: 0, end: length }, |range| ByteRange {
+                        start: range.start.min(length),
+                        end: range.end.min(length),
+                    });
+                    let source = Some(Source { node: found.node, recv: found.recv, decoder, began_at: wanted.start });
+                    return Ok(Self { search, header, wanted, position: wanted.start, source, done: false });
+                }
+                Err(error) => search.failed(&found.node, error.into()),
+            }
+        }
+    }
+
+    /// The length of the whole blob in bytes, as the first node claimed it.
+    pub fn length(&self) -> u64 {
+        self.header.length
+    }
+
+    /// When the blob was put, in Unix milliseconds.
+    pub fn put_time_ms(&self) -> u64 {
+        self.header.put_time_ms
+    }
+
+    /// The bytes that [`Self::next`] hands out in all: the range asked for, cut to the blob's length.
+    pub fn range(&self) -> ByteRange {
+        self.wanted
+    }
+
+    /// The next verified bytes, in order and never empty; `None` once all wanted bytes and the length have verified.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, GetError> {
+        while !self.done {
+            // Taken out for the time being: a call that is cancelled half way leaves no half-read source behind.
+            let mut source = match self.source.take() {
+                Some(source) => source,
+                None => self.resume().await?,
+            };
+            match self.step(&mut source).await {
+                Ok(Some(content)) => {
+                    self.source = Some(source);
+                    if !content.is_empty() {
+                        return Ok(Some(content));
+                    }
+                }
+                Ok(None) => self.done = true,
+                Err(error) => {
+                    // A sound copy whose stream broke, perhaps because our own caller paused too long, may be asked again.
+                    // That ends: each time it has brought the read forward.
+                    if self.position > source.began_at && !matches!(error, NodeError::Corrupt(_)) {
+                        self.search.queue.push_back(source.node.clone());
+                    }
+                    self.search.failed(&source.node, error);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads and verifies one item: the wanted part of its content, empty if there is none; `None` past the last.
+    async fn step(&mut self, source: &mut Source) -> Result<Option<Bytes>, NodeError> {
+        let doing = "receiving the blob";
+        let Some(needed) = source.decoder.needed() else { return Ok(None) };
+        let limit = self.search.cluster.options().progress_timeout;
+        let item = self
+            .search
+            .cluster
+            .environment()
+            .within(limit, source.recv.read_exact(needed))
+            .await
+            .map_err(|source| NodeError::Stalled { doing, source })?
+            .map_err(|source| NodeError::Broken { doing, source })?;
+        let Some(offset) = source.decoder.push(&item)? else { return Ok(Some(Bytes::new())) };
+        let item_end = offset + item.len() as u64;
+        let (start, end) = (self.position.max(offset), self.wanted.end.min(item_end));
+        // Groups come in order, so what lies before the position was handed out, and there is no gap after it.
+        if start >= end {
+            return Ok(Some(Bytes::new()));
+        }
+        self.position = end;
+        Ok(Some(item.slice((start - offset) as usize..(end - offset) as usize)))
+    }
+
+    /// Goes on at another node, from the first byte not handed out.
+    async fn resume(&mut self) -> Result<Source, GetError> {
+        let range = Some(ByteRange { start: self.position, end: self.wanted.end.max(self.position) });
+        loop {
+            let Found { node, header, recv } = self.search.next(range).await?;
+            if header.length != self.header.length {
+                let error = NodeError::OtherLength { claimed: header.length, expected: self.header.length };
+                self.search.failed(&node, error);
+                continue;
+            }
+            match Decoder::new(self.search.name, header.length, range) {
+                Ok(decoder) => return Ok(Source { node, recv, decoder, began_at: self.position }),
+                Err(error) => self.search.failed(&node, error.into()),
+            }
+        }
+    }
+}
+
+/// The search for a node that holds the blob. Each node is asked once, those that were overtaken again.
+struct Search {
+    cluster: Cluster,
+    name: BlobName,
+    /// Nodes to ask, in order.
+    queue: VecDeque<NodeEntry>,
+    locator: Option<Locator>,
+    reasons: Vec<NodeFailure>,
+}
+
+/// A node that began to answer.
+struct Found {
+    node: NodeEntry,
+    header: GetHeader,
+    recv: RecvHalf,
+}
+
+enum Answer {
+    Found(GetHeader, RecvHalf),
+    Located(Locator),
+    Absent,
+}
+
+type Question = BoxFuture<'static, (NodeEntry, Duration, Result<Answer, NodeError>)>;
+
+impl Search {
+    fn new(cluster: Cluster, name: BlobName) -> Self {
+        let map = cluster.map();
+        let order = read_order(&map, name.placement());
+        let queue = cluster.health().reorder(order, cluster.now()).into();
+        Self { cluster, name, queue, locator: None, reasons: Vec::new() }
+    }
+
+    /// The next node that begins to answer for `range`.
+    async fn next(&mut self, range: Option<ByteRange>) -> Result<Found, GetError> {
+        let mut asked: FuturesUnordered<Question> = FuturesUnordered::new();
+        // Those in `asked`, in the order they were asked.
+        let mut waiting: Vec<NodeEntry> = Vec::new();
+        loop {
+            let hedge_delay = if asked.is_empty() { Duration::ZERO } else { self.cluster.health().hedge_delay() };
+            let may_ask = !self.queue.is_empty() && asked.len() < HEDGES_MAX;
+            let (node, began, answer) = tokio::select! {
+                biased;
+                Some(answered) = asked.next() => answered,
+                () = self.cluster.environment().clock.sleep(hedge_delay), if may_ask && !asked.is_empty() => {
+                    self.ask_next(range, &asked, &mut waiting);
+                    continue;
+                }
+                else => {
+                    if self.queue.is_empty() {
+                        return Err(self.verdict());
+                    }
+                    self.ask_next(range, &asked, &mut waiting);
+                    continue;
+                }
+            };
+            waiting.retain(|other| other.id != node.id);
+            match answer {
+                Ok(Answer::Found(header, recv)) => {
+                    self.cluster.health().answered(node.id, self.cluster.now().saturating_sub(began));
+                    // Those asked before it were overtaken; all may be asked again should this one fail.
+                    for other in waiting.into_iter().rev() {
+                        self.cluster.health().disappointed(other.id, self.cluster.now());
+                        self.queue.push_front(other);
+                    }
+                    return Ok(Found { node, header, recv });
+                }
+                Ok(Answer::Located(locator)) => self.located(&node, locator),
+                Ok(Answer::Absent) => {}
+                Err(error) => self.failed(&node, error),
+            }
+            self.ask_next(range, &asked, &mut waiting);
+        }
+    }
+
+    fn ask_next(&mut self, range: Option<ByteRange>, asked: &FuturesUnordered<Question>, waiting: &mut Vec<NodeEntry>) {
+        let Some(node) = self.queue.pop_front() else { return };
+        waiting.push(node.clone());
+        let (cluster, request) = (self.cluster.clone(), GetRequest { name: self.name, range });
+        asked.push(Box::pin(async move {
+            let began = cluster.now();
+            let answer = ask(&cluster, &node, request).await;
+            (node, began, answer)
+        }));
+    }
+
+    /// A node knows under which placement key the blob lies: what is left to ask is put in that order.
+    fn located(&mut self, node: &NodeEntry, locator: Locator) {
+        self.reasons.push(NodeFailure::new(node, NodeError::LocatorOnly));
+        if self.locator.replace(locator) == Some(locator) {
+            return;
+        }
+        let map = self.cluster.map();
+        let mut order = read_order(&map, locator.placement);
+        order.retain(|node| self.queue.iter().any(|queued| queued.id == node.id));
+        self.queue = self.cluster.health().reorder(order, self.cluster.now()).into();
+    }
+
+    fn failed(&mut self, node: &NodeEntry, error: NodeError) {
+        if matches!(error, NodeError::Corrupt(_)) || error.is(ErrorCode::Corrupt) {
+            self.cluster.count_corrupt_read();
+        }
+        tracing::warn!(node = %node.id, blob = %self.name, %error, "copy not readable, passed over for the next node");
+        let failure = self.cluster.failed(node, error);
+        self.reasons.push(failure);
+    }
+
+    /// All nodes were asked and none is left.
+    fn verdict(&mut self) -> GetError {
+        match std::mem::take(&mut self.reasons) {
+            reasons if reasons.is_empty() => GetError::NotFound { name: self.name },
+            reasons => GetError::Unavailable { name: self.name, reasons },
+        }
+    }
+}
+
+async fn ask(cluster: &Cluster, node: &NodeEntry, request: GetRequest) -> Result<Answer, NodeError> {
+    let request = Request::Get(request);
+    node::once_more_if_lost(|| ask_once(cluster, node, &request)).await
+}
+
+async fn ask_once(cluster: &Cluster, node: &NodeEntry, request: &Request) -> Result<Answer, NodeError> {
+    let (mut send, mut recv) = node::begin(cluster, node, request).await?;
+    // The answer tells more than why the end could not be sent.
+    let _ = send.finish().await;
+    let doing = "waiting for the blob";
+    let limit = cluster.options().progress_timeout;
+    match cluster.environment().within(limit, node::answer(&mut recv, doing)).await {
+        Ok(Ok(Response::Get(header))) => Ok(Answer::Found(header, recv)),
+        Ok(Ok(Response::Located(locator))) => Ok(Answer::Located(locator)),
+        Ok(Ok(_)) => Err(NodeError::Unexpected { doing }),
+        Ok(Err(error)) if error.is(ErrorCode::NotFound) => Ok(Answer::Absent),
+        Ok(Err(error)) => Err(error),
+        Err(source) => Err(NodeError::Stalled { doing, source }),
+    }
+}
