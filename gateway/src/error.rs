@@ -1,0 +1,128 @@
+//! The one error of the HTTP layer, and what a client sees of it: a status and `{"err": "..."}`.
+//!
+//! What the client can act on is in the text. What only the operator can act on is logged, with its causes, and the
+//! client is told where to look.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use lazaret_analysis::{SelectError, StoreError};
+use lazaret_identity::IdentityError;
+use lazaret_node_client::PutError;
+use serde::Serialize;
+
+use crate::submit::SubmitError;
+
+/// Seconds after which a client that was told to come back may do so.
+const RETRY_AFTER_SECONDS: &str = "1";
+
+/// Why a request was refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApiError {
+    #[error("Access denied")]
+    AccessDenied,
+    #[error("Missing Content-Length header.")]
+    MissingLength,
+    #[error("File is empty.")]
+    EmptyFile,
+    #[error("The file has {length} bytes, rule {rule:?} takes {max} at most.")]
+    TooLarge { length: u64, max: u64, rule: String },
+    #[error("The header {0:?} is not supported; nothing was submitted.")]
+    Unsupported(String),
+    #[error("The header {name:?} is not valid: {reason}")]
+    BadHeader { name: &'static str, reason: String },
+    #[error("{0}")]
+    Rule(#[from] SelectError),
+    #[error("{}", submit_text(.0))]
+    Submit(#[from] SubmitError),
+    #[error("The results cannot be read now; the gateway's log has the reason. Try again later.")]
+    Results(#[source] StoreError),
+    #[error("The API key cannot be checked now; the gateway's log has the reason. Try again later.")]
+    Identity(#[source] IdentityError),
+    #[error("The request took too long. Try again later.")]
+    Timeout,
+    #[error("There is no such resource.")]
+    NoRoute,
+    #[error("The resource does not know this method.")]
+    NoMethod,
+}
+
+/// The text of a failed submission: the reference's words where it has them.
+fn submit_text(error: &SubmitError) -> String {
+    match error {
+        SubmitError::Busy => "Server is too busy. Try again later.".to_owned(),
+        SubmitError::Hashing(_) | SubmitError::Results(_) | SubmitError::Mismatch { .. } => {
+            format!("{error}; the gateway's log has the reason. Try again later.")
+        }
+        other => format!("{other}. Nothing was submitted."),
+    }
+}
+
+impl ApiError {
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Self::AccessDenied | Self::Rule(_) => StatusCode::FORBIDDEN,
+            Self::MissingLength => StatusCode::LENGTH_REQUIRED,
+            Self::EmptyFile => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Unsupported(_) | Self::BadHeader { .. } => StatusCode::BAD_REQUEST,
+            Self::Submit(error) => submit_status(error),
+            Self::Results(_) | Self::Identity(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Timeout => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::NoMethod => StatusCode::METHOD_NOT_ALLOWED,
+        }
+    }
+}
+
+fn submit_status(error: &SubmitError) -> StatusCode {
+    match error {
+        SubmitError::Busy => StatusCode::SERVICE_UNAVAILABLE,
+        SubmitError::Store(PutError::TooLong { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
+        SubmitError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
+        SubmitError::Incomplete { .. } | SubmitError::Overlong { .. } | SubmitError::Broken { .. } => {
+            StatusCode::BAD_REQUEST
+        }
+        SubmitError::Slow { .. } => StatusCode::REQUEST_TIMEOUT,
+        SubmitError::Mismatch { .. } | SubmitError::Hashing(_) | SubmitError::Results(_) => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct ErrorBody {
+    err: String,
+}
+
+/// The reason of a refusal, left in the response for the one log event of the request.
+#[derive(Clone)]
+pub(crate) struct Reason(pub(crate) String);
+
+/// The error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        // A text that repeats its cause says it once.
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        let mut response = (status, Json(ErrorBody { err: self.to_string() })).into_response();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+        }
+        response.extensions_mut().insert(Reason(chain(&self)));
+        response
+    }
+}

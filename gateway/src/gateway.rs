@@ -1,0 +1,89 @@
+//! The gateway as a whole: what its routes share, and its two faces, a router and a server.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+
+use axum::Router;
+use lazaret_analysis::{ProgressCache, ResultStore, RuleSet, TaskQueue};
+use lazaret_identity::Identity;
+use lazaret_node_client::{Cluster, Environment};
+use tokio::net::TcpListener;
+
+use crate::admission::Admission;
+use crate::options::GatewayOptions;
+use crate::readiness::Readiness;
+use crate::submit::Intake;
+use crate::{routes, server};
+
+/// What the routes share.
+pub(crate) struct Shared {
+    pub(crate) rules: Arc<RuleSet>,
+    pub(crate) version: String,
+    pub(crate) results: Arc<dyn ResultStore>,
+    pub(crate) progress: Arc<dyn ProgressCache>,
+    pub(crate) identity: Identity,
+    pub(crate) intake: Intake,
+    pub(crate) readiness: Readiness,
+}
+
+/// The REST gateway.
+pub struct Gateway {
+    options: GatewayOptions,
+    shared: Arc<Shared>,
+}
+
+impl Gateway {
+    /// A gateway over the given back-ends. It does nothing until it is served.
+    pub fn new(
+        options: GatewayOptions,
+        results: Arc<dyn ResultStore>,
+        queue: Arc<dyn TaskQueue>,
+        progress: Arc<dyn ProgressCache>,
+        cluster: Cluster,
+        identity: Identity,
+        environment: Environment,
+    ) -> Gateway {
+        let readiness = Readiness::new(
+            Arc::clone(&results),
+            Arc::clone(&queue),
+            Arc::clone(&progress),
+            cluster.clone(),
+            identity.clone(),
+        );
+        let intake = Intake {
+            results: Arc::clone(&results),
+            queue,
+            cluster,
+            environment,
+            admission: Admission::new(options.inflight_bytes_max, options.inflight_uploads_max),
+            digests: options.digests,
+            body_idle_timeout: options.body_idle_timeout,
+        };
+        let shared = Shared {
+            rules: Arc::new(options.rules.clone()),
+            version: options.version.clone(),
+            results,
+            progress,
+            identity,
+            intake,
+            readiness,
+        };
+        Gateway { options, shared: Arc::new(shared) }
+    }
+
+    /// The routes, for tests and for servers of other kinds.
+    pub fn router(&self) -> Router {
+        routes::router(Arc::clone(&self.shared))
+    }
+
+    /// Serves `listener` until `shutdown` completes; then accepts nothing more, lets requests in flight finish within
+    /// [`GatewayOptions::shutdown_grace`], and returns.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> io::Result<()> {
+        server::serve(self.router(), &self.options, listener, shutdown).await
+    }
+}

@@ -1,0 +1,61 @@
+//! What can be set on a gateway, with the defaults and their reasons.
+
+use std::time::Duration;
+
+use lazaret_analysis::RuleSet;
+use lazaret_digests::Selection;
+use lazaret_protocol::limits::MIB;
+
+/// Longest header block of a request. Sixteen passwords, metadata and a long percent-encoded name fit many times over.
+pub(crate) const HEADER_BYTES_MAX: usize = 64 * 1024;
+/// Most header fields of one request.
+pub(crate) const HEADERS_MAX: usize = 128;
+/// Most bytes that are read from a connection before they are handed on: the length of a body piece at most.
+pub(crate) const READ_BUFFER_BYTES: usize = 256 * 1024;
+/// How long a request other than an upload may take. Such requests only query the results; one that takes longer is
+/// waiting on something broken.
+pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// The slowest upload that is let go on, as an average over the whole body. Slower ones would hold their place in the
+/// budget for hours at the cost of a byte now and then.
+pub(crate) const UPLOAD_BYTES_PER_SECOND_MIN: u64 = 4 * 1024;
+
+/// The settings of a [`crate::Gateway`].
+#[derive(Debug, Clone)]
+pub struct GatewayOptions {
+    /// Memory that uploads in flight may take together, in bytes. An upload past it is answered 503. Default 512 MiB:
+    /// about 60 large uploads at once, on a machine of 2 GiB or more.
+    pub inflight_bytes_max: u64,
+    /// Uploads in flight at once, whatever their size. Default 1,024: small files are bounded by count, not by memory.
+    pub inflight_uploads_max: usize,
+    /// Connections at once; past it new ones wait in the kernel's backlog. Default 4,096, below the usual limit of open
+    /// files when each upload holds streams to storage nodes as well.
+    pub connections_max: usize,
+    /// How long a client may take to send a request's header. It bounds idle keep-alive connections too. Default 30 s.
+    pub header_read_timeout: Duration,
+    /// How long an upload may go without a byte before it is given up. Default 30 s.
+    pub body_idle_timeout: Duration,
+    /// How long uploads in flight may go on once shutdown was asked for. Default 30 s.
+    pub shutdown_grace: Duration,
+    /// The rules (workflows) that submissions choose from.
+    pub rules: RuleSet,
+    /// The digests that are computed of each upload, besides BLAKE3.
+    pub digests: Selection,
+    /// What GET /version answers.
+    pub version: String,
+}
+
+impl Default for GatewayOptions {
+    fn default() -> Self {
+        Self {
+            inflight_bytes_max: 512 * MIB,
+            inflight_uploads_max: 1024,
+            connections_max: 4096,
+            header_read_timeout: Duration::from_secs(30),
+            body_idle_timeout: Duration::from_secs(30),
+            shutdown_grace: Duration::from_secs(30),
+            rules: RuleSet::builtin(),
+            digests: Selection::default(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! GET /file/{data_id}: the document of an analysis or of a nested file, in every state.
+//!
+//! Whoever may not see an id is told exactly what is said of an id that does not exist, and so is a malformed one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::http::request::Parts;
+use axum::response::{IntoResponse, Response};
+use lazaret_analysis::{AnalysisRecord, DataId, Progress};
+use lazaret_identity::Principal;
+
+use crate::access::{may_see, principal, query_parameter};
+use crate::error::ApiError;
+use crate::gateway::Shared;
+use crate::view::{PageView, document};
+
+/// Files on a page when the client does not say.
+const PAGE_SIZE_DEFAULT: u32 = 50;
+/// Most files on a page: about a megabyte of JSON.
+const PAGE_SIZE_MAX: u32 = 1000;
+
+pub(super) async fn handle(
+    State(shared): State<Arc<Shared>>,
+    path: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let (parts, _) = request.into_parts();
+    let principal = principal(&shared.identity, &parts).await?;
+    // A path that is not UTF-8 names nothing either.
+    let asked = path.map(|Path(text)| text).unwrap_or_default();
+    let Some((record, progress)) = find(&shared, &principal, &asked).await? else {
+        return Ok(Json(BTreeMap::from([(asked, "Not Found")])).into_response());
+    };
+    let page = page(&shared, &parts, &record).await?;
+    Ok(Json(document(&record, page.as_ref(), progress.as_ref())).into_response())
+}
+
+/// The record that the principal may see, and the progress it had just before.
+async fn find(
+    shared: &Shared,
+    principal: &Principal,
+    asked: &str,
+) -> Result<Option<(AnalysisRecord, Option<Progress>)>, ApiError> {
+    let Ok(data_id) = asked.parse::<DataId>() else { return Ok(None) };
+    // Progress first: it is forgotten once the result stands, so reading it second could find neither the result nor the
+    // progress, and the percentage would go back to 0. Without it the document is still right, only less precise.
+    let progress = match shared.progress.get(data_id).await {
+        Ok(progress) => progress,
+        Err(error) => {
+            tracing::warn!(%data_id, %error, "progress could not be read");
+            None
+        }
+    };
+    let record = shared.results.get(data_id).await.map_err(ApiError::Results)?;
+    Ok(record.filter(|record| may_see(principal, record)).map(|record| (record, progress)))
+}
+
+/// The page that was asked for, if the file is a container whose result stands.
+async fn page(shared: &Shared, parts: &Parts, record: &AnalysisRecord) -> Result<Option<PageView>, ApiError> {
+    let finished = record.result.as_ref().filter(|_| record.state.is_finished());
+    if finished.is_none_or(|result| result.container.is_none()) {
+        return Ok(None);
+    }
+    let first = number(parts, "first").unwrap_or(0);
+    let size = number(parts, "size").unwrap_or(PAGE_SIZE_DEFAULT).min(PAGE_SIZE_MAX);
+    let page = shared.results.nested(record.data_id, first, size).await.map_err(ApiError::Results)?;
+    Ok(Some(PageView { first, size, page }))
+}
+
+/// A number from the query. What is not one counts as absent, since a poll that fails makes clients loop; what is too
+/// large for one lies past the end of every container.
+fn number(parts: &Parts, name: &str) -> Option<u32> {
+    let number = query_parameter(parts, name)?.trim().parse::<u64>().ok()?;
+    Some(u32::try_from(number).unwrap_or(u32::MAX))
+}

@@ -1,0 +1,28 @@
+//! GET /readyz: public. The details are for callers with a key; a probe without one gets the status alone.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::access::{principal, query_parameter};
+use crate::gateway::Shared;
+
+#[derive(Serialize)]
+struct Brief {
+    status: bool,
+}
+
+pub(super) async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let (parts, _) = request.into_parts();
+    let report = shared.readiness.report().await;
+    let code = if report.status { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let asked = query_parameter(&parts, "verbose").is_some_and(|value| value == "true" || value == "1");
+    if asked && principal(&shared.identity, &parts).await.is_ok() {
+        return (code, Json(report.as_ref())).into_response();
+    }
+    (code, Json(Brief { status: report.status })).into_response()
+}
