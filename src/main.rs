@@ -1,1 +1,65 @@
-fn main() {}
+//! The `lazaret` binary: parses the command line, starts telemetry, runs the command, turns its outcome into an exit code.
+
+mod blob;
+mod cli;
+mod cluster;
+mod components;
+mod config;
+mod init;
+mod scan;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return cli::usage_error(&error),
+    };
+    start_telemetry();
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("lazaret: {}", one_line(&error));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match command {
+            Command::Up(options) => up::run(options).await,
+            Command::Scan(options) => scan::run(options).await,
+            Command::Blob(command) => blob::run(command).await,
+            Command::Cluster(command) => cluster::run(command).await,
+            Command::StorageNode(options) => components::storage_node(options).await,
+            Command::Gateway(options) => components::gateway(options).await,
+            Command::ScanWorker(options) => components::scan_worker(options).await,
+        }
+    })
+}
+
+/// Logs go to stderr, filtered by `LAZARET_LOG` (`warn` unless told otherwise).
+fn start_telemetry() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LAZARET_LOG").unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// An error and its causes as one line; a cause that its parent's text already ends with is not repeated.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -67,6 +67,8 @@ pub struct NewAnalysis {
     pub receive_ms: u64,
     /// When the upload was finished.
     pub upload_ms: u64,
+    /// How long taking its digests took, which goes on while it is uploaded.
+    pub hash_ms: u64,
     /// When the analysis was recorded, to wait for a worker.
     pub queued_ms: u64,
 }
@@ -97,7 +99,7 @@ pub struct ContainerResult {
     pub extracted_count: u64,
     /// Files anywhere in it that have a threat.
     pub detected_count: u64,
-    /// The nested file whose result became the container's.
+    /// The direct member whose result, with all that is nested in it, became the container's.
     pub worst_child: Option<DataId>,
     /// Why it did not come apart completely.
     pub reason: Option<ResultCode>,

@@ -31,6 +31,7 @@ pub fn sample_analysis(data_id: DataId) -> NewAnalysis {
         metadata: Some(r#"{"ticket": 12}"#.to_owned()),
         receive_ms: 1_700_000_000_000,
         upload_ms: 1_700_000_000_400,
+        hash_ms: 3,
         queued_ms: 1_700_000_000_500,
     }
 }

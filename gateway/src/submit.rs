@@ -114,6 +114,13 @@ pub(crate) struct Intake {
     pub(crate) body_idle_timeout: Duration,
 }
 
+/// When a body came, and how long its digests took.
+struct Timing {
+    receive_ms: u64,
+    upload_ms: u64,
+    hash_ms: u64,
+}
+
 /// A body on its way: to the store and to the digests.
 struct Receiving {
     upload: Upload,
@@ -144,9 +151,10 @@ impl Intake {
         let receiving = receiving.receive(body, self.body_idle_timeout, deadline).await?;
         let upload_ms = self.environment.clock.unix_ms();
         let (stored, digests, hash_time) = receiving.finish().await?;
+        let hash_ms = millis(hash_time);
 
         let data_id = DataId::random();
-        let analysis = self.analysis(data_id, submission, &stored, &digests, (receive_ms, upload_ms));
+        let analysis = self.analysis(data_id, submission, &stored, &digests, Timing { receive_ms, upload_ms, hash_ms });
         self.results.create(&analysis).await.map_err(SubmitError::Results)?;
         let task = Task::scan(data_id, analysis.queued_ms);
         if let Err(error) = self.queue.push(task).await {
@@ -158,7 +166,7 @@ impl Intake {
             rule = %analysis.rule.name,
             user = %analysis.principal.user_name,
             upload_ms = upload_ms.saturating_sub(receive_ms),
-            hash_ms = millis(hash_time),
+            hash_ms,
             replicas = stored.durable_on.len(),
             "file accepted"
         );
@@ -171,7 +179,7 @@ impl Intake {
         submission: Submission,
         stored: &Stored,
         digests: &Digests,
-        (receive_ms, upload_ms): (u64, u64),
+        timing: Timing,
     ) -> NewAnalysis {
         NewAnalysis {
             data_id,
@@ -189,8 +197,9 @@ impl Intake {
             principal: submission.principal,
             user_agent: submission.user_agent,
             metadata: submission.metadata,
-            receive_ms,
-            upload_ms,
+            receive_ms: timing.receive_ms,
+            upload_ms: timing.upload_ms,
+            hash_ms: timing.hash_ms,
             queued_ms: self.environment.clock.unix_ms(),
         }
     }

@@ -174,7 +174,8 @@ fn process_section(record: &AnalysisRecord, now: &Standing<'_>) -> ProcessSectio
         blocked_reason: reasons.join(", "),
         blocked_reasons: reasons,
         file_type_skipped_scan: false,
-        hash_time: times.hash_ms,
+        // A submission's digests are taken by the gateway, a nested file's by the worker.
+        hash_time: if record.parent.is_none() { record.new.hash_ms } else { times.hash_ms },
         outdated_data: Vec::new(),
         processing_time: times.total_ms,
         processing_time_details: ProcessingTimes {

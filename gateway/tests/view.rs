@@ -161,6 +161,7 @@ fn queued() -> AnalysisRecord {
             // 2026-11-22T01:02:03.004Z
             receive_ms: 1_795_309_323_004,
             upload_ms: 1_795_309_324_004,
+            hash_ms: 12,
             queued_ms: 1_795_309_324_010,
         },
         state: State::Queued,

@@ -137,7 +137,8 @@ proptest! {
 #[test]
 fn maps_that_contradict_themselves_are_refused() {
     assert_eq!(ClusterMap { min_replica: 1, ..map() }.validate(), Ok(()));
-    let broken: [(&str, fn(&mut ClusterMap)); 7] = [
+    type Breaking = fn(&mut ClusterMap);
+    let broken: [(&str, Breaking); 7] = [
         ("1 to 1000 nodes", |m| m.nodes.clear()),
         ("min_replica 2 needs", |_| ()),
         ("1 <= min_replica", |m| m.min_replica = 0),

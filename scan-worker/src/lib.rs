@@ -1,1 +1,32 @@
+//! Turns a leased task into a finished analysis: fetches the blob, detects what it is, runs the engines, takes containers
+//! apart on all cores, and records what was found.
+//!
+//! Invariants:
+//! - Nothing passes silently. Whatever was not judged has a result code that says so, and a threat outranks it.
+//! - Every step may be repeated: a nested file's id and record follow from the root, its place and its content alone.
+//! - No plaintext reaches a local disk. What is too long for memory goes to the store and is read back by ranges.
+//! - Memory is bounded by settings, whatever is scanned: contents by a byte budget, records by a channel, names by limits.
+//!
+//! Engines and extractors know neither queue nor store, and what they exchange with the rest is serialisable, so that they
+//! can run in a process of their own.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+pub mod budget;
+pub mod detect;
+pub mod engine;
+pub mod engines;
+pub mod extractor;
+pub mod extractors;
+pub mod memory;
+pub mod pool;
+pub mod sample;
+pub mod scan;
+pub mod source;
+#[cfg(test)]
+mod testing;
+pub mod worker;
+
+pub use engine::Engine;
+pub use engines::BuiltinEngine;
+pub use worker::{ScanWorker, WorkerOptions};

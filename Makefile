@@ -1,0 +1,46 @@
+# make run | test | lint | audit: see README.md. One release profile and one target directory for everything, so that
+# RocksDB, yara-x and aws-lc are compiled once.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+export CARGO_TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(HOME)/.cache/lazaret/target)
+
+CARGO_DENY_VERSION := 0.20.2
+CRATES := lazaret lazaret-protocol lazaret-node-client lazaret-storage-node lazaret-analysis lazaret-identity \
+          lazaret-digests lazaret-scan-worker lazaret-gateway
+# Tests check our own crates' debug assertions and integer overflow; dependencies stay as they were built.
+CHECKED := $(foreach crate,$(CRATES),--config profile.release.package.$(crate).debug-assertions=true \
+                                     --config profile.release.package.$(crate).overflow-checks=true)
+
+.PHONY: run build test lint audit system-packages claim-target
+
+run: build
+	scripts/first-run "$(CARGO_TARGET_DIR)/release/lazaret"
+
+build: system-packages claim-target
+	cargo build --release --locked
+
+test: system-packages claim-target
+	cargo test --release --locked --workspace $(CHECKED)
+
+lint: system-packages claim-target
+	cargo fmt --all --check
+	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	command -v cargo-deny >/dev/null || cargo install --locked --version $(CARGO_DENY_VERSION) cargo-deny
+	cargo deny --log-level error check bans licenses sources
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps
+
+audit:
+	cargo deny check advisories
+
+system-packages:
+	scripts/system-packages
+
+# Cargo takes another tree's build of these crates for this tree's when its sources are older. So the target directory
+# remembers the tree it was used for, and another tree's sources are touched first.
+claim-target:
+	@mkdir -p "$(CARGO_TARGET_DIR)"
+	@if [ "$$(cat "$(CARGO_TARGET_DIR).tree" 2>/dev/null || true)" != "$(CURDIR)" ]; then \
+	    find . -path ./.git -prune -o -type f \( -name '*.rs' -o -name '*.toml' -o -name '*.sql' -o -name '*.yar' \) -exec touch -c {} +; \
+	    echo "$(CURDIR)" > "$(CARGO_TARGET_DIR).tree"; \
+	fi

@@ -1,0 +1,177 @@
+//! The built-in signatures: rules of our own, compiled in, that make the EICAR test file Infected with nothing configured.
+//!
+//! None of the rules needs a whole file, so that a long sample is scanned in overlapping windows and judged as fully as a
+//! short one. The engine answers like an antivirus (1, Infected, with a threat name). The operator's own YARA rules are
+//! another engine.
+
+use std::cell::RefCell;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use yara_x::{MetaValue, Rules, ScanError, Scanner};
+
+use crate::engine::{Engine, EngineInfo, EngineVerdict, ScanContext};
+use crate::sample::Sample;
+
+const RULES_TEXT: &str = include_str!("builtin.yar");
+
+/// The version of `builtin.yar`: raised with every change to it.
+const DATABASE_VERSION: &str = "1";
+/// When `builtin.yar` was last changed: 2026-11-22T00:00:00Z.
+const DATABASE_TIME_MS: u64 = 1_795_305_600_000;
+
+/// No pattern in `builtin.yar` is longer. Windows overlap by as much.
+const PATTERN_BYTES_MAX: u64 = 4096;
+/// How much of a long sample is scanned at once: long enough that the overlap and the call cost nothing, short enough for
+/// several threads to hold one each.
+const WINDOW_BYTES: u64 = 8 << 20;
+
+/// The rules, compiled at first use and kept: scanners of all threads share them.
+static RULES: LazyLock<Result<Rules, RulesError>> = LazyLock::new(|| {
+    let mut compiler = yara_x::Compiler::new();
+    compiler.add_source(RULES_TEXT).map_err(|error| RulesError(error.to_string()))?;
+    Ok(compiler.build())
+});
+
+/// The built-in rules do not compile. This build is broken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the built-in rules do not compile: {0}")]
+pub struct RulesError(String);
+
+thread_local! {
+    // Making a scanner costs much more than scanning a small file with it.
+    static SCANNER: RefCell<Option<Scanner<'static>>> = const { RefCell::new(None) };
+}
+
+/// The built-in signatures.
+#[derive(Debug)]
+pub struct BuiltinEngine {
+    rules: &'static Rules,
+}
+
+impl BuiltinEngine {
+    /// The engine. Its rules are compiled at the first call.
+    pub fn new() -> Result<Self, RulesError> {
+        RULES.as_ref().map(|rules| Self { rules }).map_err(Clone::clone)
+    }
+}
+
+/// The test marker that the built-in rules find, put together at run time so that the program itself doesn't hold it.
+pub fn marker() -> String {
+    ["LAZARET", "QUARANTINE", "TEST", "MARKER", "7f3a9c05e1bd4862"].join("-")
+}
+
+impl Engine for BuiltinEngine {
+    fn info(&self) -> EngineInfo {
+        EngineInfo {
+            id: "lazaret-builtin".into(),
+            name: "Lazaret".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            kind: "signatures".into(),
+            database_version: DATABASE_VERSION.into(),
+            def_time_ms: DATABASE_TIME_MS,
+        }
+    }
+
+    fn scan(&self, sample: &Sample, context: &ScanContext) -> EngineVerdict {
+        SCANNER.with(|slot| {
+            // Taken out for the time of the scan: if it panics, the next scan begins with a new scanner.
+            let mut scanner = slot.borrow_mut().take().unwrap_or_else(|| new_scanner(self.rules));
+            let verdict = scan_windows(&mut scanner, sample, context);
+            *slot.borrow_mut() = Some(scanner);
+            verdict
+        })
+    }
+}
+
+fn new_scanner(rules: &'static Rules) -> Scanner<'static> {
+    let mut scanner = Scanner::new(rules);
+    // Whether a rule matches is all that is asked.
+    scanner.max_matches_per_pattern(1).fast_scan(true);
+    scanner
+}
+
+fn scan_windows(scanner: &mut Scanner<'static>, sample: &Sample, context: &ScanContext) -> EngineVerdict {
+    for window in sample.windows(WINDOW_BYTES, PATTERN_BYTES_MAX) {
+        let window = match window {
+            Ok(window) => window,
+            Err(error) => return EngineVerdict::failed(error.to_string()),
+        };
+        let Some(remaining) = context.remaining() else {
+            return EngineVerdict::failed("the scan took longer than it may");
+        };
+        // yara-x counts whole seconds.
+        scanner.set_timeout(remaining.max(Duration::from_secs(1)));
+        match scanner.scan(&window.bytes) {
+            Ok(results) => {
+                if let Some(rule) = results.matching_rules().next() {
+                    let threat = rule.metadata().find_map(|(key, value)| match value {
+                        MetaValue::String(text) if key == "threat" => Some(text.to_owned()),
+                        _ => None,
+                    });
+                    return EngineVerdict::infected(threat.unwrap_or_else(|| rule.identifier().to_owned()));
+                }
+            }
+            Err(ScanError::Timeout) => return EngineVerdict::failed("the scan took longer than it may"),
+            Err(error) => return EngineVerdict::failed(error.to_string()),
+        }
+    }
+    EngineVerdict::clean()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::testing::{LazyBlob, eicar};
+    use lazaret_analysis::ResultCode;
+
+    fn scan(content: impl Into<bytes::Bytes>) -> EngineVerdict {
+        let context = ScanContext::within(Duration::from_secs(60));
+        BuiltinEngine::new().unwrap().scan(&Sample::memory("file", content), &context)
+    }
+
+    #[test]
+    fn finds_eicar_and_the_marker_anywhere() {
+        assert_eq!(eicar().len(), 68);
+        assert_eq!(scan(eicar()), EngineVerdict::infected("EICAR-Test-File"));
+        assert_eq!(scan(marker()), EngineVerdict::infected("Lazaret-Test-Marker"));
+        let mut inside = vec![b'x'; 100_000];
+        inside.extend_from_slice(&eicar());
+        inside.extend_from_slice(&[0; 1000]);
+        assert_eq!(scan(inside), EngineVerdict::infected("EICAR-Test-File"));
+    }
+
+    #[test]
+    fn finds_nothing_in_nothing_in_its_own_rules_and_in_a_broken_eicar() {
+        assert_eq!(scan(""), EngineVerdict::clean());
+        assert_eq!(scan(RULES_TEXT), EngineVerdict::clean());
+        let mut broken = eicar();
+        broken[60] ^= 1;
+        assert_eq!(scan(broken), EngineVerdict::clean());
+    }
+
+    #[test]
+    fn the_program_itself_is_not_flagged() {
+        let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        assert_eq!(scan(program), EngineVerdict::clean());
+    }
+
+    #[test]
+    fn finds_a_pattern_that_lies_across_two_windows_of_a_long_sample() {
+        let context = ScanContext::within(Duration::from_secs(60));
+        for offset in [WINDOW_BYTES - 20, WINDOW_BYTES - 1, WINDOW_BYTES, 2 * WINDOW_BYTES - PATTERN_BYTES_MAX - 3] {
+            let sample = LazyBlob::sample(3 * WINDOW_BYTES, offset, marker().as_bytes());
+            let verdict = BuiltinEngine::new().unwrap().scan(&sample, &context);
+            assert_eq!(verdict, EngineVerdict::infected("Lazaret-Test-Marker"), "at {offset}");
+        }
+    }
+
+    #[test]
+    fn past_its_deadline_it_fails_instead_of_finding_nothing() {
+        let context = ScanContext { deadline: Instant::now() };
+        let verdict = BuiltinEngine::new().unwrap().scan(&Sample::memory("file", "content"), &context);
+        assert_eq!(verdict.code, ResultCode::SCAN_FAILED);
+    }
+}

@@ -1,0 +1,262 @@
+//! What becomes of a member that comes out of a container: it is read into memory or, if it is too long, into the store, and
+//! then queued or scanned at once.
+//!
+//! Memory, at most: the budget, for what is queued; one file up to `sample_memory_max_bytes` a thread, for what the
+//! extracting thread scans itself when the budget is used up; and [`SMALL_BYTES_MAX`] for each of the at most
+//! [`INLINE_DEPTH_MAX`] containers that a thread is inside of.
+
+use std::cell::{Cell, RefCell};
+use std::io::Read;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lazaret_digests::{Digests, Set};
+use lazaret_protocol::BlobName;
+
+use super::Tree;
+use super::judge::{Known, info, process};
+use super::node::Node;
+use crate::budget::Budget;
+use crate::extractor::{Member, Stop};
+use crate::memory::{MemoryBudget, Reservation};
+use crate::sample::Sample;
+use crate::source::{BlobSource, BlobWriter};
+
+/// A member up to this length is held without the budget's permission if there is none.
+const SMALL_BYTES_MAX: u64 = 4 << 20;
+/// How many members, one inside the other, a thread scans at once before it leaves them to the queue: each takes stack.
+const INLINE_DEPTH_MAX: u32 = 8;
+/// How much is read from a member at once. Most members are shorter.
+const SCRATCH_BYTES: usize = 128 * 1024;
+/// How much goes to the store at once.
+const PIECE_BYTES: usize = 1 << 20;
+
+thread_local! {
+    /// How many members this thread is scanning while it extracts their containers.
+    static INLINE_DEPTH: Cell<u32> = const { Cell::new(0) };
+    /// Whether this thread holds its one file without the budget's permission.
+    static ALLOWANCE_TAKEN: Cell<bool> = const { Cell::new(false) };
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Takes the members of one container.
+pub(super) struct Members<'m> {
+    tree: &'m Arc<Tree>,
+    parent: &'m Arc<Node>,
+    budget: &'m Budget,
+}
+
+/// A member that was read.
+enum Content {
+    /// Into memory, with the permission that it was held with.
+    Held(Bytes, Permit),
+    /// Into the store.
+    Stored(BlobName, u64, Digests),
+}
+
+impl<'m> Members<'m> {
+    pub fn new(tree: &'m Arc<Tree>, parent: &'m Arc<Node>, budget: &'m Budget) -> Self {
+        Self { tree, parent, budget }
+    }
+
+    /// Takes one member.
+    pub fn take(&mut self, member: Member<'_>) -> Result<(), Stop> {
+        let name = member.name.clone();
+        let content = self.read(member)?;
+        let node = self.parent.member(self.tree, name);
+        self.hand_on(&node, content)
+    }
+
+    /// Reads a member to its end, or to the error that ends it.
+    fn read(&self, member: Member<'_>) -> Result<Content, Stop> {
+        let mut scratch = SCRATCH.with(RefCell::take);
+        scratch.resize(SCRATCH_BYTES, 0);
+        let content = self.read_with(member.content, &mut scratch);
+        SCRATCH.with(|slot| slot.replace(scratch));
+        content
+    }
+
+    fn read_with(&self, content: &mut dyn Read, scratch: &mut [u8]) -> Result<Content, Stop> {
+        let options = &self.tree.scanner.options;
+        let mut permit = Permit::new(&self.tree.scanner.memory);
+        let mut held: Vec<u8> = Vec::new();
+        loop {
+            let read = fill(content, scratch);
+            let piece = scratch.get(..read).unwrap_or_default();
+            let length = (held.len() + read) as u64;
+            if length > options.sample_memory_max_bytes || !permit.cover(length, &self.tree.scanner.memory) {
+                return self.store(&held, piece, content, read == scratch.len());
+            }
+            if read < scratch.len() {
+                if held.is_empty() {
+                    return Ok(Content::Held(Bytes::copy_from_slice(piece), permit));
+                }
+                held.extend_from_slice(piece);
+                held.shrink_to_fit();
+                return Ok(Content::Held(held.into(), permit));
+            }
+            held.extend_from_slice(piece);
+        }
+    }
+
+    /// Sends what was read and what is still to come to the store.
+    fn store(&self, held: &[u8], piece: &[u8], rest: &mut dyn Read, more: bool) -> Result<Content, Stop> {
+        let selection = self.tree.scanner.options.digests;
+        // The source notes its own failures and stops the tree.
+        let mut to_store =
+            ToStore { writer: self.tree.source.store().map_err(|_| Stop)?, digests: Set::new(selection), length: 0 };
+        to_store.write(held)?;
+        to_store.write(piece)?;
+        if more {
+            let mut buffer = vec![0; PIECE_BYTES];
+            loop {
+                let read = fill(rest, &mut buffer);
+                to_store.write(buffer.get(..read).unwrap_or_default())?;
+                if read < buffer.len() {
+                    break;
+                }
+            }
+        }
+        let name = to_store.writer.finish().map_err(|_| Stop)?;
+        Ok(Content::Stored(name, to_store.length, to_store.digests.finish()))
+    }
+
+    /// Queues a member, or scans it at once.
+    fn hand_on(&self, node: &Arc<Node>, content: Content) -> Result<(), Stop> {
+        let may_nest = INLINE_DEPTH.get() < INLINE_DEPTH_MAX;
+        match content {
+            Content::Held(bytes, Permit::Reserved(reservation)) => {
+                let sample = Sample::reserved(node.name.clone(), bytes, Some(reservation));
+                self.queue(node, sample, Known::default(), may_nest);
+            }
+            Content::Held(bytes, permit) if may_nest => {
+                let sample = Sample::memory(node.name.clone(), bytes);
+                self.scan_now(node, sample);
+                drop(permit);
+            }
+            // Too deep to be scanned here, and no permission to be held until somebody else does.
+            Content::Held(bytes, _) => match self.store(&bytes, &[], &mut std::io::empty(), false) {
+                Ok(stored) => return self.hand_on(node, stored),
+                Err(stop) => {
+                    // The node exists: it must be finished like every other one.
+                    self.scan_now(node, Sample::memory(node.name.clone(), Bytes::new()));
+                    return Err(stop);
+                }
+            },
+            Content::Stored(blob, length, digests) => {
+                let source: Arc<dyn BlobSource> = self.tree.source.clone();
+                let sample = Sample::remote(node.name.clone(), blob, length, source);
+                let file = Some(info(&node.name, length, Some(&digests)));
+                self.queue(node, sample, Known { file, blob: Some(blob), fetch_ms: 0 }, may_nest);
+            }
+        }
+        Ok(())
+    }
+
+    /// Queues a member. If the lane is full it is scanned at once, or, inside too many others, queued all the same.
+    fn queue(&self, node: &Arc<Node>, sample: Sample, known: Known, may_nest: bool) {
+        let (tree, job_node) = (self.tree.clone(), node.clone());
+        let job = Box::new(move || process(&tree, &job_node, sample, known));
+        if let Err(job) = self.tree.lane.try_push(job) {
+            if may_nest {
+                self.nested(job);
+            } else {
+                self.tree.lane.push(job);
+            }
+        }
+    }
+
+    fn scan_now(&self, node: &Arc<Node>, sample: Sample) {
+        self.nested(|| process(self.tree, node, sample, Known::default()));
+    }
+
+    /// Does the work of another job on this thread, off the clock of the container that is being taken apart.
+    fn nested(&self, work: impl FnOnce()) {
+        INLINE_DEPTH.set(INLINE_DEPTH.get() + 1);
+        self.budget.pause(work);
+        INLINE_DEPTH.set(INLINE_DEPTH.get() - 1);
+    }
+}
+
+/// A member on its way to the store.
+struct ToStore<'s> {
+    writer: Box<dyn BlobWriter + 's>,
+    digests: Set,
+    length: u64,
+}
+
+impl ToStore<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Stop> {
+        for piece in bytes.chunks(PIECE_BYTES) {
+            self.digests.update(piece);
+            self.length += piece.len() as u64;
+            self.writer.write(Bytes::copy_from_slice(piece)).map_err(|_| Stop)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads until the buffer is full, or the member ends or breaks. What breaks a member is noted where it is counted.
+fn fill(content: &mut dyn Read, buffer: &mut [u8]) -> usize {
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match content.read(rest) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    filled
+}
+
+/// By what right a member is held in memory.
+enum Permit {
+    /// The budget's.
+    Reserved(Reservation),
+    /// It is small.
+    Small,
+    /// It is the one file that a thread may hold of its own.
+    Allowance(Allowance),
+}
+
+impl Permit {
+    fn new(memory: &Arc<MemoryBudget>) -> Self {
+        memory.try_reserve(0).map_or(Self::Small, Self::Reserved)
+    }
+
+    /// Makes it cover `length` bytes, by whatever right there is.
+    fn cover(&mut self, length: u64, memory: &Arc<MemoryBudget>) -> bool {
+        let covered = match self {
+            Self::Reserved(reservation) => reservation.grow_to(length),
+            Self::Allowance(_) => true,
+            Self::Small => false,
+        };
+        if covered {
+            return true;
+        }
+        let permit = if length <= SMALL_BYTES_MAX {
+            Some(Self::Small)
+        } else if let Some(reservation) = memory.try_reserve(length) {
+            Some(Self::Reserved(reservation))
+        } else {
+            Allowance::take().map(Self::Allowance)
+        };
+        permit.map(|permit| *self = permit).is_some()
+    }
+}
+
+/// A thread's right to hold one file without the budget's permission, for as long as this lives.
+struct Allowance;
+
+impl Allowance {
+    fn take() -> Option<Self> {
+        (!ALLOWANCE_TAKEN.replace(true)).then_some(Self)
+    }
+}
+
+impl Drop for Allowance {
+    fn drop(&mut self) {
+        ALLOWANCE_TAKEN.set(false);
+    }
+}

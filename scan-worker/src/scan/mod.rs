@@ -1,0 +1,333 @@
+//! Scans one root with all files nested in it, on all scan threads.
+//!
+//! - A file is one job of the pool (`judge`): digests, type, engines, extraction. The members that come out become jobs of
+//!   their own (`members`). A container holds no thread while its members are scanned: it is a row of counters
+//!   (`node`), and whoever finishes the last of them finishes it too.
+//! - Nobody waits for memory or for a place in the queue. A member for which there is none is scanned at once by the thread
+//!   that extracted it, or goes to the store. See [`crate::memory`].
+//! - A file's record goes out when everything in it is finished, so after its members' records. Nothing is kept of it then.
+//! - Invariant: a nested file's id, ordinal and result follow from the root and the rule alone, on any number of threads.
+//!   The exception is a limit over the whole tree (files, bytes, ratio): where in the tree it strikes depends on which member
+//!   came out first.
+
+mod judge;
+mod members;
+mod node;
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lazaret_analysis::{DataId, FileInfo, FileResult, NestedRecord, Progress, Rule};
+use lazaret_digests::Selection;
+use lazaret_node_client::environment::{Clock, Environment};
+use lazaret_protocol::BlobName;
+use lazaret_protocol::message::ByteRange;
+use tokio::sync::oneshot;
+
+use self::judge::{Known, process};
+use self::node::Node;
+use crate::budget::{StopReason, StopSignal, TreeBudget};
+use crate::engine::Engine;
+use crate::memory::{MemoryBudget, Reservation};
+use crate::pool::{Lane, Pool};
+use crate::sample::Sample;
+use crate::source::{BlobSource, BlobWriter, SourceError};
+
+/// How the scanner uses the machine.
+#[derive(Debug, Clone)]
+pub struct ScannerOptions {
+    /// Threads that scan and extract.
+    pub scan_threads: usize,
+    /// A file up to this length is held in memory while it is scanned; a longer one is read by ranges.
+    pub sample_memory_max_bytes: u64,
+    /// How many bytes of files may wait in memory at once. Besides, each thread may hold one file of its own.
+    pub sample_budget_bytes: u64,
+    /// How long one engine may take for one file.
+    pub engine_timeout: Duration,
+    /// The digests that are taken of nested files.
+    pub digests: Selection,
+    /// The key from which nested files' ids are made. It must be the same for all workers, for as long as results are kept.
+    pub nested_id_key: [u8; 32],
+}
+
+/// What is to be scanned.
+pub struct Root {
+    /// The analysis.
+    pub data_id: DataId,
+    /// What is known of the file: name, length, digests.
+    pub file: FileInfo,
+    /// The rule it is scanned under.
+    pub rule: Rule,
+    /// The file's content in the store.
+    pub blob: BlobName,
+    /// The content, if it was fetched into memory.
+    pub content: Option<(Bytes, Reservation)>,
+    /// How long fetching it took.
+    pub fetch_ms: u64,
+}
+
+/// Where records of nested files go as they are finished. It may block the scan thread, which paces the scan.
+pub trait RecordSink: Send + Sync {
+    /// Takes one record. An error ends the scan without a result.
+    fn put(&self, record: NestedRecord) -> Result<(), String>;
+}
+
+/// How a scan ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TreeOutcome {
+    /// With a result. It may say that the scan was cancelled.
+    Finished(Box<FileResult>),
+    /// Without one: the worker may not write any more, or content or records could not be read or written.
+    Unfinished {
+        /// The content that could not be read or stored, if that was it.
+        source: Option<SourceError>,
+        /// In words.
+        detail: String,
+    },
+}
+
+/// Scans trees. Cheap to clone.
+#[derive(Clone)]
+pub struct Scanner {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    options: ScannerOptions,
+    engines: Vec<Arc<dyn Engine>>,
+    memory: Arc<MemoryBudget>,
+    clock: Arc<dyn Clock>,
+    pool: Pool,
+}
+
+impl Scanner {
+    /// Starts the scan threads.
+    pub fn start(
+        options: ScannerOptions,
+        engines: Vec<Arc<dyn Engine>>,
+        environment: &Environment,
+    ) -> io::Result<Self> {
+        let pool = Pool::start(options.scan_threads, &*environment.spawner)?;
+        let memory = MemoryBudget::new(options.sample_budget_bytes);
+        let clock = environment.clock.clone();
+        Ok(Self { shared: Arc::new(Shared { options, engines, memory, clock, pool }) })
+    }
+
+    /// The byte budget over all samples, for fetching a root into memory.
+    pub fn memory(&self) -> &Arc<MemoryBudget> {
+        &self.shared.memory
+    }
+
+    /// Begins to scan a tree.
+    pub fn scan(&self, root: Root, source: Arc<dyn BlobSource>, records: Arc<dyn RecordSink>) -> TreeScan {
+        let (done, outcome) = oneshot::channel();
+        let stop = Arc::new(StopSignal::default());
+        let source = Arc::new(Watched { source, stop: stop.clone(), failure: Mutex::new(None) });
+        let length = root.content.as_ref().map_or(root.file.size_bytes, |(content, _)| content.len() as u64);
+        let tree = Arc::new(Tree {
+            budget: Arc::new(TreeBudget::new(&root.rule, length)),
+            scanner: self.shared.clone(),
+            root: root.data_id,
+            rule: root.rule,
+            stop,
+            source: source.clone(),
+            records,
+            lane: self.shared.pool.lane(),
+            progress: ProgressState::new(length),
+            failure: Mutex::new(None),
+            done: Mutex::new(Some(done)),
+        });
+        let name = root.file.display_name.clone();
+        let node = Arc::new(Node::root(root.data_id, name.clone()));
+        let sample = match root.content {
+            Some((content, reservation)) => Sample::reserved(name, content, Some(reservation)),
+            None => Sample::remote(name, root.blob, length, source),
+        };
+        let known = Known { file: Some(root.file), fetch_ms: root.fetch_ms, ..Known::default() };
+        let job_tree = tree.clone();
+        tree.lane.push(Box::new(move || process(&job_tree, &node, sample, known)));
+        TreeScan { tree, outcome }
+    }
+}
+
+/// A tree that is being scanned. Dropped, the scan stops without a result.
+pub struct TreeScan {
+    tree: Arc<Tree>,
+    outcome: oneshot::Receiver<TreeOutcome>,
+}
+
+impl TreeScan {
+    /// Ends the scan as soon as each thread looks up from its file. The first reason stays.
+    pub fn stop(&self, reason: StopReason) {
+        self.tree.stop.stop(reason);
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        self.tree.progress.get()
+    }
+
+    /// Waits for the end of the scan. May be dropped and called again, until it has returned.
+    pub async fn outcome(&mut self) -> TreeOutcome {
+        (&mut self.outcome).await.unwrap_or_else(|_| TreeOutcome::Unfinished {
+            source: None,
+            detail: "the scan was forgotten by its threads".into(),
+        })
+    }
+
+    /// The same for a thread that may block.
+    pub fn wait(self) -> TreeOutcome {
+        let mut this = self;
+        let outcome = std::mem::replace(&mut this.outcome, oneshot::channel().1);
+        outcome.blocking_recv().unwrap_or_else(|_| TreeOutcome::Unfinished {
+            source: None,
+            detail: "the scan was forgotten by its threads".into(),
+        })
+    }
+}
+
+impl Drop for TreeScan {
+    fn drop(&mut self) {
+        self.tree.stop.stop(StopReason::Abandoned);
+    }
+}
+
+/// What all jobs of one root share.
+struct Tree {
+    scanner: Arc<Shared>,
+    root: DataId,
+    rule: Rule,
+    budget: Arc<TreeBudget>,
+    stop: Arc<StopSignal>,
+    source: Arc<Watched>,
+    records: Arc<dyn RecordSink>,
+    lane: Lane,
+    progress: ProgressState,
+    failure: Mutex<Option<String>>,
+    done: Mutex<Option<oneshot::Sender<TreeOutcome>>>,
+}
+
+impl Tree {
+    /// Whether results may no longer be written.
+    fn is_lost(&self) -> bool {
+        self.stop.reason().is_some_and(|reason| reason.code().is_none())
+    }
+
+    /// Ends the scan without a result.
+    fn fail(&self, detail: String) {
+        lock(&self.failure).get_or_insert(detail);
+        self.stop.stop(StopReason::Failed);
+    }
+
+    /// Tells whoever waits how the scan ended.
+    fn finish(&self, result: FileResult) {
+        let outcome = if self.is_lost() {
+            let source = lock(&self.source.failure).clone();
+            let detail = lock(&self.failure).clone().or_else(|| source.as_ref().map(ToString::to_string));
+            TreeOutcome::Unfinished { source, detail: detail.unwrap_or_else(|| "the scan was abandoned".into()) }
+        } else {
+            TreeOutcome::Finished(Box::new(result))
+        };
+        if let Some(done) = lock(&self.done).take() {
+            // Whoever waited may be gone; then nobody wants the outcome.
+            let _ = done.send(outcome);
+        }
+    }
+}
+
+/// A source that ends the scan at its first failure: what could not be read must not look like a broken file.
+struct Watched {
+    source: Arc<dyn BlobSource>,
+    stop: Arc<StopSignal>,
+    failure: Mutex<Option<SourceError>>,
+}
+
+impl Watched {
+    fn watch<T>(&self, result: Result<T, SourceError>) -> Result<T, SourceError> {
+        if let Err(error) = &result {
+            lock(&self.failure).get_or_insert_with(|| error.clone());
+            self.stop.stop(StopReason::Failed);
+        }
+        result
+    }
+}
+
+impl BlobSource for Watched {
+    fn read(&self, name: BlobName, range: ByteRange) -> Result<Bytes, SourceError> {
+        self.watch(self.source.read(name, range))
+    }
+
+    fn store(&self) -> Result<Box<dyn BlobWriter + '_>, SourceError> {
+        let writer = self.watch(self.source.store())?;
+        Ok(Box::new(WatchedWriter { writer, watched: self }))
+    }
+}
+
+struct WatchedWriter<'w> {
+    writer: Box<dyn BlobWriter + 'w>,
+    watched: &'w Watched,
+}
+
+impl BlobWriter for WatchedWriter<'_> {
+    fn write(&mut self, piece: Bytes) -> Result<(), SourceError> {
+        self.watched.watch(self.writer.write(piece))
+    }
+
+    fn finish(self: Box<Self>) -> Result<BlobName, SourceError> {
+        self.watched.watch(self.writer.finish())
+    }
+}
+
+/// How far a tree is, by how much of the root was read for taking it apart: how many files there are is known at the end only.
+struct ProgressState {
+    root_bytes: u64,
+    read_bytes: AtomicU64,
+    extracting: AtomicBool,
+    last_file: Mutex<String>,
+}
+
+impl ProgressState {
+    fn new(root_bytes: u64) -> Self {
+        Self {
+            root_bytes,
+            read_bytes: AtomicU64::new(0),
+            extracting: AtomicBool::new(false),
+            last_file: Mutex::default(),
+        }
+    }
+
+    fn begin_extraction(&self) {
+        self.extracting.store(true, Ordering::Relaxed);
+    }
+
+    fn read(&self, bytes: u64) {
+        self.read_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn begin_file(&self, name: &str) {
+        let mut last = lock(&self.last_file);
+        last.clear();
+        last.push_str(name);
+    }
+
+    fn get(&self) -> Progress {
+        let read = self.read_bytes.load(Ordering::Relaxed).min(self.root_bytes);
+        let percent = match u128::from(read) * 90 / u128::from(self.root_bytes.max(1)) {
+            _ if !self.extracting.load(Ordering::Relaxed) => 1,
+            part => 5 + part as u8,
+        };
+        Progress { percent, last_file: lock(&self.last_file).clone() }
+    }
+}
+
+/// Locks data that stays whole even if a thread panicked while it held the lock.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn ms_since(began: Instant) -> u64 {
+    began.elapsed().as_millis() as u64
+}

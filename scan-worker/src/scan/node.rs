@@ -1,0 +1,204 @@
+//! A file of the tree while it is being scanned: its place, and the counters that fold its members' results into its own.
+//!
+//! A node stays only as long as something in it is unfinished, so a container with a million members costs as much as
+//! one with a single member.
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use lazaret_analysis::verdict::Extraction;
+use lazaret_analysis::{
+    ContainerResult, DataId, EngineResult, FileInfo, FileResult, NestedRecord, Outcome, ResultCode, Rule, Times,
+    own_result, worst,
+};
+use lazaret_protocol::BlobName;
+
+use super::{Tree, lock, ms_since};
+
+/// A file's place in its tree, and what is known of its results so far.
+pub(super) struct Node {
+    pub parent: Option<Arc<Node>>,
+    pub data_id: DataId,
+    pub ordinal: u32,
+    /// How many containers deep it lies; the root is at 0.
+    pub depth: u32,
+    pub name: String,
+    /// Its place in the root: names joined by `/`; empty for the root.
+    pub path: String,
+    pub created: Instant,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// What is unfinished: the file's own scan and its direct members.
+    open: u64,
+    judged: Option<Judged>,
+    members: u32,
+    detected: u64,
+    worst: Option<Worst>,
+}
+
+/// The direct member with the worst result so far, its own nested files included, so that whoever follows it from
+/// container to container arrives at the file that decided. Of equally bad ones the first in the archive's order, whoever
+/// was finished first.
+#[derive(Clone, Copy)]
+struct Worst {
+    code: ResultCode,
+    ordinal: u32,
+    data_id: DataId,
+}
+
+/// What a file's own scan found.
+#[derive(Default)]
+pub(super) struct Judged {
+    pub file: FileInfo,
+    pub blob: Option<BlobName>,
+    pub engines: Vec<EngineResult>,
+    pub container: Option<Opened>,
+    /// The result of what kept the file from being judged at all.
+    pub failure: Option<ResultCode>,
+    pub times: Times,
+    pub detail: String,
+}
+
+/// What came of taking it apart.
+#[derive(Default)]
+pub(super) struct Opened {
+    /// Why it did not come apart completely.
+    pub reason: Option<ResultCode>,
+    pub detail: String,
+    pub encrypted: bool,
+}
+
+impl Node {
+    pub fn root(data_id: DataId, name: String) -> Self {
+        Self::new(None, data_id, 0, 0, name, String::new())
+    }
+
+    fn new(parent: Option<Arc<Node>>, data_id: DataId, ordinal: u32, depth: u32, name: String, path: String) -> Self {
+        let state = State { open: 1, judged: None, members: 0, detected: 0, worst: None };
+        Self { parent, data_id, ordinal, depth, name, path, created: Instant::now(), state: Mutex::new(state) }
+    }
+
+    /// The next direct member.
+    pub fn member(self: &Arc<Self>, tree: &Tree, name: String) -> Arc<Self> {
+        let ordinal = {
+            let mut state = lock(&self.state);
+            state.open += 1;
+            state.members += 1;
+            state.members - 1
+        };
+        let mut ordinals = vec![ordinal];
+        let mut above = Some(self);
+        while let Some(node) = above {
+            if node.parent.is_some() {
+                ordinals.push(node.ordinal);
+            }
+            above = node.parent.as_ref();
+        }
+        ordinals.reverse();
+        let data_id = DataId::nested(&tree.scanner.options.nested_id_key, tree.root, &ordinals);
+        let path = if self.path.is_empty() { name.clone() } else { format!("{}/{name}", self.path) };
+        Arc::new(Self::new(Some(self.clone()), data_id, ordinal, self.depth + 1, name, path))
+    }
+
+    /// The file's own scan is done.
+    pub fn judged(self: &Arc<Self>, tree: &Tree, judged: Judged) {
+        lock(&self.state).judged = Some(judged);
+        let mut finished = Some(self.clone());
+        while let Some(node) = finished {
+            finished = node.close_one(tree);
+        }
+    }
+
+    /// One of the things that were open is finished. If it was the last, the file is, and something of its parent.
+    fn close_one(&self, tree: &Tree) -> Option<Arc<Self>> {
+        let (result, blob) = {
+            let mut state = lock(&self.state);
+            state.open = state.open.saturating_sub(1);
+            if state.open > 0 {
+                return None;
+            }
+            let judged = state.judged.take().unwrap_or_default();
+            let blob = judged.blob;
+            (self.result(&state, judged, &tree.rule), blob)
+        };
+        let Some(parent) = self.parent.clone() else {
+            tree.finish(result);
+            return None;
+        };
+        parent.fold(self, &result);
+        if !tree.is_lost() {
+            let record = NestedRecord {
+                data_id: self.data_id,
+                root: tree.root,
+                parent: parent.data_id,
+                ordinal: self.ordinal,
+                path: self.path.clone(),
+                blob: blob.map(|blob| blob.to_string()),
+                result,
+            };
+            if let Err(error) = tree.records.put(record) {
+                tree.fail(error);
+            }
+        }
+        Some(parent)
+    }
+
+    /// Takes a direct member's result into account.
+    fn fold(&self, member: &Self, result: &FileResult) {
+        let candidate = Worst { code: result.overall, ordinal: member.ordinal, data_id: member.data_id };
+        let mut state = lock(&self.state);
+        state.detected += u64::from(is_threat(result.own));
+        state.detected += result.container.as_ref().map_or(0, |container| container.detected_count);
+        let key = |worst: &Worst| (worst.code.severity_rank(), worst.ordinal);
+        if state.worst.as_ref().is_none_or(|so_far| key(&candidate) < key(so_far)) {
+            state.worst = Some(candidate);
+        }
+    }
+
+    fn result(&self, state: &State, judged: Judged, rule: &Rule) -> FileResult {
+        let extraction = match &judged.container {
+            None => Extraction::NotAContainer,
+            Some(Opened { reason: None, .. }) => Extraction::Complete,
+            Some(Opened { reason: Some(code), .. }) => Extraction::Incomplete(*code),
+        };
+        let engine_codes = judged.engines.iter().map(|engine| engine.code);
+        let mut own = own_result(engine_codes, extraction);
+        if let Some(failure) = judged.failure {
+            own = worst(own, failure);
+        }
+        let overall = state.worst.map_or(own, |nested| worst(own, nested.code));
+        let mut blocked_reasons = Vec::new();
+        for code in [overall, own] {
+            let text = code.text().to_owned();
+            if rule.outcome(code) == Outcome::Blocked && !blocked_reasons.contains(&text) {
+                blocked_reasons.push(text);
+            }
+        }
+        let container = judged.container.map(|opened| ContainerResult {
+            extracted_count: u64::from(state.members),
+            detected_count: state.detected,
+            worst_child: state.worst.filter(|nested| nested.code == overall).map(|nested| nested.data_id),
+            reason: opened.reason,
+            detail: opened.detail,
+            encrypted: opened.encrypted,
+        });
+        let times = Times { total_ms: ms_since(self.created), ..judged.times };
+        FileResult {
+            own,
+            overall,
+            engines: judged.engines,
+            file: judged.file,
+            container,
+            blocked_reasons,
+            times,
+            detail: judged.detail,
+        }
+    }
+}
+
+/// Whether a code is a threat and not a fault, a limit or a clean bill: the part of the severity table above "Scan Failed".
+fn is_threat(code: ResultCode) -> bool {
+    code.severity_rank() < ResultCode::SCAN_FAILED.severity_rank()
+}

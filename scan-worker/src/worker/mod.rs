@@ -1,0 +1,413 @@
+//! The scan worker: leases tasks, scans what they name, and records the results.
+//!
+//! - A task is leased, and the lease extended every third of its time while the scan runs. A worker whose lease is lost stops
+//!   and writes nothing more: somebody else has the task.
+//! - Rows of nested files are written before the root is finished, and the task is acknowledged last. A crash anywhere in
+//!   between leads to the same rows again.
+//! - What may work later (content unavailable, records not writable) gives the task back with a growing delay, at most
+//!   [`RELEASES_MAX`] times. What never will (the blob is gone) closes the analysis as Failed, with the reason. A task that
+//!   was leased more than [`ATTEMPTS_MAX`] times without being given back took its worker down each time, and is closed too.
+//! - The result store is the truth: a sweep queues again whatever is unfinished and has no task.
+
+mod fetch;
+mod records;
+mod supervisor;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lazaret_analysis::{
+    AnalysisRecord, DataId, FileResult, Lease, ProgressCache, ResultCode, ResultStore, StoreError, Task, TaskQueue,
+    Times,
+};
+use lazaret_digests::Selection;
+use lazaret_node_client::{Cluster, Environment};
+use lazaret_protocol::BlobName;
+use tokio::sync::{Semaphore, watch};
+
+use self::records::RecordWriter;
+use self::supervisor::Supervisor;
+use crate::budget::StopReason;
+use crate::engine::Engine;
+use crate::scan::{Root, Scanner, ScannerOptions, TreeOutcome, TreeScan};
+use crate::source::{BlobSource, ClusterSource, SourceError};
+
+/// A task that was leased more often without being given back is not tried again: it took its worker down each time.
+pub const ATTEMPTS_MAX: u32 = 3;
+/// How often a task is given back because content could not be read or records not written, before it is closed as Failed.
+/// With the delays between, this is about half an hour.
+pub const RELEASES_MAX: u32 = 10;
+/// The first delay before such a task is leased again; it doubles up to the longest.
+const RELEASE_DELAY_MS: u64 = 1_000;
+const RELEASE_DELAY_MS_MAX: u64 = 10 * 60 * 1_000;
+/// How long the loops wait after the queue or the store refused, and between looks at a queue of another process.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// How often a root's result is offered to a store that refuses, before the task is given back.
+const FINISH_TRIES: u32 = 3;
+/// How often progress is noted.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+/// Most unfinished analyses that one pass of the sweep looks at; the next pass sees the rest.
+const SWEEP_MAX: u32 = 1_000;
+
+/// How a worker works.
+#[derive(Debug, Clone)]
+pub struct WorkerOptions {
+    /// The worker's name, as the queue shows it.
+    pub name: String,
+    /// The key from which nested files' ids are made. It must be the same for all workers, for as long as results are kept.
+    pub nested_id_key: [u8; 32],
+    /// Threads that scan and extract. Default: one a core.
+    pub scan_threads: usize,
+    /// How many submissions are scanned at once. Default: twice the threads, so that fetching and scanning overlap.
+    pub concurrent_files: usize,
+    /// A file up to this length is held in memory while it is scanned. Default: 256 MiB.
+    pub sample_memory_max_bytes: u64,
+    /// How many bytes of files may wait in memory at once, besides one file a thread. Default: 1 GiB.
+    pub sample_budget_bytes: u64,
+    /// How long a lease lasts without a heartbeat. Default: 30 seconds.
+    pub lease_ms: u64,
+    /// How long one engine may take for one file. Default: 60 seconds.
+    pub engine_timeout: Duration,
+    /// The digests that are taken of nested files. Default: all.
+    pub digests: Selection,
+    /// How often unfinished analyses are looked for that have no task. Default: 5 seconds.
+    pub sweep_interval: Duration,
+    /// How long an analysis may be without a task before the sweep queues it. Default: 15 seconds.
+    pub sweep_age_ms: u64,
+    /// How long running scans may take to finish after a shutdown was asked for, before they are given back. Default: 5
+    /// seconds.
+    pub shutdown_grace: Duration,
+}
+
+impl WorkerOptions {
+    /// The defaults, for a worker of this name.
+    pub fn new(name: impl Into<String>, nested_id_key: [u8; 32]) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            name: name.into(),
+            nested_id_key,
+            scan_threads: cores,
+            concurrent_files: 2 * cores,
+            sample_memory_max_bytes: 256 << 20,
+            sample_budget_bytes: 1 << 30,
+            lease_ms: 30_000,
+            engine_timeout: Duration::from_secs(60),
+            digests: Selection::ALL,
+            sweep_interval: Duration::from_secs(5),
+            sweep_age_ms: 15_000,
+            shutdown_grace: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A scan worker. Made inside a tokio runtime, whose handle the scan threads use to read and store blobs.
+pub struct ScanWorker {
+    shared: Arc<Shared>,
+}
+
+/// What all running scans share.
+struct Shared {
+    options: WorkerOptions,
+    results: Arc<dyn ResultStore>,
+    queue: Arc<dyn TaskQueue>,
+    progress: Arc<dyn ProgressCache>,
+    cluster: Cluster,
+    source: Arc<dyn BlobSource>,
+    environment: Environment,
+    scanner: Scanner,
+}
+
+impl ScanWorker {
+    /// Starts the scan threads. Takes no task before [`ScanWorker::run`].
+    pub fn new(
+        options: WorkerOptions,
+        results: Arc<dyn ResultStore>,
+        queue: Arc<dyn TaskQueue>,
+        progress: Arc<dyn ProgressCache>,
+        cluster: Cluster,
+        environment: Environment,
+        engines: Vec<Arc<dyn Engine>>,
+    ) -> io::Result<Self> {
+        let scanner_options = ScannerOptions {
+            scan_threads: options.scan_threads,
+            sample_memory_max_bytes: options.sample_memory_max_bytes,
+            sample_budget_bytes: options.sample_budget_bytes,
+            engine_timeout: options.engine_timeout,
+            digests: options.digests,
+            nested_id_key: options.nested_id_key,
+        };
+        let runtime = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
+        let scanner = Scanner::start(scanner_options, engines, &environment)?;
+        let source: Arc<dyn BlobSource> = Arc::new(ClusterSource::new(cluster.clone(), runtime));
+        let shared = Shared { options, results, queue, progress, cluster, source, environment, scanner };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Works until `shutdown` becomes true or its sender is gone. Then it takes no more tasks, lets running scans finish for
+    /// a while, gives the others back, and returns when nothing runs any more.
+    pub async fn run(self, mut shutdown: watch::Receiver<bool>) {
+        let shared = self.shared;
+        let slots = Arc::new(Semaphore::new(shared.options.concurrent_files.max(1)));
+        let sweep = shared.clone().sweep();
+        let for_scans = shutdown.clone();
+        tokio::select! {
+            () = shared.take_tasks(&slots, &for_scans) => {}
+            () = sweep => {}
+            _ = shutdown.wait_for(|asked| *asked) => {}
+        }
+        // Every running scan holds a slot.
+        let all = shared.options.concurrent_files.max(1) as u32;
+        drop(slots.acquire_many(all).await);
+    }
+}
+
+impl Shared {
+    fn now_ms(&self) -> u64 {
+        self.environment.clock.unix_ms()
+    }
+
+    /// Leases tasks and starts their scans, for ever. May be dropped at any point: a task that was leased and not begun
+    /// comes back when its lease ends.
+    async fn take_tasks(self: &Arc<Self>, slots: &Arc<Semaphore>, shutdown: &watch::Receiver<bool>) {
+        loop {
+            let Ok(slot) = slots.clone().acquire_owned().await else { return };
+            let Some(lease) = self.lease().await else {
+                drop(slot);
+                self.queue.wait(RETRY_DELAY).await;
+                continue;
+            };
+            let (shared, shutdown) = (self.clone(), shutdown.clone());
+            self.environment.spawner.spawn(Box::pin(async move {
+                shared.work(lease, shutdown).await;
+                drop(slot);
+            }));
+        }
+    }
+
+    async fn lease(&self) -> Option<Lease> {
+        match self.queue.lease(&self.options.name, 1, self.options.lease_ms, self.now_ms()).await {
+            Ok(mut leases) => leases.pop(),
+            Err(error) => {
+                tracing::warn!(%error, "no task could be leased");
+                None
+            }
+        }
+    }
+
+    /// Queues what is unfinished and has no task, again and again.
+    async fn sweep(self: Arc<Self>) {
+        loop {
+            if let Err(error) = self.sweep_once().await {
+                tracing::warn!(%error, "the sweep for lost tasks failed");
+            }
+            self.environment.clock.sleep(self.options.sweep_interval).await;
+        }
+    }
+
+    async fn sweep_once(&self) -> Result<(), StoreError> {
+        let now_ms = self.now_ms();
+        let before_ms = now_ms.saturating_sub(self.options.sweep_age_ms);
+        for data_id in self.results.unfinished(before_ms, SWEEP_MAX).await? {
+            if !self.queue.contains(data_id).await? && self.queue.push(Task::scan(data_id, now_ms)).await? {
+                tracing::warn!(%data_id, "an unfinished analysis had no task and was queued again");
+            }
+        }
+        Ok(())
+    }
+
+    /// Does one task, whatever comes of it.
+    async fn work(&self, lease: Lease, shutdown: watch::Receiver<bool>) {
+        let data_id = lease.task.data_id;
+        let ending = match self.try_work(&lease, shutdown).await {
+            Ok(ending) => ending,
+            Err(error) => Ending::Retry { detail: error.to_string() },
+        };
+        if let Err(error) = self.end(&lease, ending).await {
+            // The lease ends by itself, and the task comes back.
+            tracing::warn!(%data_id, %error, "the end of a scan could not be recorded");
+        }
+    }
+
+    async fn try_work(&self, lease: &Lease, shutdown: watch::Receiver<bool>) -> Result<Ending, StoreError> {
+        let data_id = lease.task.data_id;
+        let Some(record) = self.results.get(data_id).await? else { return Ok(Ending::Nothing) };
+        if record.state.is_finished() {
+            return Ok(Ending::Nothing);
+        }
+        if lease.attempts > ATTEMPTS_MAX {
+            let detail = "scanning the file took its worker down three times: it is not tried again".to_owned();
+            return Ok(Ending::Failed { record: Box::new(record), detail });
+        }
+        if record.cancel_requested {
+            let result = bare_result(&record, ResultCode::CANCELLED, String::new(), self.now_ms());
+            return Ok(Ending::Result(Box::new(result)));
+        }
+        let Ok(blob) = record.new.blob.parse::<BlobName>() else {
+            let detail = format!("the analysis names no blob: {:?}", record.new.blob);
+            return Ok(Ending::Failed { record: Box::new(record), detail });
+        };
+        if !self.results.start(data_id, self.now_ms()).await? {
+            return Ok(Ending::Nothing);
+        }
+        let supervisor = Supervisor::new(self, lease, &record, shutdown);
+        Ok(self.scan(record, blob, supervisor).await)
+    }
+
+    /// Fetches and scans a file under the supervisor's eyes.
+    async fn scan(&self, record: AnalysisRecord, blob: BlobName, mut supervisor: Supervisor<'_>) -> Ending {
+        let began = self.environment.clock.monotonic();
+        let fetched = tokio::select! {
+            biased;
+            reason = supervisor.next() => return self.stopped_early(record, reason, &supervisor),
+            fetched = self.fetch(blob, record.new.file.size_bytes) => fetched,
+        };
+        let content = match fetched {
+            Ok(content) => content,
+            Err(error) => return Ending::of_source(record, &error),
+        };
+        let fetch_ms = self.environment.clock.monotonic().saturating_sub(began).as_millis() as u64;
+        let root = Root {
+            data_id: record.data_id,
+            file: record.new.file.clone(),
+            rule: record.new.rule.clone(),
+            blob,
+            content,
+            fetch_ms,
+        };
+        let (writer, sink) = RecordWriter::start(self.results.clone(), &self.environment);
+        let mut tree = self.scanner.scan(root, self.source.clone(), sink);
+        let outcome = self.watch(record.data_id, &mut tree, &mut supervisor).await;
+        drop(tree);
+        let written = writer.finish().await;
+        match (outcome, written) {
+            (TreeOutcome::Finished(result), Ok(())) => Ending::Result(result),
+            (_, _) if supervisor.is_lost() => Ending::Lost,
+            (_, _) if supervisor.is_shutting_down() => Ending::GiveBack,
+            (TreeOutcome::Unfinished { source: Some(error), .. }, _) => Ending::of_source(record, &error),
+            (_, Err(detail)) | (TreeOutcome::Unfinished { detail, .. }, _) => Ending::Retry { detail },
+        }
+    }
+
+    /// Waits for the end of a scan, notes its progress, and stops it when the supervisor says so.
+    async fn watch(&self, data_id: DataId, tree: &mut TreeScan, supervisor: &mut Supervisor<'_>) -> TreeOutcome {
+        loop {
+            tokio::select! {
+                biased;
+                outcome = tree.outcome() => return outcome,
+                reason = supervisor.next() => tree.stop(reason),
+                () = self.environment.clock.sleep(PROGRESS_INTERVAL) => {
+                    if let Err(error) = self.progress.set(data_id, tree.progress()).await {
+                        tracing::debug!(%data_id, %error, "progress could not be noted");
+                    }
+                }
+            }
+        }
+    }
+
+    /// A scan that was stopped before it had any content.
+    fn stopped_early(&self, record: AnalysisRecord, reason: StopReason, supervisor: &Supervisor<'_>) -> Ending {
+        match reason.code() {
+            Some(code) => Ending::Result(Box::new(bare_result(&record, code, String::new(), self.now_ms()))),
+            None if supervisor.is_lost() => Ending::Lost,
+            None => Ending::GiveBack,
+        }
+    }
+
+    /// Records how a task ended.
+    async fn end(&self, lease: &Lease, ending: Ending) -> Result<(), StoreError> {
+        let data_id = lease.task.data_id;
+        let result = match ending {
+            Ending::Nothing => {
+                self.queue.ack(&lease.token).await?;
+                return Ok(());
+            }
+            Ending::Lost => {
+                tracing::warn!(%data_id, worker = self.options.name, "the lease was lost, the scan is left to another worker");
+                return Ok(());
+            }
+            Ending::GiveBack => {
+                self.queue.release(&lease.token, 0, self.now_ms()).await?;
+                return Ok(());
+            }
+            Ending::Retry { detail } if lease.releases < RELEASES_MAX => {
+                let delay_ms = (RELEASE_DELAY_MS << lease.releases.min(32)).min(RELEASE_DELAY_MS_MAX);
+                tracing::warn!(%data_id, detail, delay_ms, releases = lease.releases, "the scan is given back to be tried later");
+                self.queue.release(&lease.token, delay_ms, self.now_ms()).await?;
+                return Ok(());
+            }
+            Ending::Retry { detail } => match self.results.get(data_id).await? {
+                Some(record) => Box::new(bare_result(&record, ResultCode::FAILED, detail, self.now_ms())),
+                None => return Ok(()),
+            },
+            Ending::Failed { record, detail } => {
+                Box::new(bare_result(&record, ResultCode::FAILED, detail, self.now_ms()))
+            }
+            Ending::Result(result) => result,
+        };
+        self.finish(data_id, &result).await?;
+        self.queue.ack(&lease.token).await?;
+        Ok(())
+    }
+
+    async fn finish(&self, data_id: DataId, result: &FileResult) -> Result<(), StoreError> {
+        let mut tries = 1;
+        loop {
+            match self.results.finish(data_id, result, self.now_ms()).await {
+                Ok(_) => break,
+                Err(error) if tries >= FINISH_TRIES => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%data_id, %error, "the result could not be recorded, trying again");
+                    tries += 1;
+                    self.environment.clock.sleep(RETRY_DELAY).await;
+                }
+            }
+        }
+        tracing::info!(%data_id, result = %result.overall, total_ms = result.times.total_ms, "analysis finished");
+        if let Err(error) = self.progress.remove(data_id).await {
+            tracing::debug!(%data_id, %error, "progress could not be forgotten");
+        }
+        Ok(())
+    }
+}
+
+/// How a task ended.
+enum Ending {
+    /// There was nothing to do.
+    Nothing,
+    /// With a result.
+    Result(Box<FileResult>),
+    /// It never will succeed.
+    Failed { record: Box<AnalysisRecord>, detail: String },
+    /// It may succeed later.
+    Retry { detail: String },
+    /// The worker ends before the scan does.
+    GiveBack,
+    /// Somebody else has the task.
+    Lost,
+}
+
+impl Ending {
+    fn of_source(record: AnalysisRecord, error: &SourceError) -> Self {
+        match error {
+            SourceError::NotFound(_) => Self::Failed { record: Box::new(record), detail: error.to_string() },
+            SourceError::Unavailable { .. } | SourceError::Store { .. } => Self::Retry { detail: error.to_string() },
+        }
+    }
+}
+
+/// The result of a file that was not scanned at all.
+fn bare_result(record: &AnalysisRecord, code: ResultCode, detail: String, now_ms: u64) -> FileResult {
+    let mut blocked_reasons = vec![code.text().to_owned()];
+    blocked_reasons.extend((!detail.is_empty()).then(|| detail.clone()));
+    FileResult {
+        own: code,
+        overall: code,
+        engines: Vec::new(),
+        file: record.new.file.clone(),
+        container: None,
+        blocked_reasons,
+        times: Times { start_ms: now_ms, ..Times::default() },
+        detail,
+    }
+}

@@ -1,0 +1,104 @@
+//! Writes the records of one root's nested files, in the order in which they were finished, in batches.
+//!
+//! Scan threads block when the channel is full, which paces them to the store. A batch is whatever came while the one before
+//! was being written.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lazaret_analysis::{NESTED_BATCH_MAX, NestedRecord, ResultStore};
+use lazaret_node_client::Environment;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::scan::RecordSink;
+
+/// Records that wait to be written: two batches, so that one fills while the other is written.
+const WAITING_MAX: usize = 2 * NESTED_BATCH_MAX;
+/// How often a batch is offered to a store that refuses it.
+const TRIES: u32 = 3;
+/// How long to wait in between.
+const RETRY_DELAY: Duration = Duration::from_millis(500);
+
+enum Message {
+    Record(Box<NestedRecord>),
+    End,
+}
+
+/// The writer of one root's records, running beside the scan.
+pub(super) struct RecordWriter {
+    messages: mpsc::Sender<Message>,
+    written: oneshot::Receiver<Result<(), String>>,
+}
+
+struct Sink(mpsc::Sender<Message>);
+
+impl RecordSink for Sink {
+    fn put(&self, record: NestedRecord) -> Result<(), String> {
+        self.0
+            .blocking_send(Message::Record(Box::new(record)))
+            .map_err(|_| "records can no longer be written".to_owned())
+    }
+}
+
+impl RecordWriter {
+    /// Starts it, and makes what the scan puts its records into.
+    pub fn start(results: Arc<dyn ResultStore>, environment: &Environment) -> (Self, Arc<dyn RecordSink>) {
+        let (messages, waiting) = mpsc::channel(WAITING_MAX);
+        let (done, written) = oneshot::channel();
+        let writing = write_all(results, environment.clone(), waiting);
+        environment.spawner.spawn(Box::pin(async move {
+            // Nobody listens any more if the analysis was given up.
+            let _ = done.send(writing.await);
+        }));
+        let sink = Arc::new(Sink(messages.clone()));
+        (Self { messages, written }, sink)
+    }
+
+    /// Waits until everything that was put is written.
+    pub async fn finish(self) -> Result<(), String> {
+        // A writer that failed has gone; its answer says why.
+        let _ = self.messages.send(Message::End).await;
+        self.written.await.unwrap_or_else(|_| Err("the writer of records ended early".to_owned()))
+    }
+}
+
+async fn write_all(
+    results: Arc<dyn ResultStore>,
+    environment: Environment,
+    mut waiting: mpsc::Receiver<Message>,
+) -> Result<(), String> {
+    let mut messages = Vec::with_capacity(NESTED_BATCH_MAX);
+    loop {
+        waiting.recv_many(&mut messages, NESTED_BATCH_MAX).await;
+        // No message: whoever scans is gone, and so is whoever asks.
+        let mut ended = messages.is_empty();
+        let mut batch = Vec::with_capacity(messages.len());
+        for message in messages.drain(..) {
+            match message {
+                Message::Record(record) => batch.push(*record),
+                Message::End => ended = true,
+            }
+        }
+        if !batch.is_empty() {
+            write(&*results, &environment, &batch).await?;
+        }
+        if ended {
+            return Ok(());
+        }
+    }
+}
+
+async fn write(results: &dyn ResultStore, environment: &Environment, batch: &[NestedRecord]) -> Result<(), String> {
+    let mut tries = 1;
+    loop {
+        match results.put_nested(batch).await {
+            Ok(true) => return Ok(()),
+            Ok(false) => return Err("the analysis was finished by somebody else".to_owned()),
+            Err(error) if tries >= TRIES => return Err(error.to_string()),
+            Err(_) => {
+                tries += 1;
+                environment.clock.sleep(RETRY_DELAY).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! What watches over one running scan: the lease's heartbeat, the submitter's wish to cancel, the rule's time limit, the
+//! worker's shutdown.
+
+use std::time::Duration;
+
+use lazaret_analysis::{AnalysisRecord, Lease};
+use tokio::sync::watch;
+
+use super::Shared;
+use crate::budget::StopReason;
+
+/// How often the store is asked whether the analysis is to be cancelled.
+const CANCEL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Watches over one scan. All moments are on the environment's monotonic clock.
+pub(super) struct Supervisor<'s> {
+    shared: &'s Shared,
+    lease: &'s Lease,
+    next_beat: Duration,
+    lease_end: Duration,
+    next_look: Option<Duration>,
+    time_limit: Option<Duration>,
+    shutdown: watch::Receiver<bool>,
+    shutdown_end: Option<Duration>,
+    lost: bool,
+    abandoned: bool,
+}
+
+enum Due {
+    Beat,
+    Look,
+    TimeLimit,
+    ShutdownEnd,
+}
+
+impl<'s> Supervisor<'s> {
+    pub fn new(shared: &'s Shared, lease: &'s Lease, record: &AnalysisRecord, shutdown: watch::Receiver<bool>) -> Self {
+        let now = shared.environment.clock.monotonic();
+        let lasts = Duration::from_millis(shared.options.lease_ms);
+        Self {
+            shared,
+            lease,
+            next_beat: now + lasts / 3,
+            lease_end: now + lasts,
+            next_look: Some(now),
+            time_limit: record
+                .new
+                .rule
+                .global_timeout_seconds
+                .map(|limit| now.saturating_add(Duration::from_secs(limit))),
+            shutdown,
+            shutdown_end: None,
+            lost: false,
+            abandoned: false,
+        }
+    }
+
+    /// Whether somebody else may have the task.
+    pub fn is_lost(&self) -> bool {
+        self.lost
+    }
+
+    /// Whether the worker ends.
+    pub fn is_shutting_down(&self) -> bool {
+        self.shutdown_end.is_some()
+    }
+
+    /// Beats until there is a reason to stop, and tells it; called again it beats on. May be dropped and called again.
+    pub async fn next(&mut self) -> StopReason {
+        loop {
+            let Some((due, at)) = self.first_due() else { std::future::pending().await };
+            let left = at.saturating_sub(self.shared.environment.clock.monotonic());
+            let shutdown_known = self.shutdown_end.is_some();
+            tokio::select! {
+                biased;
+                // An error means that whoever could ask for a shutdown is gone, which is one.
+                _ = self.shutdown.wait_for(|asked| *asked), if !shutdown_known => {
+                    let grace = self.shared.options.shutdown_grace;
+                    self.shutdown_end = Some(self.shared.environment.clock.monotonic() + grace);
+                    continue;
+                }
+                () = self.shared.environment.clock.sleep(left) => {}
+            }
+            let reason = match due {
+                Due::Beat => self.beat().await,
+                Due::Look => self.look().await,
+                Due::TimeLimit => {
+                    self.time_limit = None;
+                    Some(StopReason::GlobalTimeout)
+                }
+                Due::ShutdownEnd => Some(StopReason::Abandoned),
+            };
+            self.abandoned |= reason == Some(StopReason::Abandoned);
+            if let Some(reason) = reason {
+                return reason;
+            }
+        }
+    }
+
+    /// What comes first; nothing once the scan was abandoned.
+    fn first_due(&self) -> Option<(Due, Duration)> {
+        if self.abandoned {
+            return None;
+        }
+        let moments = [
+            Some((Due::Beat, self.next_beat)),
+            self.next_look.map(|at| (Due::Look, at)),
+            self.time_limit.map(|at| (Due::TimeLimit, at)),
+            self.shutdown_end.map(|at| (Due::ShutdownEnd, at)),
+        ];
+        moments.into_iter().flatten().min_by_key(|(_, at)| *at)
+    }
+
+    /// Extends the lease.
+    async fn beat(&mut self) -> Option<StopReason> {
+        let lease_ms = self.shared.options.lease_ms;
+        let lasts = Duration::from_millis(lease_ms);
+        let began = self.shared.environment.clock.monotonic();
+        match self.shared.queue.extend(&self.lease.token, lease_ms, self.shared.now_ms()).await {
+            Ok(true) => {
+                self.next_beat = began + lasts / 3;
+                self.lease_end = began + lasts;
+                None
+            }
+            Ok(false) => {
+                self.lost = true;
+                Some(StopReason::Abandoned)
+            }
+            Err(error) if began < self.lease_end => {
+                tracing::warn!(data_id = %self.lease.task.data_id, %error, "a lease could not be extended, trying again");
+                self.next_beat = began + lasts / 10;
+                None
+            }
+            Err(_) => {
+                self.lost = true;
+                Some(StopReason::Abandoned)
+            }
+        }
+    }
+
+    /// Asks whether the analysis is to be cancelled.
+    async fn look(&mut self) -> Option<StopReason> {
+        let asked = self.shared.results.cancel_requested(self.lease.task.data_id).await;
+        self.next_look = Some(self.shared.environment.clock.monotonic() + CANCEL_INTERVAL);
+        match asked {
+            Ok(true) => {
+                self.next_look = None;
+                Some(StopReason::Cancelled)
+            }
+            Ok(false) => None,
+            Err(error) => {
+                tracing::debug!(data_id = %self.lease.task.data_id, %error, "could not ask whether to cancel");
+                None
+            }
+        }
+    }
+}

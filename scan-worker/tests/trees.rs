@@ -1,0 +1,445 @@
+//! Trees as a whole: limits, memory, threads, engines, stopping.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::*;
+use lazaret_analysis::{FileInfo, NestedRecord, ResultCode, Rule};
+use lazaret_protocol::BlobName;
+use lazaret_protocol::message::ByteRange;
+use lazaret_scan_worker::budget::StopReason;
+use lazaret_scan_worker::engine::{Engine, EngineInfo, EngineVerdict, ScanContext};
+use lazaret_scan_worker::engines::{self, builtin::marker};
+use lazaret_scan_worker::sample::Sample;
+use lazaret_scan_worker::scan::{RecordSink, Root, ScannerOptions, TreeOutcome};
+use lazaret_scan_worker::source::{BlobSource, BlobWriter, SourceError};
+
+fn rule(change: impl FnOnce(&mut Rule)) -> Rule {
+    let mut rule = Rule::with_defaults("test");
+    change(&mut rule);
+    rule
+}
+
+/// An engine of the test's own.
+struct TestEngine<F>(&'static str, F);
+
+impl<F: Fn(&Sample) -> EngineVerdict + Send + Sync> Engine for TestEngine<F> {
+    fn info(&self) -> EngineInfo {
+        EngineInfo {
+            id: self.0.into(),
+            name: self.0.into(),
+            version: "1".into(),
+            kind: "test".into(),
+            database_version: "1".into(),
+            def_time_ms: 1,
+        }
+    }
+
+    fn scan(&self, sample: &Sample, _: &ScanContext) -> EngineVerdict {
+        (self.1)(sample)
+    }
+}
+
+fn engine(name: &'static str, scan: impl Fn(&Sample) -> EngineVerdict + Send + Sync + 'static) -> Arc<dyn Engine> {
+    Arc::new(TestEngine(name, scan))
+}
+
+fn clean(name: &'static str) -> Arc<dyn Engine> {
+    engine(name, |_| EngineVerdict::clean())
+}
+
+// Limits.
+
+#[test]
+fn a_bomb_is_stopped_by_the_ratio_in_bounded_memory() {
+    let zeros = vec![0; 80 * MIB as usize];
+    // 80 MiB of zeros deflate to about 80 KiB.
+    for (name, bomb) in [("bomb.gz", gz(&zeros)), ("bomb.zip", zip(&[("zeros", &zeros)]))] {
+        let largest = Arc::new(AtomicUsize::new(0));
+        let seen = largest.clone();
+        let engines = vec![engine("watch", move |sample| {
+            seen.fetch_max(sample.bytes().map_or(0, Bytes::len), Ordering::Relaxed);
+            EngineVerdict::clean()
+        })];
+        let rule = rule(|rule| (rule.limits.ratio, rule.limits.ratio_free_bytes) = (100, 4 * MIB));
+        let bomb_bytes = bomb.len() as u64;
+        let scanned = scan_with(&scanner(options(), engines), name, bomb, rule);
+        assert_eq!(scanned.root.own, ResultCode::ARCHIVE_SIZE, "{name}");
+        // What came out up to the limit was scanned, and hardly more came out.
+        let most = (100 * bomb_bytes).max(4 * MIB) + MIB;
+        let came_out = scanned.records[0].result.file.size_bytes;
+        assert!(came_out > 4 * MIB - MIB && came_out <= most, "{name}: {came_out}");
+        assert!(largest.load(Ordering::Relaxed) as u64 <= most);
+    }
+}
+
+#[test]
+fn a_rule_may_ask_for_the_exact_ratio_code_and_a_threat_outranks_it() {
+    let zeros = vec![0; 8 * MIB as usize];
+    let rule = rule(|rule| {
+        (rule.limits.ratio, rule.limits.ratio_free_bytes, rule.ratio_code) = (2, MIB, ResultCode::ARCHIVE_RATIO);
+    });
+    let scanned = scan_under("bomb.zip", zip(&[("eicar", &eicar()), ("zeros", &zeros)]), rule);
+    assert_eq!((scanned.root.own, scanned.root.overall), (ResultCode::ARCHIVE_RATIO, ResultCode::INFECTED));
+    assert_eq!(scanned.root.blocked_reasons, ["Infected", "Exceeded Archive Expansion Factor"]);
+}
+
+#[test]
+fn depth_count_bytes_and_file_length_have_their_codes() {
+    let nested = gz(&gz(&gz(&gz(&eicar()))));
+    let scanned = scan_under("file.gz", nested.clone(), rule(|rule| rule.limits.depth = 3));
+    assert_eq!((scanned.root.own, scanned.root.overall), (ResultCode::NO_THREAT, ResultCode::ARCHIVE_DEPTH));
+    assert_eq!(scanned.records.len(), 3);
+    assert_eq!(scan_under("file.gz", nested, rule(|rule| rule.limits.depth = 4)).root.overall, ResultCode::INFECTED);
+
+    let members: Vec<(String, Vec<u8>)> = (0..20).map(|i| (format!("{i}"), vec![b'x'; 1000])).collect();
+    let members: Vec<(&str, &[u8])> = members.iter().map(|(name, content)| (name.as_str(), &content[..])).collect();
+    let scanned = scan_under("file.tar", tar(&members), rule(|rule| rule.limits.files = 7));
+    assert_eq!((scanned.root.own, scanned.records.len()), (ResultCode::ARCHIVE_FILES, 7));
+    let scanned = scan_under("file.zip", zip(&members), rule(|rule| rule.limits.produced_bytes = 5500));
+    assert_eq!((scanned.root.own, scanned.records.len()), (ResultCode::ARCHIVE_SIZE, 6));
+    let scanned = scan_under("file.zip", zip(&members), rule(|rule| rule.limits.file_bytes = Some(999)));
+    assert_eq!(scanned.root.own, ResultCode::ARCHIVE_SIZE);
+    assert_eq!(scan_under("file.zip", zip(&members), rule(|_| ())).root.own, ResultCode::NO_THREAT);
+}
+
+#[test]
+fn a_limit_counts_over_the_whole_tree() {
+    let part = zip(&[("a", b"a"), ("b", b"b"), ("c", b"c")]);
+    let whole = zip(&[("1.zip", &part), ("2.zip", &part), ("3.zip", &part)]);
+    let scanned = scan_under("file.zip", whole.clone(), rule(|rule| rule.limits.files = 11));
+    assert_eq!(scanned.root.overall, ResultCode::ARCHIVE_FILES);
+    assert_eq!(scan_under("file.zip", whole, rule(|rule| rule.limits.files = 12)).root.overall, ResultCode::NO_THREAT);
+}
+
+#[test]
+fn an_archive_that_takes_too_long_is_said_so() {
+    let content: Vec<u8> = (0..4_000_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let scanned = scan_under("file.bz2", bz2(&content), rule(|rule| rule.limits.archive_seconds = 0));
+    assert_eq!(scanned.root.own, ResultCode::ARCHIVE_TIMEOUT);
+}
+
+// Memory and threads.
+
+#[test]
+fn the_same_tree_gives_the_same_ids_and_results_on_any_number_of_threads() {
+    let inner: Vec<(String, Vec<u8>)> = (0..50).map(|i| (format!("file-{i}"), format!("content {i}").into())).collect();
+    let inner: Vec<(&str, &[u8])> = inner.iter().map(|(name, content)| (name.as_str(), &content[..])).collect();
+    let outer: Vec<(String, Vec<u8>)> = (0..20)
+        .map(|i| (format!("{i}.tar.gz"), gz(&if i % 7 == 3 { tar(&[("eicar", &eicar())]) } else { tar(&inner) })))
+        .collect();
+    let outer: Vec<(&str, &[u8])> = outer.iter().map(|(name, content)| (name.as_str(), &content[..])).collect();
+    let archive = zip(&outer);
+    let run = |threads| {
+        let options = ScannerOptions { scan_threads: threads, ..options() };
+        scan_with(&scanner(options, engines::builtin().unwrap()), "a.zip", archive.clone(), rule(|_| ()))
+            .without_times()
+    };
+    let first = run(1);
+    assert_eq!(first.1.len(), 20 + 20 + 17 * 50 + 3);
+    assert_eq!(first.0.overall, ResultCode::INFECTED);
+    for threads in [1, 2, 4, 8] {
+        assert!(run(threads) == first, "with {threads} threads");
+    }
+}
+
+#[test]
+fn members_are_scanned_on_several_threads_at_once() {
+    // Each scan waits for another one: only two threads together come through.
+    let barrier = Arc::new(Barrier::new(2));
+    let engines = vec![engine("together", move |sample| {
+        if sample.name().starts_with("member") {
+            barrier.wait();
+        }
+        EngineVerdict::clean()
+    })];
+    let members: Vec<(String, &[u8])> = (0..100).map(|i| (format!("member-{i}"), &b"content"[..])).collect();
+    let members: Vec<(&str, &[u8])> = members.iter().map(|(name, content)| (name.as_str(), *content)).collect();
+    let scanned = scan_with(&scanner(options(), engines), "file.zip", zip(&members), rule(|_| ()));
+    assert_eq!(scanned.records.len(), 100);
+}
+
+#[test]
+fn without_memory_everything_is_scanned_all_the_same() {
+    let noise: Vec<u8> = (0..1_200_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let inner = zip(&[("noise-1", &noise), ("noise-2", &noise[1..]), ("eicar", &eicar())]);
+    let mut nested = zip(&[("inner.zip", &inner), ("small", b"small"), ("again.zip", &inner)]);
+    for level in 0..10 {
+        nested =
+            zip_by(zip::CompressionMethod::Stored, &[(&format!("level-{level}.zip"), &nested), ("eicar", &eicar())]);
+    }
+    let records_expected = scan("file.zip", nested.clone()).records.len();
+    for (threads, budget) in [(1, 0), (2, 0), (4, 0), (2, 10_000), (2, 20 * MIB)] {
+        let options = ScannerOptions { scan_threads: threads, sample_budget_bytes: budget, ..options() };
+        let scanner = scanner(options, engines::builtin().unwrap());
+        let (store, records) = (Arc::new(MemoryStore::default()), Arc::new(Records::default()));
+        let content: Bytes = nested.clone().into();
+        let root = Root {
+            data_id: ROOT_ID,
+            file: FileInfo { display_name: "file.zip".into(), size_bytes: content.len() as u64, ..FileInfo::default() },
+            rule: rule(|_| ()),
+            blob: {
+                let mut writer = store.store().unwrap();
+                writer.write(content).unwrap();
+                writer.finish().unwrap()
+            },
+            content: None,
+            fetch_ms: 0,
+        };
+        let TreeOutcome::Finished(result) = scanner.scan(root, store.clone(), records.clone()).wait() else {
+            panic!("not finished with a budget of {budget}");
+        };
+        assert_eq!(result.overall, ResultCode::INFECTED);
+        assert_eq!(records.0.lock().unwrap().len(), records_expected, "budget {budget}, {threads} threads");
+        if budget == 0 {
+            // The root, and the members for which no thread had an allowance left.
+            assert!(store.stored.load(Ordering::Relaxed) > 1);
+        }
+        assert_eq!(scanner.memory().free_bytes(), budget, "memory was not given back");
+    }
+}
+
+#[test]
+fn what_is_too_long_for_memory_goes_to_the_store_and_is_scanned_there() {
+    let mut long = vec![b'.'; 9 * MIB as usize];
+    let at = 5 * MIB as usize;
+    long[at..at + marker().len()].copy_from_slice(marker().as_bytes());
+    let inner = zip(&[("long", &long)]);
+    let options = ScannerOptions { sample_memory_max_bytes: MIB, ..options() };
+    let scanner = scanner(options, engines::builtin().unwrap());
+    let scanned = scan_with(&scanner, "file.gz", gz(&inner), rule(|rule| rule.limits.ratio_free_bytes = 100 * MIB));
+    let record = scanned.at("file/long");
+    assert_eq!(record.result.engines[0].threat, "Lazaret-Test-Marker");
+    assert_eq!(record.blob, Some(BlobName::of(&long).to_string()));
+    assert_eq!(scanned.blobs_stored, 1);
+    let in_memory = scan_under("file.gz", gz(&inner), rule(|rule| rule.limits.ratio_free_bytes = 100 * MIB));
+    assert_eq!(record.result.file, in_memory.at("file/long").result.file);
+}
+
+/// A blob of zeros with something at one place, made as it is read.
+struct LazyBlob {
+    length: u64,
+    offset: u64,
+    planted: Vec<u8>,
+    largest_read: AtomicUsize,
+}
+
+impl BlobSource for LazyBlob {
+    fn read(&self, _: BlobName, range: ByteRange) -> Result<Bytes, SourceError> {
+        let end = range.end.min(self.length);
+        let mut bytes = vec![0; (end - range.start) as usize];
+        self.largest_read.fetch_max(bytes.len(), Ordering::Relaxed);
+        for (at, byte) in self.planted.iter().enumerate() {
+            let place = self.offset + at as u64;
+            if (range.start..end).contains(&place) {
+                bytes[(place - range.start) as usize] = *byte;
+            }
+        }
+        Ok(bytes.into())
+    }
+
+    fn store(&self) -> Result<Box<dyn BlobWriter + '_>, SourceError> {
+        Err(SourceError::Store { reason: "read-only".into() })
+    }
+}
+
+#[test]
+fn a_marker_far_inside_a_long_root_is_found_without_holding_the_root() {
+    let (length, offset) = (300 * MIB, 100 * MIB - 20);
+    let source = Arc::new(LazyBlob { length, offset, planted: marker().into(), largest_read: AtomicUsize::new(0) });
+    let scanner = scanner(options(), engines::builtin().unwrap());
+    let root = Root {
+        data_id: ROOT_ID,
+        file: FileInfo { display_name: "long".into(), size_bytes: length, ..FileInfo::default() },
+        rule: rule(|_| ()),
+        blob: BlobName([0; 32]),
+        content: None,
+        fetch_ms: 0,
+    };
+    let TreeOutcome::Finished(result) = scanner.scan(root, source.clone(), Arc::new(Records::default())).wait() else {
+        panic!("not finished");
+    };
+    assert_eq!(result.overall, ResultCode::INFECTED);
+    assert_eq!(result.engines[0].threat, "Lazaret-Test-Marker");
+    assert!(source.largest_read.load(Ordering::Relaxed) as u64 <= 16 * MIB);
+}
+
+// Engines.
+
+#[test]
+fn an_engine_that_panics_or_fails_is_25_and_the_others_are_heard() {
+    let engines = vec![
+        engine("panics", |_| panic!("on purpose")),
+        engine("fails", |_| EngineVerdict::failed("no database")),
+        clean("works"),
+    ];
+    let scanner = scanner(options(), engines);
+    for _ in 0..3 {
+        let scanned = scan_with(&scanner, "file.zip", zip(&[("member", b"content")]), rule(|_| ()));
+        assert_eq!(scanned.root.overall, ResultCode::SCAN_FAILED);
+        let engines = &scanned.at("member").result.engines;
+        let codes: Vec<_> = engines.iter().map(|engine| (engine.engine.as_str(), engine.code)).collect();
+        let failed = ResultCode::SCAN_FAILED;
+        assert_eq!(codes, [("panics", failed), ("fails", failed), ("works", ResultCode::NO_THREAT)]);
+        assert!(engines[0].threat.contains("on purpose"));
+    }
+}
+
+#[test]
+fn no_engine_is_10_and_an_engine_that_is_not_loaded_is_25() {
+    let none = scan_with(&scanner(options(), vec![]), "file.zip", zip(&[("member", b"content")]), rule(|_| ()));
+    assert_eq!((none.root.own, none.root.overall), (ResultCode::NOT_SCANNED, ResultCode::NOT_SCANNED));
+    let scanner = scanner(options(), vec![clean("loaded"), clean("other")]);
+    let scanned =
+        scan_with(&scanner, "file", "content", rule(|rule| rule.engines = vec!["loaded".into(), "absent".into()]));
+    assert_eq!(scanned.root.overall, ResultCode::SCAN_FAILED);
+    let names: Vec<_> = scanned.root.engines.iter().map(|engine| engine.engine.as_str()).collect();
+    assert_eq!(names, ["loaded", "absent"]);
+}
+
+#[test]
+fn an_engine_that_does_not_judge_counts_only_if_none_does() {
+    let not_for_me = || engine("picky", |_| EngineVerdict { code: ResultCode::NOT_SCANNED, threat: String::new() });
+    let both = scan_with(&scanner(options(), vec![not_for_me(), clean("works")]), "file", "content", rule(|_| ()));
+    assert_eq!(both.root.overall, ResultCode::NO_THREAT);
+    let alone = scanner(options(), vec![not_for_me()]);
+    assert_eq!(scan_with(&alone, "file", "content", rule(|_| ())).root.overall, ResultCode::NOT_SCANNED);
+    let container = scan_with(&alone, "file.zip", zip(&[("member", b"content")]), rule(|_| ()));
+    assert_eq!((container.root.own, container.root.overall), (ResultCode::NO_THREAT, ResultCode::NOT_SCANNED));
+}
+
+// Stopping.
+
+/// Lets an engine be held inside a file until the test has done something.
+fn held_at(name: &'static str) -> (Arc<dyn Engine>, mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let (entered, begun) = mpsc::channel();
+    let (release, held) = mpsc::channel::<()>();
+    let channels = Mutex::new((entered, held));
+    let engine = engine("holds", move |sample| {
+        if sample.name() == name {
+            let channels = channels.lock().unwrap();
+            channels.0.send(()).unwrap();
+            let _ = channels.1.recv();
+        }
+        EngineVerdict::clean()
+    });
+    (engine, begun, release)
+}
+
+#[test]
+fn a_stopped_tree_says_so_for_every_file_and_keeps_its_threats() {
+    for (reason, code) in
+        [(StopReason::Cancelled, ResultCode::CANCELLED), (StopReason::GlobalTimeout, ResultCode::GLOBAL_TIMEOUT)]
+    {
+        let (holds, begun, release) = held_at("second");
+        let options = ScannerOptions { scan_threads: 1, ..options() };
+        let scanner = scanner(options, vec![holds]);
+        let records = Arc::new(Records::default());
+        let archive = tar(&[("first", b"1"), ("second", b"2"), ("third", b"3")]);
+        let root = root("file.tar", archive.into(), rule(|_| ()), &scanner);
+        let scan = scanner.scan(root, Arc::new(MemoryStore::default()), records.clone());
+        begun.recv().unwrap();
+        scan.stop(reason);
+        release.send(()).unwrap();
+        let TreeOutcome::Finished(result) = scan.wait() else { panic!("not finished") };
+        assert_eq!(result.overall, code);
+        // The newest member is scanned first: the third was done, the second was on its way, the first never began.
+        let records = records.0.lock().unwrap();
+        let codes: Vec<_> = records.iter().map(|record| (record.path.as_str(), record.result.own)).collect();
+        assert_eq!(codes, [("third", ResultCode::NO_THREAT), ("second", code), ("first", code)]);
+    }
+}
+
+#[test]
+fn an_abandoned_tree_records_nothing_more() {
+    let (holds, begun, release) = held_at("second");
+    let scanner = scanner(ScannerOptions { scan_threads: 1, ..options() }, vec![holds]);
+    let records = Arc::new(Records::default());
+    let root = root("file.tar", tar(&[("first", b"1"), ("second", b"2")]).into(), rule(|_| ()), &scanner);
+    let scan = scanner.scan(root, Arc::new(MemoryStore::default()), records.clone());
+    begun.recv().unwrap();
+    scan.stop(StopReason::Abandoned);
+    release.send(()).unwrap();
+    assert!(matches!(scan.wait(), TreeOutcome::Unfinished { source: None, .. }));
+    assert!(records.0.lock().unwrap().is_empty());
+}
+
+struct Refuses;
+
+impl RecordSink for Refuses {
+    fn put(&self, _: NestedRecord) -> Result<(), String> {
+        Err("the disk is full".into())
+    }
+}
+
+#[test]
+fn records_that_cannot_be_written_and_content_that_cannot_be_read_leave_no_result() {
+    let scanner = scanner(options(), engines::builtin().unwrap());
+    let archive: Bytes = zip(&[("member", b"content")]).into();
+    let scan = scanner.scan(
+        root("file.zip", archive.clone(), rule(|_| ()), &scanner),
+        Arc::new(MemoryStore::default()),
+        Arc::new(Refuses),
+    );
+    let TreeOutcome::Unfinished { source: None, detail } = scan.wait() else { panic!("finished") };
+    assert_eq!(detail, "the disk is full");
+
+    let mut gone = root("file.zip", archive, rule(|_| ()), &scanner);
+    gone.content = None;
+    let name = gone.blob;
+    let scan = scanner.scan(gone, Arc::new(MemoryStore::default()), Arc::new(Records::default()));
+    let TreeOutcome::Unfinished { source, .. } = scan.wait() else { panic!("finished") };
+    assert_eq!(source, Some(SourceError::NotFound(name)));
+}
+
+#[test]
+fn progress_goes_on_and_names_files() {
+    let (holds, begun, release) = held_at("second");
+    let scanner = scanner(ScannerOptions { scan_threads: 1, ..options() }, vec![holds]);
+    let root = root("file.tar", tar(&[("first", b"1"), ("second", b"2")]).into(), rule(|_| ()), &scanner);
+    let scan = scanner.scan(root, Arc::new(MemoryStore::default()), Arc::new(Records::default()));
+    begun.recv().unwrap();
+    let progress = scan.progress();
+    assert!(progress.percent > 1 && progress.percent <= 99, "{progress:?}");
+    assert_eq!(progress.last_file, "second");
+    release.send(()).unwrap();
+    assert!(matches!(scan.wait(), TreeOutcome::Finished(_)));
+}
+
+/// Not run by default: 200,000 members, for looking at time and memory.
+#[test]
+#[ignore = "a measurement"]
+fn many_members() {
+    let mut builder = tar::Builder::new(Vec::new());
+    for i in 0..200_000 {
+        let content = format!("content of member {i}");
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        builder.append_data(&mut header, format!("directory/{i}"), content.as_bytes()).unwrap();
+    }
+    struct Counts(AtomicUsize);
+    impl RecordSink for Counts {
+        fn put(&self, _: NestedRecord) -> Result<(), String> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+    }
+    let scanner = scanner(
+        ScannerOptions { sample_budget_bytes: 1 << 30, engine_timeout: Duration::from_secs(60), ..options() },
+        engines::builtin().unwrap(),
+    );
+    let content: Bytes = gz(&builder.into_inner().unwrap()).into();
+    let counts = Arc::new(Counts(AtomicUsize::new(0)));
+    let began = std::time::Instant::now();
+    let root = root("file.tar.gz", content, rule(|rule| rule.limits.ratio_free_bytes = 1 << 40), &scanner);
+    let scan = scanner.scan(root, Arc::new(MemoryStore::default()), counts.clone());
+    assert!(matches!(scan.wait(), TreeOutcome::Finished(_)));
+    assert_eq!(counts.0.load(Ordering::Relaxed), 200_001);
+    eprintln!("200,000 members in {:?}", began.elapsed());
+}

@@ -1,0 +1,378 @@
+//! The worker against the real result store and queue on SQLite, and the real cluster client over in-process nodes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+// The nodes of the cluster client's own tests: they keep blobs in memory and misbehave on request.
+#[allow(dead_code, reason = "this test uses a part")]
+#[path = "../../node-client/tests/support/mod.rs"]
+mod support;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::{eicar, tar, zip};
+use lazaret_analysis::{
+    AnalysisRecord, DataId, FileInfo, Limits, NewAnalysis, Principal, ProgressCache, ResultCode, ResultStore, Rule,
+    SqliteBackend, State, Task, TaskQueue,
+};
+use lazaret_node_client::{Cluster, ClusterOptions, Environment};
+use lazaret_protocol::BlobName;
+use lazaret_scan_worker::engine::{Engine, EngineInfo, EngineVerdict, ScanContext};
+use lazaret_scan_worker::engines;
+use lazaret_scan_worker::sample::Sample;
+use lazaret_scan_worker::worker::ATTEMPTS_MAX;
+use lazaret_scan_worker::{ScanWorker, WorkerOptions};
+use support::{Fault, MemoryNode, TestCluster};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+struct Station {
+    backend: Arc<SqliteBackend>,
+    cluster: Cluster,
+    nodes: Vec<MemoryNode>,
+    _directory: tempfile::TempDir,
+}
+
+struct Running {
+    shutdown: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    async fn stop(self) {
+        self.shutdown.send(true).unwrap();
+        self.task.await.unwrap();
+    }
+}
+
+fn now_ms() -> u64 {
+    Environment::system().clock.unix_ms()
+}
+
+impl Station {
+    async fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let backend = Arc::new(SqliteBackend::open(directory.path().join("results.db")).await.unwrap());
+        let TestCluster { nodes, cluster, .. } = TestCluster::with_options(1, 1, 1, ClusterOptions::default());
+        Self { backend, cluster, nodes, _directory: directory }
+    }
+
+    fn options(&self) -> WorkerOptions {
+        WorkerOptions {
+            lease_ms: 3_000,
+            scan_threads: 2,
+            concurrent_files: 4,
+            sweep_interval: Duration::from_millis(50),
+            shutdown_grace: Duration::from_millis(100),
+            ..WorkerOptions::new("worker", [7; 32])
+        }
+    }
+
+    fn start_with(&self, options: WorkerOptions, engines: Vec<Arc<dyn Engine>>) -> Running {
+        let backend = self.backend.clone();
+        let worker = ScanWorker::new(
+            options,
+            backend.clone(),
+            backend.clone(),
+            backend,
+            self.cluster.clone(),
+            Environment::system(),
+            engines,
+        );
+        let (shutdown, asked) = watch::channel(false);
+        let task = tokio::spawn(worker.unwrap().run(asked));
+        Running { shutdown, task }
+    }
+
+    fn start(&self) -> Running {
+        self.start_with(self.options(), engines::builtin().unwrap())
+    }
+
+    /// Stores a file and records its analysis, without queueing it.
+    async fn create(&self, name: &str, content: impl Into<Bytes>, rule: Rule) -> DataId {
+        let content = content.into();
+        let stored = self.cluster.put(content.clone()).await.unwrap();
+        let new = NewAnalysis {
+            data_id: DataId::random(),
+            blob: stored.name.to_string(),
+            file: FileInfo {
+                display_name: name.into(),
+                size_bytes: content.len() as u64,
+                sha256: "from the gateway".into(),
+                ..FileInfo::default()
+            },
+            rule,
+            principal: Principal::default(),
+            user_agent: String::new(),
+            metadata: None,
+            receive_ms: now_ms(),
+            upload_ms: now_ms(),
+            hash_ms: 0,
+            queued_ms: now_ms(),
+        };
+        self.backend.create(&new).await.unwrap();
+        new.data_id
+    }
+
+    async fn queue(&self, data_id: DataId) {
+        self.backend.push(Task::scan(data_id, now_ms())).await.unwrap();
+    }
+
+    async fn submit(&self, name: &str, content: impl Into<Bytes>) -> DataId {
+        let data_id = self.create(name, content, Rule::with_defaults("test")).await;
+        self.queue(data_id).await;
+        data_id
+    }
+
+    /// Polls, as a client does, until the result stands.
+    async fn finished(&self, data_id: DataId) -> AnalysisRecord {
+        let poll = async {
+            loop {
+                let record = ResultStore::get(&*self.backend, data_id).await.unwrap().unwrap();
+                if record.state.is_finished() {
+                    return record;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), poll).await.expect("no result within a minute")
+    }
+
+    async fn task_is_gone(&self, data_id: DataId) {
+        let gone = async {
+            while self.backend.contains(data_id).await.unwrap() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), gone).await.expect("the task is still there");
+    }
+}
+
+/// An engine that tells the test when it begins and may be held.
+struct Probe {
+    begun: mpsc::Sender<String>,
+    held: Mutex<mpsc::Receiver<()>>,
+    hold: &'static str,
+    scans: AtomicUsize,
+}
+
+impl Probe {
+    fn new(hold: &'static str) -> (Arc<Self>, mpsc::Receiver<String>, mpsc::Sender<()>) {
+        let (begun, on_begin) = mpsc::channel();
+        let (release, held) = mpsc::channel();
+        (Arc::new(Self { begun, held: Mutex::new(held), hold, scans: AtomicUsize::new(0) }), on_begin, release)
+    }
+}
+
+impl Engine for Probe {
+    fn info(&self) -> EngineInfo {
+        EngineInfo {
+            id: "probe".into(),
+            name: "Probe".into(),
+            version: "1".into(),
+            kind: "test".into(),
+            database_version: "1".into(),
+            def_time_ms: 1,
+        }
+    }
+
+    fn scan(&self, sample: &Sample, _: &ScanContext) -> EngineVerdict {
+        self.scans.fetch_add(1, Ordering::Relaxed);
+        let _ = self.begun.send(sample.name().to_owned());
+        if sample.name() == self.hold {
+            let _ = self.held.lock().unwrap().recv();
+        }
+        EngineVerdict::clean()
+    }
+}
+
+async fn begun(on_begin: mpsc::Receiver<String>, name: &'static str) -> mpsc::Receiver<String> {
+    tokio::task::spawn_blocking(move || {
+        while on_begin.recv_timeout(Duration::from_secs(30)).unwrap() != name {}
+        on_begin
+    })
+    .await
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn submissions_are_scanned_and_their_trees_recorded() {
+    let station = Station::new().await;
+    let clean = station.submit("clean.txt", "harmless").await;
+    let infected = station.submit("a.zip", zip(&[("b.tar", &tar(&[("eicar.com", &eicar()), ("c", b"c")]))])).await;
+    let worker = station.start();
+    let record = station.finished(clean).await;
+    let result = record.result.unwrap();
+    assert_eq!((record.state, result.overall), (State::Done, ResultCode::NO_THREAT));
+    assert_eq!(result.file.sha256, "from the gateway");
+    assert_eq!(result.file.file_type, "text/plain");
+    let record = station.finished(infected).await;
+    let result = record.result.unwrap();
+    assert_eq!(result.overall, ResultCode::INFECTED);
+    let page = station.backend.nested(infected, 0, 10).await.unwrap();
+    assert_eq!((page.total, page.records[0].path.as_str()), (1, "b.tar"));
+    let page = station.backend.nested(page.records[0].data_id, 0, 10).await.unwrap();
+    let paths: Vec<_> = page.records.iter().map(|record| (record.path.as_str(), record.result.own)).collect();
+    assert_eq!(paths, [("b.tar/eicar.com", ResultCode::INFECTED), ("b.tar/c", ResultCode::NO_THREAT)]);
+    station.task_is_gone(infected).await;
+    station.task_is_gone(clean).await;
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_is_gone_is_failed_with_the_reason() {
+    let station = Station::new().await;
+    let gone = station.submit("gone", "gone before it was scanned").await;
+    station.nodes[0].forget(BlobName::of(b"gone before it was scanned"));
+    let worker = station.start();
+    let result = station.finished(gone).await.result.unwrap();
+    assert_eq!(result.overall, ResultCode::FAILED);
+    assert!(result.detail.contains("no node of the cluster holds it any more"), "{}", result.detail);
+    assert!(result.blocked_reasons.contains(&result.detail));
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_is_unavailable_is_tried_again_later() {
+    let station = Station::new().await;
+    let data_id = station.submit("file", vec![b'x'; 200_000]).await;
+    // Before a single group of it has come.
+    station.nodes[0].set(Fault::ResetsGetAfter(10_000));
+    let worker = station.start();
+    let requests = station.nodes[0].requests.clone();
+    while requests.load(Ordering::Relaxed) < 3 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(!ResultStore::get(&*station.backend, data_id).await.unwrap().unwrap().state.is_finished());
+    station.nodes[0].set(Fault::None);
+    assert_eq!(station.finished(data_id).await.result.unwrap().overall, ResultCode::NO_THREAT);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_took_its_workers_down_is_closed() {
+    let station = Station::new().await;
+    let data_id = station.submit("killer", "content").await;
+    // Workers that leased it and were never heard of again.
+    let mut now = now_ms() - 100_000;
+    for _ in 0..ATTEMPTS_MAX {
+        assert_eq!(station.backend.lease("dead", 1, 1_000, now).await.unwrap().len(), 1);
+        now += 2_000;
+    }
+    let worker = station.start();
+    let result = station.finished(data_id).await.result.unwrap();
+    assert_eq!(result.overall, ResultCode::FAILED);
+    assert!(result.detail.contains("three times"), "{}", result.detail);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sweep_queues_what_has_no_task() {
+    let station = Station::new().await;
+    let lost = station.create("lost", "never queued", Rule::with_defaults("test")).await;
+    let worker =
+        station.start_with(WorkerOptions { sweep_age_ms: 0, ..station.options() }, engines::builtin().unwrap());
+    assert_eq!(station.finished(lost).await.result.unwrap().overall, ResultCode::NO_THREAT);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_analysis_says_so_whether_it_runs_or_waits() {
+    let station = Station::new().await;
+    let (probe, on_begin, release) = Probe::new("held");
+    let running = station.submit("file.tar", tar(&[("held", b"1"), ("other", b"2")])).await;
+    let worker = station.start_with(station.options(), vec![probe]);
+    begun(on_begin, "held").await;
+    assert!(station.backend.request_cancel(running).await.unwrap());
+    // The supervisor looks every second; the engine is let go when it must have looked.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    release.send(()).unwrap();
+    let record = station.finished(running).await;
+    assert_eq!(record.result.unwrap().overall, ResultCode::CANCELLED);
+    worker.stop().await;
+
+    let waiting = station.submit("waiting", "content").await;
+    assert!(station.backend.request_cancel(waiting).await.unwrap());
+    let worker = station.start();
+    assert_eq!(station.finished(waiting).await.result.unwrap().overall, ResultCode::CANCELLED);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_global_timeout_is_31_and_limits_come_from_the_rule() {
+    let station = Station::new().await;
+    let (probe, on_begin, release) = Probe::new("held");
+    let slow = Rule { global_timeout_seconds: Some(1), ..Rule::with_defaults("slow") };
+    let slow = station.create("file.tar", tar(&[("held", b"1"), ("other", b"2")]), slow).await;
+    station.queue(slow).await;
+    let shallow = Rule { limits: Limits { depth: 1, ..Limits::default() }, ..Rule::with_defaults("shallow") };
+    let shallow = station.create("file.zip", zip(&[("inner.zip", &zip(&[("a", b"a")]))]), shallow).await;
+    let worker = station.start_with(station.options(), vec![probe]);
+    begun(on_begin, "held").await;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    release.send(()).unwrap();
+    assert_eq!(station.finished(slow).await.result.unwrap().overall, ResultCode::GLOBAL_TIMEOUT);
+    station.queue(shallow).await;
+    assert_eq!(station.finished(shallow).await.result.unwrap().overall, ResultCode::ARCHIVE_DEPTH);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_gives_running_scans_back_and_another_worker_finishes_them() {
+    let station = Station::new().await;
+    let (probe, on_begin, release) = Probe::new("held");
+    let data_id = station.submit("file.tar", tar(&[("held", b"1"), ("other", &eicar())])).await;
+    let worker = station.start_with(station.options(), vec![probe]);
+    begun(on_begin, "held").await;
+    worker.shutdown.send(true).unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    release.send(()).unwrap();
+    worker.task.await.unwrap();
+    assert!(!ResultStore::get(&*station.backend, data_id).await.unwrap().unwrap().state.is_finished());
+    // Given back, not abandoned: it can be leased at once and it doesn't count as an attempt.
+    let lease = station.backend.lease("other", 1, 0, now_ms()).await.unwrap().remove(0);
+    assert_eq!((lease.attempts, lease.releases), (1, 1));
+    station.backend.release(&lease.token, 0, now_ms()).await.unwrap();
+    let worker = station.start();
+    assert_eq!(station.finished(data_id).await.result.unwrap().overall, ResultCode::INFECTED);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_lost_its_lease_writes_nothing() {
+    let station = Station::new().await;
+    let (probe, on_begin, release) = Probe::new("held");
+    let data_id = station.submit("file.tar", tar(&[("held", b"1"), ("other", b"2")])).await;
+    let worker = station.start_with(WorkerOptions { lease_ms: 600, ..station.options() }, vec![probe]);
+    begun(on_begin, "held").await;
+    // By a clock far ahead the lease has ended: somebody else takes the task.
+    let stolen = station.backend.lease("thief", 1, 60_000, now_ms() + 1_000_000).await.unwrap();
+    assert_eq!(stolen.len(), 1);
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    release.send(()).unwrap();
+    worker.stop().await;
+    let record = ResultStore::get(&*station.backend, data_id).await.unwrap().unwrap();
+    assert!(!record.state.is_finished());
+    assert!(station.backend.extend(&stolen[0].token, 1_000, now_ms()).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_submissions_on_few_threads_all_finish() {
+    let station = Station::new().await;
+    let worker = station.start();
+    let mut ids = Vec::new();
+    for i in 0..60 {
+        let content = if i % 3 == 0 { zip(&[("eicar", &eicar())]) } else { format!("content {i}").into_bytes() };
+        ids.push((i, station.submit(&format!("file-{i}"), content).await));
+    }
+    for (i, data_id) in ids {
+        let expected = if i % 3 == 0 { ResultCode::INFECTED } else { ResultCode::NO_THREAT };
+        assert_eq!(station.finished(data_id).await.result.unwrap().overall, expected);
+    }
+    assert_eq!(station.backend.count_unfinished().await.unwrap(), 0);
+    worker.stop().await;
+    assert!(ProgressCache::get(&*station.backend, DataId([0; 16])).await.unwrap().is_none());
+}

@@ -1,0 +1,184 @@
+//! The command line: what can be asked, as clap reads it. Nothing here does any work.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// A quarantine station for files.
+#[derive(Debug, Parser)]
+#[command(name = "lazaret", version, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a whole cluster in one process on embedded defaults
+    Up(UpOptions),
+    /// Scan files and folders and print their verdicts
+    Scan(ScanOptions),
+    /// Put, get and look up blobs, straight at the storage cluster
+    #[command(subcommand)]
+    Blob(BlobCommand),
+    /// Make a cluster's files; show its state
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Run one storage node
+    StorageNode(ComponentOptions),
+    /// Run one gateway
+    Gateway(ComponentOptions),
+    /// Run one scan worker
+    ScanWorker(ComponentOptions),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct UpOptions {
+    /// Where everything is kept
+    #[arg(long, default_value = "lazaret-data")]
+    pub data: PathBuf,
+    /// Storage nodes, made on the first start [default: 3]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub nodes: Option<u16>,
+    /// Threads that extract and scan
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: u16,
+    /// Copies that must be durable before an upload is acknowledged [default: 2]
+    #[arg(long)]
+    pub min_replica: Option<u8>,
+    /// Copies that a blob should have [default: 3]
+    #[arg(long)]
+    pub max_replica: Option<u8>,
+    /// Where the gateway listens; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:8899")]
+    pub listen: SocketAddr,
+}
+
+#[derive(Debug, Args)]
+pub struct ScanOptions {
+    /// Files and folders; folders are walked
+    #[arg(required = true)]
+    pub paths: Vec<PathBuf>,
+    /// A gateway; without it a temporary embedded cluster is started
+    #[arg(long)]
+    pub url: Option<String>,
+    /// A file that holds the API key (or set LAZARET_APIKEY)
+    #[arg(long)]
+    pub apikey_file: Option<PathBuf>,
+    /// The rule to scan by
+    #[arg(long)]
+    pub rule: Option<String>,
+    /// A file of archive passwords, one a line
+    #[arg(long)]
+    pub password_file: Option<PathBuf>,
+    /// One JSON document a file, one a line
+    #[arg(long)]
+    pub json: bool,
+    /// Files submitted and awaited at once
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub concurrency: u16,
+}
+
+#[derive(Debug, Args)]
+pub struct ClusterFileOption {
+    /// The cluster's file (cluster.yml)
+    #[arg(long = "cluster", env = "LAZARET_CLUSTER", value_name = "FILE")]
+    pub file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BlobCommand {
+    /// Store files; prints each blob's name
+    Put {
+        #[command(flatten)]
+        cluster: ClusterFileOption,
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Read a blob
+    Get {
+        #[command(flatten)]
+        cluster: ClusterFileOption,
+        name: String,
+        /// Write here instead of to standard output
+        #[arg(short, long)]
+        output: Option<PathBuf>,
+        /// Only bytes A to B, both included, counted from 0
+        #[arg(long, value_name = "A-B")]
+        range: Option<String>,
+    },
+    /// Show a blob's size, put time and holders as JSON
+    Stat {
+        #[command(flatten)]
+        cluster: ClusterFileOption,
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Make a new cluster's certificates, keys and configuration files
+    Init(InitOptions),
+    /// Show every node's state
+    Status {
+        #[command(flatten)]
+        cluster: ClusterFileOption,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct InitOptions {
+    /// Where to; made if it is not there
+    pub dir: PathBuf,
+    /// How many storage nodes
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub nodes: u16,
+    /// The nodes' addresses, one each; without it 127.0.0.1 and ports from 8890 in steps of 10
+    #[arg(long = "node-address", value_name = "ADDR:PORT")]
+    pub node_addresses: Vec<SocketAddr>,
+    /// The gateway's address
+    #[arg(long, default_value = "127.0.0.1:8899")]
+    pub gateway_address: SocketAddr,
+    /// Copies that must be durable before an upload is acknowledged
+    #[arg(long, default_value_t = 2)]
+    pub min_replica: u8,
+    /// Copies that a blob should have
+    #[arg(long, default_value_t = 3)]
+    pub max_replica: u8,
+}
+
+#[derive(Debug, Args)]
+pub struct ComponentOptions {
+    /// The component's configuration file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Print the configuration in force and exit
+    #[arg(long)]
+    pub print_config: bool,
+    /// Check the configuration and exit
+    #[arg(long)]
+    pub check_config: bool,
+}
+
+/// Help and version are answers; anything else is one line on stderr and exit code 2.
+pub fn usage_error(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind;
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        eprintln!("lazaret: a command is missing (see 'lazaret --help')");
+        return ExitCode::from(2);
+    }
+    let text = error.to_string();
+    // clap explains over several lines; the first paragraph says what is wrong.
+    let reason = text.split("\n\n").next().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
+    eprintln!("lazaret: {} (see 'lazaret --help')", reason.trim_start_matches("error: "));
+    ExitCode::from(2)
+}

@@ -1,0 +1,252 @@
+//! The components as processes of their own, and the pieces they are made of, which `lazaret up` puts together in one
+//! process.
+
+use std::fs;
+use std::future::Future;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow, bail};
+use lazaret_analysis::{RuleSet, SqliteBackend};
+use lazaret_gateway::{Gateway, GatewayOptions};
+use lazaret_identity::{Identity, Role};
+use lazaret_node_client::Environment;
+use lazaret_node_client::cluster::{Cluster, ClusterOptions};
+use lazaret_node_client::cluster_file::ClusterFile;
+use lazaret_node_client::quic::{Credentials, QuicTransport};
+use lazaret_node_client::transport::Transport;
+use lazaret_protocol::{ClusterMap, NodeId};
+use lazaret_scan_worker::{ScanWorker, WorkerOptions, engines};
+use lazaret_storage_node::disk::FsDisk;
+use lazaret_storage_node::engine::{Engine, EngineOptions};
+use lazaret_storage_node::index::RocksIndex;
+use lazaret_storage_node::listener::Listener;
+use lazaret_storage_node::service::NodeService;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::cli::ComponentOptions;
+use crate::config::{self, Config, GatewayConfig, ScanWorkerConfig, StorageNodeConfig};
+
+/// Loads a component's configuration; `None` if it was only to be printed or checked, which is done.
+fn configured<C: Config>(options: &ComponentOptions) -> anyhow::Result<Option<C>> {
+    let config: C = config::load(&options.config)?;
+    if options.print_config {
+        write!(std::io::stdout(), "{}", config::to_yaml(&config)?)?;
+        return Ok(None);
+    }
+    if options.check_config {
+        writeln!(std::io::stdout(), "{} is a valid configuration", options.config.display())?;
+        return Ok(None);
+    }
+    Ok(Some(config))
+}
+
+/// `lazaret storage-node`.
+pub async fn storage_node(options: ComponentOptions) -> anyhow::Result<ExitCode> {
+    let Some(config) = configured::<StorageNodeConfig>(&options)? else { return Ok(ExitCode::SUCCESS) };
+    let cluster = ClusterFile::load(&config.cluster)?;
+    let node = cluster
+        .map
+        .node(config.node)
+        .with_context(|| format!("{} has no node {}", config.cluster.display(), config.node))?
+        .clone();
+    let engine =
+        open_engine(&config.data, &cluster.map, config.node, (config.segment_bytes_max, config.reserve_bytes)).await?;
+    let service = NodeService::new(engine.clone(), node.id, cluster.map.clone(), Environment::system());
+    let identity = NodeIdentity { certificate: &config.certificate, private_key: &config.private_key };
+    let listener = listen(config.listen.unwrap_or(node.address), &identity, &cluster, service)?;
+    ready(format_args!("storage-node={} address={}", node.name, listener.local_addr()?))?;
+    listener.run(terminated()).await;
+    close(engine).await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `lazaret gateway`.
+pub async fn gateway(options: ComponentOptions) -> anyhow::Result<ExitCode> {
+    let Some(config) = configured::<GatewayConfig>(&options)? else { return Ok(ExitCode::SUCCESS) };
+    let listener = bind_http(config.listen).await?;
+    let address = listener.local_addr()?;
+    let cluster = quic_cluster(&ClusterFile::load(&config.cluster)?)?;
+    let backend = SqliteBackend::open(&config.results).await?;
+    let gateway = open_gateway(&config, &backend, cluster.clone()).await?;
+    ready(format_args!("gateway=http://{address}"))?;
+    gateway.serve(listener, terminated()).await?;
+    cluster.settle().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `lazaret scan-worker`.
+pub async fn scan_worker(options: ComponentOptions) -> anyhow::Result<ExitCode> {
+    let Some(config) = configured::<ScanWorkerConfig>(&options)? else { return Ok(ExitCode::SUCCESS) };
+    let cluster = quic_cluster(&ClusterFile::load(&config.cluster)?)?;
+    let backend = SqliteBackend::open(&config.results).await?;
+    let worker = open_worker(&config, &backend, cluster.clone()).await?;
+    ready(format_args!("scan-worker={}", config.name))?;
+    let (shutdown, on_shutdown) = watch::channel(false);
+    tokio::spawn(async move {
+        terminated().await;
+        let _ = shutdown.send(true);
+    });
+    worker.run(on_shutdown).await;
+    cluster.settle().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Opens a node's engine in `data`, off the async threads, since recovery reads segments.
+pub async fn open_engine(
+    data: &Path,
+    map: &ClusterMap,
+    node: NodeId,
+    (segment_bytes_max, reserve_bytes): (u64, u64),
+) -> anyhow::Result<Engine> {
+    let options =
+        EngineOptions { cluster: map.cluster, node, storage_type: map.storage_type, segment_bytes_max, reserve_bytes };
+    let data = data.to_owned();
+    tokio::task::spawn_blocking(move || {
+        let disk = FsDisk::open(&data)?;
+        let index = RocksIndex::open(data.join("index"))?;
+        anyhow::Ok(Engine::open(Arc::new(disk), Arc::new(index), Environment::system(), options)?)
+    })
+    .await?
+}
+
+/// Lets the engine finish what it took, off the async threads.
+pub async fn close(engine: Engine) {
+    let _ = tokio::task::spawn_blocking(move || engine.close()).await;
+}
+
+/// A node's certificate and key.
+pub struct NodeIdentity<'a> {
+    /// PEM file.
+    pub certificate: &'a Path,
+    /// PEM file.
+    pub private_key: &'a Path,
+}
+
+/// Binds a node's QUIC listener.
+pub fn listen(
+    address: SocketAddr,
+    identity: &NodeIdentity<'_>,
+    cluster: &ClusterFile,
+    service: NodeService,
+) -> anyhow::Result<Listener> {
+    Ok(Listener::bind(
+        address,
+        &read(identity.certificate)?,
+        &read(identity.private_key)?,
+        &cluster.read_ca()?,
+        cluster.map.cluster,
+        cluster.read_connection_key()?,
+        cluster.read_admin_key()?,
+        service,
+    )?)
+}
+
+/// The cluster as seen over QUIC with the connection key.
+pub fn quic_cluster(file: &ClusterFile) -> anyhow::Result<Cluster> {
+    let credentials = Credentials::Connection(file.read_connection_key()?);
+    let transport = QuicTransport::new(&file.read_ca()?, file.map.cluster, credentials)?;
+    cluster_over(file.map.clone(), Arc::new(transport))
+}
+
+/// The cluster as seen through `transport`.
+pub fn cluster_over(map: ClusterMap, transport: Arc<dyn Transport>) -> anyhow::Result<Cluster> {
+    Ok(Cluster::new(map, transport, Environment::system(), ClusterOptions::default())?)
+}
+
+/// A gateway on its back-ends. Its first keys are made if they are not there yet.
+pub async fn open_gateway(
+    config: &GatewayConfig,
+    backend: &SqliteBackend,
+    cluster: Cluster,
+) -> anyhow::Result<Gateway> {
+    let rules = match &config.rules {
+        Some(path) => RuleSet::from_yaml(&read(path)?).map_err(|error| anyhow!("rules {}: {error}", path.display()))?,
+        None => RuleSet::builtin(),
+    };
+    let identity = Identity::open(&config.identity).await?;
+    identity.ensure_key_file(&config.admin_key_file, "admin", Role::Administrator).await?;
+    identity.ensure_key_file(&config.client_key_file, "client", Role::Submitter).await?;
+    let options = GatewayOptions {
+        inflight_bytes_max: config.inflight_bytes_max,
+        inflight_uploads_max: config.inflight_uploads_max,
+        rules,
+        ..GatewayOptions::default()
+    };
+    let (results, queue, progress) = (Arc::new(backend.clone()), Arc::new(backend.clone()), Arc::new(backend.clone()));
+    Ok(Gateway::new(options, results, queue, progress, cluster, identity, Environment::system()))
+}
+
+/// A scan worker on its back-ends, with the built-in engine.
+pub async fn open_worker(
+    config: &ScanWorkerConfig,
+    backend: &SqliteBackend,
+    cluster: Cluster,
+) -> anyhow::Result<ScanWorker> {
+    let secret = read(&config.secret)?;
+    // A context of its own, so that other uses of the secret have other keys.
+    let nested_id_key = blake3::derive_key("lazaret 2026 nested analysis id v1", secret.trim().as_bytes());
+    let engines = tokio::task::spawn_blocking(engines::builtin).await??;
+    let mut options = WorkerOptions::new(&config.name, nested_id_key);
+    if config.scan_threads > 0 {
+        options.scan_threads = config.scan_threads;
+    }
+    if config.concurrent_files > 0 {
+        options.concurrent_files = config.concurrent_files;
+    }
+    options.sample_memory_max_bytes = config.sample_memory_max_bytes;
+    options.sample_budget_bytes = config.sample_budget_bytes;
+    options.lease_ms = config.lease_seconds * 1000;
+    let (results, queue, progress) = (Arc::new(backend.clone()), Arc::new(backend.clone()), Arc::new(backend.clone()));
+    Ok(ScanWorker::new(options, results, queue, progress, cluster, Environment::system(), engines)?)
+}
+
+/// Binds the gateway's listener.
+pub async fn bind_http(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            anyhow!("{address} is in use: stop what listens there, or choose another address")
+        }
+        _ => anyhow!("cannot listen on {address}: {error}"),
+    })
+}
+
+/// The one line that says a component serves.
+pub fn ready(what: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "ready {what}")?;
+    Ok(stdout.flush()?)
+}
+
+/// Completes on SIGINT or SIGTERM.
+pub fn terminated() -> impl Future<Output = ()> + Send + 'static {
+    use tokio::signal::unix::{SignalKind, signal};
+    // Installed at once, so that a signal between this call and the first poll is not lost.
+    let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    async move {
+        match signals {
+            (Ok(mut interrupt), Ok(mut terminate)) => {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::error!(%error, "cannot wait for signals; only a kill ends this process");
+                std::future::pending().await
+            }
+        }
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    if text.trim().is_empty() {
+        bail!("{} is empty", path.display());
+    }
+    Ok(text)
+}

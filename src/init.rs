@@ -1,0 +1,140 @@
+//! A new cluster's files: CA, one certificate a node, keys, `cluster.yml` and a configuration file a component.
+//!
+//! `cluster.yml` is written last: where it is, the rest is complete. Nothing that exists is ever overwritten.
+
+use std::fs;
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use lazaret_node_client::cluster_file::ClusterFile;
+use lazaret_node_client::environment::Random;
+use lazaret_protocol::{ClusterId, ClusterMap, NodeEntry, NodeId, NodeState, StorageType};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
+
+use crate::cli::InitOptions;
+use crate::config::{GatewayConfig, ScanWorkerConfig, StorageNodeConfig, to_yaml};
+
+/// The cluster's file inside its directory.
+pub const CLUSTER_FILE: &str = "cluster.yml";
+/// The file that holds the secret from which nested ids and sealed passwords are keyed.
+pub const SECRET_FILE: &str = "cluster.secret";
+/// Weight of a node of which nothing else was said: leaves room for lighter ones.
+const DEFAULT_WEIGHT: u32 = 100;
+/// Ports of the nodes start at the reference's own and leave the other components' alone.
+const FIRST_NODE_PORT: u16 = 8890;
+const NODE_PORT_STEP: u16 = 10;
+
+/// Makes a cluster in `options.dir` and returns the path of its `cluster.yml`.
+pub fn init(options: &InitOptions, random: &dyn Random) -> anyhow::Result<PathBuf> {
+    let dir = &options.dir;
+    let path = dir.join(CLUSTER_FILE);
+    if path.exists() {
+        bail!("{} holds a cluster already: choose another directory", dir.display());
+    }
+    let map = new_map(options, random)?;
+    map.validate()?;
+    fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))?;
+
+    let ca_key = KeyPair::generate()?;
+    let mut ca = CertificateParams::new(Vec::new())?;
+    ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    ca.distinguished_name.push(DnType::CommonName, format!("lazaret cluster {}", map.cluster));
+    let ca_certificate = ca.self_signed(&ca_key)?;
+    write_new(&dir.join("ca.pem"), &ca_certificate.pem(), 0o644)?;
+    write_new(&dir.join("ca.key"), &ca_key.serialize_pem(), 0o600)?;
+    let issuer = Issuer::new(ca, ca_key);
+
+    write_new(&dir.join("connection.key"), &random_hex(random), 0o600)?;
+    write_new(&dir.join("storage-admin.key"), &random_hex(random), 0o600)?;
+    write_new(&dir.join(SECRET_FILE), &random_hex(random), 0o600)?;
+    for node in &map.nodes {
+        write_node(dir, node, &issuer)?;
+    }
+    write_new(
+        &dir.join("gateway.yml"),
+        &to_yaml(&GatewayConfig { listen: options.gateway_address, ..Default::default() })?,
+        0o644,
+    )?;
+    write_new(&dir.join("scan-worker.yml"), &to_yaml(&ScanWorkerConfig::default())?, 0o644)?;
+    write_new(&path, &cluster_file(map).to_yaml()?, 0o644)?;
+    Ok(path)
+}
+
+/// The cluster's file as it lies beside the files it names.
+pub fn cluster_file(map: ClusterMap) -> ClusterFile {
+    ClusterFile {
+        ca: "ca.pem".into(),
+        connection_key: "connection.key".into(),
+        admin_key: Some("storage-admin.key".into()),
+        map,
+    }
+}
+
+fn new_map(options: &InitOptions, random: &dyn Random) -> anyhow::Result<ClusterMap> {
+    let addresses: Vec<SocketAddr> = if options.node_addresses.is_empty() {
+        (0..options.nodes)
+            .map(|i| SocketAddr::from((Ipv4Addr::LOCALHOST, FIRST_NODE_PORT + i * NODE_PORT_STEP)))
+            .collect()
+    } else {
+        options.node_addresses.clone()
+    };
+    let nodes = (1..)
+        .zip(addresses)
+        .map(|(number, address)| NodeEntry {
+            id: NodeId(random_bytes(random)),
+            name: format!("node{number}"),
+            address,
+            weight: DEFAULT_WEIGHT,
+            state: NodeState::Up,
+        })
+        .collect();
+    Ok(ClusterMap {
+        cluster: ClusterId(random_bytes(random)),
+        epoch: 1,
+        min_replica: options.min_replica,
+        max_replica: options.max_replica,
+        cleanuprange: 0,
+        storage_type: StorageType::Salt,
+        nodes,
+    })
+}
+
+/// A node's certificate, key and configuration. The certificate names the node's id, so that a client knows it reached
+/// the node it meant.
+fn write_node(dir: &Path, node: &NodeEntry, issuer: &Issuer<'_, KeyPair>) -> anyhow::Result<()> {
+    let key = KeyPair::generate()?;
+    let mut certificate = CertificateParams::new(vec![lazaret_node_client::tls::server_name(node.id)])?;
+    certificate.distinguished_name.push(DnType::CommonName, node.name.clone());
+    certificate.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    let certificate = certificate.signed_by(&key, issuer)?;
+    let file = |suffix: &str| dir.join(format!("{}{suffix}", node.name));
+    write_new(&file(".pem"), &certificate.pem(), 0o644)?;
+    write_new(&file(".key"), &key.serialize_pem(), 0o600)?;
+    write_new(&file(".yml"), &to_yaml(&StorageNodeConfig::of_node(node))?, 0o644)
+}
+
+fn random_bytes<const N: usize>(random: &dyn Random) -> [u8; N] {
+    let mut bytes = [0; N];
+    random.fill(&mut bytes);
+    bytes
+}
+
+fn random_hex(random: &dyn Random) -> String {
+    hex::encode(random_bytes::<32>(random))
+}
+
+/// Writes a file that must not be there yet, durably.
+fn write_new(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
+    let write = || -> std::io::Result<()> {
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}

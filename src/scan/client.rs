@@ -1,0 +1,216 @@
+//! The REST API as `lazaret scan` uses it: submit a file, poll until its result is whole, find what decided it.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use reqwest::{Body, Response, StatusCode};
+use serde_json::Value;
+
+use crate::cli::ScanOptions;
+
+/// First and longest pause between two polls. Small files are done within milliseconds.
+const POLL_PAUSE_FIRST: Duration = Duration::from_millis(10);
+const POLL_PAUSE_MAX: Duration = Duration::from_millis(500);
+/// A gateway that is busy (503) is asked again for so long.
+const BUSY_PATIENCE: Duration = Duration::from_secs(120);
+/// A gateway that answers no poll for so long is given up.
+const SILENCE_PATIENCE: Duration = Duration::from_secs(30);
+/// Nested results that are followed from a root to what decided it.
+const DEPTH_FOLLOWED_MAX: usize = 64;
+
+/// One file's whole result.
+pub struct Verdict {
+    /// The gateway's analysis document.
+    pub document: Value,
+    /// The file's length in bytes.
+    pub size_bytes: u64,
+    /// The result code.
+    pub code: u64,
+    /// The result code's text.
+    pub text: String,
+    /// Whether the policy allows the file.
+    pub allowed: bool,
+    /// What it is blocked for: path inside, engine and threat, or the reason. Empty if it is allowed.
+    pub found: String,
+}
+
+/// A gateway and the headers of every submission to it.
+pub struct GatewayClient {
+    http: reqwest::Client,
+    url: String,
+    submission: HeaderMap,
+    access: HeaderMap,
+}
+
+impl GatewayClient {
+    /// A client of the gateway at `url`.
+    pub fn new(
+        url: &str,
+        apikey: Option<String>,
+        options: &ScanOptions,
+        passwords: Vec<String>,
+    ) -> anyhow::Result<Self> {
+        let mut access = HeaderMap::new();
+        if let Some(key) = apikey {
+            let mut value = HeaderValue::from_str(&key)
+                .map_err(|_| anyhow!("the API key has characters that no header may have"))?;
+            value.set_sensitive(true);
+            access.insert("apikey", value);
+        }
+        let mut submission = access.clone();
+        if let Some(rule) = &options.rule {
+            submission.insert("rule", encoded(rule)?);
+        }
+        for (number, password) in (1..).zip(&passwords) {
+            let mut value = encoded(password)?;
+            value.set_sensitive(true);
+            submission.insert(HeaderName::from_bytes(format!("archivepwd{number}").as_bytes())?, value);
+        }
+        let http = reqwest::Client::builder().no_proxy().build().context("cannot set up the HTTP client")?;
+        Ok(Self { http, url: url.trim_end_matches('/').to_owned(), submission, access })
+    }
+
+    /// Submits the file and waits for its result.
+    pub async fn scan(&self, path: &Path) -> anyhow::Result<Verdict> {
+        let (data_id, size_bytes) = self.submit(path).await?;
+        let document = self.wait(&data_id).await?;
+        let results = &document["scan_results"];
+        let allowed = document["process_info"]["result"] == "Allowed";
+        let found = if allowed { String::new() } else { self.what_decided(&document).await? };
+        Ok(Verdict {
+            size_bytes,
+            code: results["scan_all_result_i"].as_u64().context("the gateway's answer has no scan_all_result_i")?,
+            text: text_of(&results["scan_all_result_a"]),
+            allowed,
+            found,
+            document,
+        })
+    }
+
+    async fn submit(&self, path: &Path) -> anyhow::Result<(String, u64)> {
+        let deadline = Instant::now() + BUSY_PATIENCE;
+        loop {
+            let file = tokio::fs::File::open(path).await.with_context(|| format!("cannot open {}", path.display()))?;
+            let size_bytes = file.metadata().await?.len();
+            let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+            let response = self
+                .http
+                .post(format!("{}/file", self.url))
+                .headers(self.submission.clone())
+                .header("filename", encoded(&name)?)
+                .header(CONTENT_LENGTH, size_bytes)
+                .body(Body::wrap_stream(tokio_util::io::ReaderStream::with_capacity(file, 256 * 1024)))
+                .send()
+                .await
+                .map_err(|error| self.unreachable(&error))?;
+            if response.status() == StatusCode::SERVICE_UNAVAILABLE
+                && Instant::now() < deadline
+                && let Some(pause) = retry_after(&response)
+            {
+                tokio::time::sleep(pause).await;
+                continue;
+            }
+            let answer = answer_of(response).await?;
+            let data_id = answer["data_id"].as_str().context("the gateway's answer has no data_id")?;
+            return Ok((data_id.to_owned(), size_bytes));
+        }
+    }
+
+    async fn wait(&self, data_id: &str) -> anyhow::Result<Value> {
+        let mut pause = POLL_PAUSE_FIRST;
+        let mut answered = Instant::now();
+        loop {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 3 / 2).min(POLL_PAUSE_MAX);
+            match self.fetch(data_id).await {
+                Ok(document) => {
+                    answered = Instant::now();
+                    if document["scan_results"]["progress_percentage"] == 100 {
+                        return Ok(document);
+                    }
+                    if document["scan_results"].is_null() {
+                        bail!("the gateway no longer knows the submission {data_id}");
+                    }
+                }
+                Err(error) if answered.elapsed() > SILENCE_PATIENCE => return Err(error),
+                Err(_) => {}
+            }
+        }
+    }
+
+    async fn fetch(&self, data_id: &str) -> anyhow::Result<Value> {
+        let request = self.http.get(format!("{}/file/{data_id}?size=1", self.url)).headers(self.access.clone());
+        answer_of(request.send().await.map_err(|error| self.unreachable(&error))?).await
+    }
+
+    /// Follows the worst nested results down to the file that an engine or a limit spoke about.
+    async fn what_decided(&self, root: &Value) -> anyhow::Result<String> {
+        let code = &root["scan_results"]["scan_all_result_i"];
+        let mut path = Vec::new();
+        let mut document = root.clone();
+        for _ in 0..DEPTH_FOLLOWED_MAX {
+            let worst = text_of(&document["extracted_files"]["worst_data_id"]);
+            if worst.is_empty() {
+                break;
+            }
+            let nested = self.fetch(&worst).await?;
+            if nested["scan_results"]["scan_all_result_i"] != *code {
+                break;
+            }
+            path.push(text_of(&nested["file_info"]["display_name"]));
+            document = nested;
+        }
+        let found =
+            engine_finding(&document, code).unwrap_or_else(|| text_of(&document["process_info"]["blocked_reason"]));
+        Ok(if path.is_empty() { found } else { format!("{} ({found})", path.join("/")) })
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> anyhow::Error {
+        let mut reason = error.to_string();
+        let mut source = std::error::Error::source(error);
+        while let Some(cause) = source {
+            reason = cause.to_string();
+            source = cause.source();
+        }
+        anyhow!("the gateway at {} did not answer: {reason}", self.url)
+    }
+}
+
+/// The engine whose verdict is the file's, and the threat it named.
+fn engine_finding(document: &Value, code: &Value) -> Option<String> {
+    let engines = document["scan_results"]["scan_details"].as_object()?;
+    engines
+        .iter()
+        .find(|(_, result)| result["scan_result_i"] == *code && !text_of(&result["threat_found"]).is_empty())
+        .map(|(engine, result)| format!("{engine}: {}", text_of(&result["threat_found"])))
+}
+
+fn text_of(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn encoded(text: &str) -> anyhow::Result<HeaderValue> {
+    Ok(HeaderValue::from_str(&utf8_percent_encode(text, NON_ALPHANUMERIC).to_string())?)
+}
+
+fn retry_after(response: &Response) -> Option<Duration> {
+    let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// The JSON of a good answer; of any other, the reason it gives.
+async fn answer_of(response: Response) -> anyhow::Result<Value> {
+    let status = response.status();
+    let body = response.bytes().await.context("the gateway broke off its answer")?;
+    let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
+    if status.is_success() && answer.is_object() {
+        return Ok(answer);
+    }
+    match answer["err"].as_str() {
+        Some(reason) => bail!("{reason} ({})", status.as_u16()),
+        None => bail!("the gateway answered {status} with something else than JSON: is it a Lazaret gateway?"),
+    }
+}

@@ -1,0 +1,258 @@
+//! A disk that is a directory of a file system.
+//!
+//! ```text
+//! <root>/lock                       locked for as long as the disk is open
+//! <root>/<small file>
+//! <root>/segments/<bucket>/<id>.seg
+//! ```
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, IoSlice, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{Disk, DiskError, SegmentFile, Space};
+use crate::record::SegmentAddress;
+
+/// Most segments kept open for reading: far fewer than the 1,024 files that a process may usually open.
+const READ_FILES_MAX: usize = 256;
+/// Most pieces that one `pwritev` takes (`IOV_MAX` on Linux).
+const PIECES_MAX: usize = 1024;
+
+/// A directory, locked against other engines.
+pub struct FsDisk {
+    root: PathBuf,
+    /// Holds the lock; the kernel lets go of it when the process ends, however it ends.
+    _lock: File,
+    read_files: Mutex<ReadFiles>,
+}
+
+#[derive(Default)]
+struct ReadFiles {
+    open: HashMap<SegmentAddress, (Arc<File>, u64)>,
+    clock: u64,
+}
+
+impl FsDisk {
+    /// Takes the directory `root`, which is created if it does not exist.
+    pub fn open(root: impl Into<PathBuf>) -> Result<Self, DiskError> {
+        let root: PathBuf = root.into();
+        let shown = root.display();
+        let segments = root.join("segments");
+        fs::create_dir_all(&segments).map_err(|source| DiskError::new("create", segments.display(), source))?;
+        sync_directory(&root)?;
+        let lock_path = root.join("lock");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(|source| DiskError::new("open", lock_path.display(), source))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => {
+                let reason = "it is in use by another node: stop that one, or choose another data directory";
+                DiskError::new("take", format!("data directory {shown}"), io::Error::other(reason))
+            }
+            TryLockError::Error(source) => DiskError::new("lock", lock_path.display(), source),
+        })?;
+        Ok(Self { root, _lock: lock, read_files: Mutex::default() })
+    }
+
+    fn bucket_path(&self, bucket: u32) -> PathBuf {
+        self.root.join("segments").join(bucket.to_string())
+    }
+
+    fn segment_path(&self, address: SegmentAddress) -> PathBuf {
+        self.bucket_path(address.bucket).join(format!("{:016x}.seg", address.id))
+    }
+
+    fn read_file(&self, address: SegmentAddress) -> Result<Arc<File>, DiskError> {
+        let mut files = self.read_files.lock().unwrap_or_else(PoisonError::into_inner);
+        files.clock += 1;
+        let now = files.clock;
+        if let Some((file, used)) = files.open.get_mut(&address) {
+            *used = now;
+            return Ok(Arc::clone(file));
+        }
+        let path = self.segment_path(address);
+        let file = File::open(&path).map_err(|source| DiskError::new("open", path.display(), source))?;
+        if files.open.len() >= READ_FILES_MAX {
+            let oldest = files.open.iter().min_by_key(|(_, (_, used))| *used).map(|(&address, _)| address);
+            oldest.and_then(|address| files.open.remove(&address));
+        }
+        let file = Arc::new(file);
+        files.open.insert(address, (Arc::clone(&file), now));
+        Ok(file)
+    }
+}
+
+impl Disk for FsDisk {
+    fn create_segment(&self, address: SegmentAddress) -> Result<Box<dyn SegmentFile>, DiskError> {
+        let bucket = self.bucket_path(address.bucket);
+        fs::create_dir_all(&bucket).map_err(|source| DiskError::new("create", bucket.display(), source))?;
+        // Even if the bucket was there: whoever created it may have failed before it was durable.
+        sync_directory(&self.root.join("segments"))?;
+        let path = self.segment_path(address);
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(|source| DiskError::new("create", path.display(), source))?;
+        sync_directory(&bucket)?;
+        Ok(Box::new(FsSegment { file, path }))
+    }
+
+    fn read_at(&self, address: SegmentAddress, offset: u64, bytes: &mut [u8]) -> Result<usize, DiskError> {
+        let file = self.read_file(address)?;
+        let mut filled = 0;
+        while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            match file.read_at(rest, offset + filled as u64) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(DiskError::new("read", self.segment_path(address).display(), source)),
+            }
+        }
+        Ok(filled)
+    }
+
+    fn length(&self, address: SegmentAddress) -> Result<u64, DiskError> {
+        let path = self.segment_path(address);
+        fs::metadata(&path)
+            .map(|metadata| metadata.len())
+            .map_err(|source| DiskError::new("look at", path.display(), source))
+    }
+
+    fn segments(&self) -> Result<Vec<SegmentAddress>, DiskError> {
+        let mut found = Vec::new();
+        for (bucket_path, bucket) in entries(&self.root.join("segments"), |name| name.parse::<u32>().ok())? {
+            let id_of = |name: &str| u64::from_str_radix(name.strip_suffix(".seg")?, 16).ok();
+            found.extend(entries(&bucket_path, id_of)?.into_iter().map(|(_, id)| SegmentAddress { bucket, id }));
+        }
+        Ok(found)
+    }
+
+    fn read_small(&self, name: &str) -> Result<Option<Vec<u8>>, DiskError> {
+        let path = self.root.join(name);
+        match fs::read(&path) {
+            Ok(content) => Ok(Some(content)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(DiskError::new("read", path.display(), source)),
+        }
+    }
+
+    fn write_small(&self, name: &str, content: &[u8]) -> Result<(), DiskError> {
+        let path = self.root.join(name);
+        let new_path = self.root.join(format!("{name}.new"));
+        let written = File::create(&new_path).and_then(|mut file| {
+            file.write_all(content)?;
+            file.sync_all()
+        });
+        written
+            .and_then(|()| fs::rename(&new_path, &path))
+            .map_err(|source| DiskError::new("write", path.display(), source))?;
+        sync_directory(&self.root)
+    }
+
+    fn space(&self) -> Result<Space, DiskError> {
+        let space = rustix::fs::statvfs(&self.root)
+            .map_err(|error| DiskError::new("ask for the space of", self.root.display(), error.into()))?;
+        // What the file system keeps for root (f_bfree - f_bavail) is not ours.
+        let bytes = |blocks: u64| blocks.saturating_mul(space.f_frsize);
+        Ok(Space { free_bytes: bytes(space.f_bavail), total_bytes: bytes(space.f_blocks) })
+    }
+}
+
+struct FsSegment {
+    file: File,
+    path: PathBuf,
+}
+
+impl SegmentFile for FsSegment {
+    fn write_at(&mut self, mut offset: u64, pieces: &[IoSlice<'_>]) -> Result<(), DiskError> {
+        let failed = |source| DiskError::new("write", self.path.display(), source);
+        for some in pieces.chunks(PIECES_MAX) {
+            let mut rest: Vec<IoSlice<'_>> = some.to_vec();
+            let mut rest = rest.as_mut_slice();
+            while !rest.is_empty() {
+                match rustix::io::pwritev(&self.file, rest, offset) {
+                    Ok(0) => return Err(failed(io::ErrorKind::WriteZero.into())),
+                    Ok(count) => {
+                        offset += count as u64;
+                        IoSlice::advance_slices(&mut rest, count);
+                    }
+                    Err(rustix::io::Errno::INTR) => {}
+                    Err(error) => return Err(failed(error.into())),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), DiskError> {
+        self.file.sync_data().map_err(|source| DiskError::new("sync", self.path.display(), source))
+    }
+}
+
+/// The entries of a directory whose names mean something. Others are none of ours and left alone.
+fn entries<T>(directory: &Path, meaning: impl Fn(&str) -> Option<T>) -> Result<Vec<(PathBuf, T)>, DiskError> {
+    let failed = |source| DiskError::new("list", directory.display(), source);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        match entry.file_name().to_str().and_then(&meaning) {
+            Some(meant) => found.push((entry.path(), meant)),
+            None => tracing::warn!(path = %entry.path().display(), "ignoring a file that is none of ours"),
+        }
+    }
+    Ok(found)
+}
+
+fn sync_directory(path: &Path) -> Result<(), DiskError> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|source| DiskError::new("sync directory", path.display(), source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_listed_and_locked() {
+        let root = tempfile::tempdir().unwrap();
+        let disk = FsDisk::open(root.path()).unwrap();
+        let (one, two) = (SegmentAddress { bucket: 5, id: 1 }, SegmentAddress { bucket: 6, id: 0xabc });
+        let mut file = disk.create_segment(one).unwrap();
+        // More pieces than one call of the kernel takes.
+        let pieces: Vec<[u8; 3]> = (0..3000u16).map(|at| [at as u8, (at >> 8) as u8, 9]).collect();
+        let slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+        file.write_at(10, &slices).unwrap();
+        file.sync().unwrap();
+        disk.create_segment(two).unwrap();
+        assert!(disk.create_segment(two).is_err());
+        fs::write(root.path().join("segments").join("6").join("stray"), b"x").unwrap();
+
+        let mut read = vec![0; 9_100];
+        assert_eq!(disk.read_at(one, 10, &mut read).unwrap(), 9_000);
+        assert_eq!(read[..9_000], pieces.concat());
+        assert_eq!(disk.length(one).unwrap(), 9_010);
+        let mut segments = disk.segments().unwrap();
+        segments.sort_unstable();
+        assert_eq!(segments, [one, two]);
+
+        assert_eq!(disk.read_small("node.yml").unwrap(), None);
+        disk.write_small("node.yml", b"first").unwrap();
+        disk.write_small("node.yml", b"second").unwrap();
+        assert_eq!(disk.read_small("node.yml").unwrap().as_deref(), Some(&b"second"[..]));
+        let space = disk.space().unwrap();
+        assert!(space.free_bytes > 0 && space.free_bytes <= space.total_bytes);
+
+        let refused = FsDisk::open(root.path()).err().unwrap().to_string();
+        assert!(refused.contains("in use by another node"), "{refused}");
+        drop((disk, file));
+        FsDisk::open(root.path()).unwrap();
+    }
+}

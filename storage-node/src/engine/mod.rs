@@ -1,0 +1,353 @@
+//! The engine: one disk, one index, one writer.
+//!
+//! **Acknowledged means durable**: an answer to a put comes after append, sync and index, in this order. Writes go
+//! through one bounded queue to the writer; reads go past it, straight to index and disk, and find only what is durable.
+//! Hashing, salting and checksums run off the async threads.
+//!
+//! It does not expire, delete, scrub or repair; it knows no peers and no wire.
+
+mod counters;
+mod error;
+mod identity;
+mod reader;
+mod upload;
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use bytes::Bytes;
+pub(crate) use counters::Counters;
+pub use error::EngineError;
+use lazaret_node_client::environment::Environment;
+use lazaret_protocol::limits::{GROUP_BYTES, HELD_BYTES_MAX, KIB, MIB, PUT_TIME_SKEW_MAX_MS, UPLOAD_LEASE_MAX_MS};
+use lazaret_protocol::message::{BlobStat, NodeStatus, PutDone, PutLocator};
+use lazaret_protocol::tree::TreeBuilder;
+use lazaret_protocol::{BlobName, ClusterId, NodeId, StorageType, UploadId};
+pub use reader::BlobReader;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+pub use upload::EngineUpload;
+
+use crate::disk::Disk;
+use crate::index::{Index, LocatorEntry};
+use crate::record::{PreparedRecord, RecordKind, encode_locator, record_buffer};
+use crate::recovery::{self, Recovered};
+use crate::salt::SaltKey;
+use crate::segments::SegmentSource;
+pub use crate::writer::Pump;
+use crate::writer::{Meaning, QUEUE_WRITES_MAX, Write, Writer, Written};
+
+/// Segments are begun anew at this size unless told otherwise: large enough to be few, small enough to be rewritten.
+pub const SEGMENT_BYTES_DEFAULT: u64 = 512 * MIB;
+/// Space that writes leave free unless told otherwise: enough for the index, and for recovery to write a tail again.
+pub const RESERVE_BYTES_DEFAULT: u64 = 256 * MIB;
+
+/// Most bytes that wait to be written: two groups, so that one fills while the other is written.
+const QUEUE_BYTES_MAX: u64 = 64 * MIB;
+/// What the queue's bytes are counted in, since a semaphore counts to 2^29 only on small machines.
+const QUEUE_UNIT_BYTES: u64 = KIB;
+/// Up to so many bytes are hashed and salted where they are: that takes less than the way to another thread and back.
+const INLINE_BYTES_MAX: usize = GROUP_BYTES;
+
+/// What an engine is told about itself.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// The cluster whose data these are.
+    pub cluster: ClusterId,
+    /// The node whose data these are.
+    pub node: NodeId,
+    /// How payloads lie on disk. Both kinds are read, whatever is chosen.
+    pub storage_type: StorageType,
+    /// A segment of more bytes takes no more records.
+    pub segment_bytes_max: u64,
+    /// With less free space than this, writes are refused.
+    pub reserve_bytes: u64,
+}
+
+impl EngineOptions {
+    /// The defaults for a node.
+    pub fn new(cluster: ClusterId, node: NodeId) -> Self {
+        Self {
+            cluster,
+            node,
+            storage_type: StorageType::default(),
+            segment_bytes_max: SEGMENT_BYTES_DEFAULT,
+            reserve_bytes: RESERVE_BYTES_DEFAULT,
+        }
+    }
+}
+
+/// The engine. Clones are the same engine.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    disk: Arc<dyn Disk>,
+    index: Arc<dyn Index>,
+    environment: Environment,
+    storage_type: StorageType,
+    counters: Arc<Counters>,
+    /// `None` once the engine is closed.
+    queue: Mutex<Option<mpsc::Sender<Write>>>,
+    queue_memory: Arc<Semaphore>,
+    writer_done: Arc<Latch>,
+}
+
+impl Engine {
+    /// Opens what lies on `disk`: checks whose it is, recovers, and begins to take writes.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        index: Arc<dyn Index>,
+        environment: Environment,
+        options: EngineOptions,
+    ) -> Result<Engine, EngineError> {
+        let spawner = Arc::clone(&environment.spawner);
+        let (engine, pump) = Self::open_pumped(disk, index, environment, options)?;
+        let done = LatchGuard::new(Arc::clone(&engine.shared.writer_done));
+        let run = Box::new(move || {
+            let _done = done;
+            pump.run();
+        });
+        spawner
+            .spawn_thread("lazaret-writer", run)
+            .map_err(|error| EngineError::Thread { operation: "the writer", reason: error.to_string() })?;
+        Ok(engine)
+    }
+
+    /// As [`Engine::open`], without a thread: the caller drives the writer, group by group. For simulations.
+    pub fn open_pumped(
+        disk: Arc<dyn Disk>,
+        index: Arc<dyn Index>,
+        environment: Environment,
+        options: EngineOptions,
+    ) -> Result<(Engine, Pump), EngineError> {
+        identity::check(&*disk, options.cluster, options.node)?;
+        let counters = Arc::new(Counters::default());
+        let source = SegmentSource {
+            disk: Arc::clone(&disk),
+            random: Arc::clone(&environment.random),
+            cluster: options.cluster,
+            node: options.node,
+            segment_bytes_max: options.segment_bytes_max,
+            next_id: 1,
+            counters: Arc::clone(&counters),
+        };
+        let Recovered { segments, blobs } = recovery::recover(&disk, &index, source)?;
+        counters.blobs.set(blobs);
+        let recovered_records = counters.recovered_records.get();
+        tracing::info!(node = %options.node, blobs, recovered_records, segments = counters.segments.get(), "engine opened");
+        let writer = Writer {
+            disk: Arc::clone(&disk),
+            index: Arc::clone(&index),
+            segments,
+            counters: Arc::clone(&counters),
+            reserve_bytes: options.reserve_bytes,
+            blobs,
+        };
+        let (sender, queue) = mpsc::channel(QUEUE_WRITES_MAX);
+        let shared = Shared {
+            disk,
+            index,
+            environment,
+            storage_type: options.storage_type,
+            counters,
+            queue: Mutex::new(Some(sender)),
+            queue_memory: Arc::new(Semaphore::new((QUEUE_BYTES_MAX / QUEUE_UNIT_BYTES) as usize)),
+            writer_done: Arc::default(),
+        };
+        Ok((Engine { shared: Arc::new(shared) }, Pump { writer, queue }))
+    }
+
+    /// Stores a blob that is whole in memory.
+    pub async fn put_whole(&self, name: BlobName, content: Bytes, put_time_ms: u64) -> Result<PutDone, EngineError> {
+        let length = content.len() as u64;
+        if content.len() > HELD_BYTES_MAX {
+            return Err(EngineError::BodyTooLong(length));
+        }
+        self.shared.check_clock(put_time_ms)?;
+        let salt = self.shared.salt();
+        let record = off_thread(content.len(), move || prepare_whole(name, &content, put_time_ms, salt)).await??;
+        self.shared.put(record, Meaning::Whole { name, length }, put_time_ms).await
+    }
+
+    /// Begins a streamed upload.
+    pub fn begin_upload(&self, upload: UploadId, put_time_ms: u64) -> Result<EngineUpload, EngineError> {
+        self.shared.check_clock(put_time_ms)?;
+        Ok(EngineUpload::new(Arc::clone(&self.shared), upload, put_time_ms))
+    }
+
+    /// Stores a locator.
+    pub async fn put_locator(&self, put: PutLocator) -> Result<(), EngineError> {
+        let PutLocator { name, locator, put_time_ms } = put;
+        // The put time is the blob's own, from when its upload began.
+        self.shared.check_clock_since(put_time_ms, u64::from(UPLOAD_LEASE_MAX_MS))?;
+        let mut buffer = record_buffer(0);
+        encode_locator(&locator, &mut buffer);
+        let record = PreparedRecord::new(RecordKind::Locator, name.into(), 0, put_time_ms, 0, None, buffer);
+        let locator = LocatorEntry { locator, put_time_ms };
+        let reply = self.shared.send(record, Meaning::Locator { name, locator }).await?;
+        reply.await.unwrap_or(Err(EngineError::Closed)).map(|_| ())
+    }
+
+    /// What this node knows of a blob. Blocks for as long as a read of the index takes.
+    pub fn stat(&self, name: BlobName) -> Result<BlobStat, EngineError> {
+        let entry = self.shared.index.get(name)?.unwrap_or_default();
+        Ok(BlobStat { held: entry.blob.map(|blob| blob.header()), locator: entry.locator.map(|held| held.locator) })
+    }
+
+    /// The blob, if this node holds it. Blocks for as long as a read of the index takes.
+    pub fn open_blob(&self, name: BlobName) -> Result<Option<BlobReader>, EngineError> {
+        let Some(blob) = self.shared.index.get(name)?.and_then(|entry| entry.blob) else { return Ok(None) };
+        let (disk, counters) = (Arc::clone(&self.shared.disk), Arc::clone(&self.shared.counters));
+        Ok(Some(BlobReader { disk, counters, name, blob }))
+    }
+
+    /// State and counters since the engine was opened. Asks the file system for its space, which is short.
+    pub fn status(&self) -> NodeStatus {
+        let counters = &self.shared.counters;
+        // A disk that does not tell its space has its say with the next write.
+        let space = self.shared.disk.space().ok();
+        NodeStatus {
+            blobs: counters.blobs.get(),
+            segments: counters.segments.get(),
+            segment_bytes: counters.segment_bytes.get(),
+            disk_free_bytes: space.map_or(0, |space| space.free_bytes),
+            disk_total_bytes: space.map_or(0, |space| space.total_bytes),
+            puts: counters.puts.get(),
+            gets: counters.gets.get(),
+            corrupt_reads: counters.corrupt_reads.get(),
+            syncs: counters.syncs.get(),
+            recovered_records: counters.recovered_records.get(),
+            full: counters.full.get() != 0,
+        }
+    }
+
+    /// Takes no more writes, finishes those that wait, and makes everything durable. Reads go on. Blocks; may be called
+    /// again. An engine without a thread only stops taking writes.
+    pub fn close(&self) {
+        let queue = self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(queue);
+        self.shared.writer_done.wait();
+    }
+}
+
+impl Shared {
+    fn check_clock(&self, put_time_ms: u64) -> Result<(), EngineError> {
+        self.check_clock_since(put_time_ms, 0)
+    }
+
+    /// Refuses put times that are further from the clock than clocks may differ, for a request that may come as much as
+    /// `late_ms` after the put began.
+    fn check_clock_since(&self, put_time_ms: u64, late_ms: u64) -> Result<(), EngineError> {
+        let now_ms = self.environment.clock.unix_ms();
+        let earliest_ms = now_ms.saturating_sub(PUT_TIME_SKEW_MAX_MS + late_ms);
+        if put_time_ms < earliest_ms || put_time_ms > now_ms.saturating_add(PUT_TIME_SKEW_MAX_MS) {
+            return Err(EngineError::ClockSkew { put_time_ms, now_ms });
+        }
+        Ok(())
+    }
+
+    /// A fresh salt, if payloads are salted.
+    fn salt(&self) -> Option<SaltKey> {
+        (self.storage_type == StorageType::Salt).then(|| {
+            let mut key = SaltKey::default();
+            self.environment.random.fill(&mut key);
+            key
+        })
+    }
+
+    /// Queues a write, waiting for space. Its answer comes through what is returned.
+    async fn send(
+        &self,
+        record: PreparedRecord,
+        meaning: Meaning,
+    ) -> Result<oneshot::Receiver<Result<Written, EngineError>>, EngineError> {
+        // No record is longer than the queue bears, so waiting ends.
+        let units = record.record_bytes().div_ceil(QUEUE_UNIT_BYTES).min(QUEUE_BYTES_MAX / QUEUE_UNIT_BYTES) as u32;
+        let permit = Arc::clone(&self.queue_memory).acquire_many_owned(units).await.ok();
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(EngineError::Closed)?;
+        let (reply, answer) = oneshot::channel();
+        let write = Write { record, meaning, reply, permit };
+        queue.send(write).await.map_err(|_| EngineError::Closed)?;
+        Ok(answer)
+    }
+
+    /// Queues the record that makes a blob, and waits until it is durable.
+    async fn put(&self, record: PreparedRecord, meaning: Meaning, put_time_ms: u64) -> Result<PutDone, EngineError> {
+        let answer = self.send(record, meaning).await?;
+        let done = match answer.await.unwrap_or(Err(EngineError::Closed))? {
+            Written::At(_) => PutDone { put_time_ms, already_held: false },
+            Written::Held(put_time_ms) => PutDone { put_time_ms, already_held: true },
+        };
+        self.counters.puts.add(1);
+        Ok(done)
+    }
+}
+
+/// Hashes a whole blob, checks its name, and makes its record.
+fn prepare_whole(
+    name: BlobName,
+    content: &[u8],
+    put_time_ms: u64,
+    salt: Option<SaltKey>,
+) -> Result<PreparedRecord, EngineError> {
+    let mut builder = TreeBuilder::new();
+    builder.push(content);
+    let (actual_name, pairs) = builder.finish();
+    if actual_name != name {
+        let length = content.len() as u64;
+        return Err(EngineError::NameMismatch { name, length, actual_name, actual_length: length });
+    }
+    let mut buffer = record_buffer(content.len() + pairs.len());
+    buffer.extend_from_slice(content);
+    buffer.extend_from_slice(&pairs);
+    Ok(PreparedRecord::new(RecordKind::Blob, name.into(), 0, put_time_ms, pairs.len(), salt, buffer))
+}
+
+/// Runs work on `bytes` bytes where it blocks no async thread.
+pub(crate) async fn off_thread<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, EngineError> {
+    if bytes <= INLINE_BYTES_MAX {
+        return Ok(work());
+    }
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| EngineError::Thread { operation: "hashing", reason: error.to_string() })
+}
+
+/// Something that happens once and can be waited for. Nothing to wait for is as good as happened.
+#[derive(Default)]
+struct Latch {
+    pending: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Latch {
+    fn set(&self, pending: bool) {
+        *self.pending.lock().unwrap_or_else(PoisonError::into_inner) = pending;
+        self.changed.notify_all();
+    }
+
+    fn wait(&self) {
+        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.changed.wait_while(pending, |pending| *pending));
+    }
+}
+
+/// The latch is pending for as long as this lives, so that it opens even if the writer panics.
+struct LatchGuard(Arc<Latch>);
+
+impl LatchGuard {
+    fn new(latch: Arc<Latch>) -> Self {
+        latch.set(true);
+        Self(latch)
+    }
+}
+
+impl Drop for LatchGuard {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
+}

@@ -1,0 +1,82 @@
+//! The index: where the records of a name lie, and how far each segment is known to be durable.
+//!
+//! It holds nothing that the segments can't rebuild. A batch takes effect as a whole; after a crash the index is some
+//! prefix of the batches it was given. It is never told of a record before that record is durable.
+
+pub mod conformance;
+mod entry;
+mod memory;
+mod rocks;
+
+use std::sync::Arc;
+
+pub use entry::{BlobEntry, Change, ENTRY_VERSION, Entry, Layout, LocatorEntry};
+use lazaret_protocol::BlobName;
+pub use memory::MemoryIndex;
+pub use rocks::RocksIndex;
+
+use crate::record::SegmentAddress;
+
+/// An operation on the index that failed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("could not {operation} the index {object}: {source}")]
+pub struct IndexError {
+    /// What was attempted.
+    pub operation: &'static str,
+    /// Which index.
+    pub object: String,
+    /// Why it failed.
+    pub source: Arc<dyn std::error::Error + Send + Sync>,
+}
+
+impl IndexError {
+    /// An error of `operation` on `object`.
+    pub fn new(
+        operation: &'static str,
+        object: impl ToString,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self { operation, object: object.to_string(), source: Arc::from(source.into()) }
+    }
+}
+
+/// What is known of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SegmentState {
+    /// Everything before this offset is durable.
+    pub synced: u64,
+    /// Nothing is ever written to it again, and nothing behind `synced` counts.
+    pub sealed: bool,
+}
+
+/// Changes that take effect together.
+#[derive(Debug, Clone, Default)]
+pub struct IndexBatch {
+    /// Whole entries, each replacing the one of its name.
+    pub entries: Vec<(BlobName, Entry)>,
+    /// States of segments.
+    pub segments: Vec<(SegmentAddress, SegmentState)>,
+    /// How many entries have a blob once the batch has taken effect.
+    pub blobs: u64,
+}
+
+/// An index. All of it may block for as long as a read of a disk takes.
+pub trait Index: Send + Sync {
+    /// What is known of `name`.
+    fn get(&self, name: BlobName) -> Result<Option<Entry>, IndexError>;
+
+    /// Makes changes take effect, all or none. It survives the process at once, and the machine after [`Index::flush`].
+    fn apply(&self, batch: IndexBatch) -> Result<(), IndexError>;
+
+    /// All segments it was ever told of, in no particular order.
+    fn segments(&self) -> Result<Vec<(SegmentAddress, SegmentState)>, IndexError>;
+
+    /// At most `limit` entries in the order of their names, of names after `after`.
+    fn entries(&self, after: Option<BlobName>, limit: usize) -> Result<Vec<(BlobName, Entry)>, IndexError>;
+
+    /// How many entries have a blob.
+    fn blobs(&self) -> Result<u64, IndexError>;
+
+    /// Makes durable what was applied.
+    fn flush(&self) -> Result<(), IndexError>;
+}

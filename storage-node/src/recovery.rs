@@ -1,0 +1,297 @@
+//! Recovery: what is done with the segments when a node opens, before it takes any write.
+//!
+//! A segment that the index knows as sealed is left alone. Of any other, records up to the offset that is proven durable
+//! (by the index, or by a record that was written after the sync) count where they lie. Whole records behind it are
+//! written again to a new segment, synced and indexed: what lies there now may be only in the page cache, or behind a sync
+//! that failed. Then the segment is sealed. An index that was lost is rebuilt by the same walk.
+//!
+//! Damage before the proven offset is counted and left in place. A torn tail is not damage: nothing in it was
+//! acknowledged. Every step may be interrupted and repeated.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use lazaret_protocol::limits::MIB;
+use lazaret_protocol::{BlobName, ClusterId, NodeId};
+
+use crate::disk::Disk;
+use crate::engine::{Counters, EngineError};
+use crate::index::{BlobEntry, Change, Entry, Index, IndexBatch, Layout, LocatorEntry, SegmentState};
+use crate::record::{
+    Commit, Location, Marker, PreparedRecord, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEGMENT_HEADER_BYTES,
+    SegmentAddress, Subject, decode_locator, record_buffer,
+};
+use crate::scan::{Scan, Step, read_record_buffer, read_record_header, read_segment_header};
+use crate::segments::{SegmentSource, Segments};
+
+/// Most locations that recovery holds in entries before it makes them durable: a streamed blob has one for each extent.
+const BATCH_LOCATIONS_MAX: usize = 16 * 1024;
+/// Most bytes that recovery holds before it writes them.
+const BATCH_BYTES_MAX: u64 = 32 * MIB;
+
+/// What recovery leaves for the writer.
+pub(crate) struct Recovered {
+    pub(crate) segments: Segments,
+    pub(crate) blobs: u64,
+}
+
+pub(crate) struct Recovery {
+    disk: Arc<dyn Disk>,
+    index: Arc<dyn Index>,
+    cluster: ClusterId,
+    node: NodeId,
+    counters: Arc<Counters>,
+    segments: Segments,
+    /// How far each segment seen so far may be trusted where it lies.
+    trusted: HashMap<SegmentAddress, u64>,
+    entries: HashMap<BlobName, Entry>,
+    locations: usize,
+    staged_bytes: u64,
+    blobs: u64,
+}
+
+/// The segment being walked.
+#[derive(Clone, Copy)]
+struct Walked {
+    address: SegmentAddress,
+    marker: Marker,
+    trusted: u64,
+}
+
+/// Brings segments and index into agreement.
+pub(crate) fn recover(
+    disk: &Arc<dyn Disk>,
+    index: &Arc<dyn Index>,
+    mut source: SegmentSource,
+) -> Result<Recovered, EngineError> {
+    let known: HashMap<SegmentAddress, SegmentState> = index.segments()?.into_iter().collect();
+    let mut on_disk = disk.segments()?;
+    on_disk.sort_unstable_by_key(|address| address.id);
+    let newest = known.keys().chain(&on_disk).map(|address| address.id).max();
+    source.next_id = newest.map_or(1, |id| id.saturating_add(1));
+    let (cluster, node, counters) = (source.cluster, source.node, Arc::clone(&source.counters));
+    let mut recovery = Recovery {
+        disk: Arc::clone(disk),
+        index: Arc::clone(index),
+        cluster,
+        node,
+        counters,
+        segments: Segments::new(source),
+        trusted: HashMap::new(),
+        entries: HashMap::new(),
+        locations: 0,
+        staged_bytes: 0,
+        blobs: index.blobs()?,
+    };
+    for address in known.keys().filter(|address| on_disk.binary_search_by_key(&address.id, |a| a.id).is_err()) {
+        if known.get(address).is_some_and(|state| state.synced > 0) {
+            tracing::error!(segment = %address, "a segment is missing: its blobs are lost here");
+            recovery.counters.corrupt_reads.add(1);
+        }
+    }
+    // In the order of their ids, which is the order in which they were begun: what a commit needs lies before it.
+    for address in on_disk {
+        recovery.counters.segments.add(1);
+        recovery.counters.segment_bytes.add(disk.length(address)?);
+        recovery.segment(address, known.get(&address).copied().unwrap_or_default())?;
+    }
+    recovery.flush(Vec::new())?;
+    Ok(Recovered { segments: recovery.segments, blobs: recovery.blobs })
+}
+
+impl Recovery {
+    fn segment(&mut self, address: SegmentAddress, state: SegmentState) -> Result<(), EngineError> {
+        self.trusted.insert(address, state.synced);
+        if state.sealed {
+            return Ok(());
+        }
+        let header = match read_segment_header(&*self.disk, address)? {
+            Ok(header) => header,
+            Err(source @ crate::record::FormatError::Version(_)) => {
+                return Err(EngineError::Format { object: format!("segment {address}"), source });
+            }
+            Err(error) => {
+                if state.synced > 0 {
+                    tracing::error!(segment = %address, %error, "damaged");
+                    self.counters.corrupt_reads.add(1);
+                }
+                return self.seal(address, state.synced);
+            }
+        };
+        if (header.cluster, header.node) != (self.cluster, self.node) {
+            let object = format!("segment {address}");
+            let (cluster, node) = (header.cluster, header.node);
+            return Err(EngineError::Foreign { object, cluster, node, own_cluster: self.cluster, own_node: self.node });
+        }
+        let trusted = self.proven(address, header.marker, state.synced)?;
+        self.trusted.insert(address, trusted);
+        self.walk(Walked { address, marker: header.marker, trusted }, state.synced)?;
+        self.seal(address, trusted)
+    }
+
+    /// The offset up to which the segment was durable when its last readable record was written.
+    fn proven(&self, address: SegmentAddress, marker: Marker, synced: u64) -> Result<u64, EngineError> {
+        let mut scan = Scan::new(Arc::clone(&self.disk), address, marker, synced)?;
+        let mut proven = synced;
+        while let Some(step) = scan.next()? {
+            if let Step::Record { header, .. } = step {
+                proven = proven.max(header.synced);
+            }
+        }
+        Ok(proven)
+    }
+
+    fn walk(&mut self, walked: Walked, from: u64) -> Result<(), EngineError> {
+        let from = from.max(SEGMENT_HEADER_BYTES as u64);
+        let mut scan = Scan::new(Arc::clone(&self.disk), walked.address, walked.marker, from)?;
+        while let Some(step) = scan.next()? {
+            let whole = match &step {
+                Step::Record { offset, header } => self.record(walked, *offset, header)?,
+                Step::Gap { .. } => false,
+            };
+            let (Step::Record { offset, .. } | Step::Gap { offset }) = step;
+            if !whole && offset < walked.trusted {
+                tracing::error!(segment = %walked.address, offset, "damaged");
+                self.counters.corrupt_reads.add(1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adopts a record; returns whether it is whole.
+    fn record(&mut self, walked: Walked, offset: u64, header: &RecordHeader) -> Result<bool, EngineError> {
+        // Extents and trees count only through their commit, which is what verifies them.
+        if matches!(header.kind, RecordKind::Extent | RecordKind::Tree) {
+            return Ok(true);
+        }
+        let Some(buffer) = read_record_buffer(&*self.disk, walked.address, offset, header)? else { return Ok(false) };
+        let in_place = offset + header.record_bytes() <= walked.trusted;
+        let here = Location { segment: walked.address, offset };
+        let payload = buffer.get(RECORD_HEADER_BYTES..).unwrap_or_default();
+        let change = match header.kind {
+            RecordKind::Commit => return self.commit(header, here, in_place, payload),
+            RecordKind::Locator => {
+                let mut plain = payload.to_vec();
+                header.unsalt(0, &mut plain);
+                let Some(locator) = decode_locator(&mut &plain[..]) else { return Ok(false) };
+                Change::Locator(LocatorEntry { locator, put_time_ms: header.time_ms })
+            }
+            RecordKind::Tombstone => Change::Tombstone(header.time_ms),
+            _ => {
+                let length = u64::from(header.payload_bytes - header.tree_bytes);
+                Change::Blob(BlobEntry { length, put_time_ms: header.time_ms, layout: Layout::Whole(here) })
+            }
+        };
+        let place = if in_place { here } else { self.rewrite(walked.address, header, buffer)? };
+        let change = match change {
+            Change::Blob(blob) => Change::Blob(BlobEntry { layout: Layout::Whole(place), ..blob }),
+            other => other,
+        };
+        self.adopt(header.subject.name(), change)?;
+        Ok(true)
+    }
+
+    fn commit(
+        &mut self,
+        header: &RecordHeader,
+        here: Location,
+        in_place: bool,
+        payload: &[u8],
+    ) -> Result<bool, EngineError> {
+        let mut plain = payload.to_vec();
+        header.unsalt(0, &mut plain);
+        let Ok(commit) = Commit::decode(&plain) else { return Ok(false) };
+        let subject = Subject::from(commit.upload);
+        let mut settled = commit.clone();
+        let extents = settled.extents.iter_mut().map(|location| (RecordKind::Extent, location));
+        for (kind, location) in extents.chain(settled.tree.iter_mut().map(|location| (RecordKind::Tree, location))) {
+            match self.piece(kind, subject, *location)? {
+                Some(place) => *location = place,
+                // A piece behind the proven offset was not acknowledged, and so neither was the commit: no damage.
+                None => {
+                    return Ok(self.trusted.get(&location.segment).is_none_or(|&trusted| location.offset >= trusted));
+                }
+            }
+        }
+        if !in_place || settled != commit {
+            let mut buffer = record_buffer(payload.len());
+            settled.encode(&mut buffer);
+            let record =
+                PreparedRecord::new(RecordKind::Commit, header.subject, 0, header.time_ms, 0, header.salt, buffer);
+            self.stage(here.segment.bucket, record)?;
+        }
+        let layout = Layout::Streamed { extents: settled.extents, tree: settled.tree };
+        let blob = BlobEntry { length: settled.length, put_time_ms: header.time_ms, layout };
+        self.adopt(header.subject.name(), Change::Blob(blob))?;
+        Ok(true)
+    }
+
+    /// Where a piece of a commit lies from now on; `None` if it is not there or not whole.
+    fn piece(&mut self, kind: RecordKind, subject: Subject, at: Location) -> Result<Option<Location>, EngineError> {
+        let Some(&trusted) = self.trusted.get(&at.segment) else { return Ok(None) };
+        let Some(header) = read_record_header(&*self.disk, at.segment, at.offset)? else { return Ok(None) };
+        if header.kind != kind || header.subject != subject {
+            return Ok(None);
+        }
+        let Some(buffer) = read_record_buffer(&*self.disk, at.segment, at.offset, &header)? else { return Ok(None) };
+        if at.offset + header.record_bytes() <= trusted {
+            return Ok(Some(at));
+        }
+        self.rewrite(at.segment, &header, buffer).map(Some)
+    }
+
+    fn rewrite(
+        &mut self,
+        from: SegmentAddress,
+        header: &RecordHeader,
+        buffer: Vec<u8>,
+    ) -> Result<Location, EngineError> {
+        self.stage(from.bucket, PreparedRecord::copied(header.clone(), buffer))
+    }
+
+    fn stage(&mut self, bucket: u32, record: PreparedRecord) -> Result<Location, EngineError> {
+        self.staged_bytes += record.record_bytes();
+        let location = self.segments.stage(bucket, record)?;
+        if self.staged_bytes >= BATCH_BYTES_MAX {
+            self.staged_bytes = 0;
+            self.segments.write()?;
+        }
+        Ok(location)
+    }
+
+    fn adopt(&mut self, name: BlobName, change: Change) -> Result<(), EngineError> {
+        let entry = match self.entries.entry(name) {
+            std::collections::hash_map::Entry::Occupied(held) => held.into_mut(),
+            std::collections::hash_map::Entry::Vacant(free) => free.insert(self.index.get(name)?.unwrap_or_default()),
+        };
+        let before = u64::from(entry.blob.is_some());
+        self.locations += match &change {
+            Change::Blob(BlobEntry { layout: Layout::Streamed { extents, tree }, .. }) => extents.len() + tree.len(),
+            _ => 1,
+        };
+        entry.absorb(change);
+        self.blobs = (self.blobs + u64::from(entry.blob.is_some())).saturating_sub(before);
+        self.counters.recovered_records.add(1);
+        if self.locations >= BATCH_LOCATIONS_MAX {
+            self.flush(Vec::new())?;
+        }
+        Ok(())
+    }
+
+    /// Notes that nothing behind `synced` counts. Only after everything behind it that does was written again.
+    fn seal(&mut self, address: SegmentAddress, synced: u64) -> Result<(), EngineError> {
+        self.flush(vec![(address, SegmentState { synced, sealed: true })])
+    }
+
+    fn flush(&mut self, sealed: Vec<(SegmentAddress, SegmentState)>) -> Result<(), EngineError> {
+        (self.staged_bytes, self.locations) = (0, 0);
+        self.segments.write()?;
+        let mut segments = self.segments.sync_all()?;
+        segments.extend(sealed);
+        let entries: Vec<(BlobName, Entry)> = self.entries.drain().collect();
+        if entries.is_empty() && segments.is_empty() {
+            return Ok(());
+        }
+        Ok(self.index.apply(IndexBatch { entries, segments, blobs: self.blobs })?)
+    }
+}

@@ -1,0 +1,244 @@
+//! The segments being written: which one a bucket's records go to, what of each is durable, and which have failed.
+//!
+//! Records are staged (given a place), then written, then synced, all for a whole group at a time. A segment whose write
+//! or sync failed is never touched again, and nothing behind its synced offset counts from then on. Ids are never reused.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use lazaret_node_client::environment::Random;
+use lazaret_protocol::limits::MIB;
+use lazaret_protocol::{ClusterId, NodeId};
+
+use crate::disk::{Disk, DiskError, SegmentFile};
+use crate::engine::Counters;
+use crate::index::SegmentState;
+use crate::record::{Location, Marker, PreparedRecord, SEGMENT_HEADER_BYTES, SegmentAddress, SegmentHeader};
+
+/// Most segments open for appending. Put times may be five minutes off, so two buckets are in use at a time; long uploads
+/// may keep older ones.
+const ACTIVE_SEGMENTS_MAX: usize = 8;
+/// Most bytes of a segment that wait for a sync. It bounds how long a commit may have to wait for its own, and how much a
+/// recovery reads.
+const UNSYNCED_BYTES_MAX: u64 = 64 * MIB;
+/// After so many failed segments nothing more is written until the node is opened again: the disk is broken, and each
+/// try leaves another file behind.
+const FAILED_SEGMENTS_MAX: usize = 64;
+
+/// Where new segments come from.
+pub(crate) struct SegmentSource {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) random: Arc<dyn Random>,
+    pub(crate) cluster: ClusterId,
+    pub(crate) node: NodeId,
+    pub(crate) segment_bytes_max: u64,
+    pub(crate) next_id: u64,
+    pub(crate) counters: Arc<Counters>,
+}
+
+pub(crate) struct Segments {
+    source: SegmentSource,
+    /// The segment that a bucket's records go to.
+    active: BTreeMap<u32, OpenSegment>,
+    /// Takes no more records, but has some that are not durable yet.
+    retired: Vec<OpenSegment>,
+    /// Synced offsets of the segments that failed since the node was opened.
+    failed: BTreeMap<u64, u64>,
+    /// Failures that the index has not been told of.
+    failures: Vec<(SegmentAddress, SegmentState)>,
+}
+
+struct OpenSegment {
+    address: SegmentAddress,
+    file: Box<dyn SegmentFile>,
+    marker: Marker,
+    written: u64,
+    synced: u64,
+    staged: Vec<Vec<u8>>,
+    staged_bytes: u64,
+}
+
+impl OpenSegment {
+    fn end(&self) -> u64 {
+        self.written + self.staged_bytes
+    }
+
+    fn write(&mut self) -> Result<u64, DiskError> {
+        let pieces: Vec<IoSlice<'_>> = self.staged.iter().map(|piece| IoSlice::new(piece)).collect();
+        self.file.write_at(self.written, &pieces)?;
+        let bytes = self.staged_bytes;
+        self.written += bytes;
+        self.unstage();
+        Ok(bytes)
+    }
+
+    fn unstage(&mut self) {
+        self.staged.clear();
+        self.staged_bytes = 0;
+    }
+}
+
+impl SegmentSource {
+    fn open(&mut self, bucket: u32) -> Result<OpenSegment, DiskError> {
+        let address = SegmentAddress { bucket, id: self.next_id };
+        // The id counts as used even if the segment can't be created: a half-created one may turn up after a crash.
+        self.next_id += 1;
+        let mut marker = Marker::default();
+        self.random.fill(&mut marker);
+        let file = self.disk.create_segment(address)?;
+        self.counters.segments.add(1);
+        let header = SegmentHeader { address, cluster: self.cluster, node: self.node, marker };
+        Ok(OpenSegment {
+            address,
+            file,
+            marker,
+            written: 0,
+            synced: 0,
+            staged: vec![header.encode().to_vec()],
+            staged_bytes: SEGMENT_HEADER_BYTES as u64,
+        })
+    }
+}
+
+impl Segments {
+    pub(crate) fn new(source: SegmentSource) -> Self {
+        Self { source, active: BTreeMap::new(), retired: Vec::new(), failed: BTreeMap::new(), failures: Vec::new() }
+    }
+
+    /// Gives a record its place in the active segment of `bucket`.
+    pub(crate) fn stage(&mut self, bucket: u32, record: PreparedRecord) -> Result<Location, DiskError> {
+        if self.failed.len() >= FAILED_SEGMENTS_MAX {
+            let reason = "too many writes failed: check the disk, then restart the node";
+            return Err(DiskError::new("write to", "the data directory", std::io::Error::other(reason)));
+        }
+        let full = |segment: &OpenSegment| segment.end() + record.record_bytes() > self.source.segment_bytes_max;
+        if self.active.get(&bucket).is_some_and(full) {
+            self.retire(bucket);
+        }
+        if !self.active.contains_key(&bucket) {
+            if self.active.len() >= ACTIVE_SEGMENTS_MAX
+                && let Some(&oldest) = self.active.keys().next()
+            {
+                self.retire(oldest);
+            }
+            let opened = self.source.open(bucket)?;
+            self.active.insert(bucket, opened);
+        }
+        let Some(segment) = self.active.get_mut(&bucket) else {
+            let reason = std::io::Error::other("it vanished");
+            return Err(DiskError::new("write to the segment of bucket", bucket, reason));
+        };
+        let location = Location { segment: segment.address, offset: segment.end() };
+        segment.staged_bytes += record.record_bytes();
+        segment.staged.push(record.placed(segment.marker, segment.synced));
+        Ok(location)
+    }
+
+    fn retire(&mut self, bucket: u32) {
+        self.retired.extend(self.active.remove(&bucket));
+    }
+
+    /// Writes what is staged. After a failure nothing of it counts, wherever it was to go.
+    pub(crate) fn write(&mut self) -> Result<(), DiskError> {
+        let mut outcome = Ok(());
+        let mut failed = None;
+        for segment in self.active.values_mut().chain(&mut self.retired).filter(|segment| !segment.staged.is_empty()) {
+            match segment.write() {
+                Ok(bytes) => self.source.counters.segment_bytes.add(bytes),
+                Err(error) => {
+                    failed = Some(segment.address.id);
+                    outcome = Err(error);
+                    break;
+                }
+            }
+        }
+        if let Some(id) = failed {
+            self.fail(id);
+        }
+        if outcome.is_err() {
+            self.unstage();
+        }
+        outcome
+    }
+
+    /// Forgets what is staged and not written.
+    pub(crate) fn unstage(&mut self) {
+        self.active.values_mut().chain(&mut self.retired).for_each(OpenSegment::unstage);
+        // A segment whose header was staged only begins with nothing: it takes no records.
+        let empty: Vec<u32> =
+            self.active.iter().filter(|(_, segment)| segment.written == 0).map(|(&bucket, _)| bucket).collect();
+        for bucket in empty {
+            self.active.remove(&bucket);
+        }
+        self.retired.retain(|segment| segment.written > 0);
+    }
+
+    /// Syncs the segments `wanted` (by id), those that take no more records and those with too much unsynced. Returns
+    /// the new states.
+    pub(crate) fn sync(&mut self, wanted: &BTreeSet<u64>) -> Result<Vec<(SegmentAddress, SegmentState)>, DiskError> {
+        let mut states = Vec::new();
+        let active = self.active.values_mut().filter(|segment| {
+            let unsynced = segment.written - segment.synced;
+            unsynced > 0 && (wanted.contains(&segment.address.id) || unsynced > UNSYNCED_BYTES_MAX)
+        });
+        let due: Vec<(&mut OpenSegment, bool)> = active
+            .map(|segment| (segment, false))
+            .chain(self.retired.iter_mut().map(|segment| (segment, true)))
+            .collect();
+        let mut failed = None;
+        for (segment, sealed) in due {
+            self.source.counters.syncs.add(1);
+            match segment.file.sync() {
+                Ok(()) => {
+                    segment.synced = segment.written;
+                    states.push((segment.address, SegmentState { synced: segment.synced, sealed }));
+                }
+                Err(error) => {
+                    failed = Some((segment.address.id, error));
+                    break;
+                }
+            }
+        }
+        if let Some((id, error)) = failed {
+            self.fail(id);
+            return Err(error);
+        }
+        self.retired.clear();
+        Ok(states)
+    }
+
+    /// Syncs everything that is not durable yet.
+    pub(crate) fn sync_all(&mut self) -> Result<Vec<(SegmentAddress, SegmentState)>, DiskError> {
+        let all = self.active.values().map(|segment| segment.address.id).collect();
+        self.sync(&all)
+    }
+
+    /// Syncs and closes everything.
+    pub(crate) fn close(&mut self) -> Result<Vec<(SegmentAddress, SegmentState)>, DiskError> {
+        let active = std::mem::take(&mut self.active);
+        self.retired.extend(active.into_values());
+        self.sync(&BTreeSet::new())
+    }
+
+    /// Whether the record at `location` was lost when its segment failed.
+    pub(crate) fn lost(&self, location: &Location) -> bool {
+        self.failed.get(&location.segment.id).is_some_and(|&synced| location.offset >= synced)
+    }
+
+    /// Failures that the index must be told of, each once.
+    pub(crate) fn take_failures(&mut self) -> Vec<(SegmentAddress, SegmentState)> {
+        std::mem::take(&mut self.failures)
+    }
+
+    fn fail(&mut self, id: u64) {
+        let bucket = self.active.iter().find(|(_, segment)| segment.address.id == id).map(|(&bucket, _)| bucket);
+        let retired = self.retired.iter().position(|segment| segment.address.id == id);
+        let segment =
+            bucket.and_then(|bucket| self.active.remove(&bucket)).or_else(|| retired.map(|at| self.retired.remove(at)));
+        if let Some(segment) = segment {
+            self.failed.insert(id, segment.synced);
+            self.failures.push((segment.address, SegmentState { synced: segment.synced, sealed: true }));
+        }
+    }
+}

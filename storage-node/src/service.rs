@@ -1,0 +1,259 @@
+//! Answers requests: one call of [`NodeService::handle`] serves one stream, whatever transport it came over.
+//!
+//! Invariants: a right is checked before anything else of a request is looked at; lengths are checked before the bytes
+//! they announce are read; requests, body bytes in flight and reading threads are bounded; a peer that makes no progress
+//! is cut. What is malformed is answered with `BadRequest`, and the node goes on serving. A copy found damaged half way
+//! resets its stream, so that the caller never takes a part for the whole. This module knows no disk and no key; proving
+//! a role is the transport's part ([`crate::listener`]).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lazaret_node_client::environment::Environment;
+use lazaret_node_client::local::Handler;
+use lazaret_node_client::stream::{RecvHalf, SendHalf, StreamError};
+use lazaret_protocol::cluster_map::{ClusterMap, NodeState};
+use lazaret_protocol::limits::HAS_NAMES_MAX;
+use lazaret_protocol::message::{ErrorCode, ErrorReply, Request, Response, Role, Welcome};
+use lazaret_protocol::name::{BlobName, NodeId};
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::engine::{Engine, EngineError};
+
+mod get;
+mod put;
+
+/// Requests under way at once. Each holds a task and a few buffers; beyond it callers are told `Busy` and go elsewhere.
+pub const REQUESTS_MAX: usize = 4096;
+/// Body bytes of puts that were read from peers and are not yet with the engine's writer.
+pub const BODY_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Blobs being read at once: each holds a blocking thread for as long as its peer takes it.
+pub const READS_MAX: usize = 128;
+/// How long a peer may take for one step: to send a frame it began, to take a piece of an answer.
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Serves one node's engine. Clones serve the same one, within the same bounds.
+#[derive(Clone)]
+pub struct NodeService {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    engine: Engine,
+    node: NodeId,
+    map: Arc<ClusterMap>,
+    environment: Environment,
+    requests: Semaphore,
+    body_bytes: Semaphore,
+    reads: Arc<Semaphore>,
+}
+
+/// Why a request was not carried out.
+enum Refusal {
+    /// To be told to the peer.
+    Told(ErrorReply),
+    /// The peer or the stream is gone, or the answer is half way out: there is nothing to tell, only to reset.
+    Gone(String),
+}
+
+impl Refusal {
+    fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self::Told(ErrorReply { code, message: message.into() })
+    }
+
+    fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::BadRequest, message)
+    }
+}
+
+impl From<EngineError> for Refusal {
+    fn from(error: EngineError) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}
+
+impl From<StreamError> for Refusal {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Codec(_) | StreamError::FrameTooLong(_) => Self::bad_request(error.to_string()),
+            StreamError::Reset | StreamError::EndedEarly | StreamError::ConnectionLost(_) => {
+                Self::Gone(error.to_string())
+            }
+        }
+    }
+}
+
+impl NodeService {
+    /// A service for `engine`, which belongs to `node` of `map`.
+    pub fn new(engine: Engine, node: NodeId, map: ClusterMap, environment: Environment) -> Self {
+        let inner = Inner {
+            engine,
+            node,
+            map: Arc::new(map),
+            environment,
+            requests: Semaphore::new(REQUESTS_MAX),
+            body_bytes: Semaphore::new(BODY_BYTES_MAX),
+            reads: Arc::new(Semaphore::new(READS_MAX)),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Whom a new connection reached.
+    pub fn welcome(&self) -> Welcome {
+        let inner = &self.inner;
+        Welcome { node: inner.node, epoch: inner.map.epoch, now_ms: inner.environment.clock.unix_ms() }
+    }
+
+    /// Serves each stream it is given with the rights of `role`, in a task of its own: for the in-process network.
+    pub fn handler(&self, role: Role) -> Handler {
+        let service = self.clone();
+        Arc::new(move |send, recv| {
+            let serving = service.clone();
+            service.inner.environment.spawner.spawn(Box::pin(async move { serving.handle(role, send, recv).await }));
+        })
+    }
+
+    /// Serves one stream to its end, which is when the peer has received the answer.
+    pub async fn handle(&self, role: Role, mut send: SendHalf, mut recv: RecvHalf) {
+        let permit = self.inner.requests.try_acquire();
+        let served = match &permit {
+            Ok(_) => self.inner.serve(role, &mut send, &mut recv).await,
+            Err(_) => Err(Refusal::new(ErrorCode::Busy, format!("{REQUESTS_MAX} requests are under way, try again"))),
+        };
+        let answered = match served {
+            Err(Refusal::Told(reply)) => {
+                tracing::debug!(node = %self.inner.node, code = %reply.code, message = reply.message, "request refused");
+                self.inner.respond(&mut send, Response::Error(reply)).await
+            }
+            served => served,
+        };
+        if let Err(Refusal::Gone(reason)) = answered {
+            tracing::debug!(node = %self.inner.node, reason, "request abandoned");
+            return send.reset();
+        }
+        // Until then the request counts as under way: whoever stops the node would cut the answer off.
+        let _ = self.inner.environment.within(PROGRESS_TIMEOUT, send.delivered()).await;
+    }
+
+    /// Waits until no request is under way; requests that come meanwhile are told `Busy`.
+    pub async fn idle(&self) {
+        // The semaphore is never closed.
+        let _ = self.inner.requests.acquire_many(REQUESTS_MAX as u32).await;
+    }
+}
+
+impl Inner {
+    async fn serve(&self, role: Role, send: &mut SendHalf, recv: &mut RecvHalf) -> Result<(), Refusal> {
+        let request: Request = self.step("sending the request", recv.recv_message()).await?;
+        check_right(role, &request)?;
+        let response = match request {
+            Request::Get(get) => return self.get(get, send).await,
+            Request::Put(header) => self.put(header, recv).await?,
+            Request::PutLocator(put) => {
+                self.check_writable()?;
+                self.engine.put_locator(put).await?;
+                Response::LocatorPut
+            }
+            Request::Has(names) => self.has(names).await?,
+            Request::Stat(name) => Response::Stat(self.blocking(move |engine| engine.stat(name)).await??),
+            Request::Status => Response::Status(self.blocking(|engine| engine.status()).await?),
+            Request::Map => Response::Map(ClusterMap::clone(&self.map)),
+            Request::Hello(_) => return Err(Refusal::bad_request("Hello is a connection's first stream only")),
+            Request::PushMap(_) => return Err(unsupported("PushMap")),
+            Request::Delete(_) => return Err(unsupported("Delete")),
+            Request::RepairDigests(_) => return Err(unsupported("RepairDigests")),
+            Request::RepairNames(_) => return Err(unsupported("RepairNames")),
+            Request::Scrub => return Err(unsupported("Scrub")),
+        };
+        self.respond(send, response).await
+    }
+
+    async fn has(&self, names: Vec<BlobName>) -> Result<Response, Refusal> {
+        if names.len() > HAS_NAMES_MAX {
+            return Err(Refusal::bad_request(format!("{} names are over the limit of {HAS_NAMES_MAX}", names.len())));
+        }
+        let held = move |engine: Engine| -> Result<Vec<bool>, EngineError> {
+            names.into_iter().map(|name| Ok(engine.stat(name)?.held.is_some())).collect()
+        };
+        Ok(Response::Has(self.blocking(held).await??))
+    }
+
+    async fn respond(&self, send: &mut SendHalf, response: Response) -> Result<(), Refusal> {
+        self.step("taking the answer", async {
+            send.send_message(&response).await?;
+            send.finish().await
+        })
+        .await
+    }
+
+    /// One step of the peer's, within the time it has for one.
+    async fn step<T>(&self, doing: &str, step: impl Future<Output = Result<T, StreamError>>) -> Result<T, Refusal> {
+        self.step_within(PROGRESS_TIMEOUT, doing, step).await
+    }
+
+    async fn step_within<T>(
+        &self,
+        limit: Duration,
+        doing: &str,
+        step: impl Future<Output = Result<T, StreamError>>,
+    ) -> Result<T, Refusal> {
+        match self.environment.within(limit, step).await {
+            Ok(done) => Ok(done?),
+            Err(elapsed) => Err(Refusal::Gone(format!("peer stalled while {doing}: {elapsed}"))),
+        }
+    }
+
+    /// Runs what blocks, if only shortly, where it holds up nobody.
+    async fn blocking<T: Send + 'static>(&self, run: impl FnOnce(Engine) -> T + Send + 'static) -> Result<T, Refusal> {
+        let engine = self.engine.clone();
+        let done = tokio::task::spawn_blocking(move || run(engine)).await;
+        done.map_err(|error| Refusal::new(ErrorCode::Internal, format!("the node failed while reading: {error}")))
+    }
+
+    /// A share of the body bytes in flight; waits a while for others to free theirs.
+    async fn body_share(&self, bytes: usize) -> Result<SemaphorePermit<'_>, Refusal> {
+        let busy = || Refusal::new(ErrorCode::Busy, "too many puts are under way, try again");
+        // A body is at most HELD_BYTES_MAX, a frame at most FRAME_BYTES_MAX: both fit.
+        match self.environment.within(PROGRESS_TIMEOUT, self.body_bytes.acquire_many(bytes as u32)).await {
+            Ok(Ok(share)) => Ok(share),
+            Ok(Err(_)) | Err(_) => Err(busy()),
+        }
+    }
+
+    fn check_writable(&self) -> Result<(), Refusal> {
+        match self.map.node(self.node).map(|node| node.state) {
+            Some(NodeState::Draining) => Err(Refusal::new(ErrorCode::Draining, "this node is being drained")),
+            Some(NodeState::Up) | None => Ok(()),
+        }
+    }
+}
+
+/// What clients may ask; the rest is for administrators and peers.
+fn check_right(role: Role, request: &Request) -> Result<(), Refusal> {
+    let name = match request {
+        Request::Hello(_)
+        | Request::Put(_)
+        | Request::PutLocator(_)
+        | Request::Get(_)
+        | Request::Has(_)
+        | Request::Stat(_)
+        | Request::Status
+        | Request::Map => return Ok(()),
+        Request::PushMap(_) => "PushMap",
+        Request::Delete(_) => "Delete",
+        Request::RepairDigests(_) => "RepairDigests",
+        Request::RepairNames(_) => "RepairNames",
+        Request::Scrub => "Scrub",
+    };
+    match role {
+        Role::Admin | Role::Peer => Ok(()),
+        Role::Client => Err(Refusal::new(
+            ErrorCode::NotAllowed,
+            format!("{name} needs the storage admin key or a node's certificate"),
+        )),
+    }
+}
+
+fn unsupported(name: &str) -> Refusal {
+    Refusal::new(ErrorCode::Unsupported, format!("{name} is not carried out by this build"))
+}

@@ -1,0 +1,114 @@
+//! Puts: a body in frames, checked against what was announced, then handed to the engine.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use lazaret_node_client::stream::RecvHalf;
+use lazaret_protocol::limits::{BLOB_BYTES_MAX, HELD_BYTES_MAX, PUT_TIME_SKEW_MAX_MS, UPLOAD_LEASE_MAX_MS};
+use lazaret_protocol::message::{ErrorCode, PutDone, PutHeader, PutTarget, PutTrailer, Response};
+use lazaret_protocol::name::{BlobName, UploadId};
+
+use super::{Inner, Refusal};
+
+/// How long a streamed body may pause between frames: its bytes come from a user's upload, which may trickle.
+const BODY_PAUSE_MAX: Duration = Duration::from_secs(120);
+
+impl Inner {
+    pub(super) async fn put(&self, header: PutHeader, recv: &mut RecvHalf) -> Result<Response, Refusal> {
+        self.check_writable()?;
+        let now_ms = self.environment.clock.unix_ms();
+        let skew_ms = now_ms.abs_diff(header.put_time_ms);
+        if skew_ms > PUT_TIME_SKEW_MAX_MS {
+            let message =
+                format!("the put time is {skew_ms} ms off this node's clock, {PUT_TIME_SKEW_MAX_MS} are allowed");
+            return Err(Refusal::new(ErrorCode::ClockSkew, message));
+        }
+        let done = match header.target {
+            PutTarget::Whole { name, length } => self.put_whole(name, length, header.put_time_ms, recv).await?,
+            PutTarget::Streamed { upload, .. } => self.put_streamed(upload, &header, recv).await?,
+        };
+        Ok(Response::Put(done))
+    }
+
+    async fn put_whole(
+        &self,
+        name: BlobName,
+        length: u64,
+        put_time_ms: u64,
+        recv: &mut RecvHalf,
+    ) -> Result<PutDone, Refusal> {
+        if length > HELD_BYTES_MAX as u64 {
+            let message = format!("a body of {length} bytes is over the limit of {HELD_BYTES_MAX} for a whole put");
+            return Err(Refusal::bad_request(message));
+        }
+        let _share = self.body_share(length as usize).await?;
+        let content = self.whole_body(length as usize, recv).await?;
+        let trailer: PutTrailer = self.step("sending the trailer", recv.recv_message()).await?;
+        if trailer != (PutTrailer { name, length }) {
+            return Err(Refusal::bad_request("the trailer differs from the header"));
+        }
+        Ok(self.engine.put_whole(name, content, put_time_ms).await?)
+    }
+
+    /// A body of exactly `length` bytes. One that comes in one frame is not copied.
+    async fn whole_body(&self, length: usize, recv: &mut RecvHalf) -> Result<Bytes, Refusal> {
+        let mut first = Bytes::new();
+        let mut gathered = BytesMut::new();
+        let mut received = 0;
+        while let Some(frame) = self.step("sending the body", recv.recv_body_frame()).await? {
+            received += frame.len();
+            if received > length {
+                return Err(Refusal::bad_request(format!("the body is longer than the {length} bytes announced")));
+            }
+            if received == frame.len() {
+                first = frame;
+                continue;
+            }
+            if gathered.is_empty() {
+                gathered.reserve(length);
+                gathered.extend_from_slice(&std::mem::take(&mut first));
+            }
+            gathered.extend_from_slice(&frame);
+        }
+        if received < length {
+            return Err(Refusal::bad_request(format!("the body has {received} bytes, {length} were announced")));
+        }
+        Ok(if gathered.is_empty() { first } else { gathered.freeze() })
+    }
+
+    async fn put_streamed(
+        &self,
+        upload: UploadId,
+        header: &PutHeader,
+        recv: &mut RecvHalf,
+    ) -> Result<PutDone, Refusal> {
+        let lease_ms = header.lease_ms.min(UPLOAD_LEASE_MAX_MS);
+        let received = self.environment.within(Duration::from_millis(lease_ms.into()), async {
+            let mut engine_upload = self.engine.begin_upload(upload, header.put_time_ms)?;
+            let mut length = 0_u64;
+            loop {
+                let frame_length =
+                    self.step_within(BODY_PAUSE_MAX, "sending the body", recv.recv_body_frame_length()).await?;
+                if frame_length == 0 {
+                    return Ok((engine_upload, length));
+                }
+                length += frame_length as u64;
+                if length > BLOB_BYTES_MAX {
+                    return Err(Refusal::bad_request(format!("the body is over the limit of {BLOB_BYTES_MAX} bytes")));
+                }
+                // Taken before the frame is read, so that what waits for the writer waits with the peer.
+                let _share = self.body_share(frame_length).await?;
+                let frame = self.step("sending the body", recv.read_exact(frame_length)).await?;
+                engine_upload.append(frame).await?;
+            }
+        });
+        let lease_over = |_| Refusal::bad_request(format!("the upload took longer than its lease of {lease_ms} ms"));
+        let (engine_upload, length) = received.await.map_err(lease_over)??;
+        let trailer: PutTrailer = self.step("sending the trailer", recv.recv_message()).await?;
+        if trailer.length != length {
+            let message = format!("the body has {length} bytes, the trailer says {}", trailer.length);
+            return Err(Refusal::bad_request(message));
+        }
+        Ok(engine_upload.commit(trailer.name, trailer.length).await?)
+    }
+}

@@ -1,0 +1,10 @@
+//! End-to-end tests: the `lazaret` binary as users run it, on loopback, in temporary directories.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod harness;
+
+mod bad_input;
+mod blobs;
+mod durability;
+mod refusals;
+mod scanning;
