@@ -21,7 +21,7 @@ build: system-packages claim-target
 	cargo build --release --locked
 
 test: system-packages claim-target
-	cargo test --release --locked --workspace $(CHECKED)
+	cargo test --release --locked --workspace --lib --bins --tests $(CHECKED)
 
 lint: system-packages claim-target
 	cargo fmt --all --check

@@ -18,7 +18,7 @@ use lazaret_node_client::cluster::{Cluster, ClusterOptions};
 use lazaret_node_client::cluster_file::ClusterFile;
 use lazaret_node_client::quic::{Credentials, QuicTransport};
 use lazaret_node_client::transport::Transport;
-use lazaret_protocol::{ClusterMap, NodeId};
+use lazaret_protocol::{ClusterMap, NodeEntry, NodeId};
 use lazaret_scan_worker::{ScanWorker, WorkerOptions, engines};
 use lazaret_storage_node::disk::FsDisk;
 use lazaret_storage_node::engine::{Engine, EngineOptions};
@@ -56,13 +56,24 @@ pub async fn storage_node(options: ComponentOptions) -> anyhow::Result<ExitCode>
         .clone();
     let engine =
         open_engine(&config.data, &cluster.map, config.node, (config.segment_bytes_max, config.reserve_bytes)).await?;
-    let service = NodeService::new(engine.clone(), node.id, cluster.map.clone(), Environment::system());
+    let served = serve_node(&config, &cluster, &node, engine.clone()).await;
+    // Also after a failure: a process must not end while an engine's threads still run.
+    close(engine).await;
+    served.map(|()| ExitCode::SUCCESS)
+}
+
+async fn serve_node(
+    config: &StorageNodeConfig,
+    cluster: &ClusterFile,
+    node: &NodeEntry,
+    engine: Engine,
+) -> anyhow::Result<()> {
+    let service = NodeService::new(engine, node.id, cluster.map.clone(), Environment::system());
     let identity = NodeIdentity { certificate: &config.certificate, private_key: &config.private_key };
-    let listener = listen(config.listen.unwrap_or(node.address), &identity, &cluster, service)?;
+    let listener = listen(config.listen.unwrap_or(node.address), &identity, cluster, service)?;
     ready(format_args!("storage-node={} address={}", node.name, listener.local_addr()?))?;
     listener.run(terminated()).await;
-    close(engine).await;
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// `lazaret gateway`.

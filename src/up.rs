@@ -89,6 +89,19 @@ async fn asked(mut shutdown: watch::Receiver<bool>) {
 impl EmbeddedCluster {
     /// Starts a cluster in `options.data`, which is made if it is not there. When it returns, everything serves.
     pub async fn start(options: &UpOptions) -> anyhow::Result<Self> {
+        let mut engines = Vec::new();
+        match Self::start_with(options, &mut engines).await {
+            Ok(cluster) => Ok(Self { engines, ..cluster }),
+            Err(error) => {
+                // A process must not end while an engine's threads still run.
+                close_all(engines).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts everything; what was opened of `engines` is the caller's to close.
+    async fn start_with(options: &UpOptions, engines: &mut Vec<Engine>) -> anyhow::Result<Self> {
         let data = options.data.as_path();
         let lock = lock(data)?;
         // Before anything is written: the most likely thing to be wrong.
@@ -97,7 +110,7 @@ impl EmbeddedCluster {
         let file = cluster_file(options)?;
 
         let network = LocalNetwork::new();
-        let (file, engines, listeners) = start_nodes(data, file, &network).await?;
+        let (file, listeners) = start_nodes(data, file, &network, engines).await?;
         let cluster = components::cluster_over(file.map.clone(), Arc::new(network))?;
 
         let config = gateway_config(data);
@@ -118,7 +131,7 @@ impl EmbeddedCluster {
             gateway: running_gateway,
             worker: running_worker,
             listeners,
-            engines,
+            engines: Vec::new(),
             cluster,
             client_key_file: config.client_key_file,
             _lock: lock,
@@ -143,9 +156,13 @@ impl EmbeddedCluster {
         self.worker.stop().await;
         self.cluster.settle().await;
         self.listeners.stop().await;
-        for engine in self.engines {
-            components::close(engine).await;
-        }
+        close_all(self.engines).await;
+    }
+}
+
+async fn close_all(engines: Vec<Engine>) {
+    for engine in engines {
+        components::close(engine).await;
     }
 }
 
@@ -195,23 +212,31 @@ fn cluster_file(options: &UpOptions) -> anyhow::Result<ClusterFile> {
     Ok(ClusterFile::load(&init::init(&new, &*Environment::system().random)?)?)
 }
 
-/// Opens and serves every node of the map, in the process and over QUIC, and writes down where they listen.
+/// Opens and serves every node of the map, in the process and over QUIC, and writes down where they listen. Engines that
+/// were opened are in `engines` even if it fails.
 async fn start_nodes(
     data: &Path,
     mut file: ClusterFile,
     network: &LocalNetwork,
-) -> anyhow::Result<(ClusterFile, Vec<Engine>, Running)> {
+    engines: &mut Vec<Engine>,
+) -> anyhow::Result<(ClusterFile, Running)> {
     let mut opening = Vec::new();
     for node in &file.map.nodes {
         let (folder, map, id) = (data.join(&node.name), file.map.clone(), node.id);
         let sizes = (default_segment_bytes_max(), default_reserve_bytes());
         opening.push(tokio::spawn(async move { components::open_engine(&folder, &map, id, sizes).await }));
     }
-    let mut engines = Vec::new();
+    let mut outcome = Ok(());
+    for (opening, node) in opening.into_iter().zip(&file.map.nodes) {
+        match opening.await? {
+            Ok(engine) => engines.push(engine),
+            Err(error) => outcome = outcome.and(Err(error.context(format!("cannot open {}", node.name)))),
+        }
+    }
+    outcome?;
     let mut bound = Vec::new();
     let mut moved = false;
-    for (opening, node) in opening.into_iter().zip(file.map.nodes.clone()) {
-        let engine = opening.await?.with_context(|| format!("cannot open {}", node.name))?;
+    for (engine, node) in engines.iter().zip(file.map.nodes.clone()) {
         let service = NodeService::new(engine.clone(), node.id, file.map.clone(), Environment::system());
         network.register(node.id, service.handler(Role::Client));
         let listener = listen_somewhere(data, &file, &node, service)?;
@@ -220,7 +245,6 @@ async fn start_nodes(
             moved |= entry.address != address;
             entry.address = address;
         }
-        engines.push(engine);
         bound.push(listener);
     }
     if moved {
@@ -231,7 +255,7 @@ async fn start_nodes(
     for listener in bound {
         listeners.spawn(|shutdown| async move { listener.run(asked(shutdown)).await });
     }
-    Ok((file, engines, listeners))
+    Ok((file, listeners))
 }
 
 /// Listens where the map says, or, where that port was taken meanwhile, on a free one.

@@ -9,12 +9,9 @@ use lazaret_protocol::message::ByteRange;
 use crate::sample::Sample;
 use crate::source::{BlobSource, BlobWriter, SourceError};
 
-/// The EICAR test file, put together here so that no file of the project holds it.
+/// The EICAR test file. It is written backwards, so that neither this source nor the test program holds it.
 pub fn eicar() -> Vec<u8> {
-    let mut file = br"X5O!P%@AP[4\PZX54(P^)7CC)7}$".to_vec();
-    file.extend_from_slice(b"EICAR-STANDARD-");
-    file.extend_from_slice(b"ANTIVIRUS-TEST-FILE!$H+H*");
-    file
+    br"*H+H$!ELIF-TSET-SURIVITNA-DRADNATS-RACIE$}7)CC7)^P(45XZP\4[PA@%P!O5X".iter().rev().copied().collect()
 }
 
 /// A blob of zeros with something at one place, made as it is read.

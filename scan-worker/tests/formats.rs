@@ -7,7 +7,7 @@ mod common;
 use std::io::Write;
 
 use common::*;
-use lazaret_analysis::{ResultCode, Rule};
+use lazaret_analysis::{FileResult, ResultCode, Rule};
 use zip::CompressionMethod;
 
 const INFECTED: ResultCode = ResultCode::INFECTED;
@@ -56,7 +56,13 @@ fn eicar_is_found_three_deep_and_each_file_has_its_place() {
     assert_eq!(found.result.blocked_reasons, ["Infected"]);
     assert_eq!(found.result.file.sha256.len(), 64);
     assert_eq!(found.parent, scanned.at("middle.tar.gz/middle.tar/inner.zip").data_id);
-    assert_eq!(scanned.root.container.as_ref().unwrap().worst_child, Some(found.data_id));
+    let worst = |result: &FileResult| result.container.as_ref().unwrap().worst_child.unwrap();
+    let mut follow = worst(&scanned.root);
+    for path in ["middle.tar.gz", "middle.tar.gz/middle.tar", "middle.tar.gz/middle.tar/inner.zip"] {
+        assert_eq!(follow, scanned.at(path).data_id, "the worst member leads to the file that decided");
+        follow = worst(&scanned.at(path).result);
+    }
+    assert_eq!(follow, found.data_id);
     assert_eq!(scanned.at("middle.tar.gz/middle.tar/readme").result.overall, ResultCode::NO_THREAT);
     assert_eq!(scanned.at("middle.tar.gz/middle.tar").result.file.file_type, "application/x-tar");
     assert_eq!(scanned.root.file.type_category, ["A"]);

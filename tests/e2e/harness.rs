@@ -232,9 +232,9 @@ pub fn content(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// The EICAR test file, put together so that this source is not one.
+/// The EICAR test file. It is written backwards, so that neither this source nor the test program holds it.
 pub fn eicar() -> Vec<u8> {
-    [r"X5O!P%@AP[4\PZX54(P^)7CC)7}$EICAR-", "STANDARD-ANTIVIRUS-", "TEST-FILE!$H+H*"].concat().into_bytes()
+    br"*H+H$!ELIF-TSET-SURIVITNA-DRADNATS-RACIE$}7)CC7)^P(45XZP\4[PA@%P!O5X".iter().rev().copied().collect()
 }
 
 /// Every file below a directory.

@@ -18,12 +18,9 @@ use lazaret_scan_worker::engines;
 use lazaret_scan_worker::scan::{RecordSink, Root, Scanner, ScannerOptions, TreeOutcome};
 use lazaret_scan_worker::source::{BlobSource, BlobWriter, SourceError};
 
-/// The EICAR test file, put together here so that no file of the project holds it.
+/// The EICAR test file. It is written backwards, so that neither this source nor the test program holds it.
 pub fn eicar() -> Vec<u8> {
-    let mut file = br"X5O!P%@AP[4\PZX54(P^)7CC)7}$".to_vec();
-    file.extend_from_slice(b"EICAR-STANDARD-");
-    file.extend_from_slice(b"ANTIVIRUS-TEST-FILE!$H+H*");
-    file
+    br"*H+H$!ELIF-TSET-SURIVITNA-DRADNATS-RACIE$}7)CC7)^P(45XZP\4[PA@%P!O5X".iter().rev().copied().collect()
 }
 
 /// Blobs in memory.

@@ -2,6 +2,7 @@
 //!
 //! It keeps what was synced apart from what was only written. [`SimDisk::crash`] cuts the power: the old disk is dead,
 //! and the new one has what was synced and whatever a seed lets survive of the rest, sector by sector.
+//! [`SimDisk::kill`] ends only the process: all that was written is still there, and may still be lost.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};

@@ -140,7 +140,7 @@ fn check(engine: &Engine, world: &mut World) {
     assert_eq!(engine.status().corrupt_reads, 0);
 }
 
-/// Some lives of a node, each ended by a power failure. Panics on a violation.
+/// Some lives of a node, each ended by a power failure or by the death of its process. Panics on a violation.
 fn run(seed: u64, pretend_to_sync: bool) -> World {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let mut random = Seeded(seed);
