@@ -26,7 +26,7 @@ pub struct FileType {
     pub extension: String,
     /// The type in words.
     pub description: String,
-    /// The group that clients know: one letter, see [`category`].
+    /// The group that clients know: one letter, see `category`.
     pub category: Vec<String>,
     /// How it is taken apart, if it is a container.
     pub container: Option<ContainerFormat>,
