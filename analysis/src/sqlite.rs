@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - A write returns after its transaction's log was synced (WAL, `synchronous=FULL`). Many writes that wait share one
-//!   transaction and so one sync: see [`writer`].
+//!   transaction and so one sync: see `writer`.
 //! - Every write transaction begins IMMEDIATE, so that none fails half-way because another process wrote.
 //! - Reads have connections of their own and never wait for a write.
 //! - The schema is changed under a file lock, `<path>.lock`, by one process; a file of a newer schema is refused.

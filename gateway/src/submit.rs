@@ -4,7 +4,7 @@
 //! then the id. Whatever fails before the row leaves no analysis behind; a task that could not be queued is queued by the
 //! sweep over unfinished analyses, so the id is answered all the same.
 //!
-//! Pieces are copied into buffers of [`PIECE_BYTES`], so that what an upload holds is what its place was charged,
+//! Pieces are copied into buffers of `PIECE_BYTES`, so that what an upload holds is what its place was charged,
 //! however small the pieces that a client sends.
 
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! From a record, a page of nested files and the progress to the document that clients read.
 //!
-//! Pure: nothing is queried here, so that each state can be tested alone. The shape is in [`document`], the texts of
+//! Pure: nothing is queried here, so that each state can be tested alone. The shape is in [`mod@document`], the texts of
 //! result codes come from `lazaret_analysis::verdict` only.
 
 pub mod document;

@@ -1,5 +1,5 @@
 //! A put of a body of any length. Up to [`HELD_BYTES_MAX`] bytes are held until the body is whole, so that its name is
-//! known and any node can be retried; a longer body goes on as a [`StreamedPut`].
+//! known and any node can be retried; a longer body goes on as a `StreamedPut`.
 //!
 //! An upload that is dropped is abandoned: its streams are reset and nothing is committed.
 
