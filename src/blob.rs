@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::io::AsyncReadExt;
 
 use crate::cli::BlobCommand;
-use crate::cluster::connect;
+use crate::cluster::with_cluster;
 
 /// Bytes read from a file at a time.
 const PIECE_BYTES: usize = 1024 * 1024;
@@ -22,31 +22,36 @@ const PIECE_BYTES: usize = 1024 * 1024;
 pub async fn run(command: BlobCommand) -> anyhow::Result<ExitCode> {
     match command {
         BlobCommand::Put { cluster, files } => {
-            let cluster = connect(&cluster)?;
-            for file in &files {
-                let name = put(&cluster, file).await.with_context(|| format!("cannot put {}", file.display()))?;
-                writeln!(std::io::stdout(), "{name}")?;
-            }
-            cluster.settle().await;
+            with_cluster(&cluster, async |cluster| {
+                for file in &files {
+                    let name = put(cluster, file).await.with_context(|| format!("cannot put {}", file.display()))?;
+                    writeln!(std::io::stdout(), "{name}")?;
+                }
+                Ok(())
+            })
+            .await?;
         }
         BlobCommand::Get { cluster, name, output, range } => {
             let name: BlobName = name.parse()?;
             let range = range.as_deref().map(parse_range).transpose()?;
-            get(&connect(&cluster)?, name, range, output.as_deref()).await?;
+            with_cluster(&cluster, async |cluster| get(cluster, name, range, output.as_deref()).await).await?;
         }
         BlobCommand::Stat { cluster, name } => {
             let name: BlobName = name.parse()?;
-            let cluster = connect(&cluster)?;
-            let stat = cluster.stat(name).await?;
-            let map = cluster.map();
-            let holders = stat.held_on.iter().filter_map(|id| map.node(*id));
-            let nodes: Vec<_> = holders.map(|node| json!({ "id": node.id, "name": node.name })).collect();
-            let document =
-                json!({ "name": name, "size": stat.length, "put_time_ms": stat.put_time_ms, "nodes": nodes });
-            writeln!(std::io::stdout(), "{document}")?;
+            with_cluster(&cluster, async |cluster| stat(cluster, name).await).await?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn stat(cluster: &Cluster, name: BlobName) -> anyhow::Result<()> {
+    let stat = cluster.stat(name).await?;
+    let map = cluster.map();
+    let holders = stat.held_on.iter().filter_map(|id| map.node(*id));
+    let nodes: Vec<_> = holders.map(|node| json!({ "id": node.id, "name": node.name })).collect();
+    let document = json!({ "name": name, "size": stat.length, "put_time_ms": stat.put_time_ms, "nodes": nodes });
+    writeln!(std::io::stdout(), "{document}")?;
+    Ok(())
 }
 
 async fn put(cluster: &Cluster, path: &Path) -> anyhow::Result<BlobName> {

@@ -22,16 +22,25 @@ pub async fn run(command: ClusterCommand) -> anyhow::Result<ExitCode> {
             writeln!(std::io::stdout(), "{}", file.display())?;
             Ok(ExitCode::SUCCESS)
         }
-        ClusterCommand::Status { cluster, json } => status(&connect(&cluster)?, json).await,
+        ClusterCommand::Status { cluster, json } => {
+            with_cluster(&cluster, async |cluster| status(cluster, json).await).await
+        }
     }
 }
 
-/// The cluster that the option names, over QUIC with the connection key.
-pub fn connect(option: &ClusterFileOption) -> anyhow::Result<Cluster> {
+/// Does `work` with the cluster that the option names, over QUIC with the connection key, and closes its connections
+/// whatever came of it.
+pub async fn with_cluster<T>(
+    option: &ClusterFileOption,
+    work: impl AsyncFnOnce(&Cluster) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let path = option.file.as_deref().context(
         "which cluster? name its file with --cluster FILE or LAZARET_CLUSTER (lazaret up writes it to DATA/cluster.yml)",
     )?;
-    quic_cluster(&ClusterFile::load(path)?)
+    let cluster = quic_cluster(&ClusterFile::load(path)?)?;
+    let outcome = work(&cluster).await;
+    cluster.close().await;
+    outcome
 }
 
 /// Prints what every node says of itself. Exit code 2 if fewer nodes answer than a write needs.

@@ -86,7 +86,7 @@ pub async fn gateway(options: ComponentOptions) -> anyhow::Result<ExitCode> {
     let gateway = open_gateway(&config, &backend, cluster.clone()).await?;
     ready(format_args!("gateway=http://{address}"))?;
     gateway.serve(listener, terminated()).await?;
-    cluster.settle().await;
+    cluster.close().await;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -103,7 +103,7 @@ pub async fn scan_worker(options: ComponentOptions) -> anyhow::Result<ExitCode> 
         let _ = shutdown.send(true);
     });
     worker.run(on_shutdown).await;
-    cluster.settle().await;
+    cluster.close().await;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -154,7 +154,7 @@ impl EmbeddedCluster {
     pub async fn stop(self) {
         self.gateway.stop().await;
         self.worker.stop().await;
-        self.cluster.settle().await;
+        self.cluster.close().await;
         self.listeners.stop().await;
         close_all(self.engines).await;
     }

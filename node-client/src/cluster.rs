@@ -253,6 +253,12 @@ impl Cluster {
         self.inner.background.settle().await;
     }
 
+    /// Completes what is under way in the background and closes the connections. For a process that is about to end.
+    pub async fn close(&self) {
+        self.settle().await;
+        self.inner.transport.close().await;
+    }
+
     /// How often a node sent what did not verify, or said that its copy is damaged. Each was read from elsewhere or
     /// reported as an error.
     pub fn corrupt_reads(&self) -> u64 {

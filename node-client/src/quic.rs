@@ -24,6 +24,8 @@ use crate::transport::{Transport, TransportError};
 
 /// A node on the same network answers within milliseconds; a handshake is two round trips.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the closing of connections may take: packets leave at once, and a node that lives answers within milliseconds.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a node counts as unreachable after a failed attempt.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How long a refusal stands before it is asked again: keys and certificates change by hand.
@@ -190,6 +192,14 @@ impl Transport for QuicTransport {
         // Streams on the connection live on; it closes with the last of them.
         if slots.get(&key).is_some_and(|slot| matches!(slot.attempt.peek(), Some(Ok(Ok(_))))) {
             slots.remove(&key);
+        }
+    }
+
+    async fn close(&self) {
+        for endpoint in [&self.shared.ipv4, &self.shared.ipv6].into_iter().filter_map(OnceLock::get) {
+            endpoint.close(0_u32.into(), b"the client is done");
+            // An error means that a node did not answer, which then finds out by itself.
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await;
         }
     }
 }

@@ -19,6 +19,9 @@ pub trait Transport: Send + Sync {
     /// The node let a request stall. A transport that keeps connections uses the present one for no new stream: behind it
     /// there may be nobody any more.
     fn distrust(&self, _node: &NodeEntry) {}
+
+    /// Tells the nodes that nothing follows, so that they need not wait to find out. For a process that is about to end.
+    async fn close(&self) {}
 }
 
 /// Why there is no stream to a node.

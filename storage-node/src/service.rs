@@ -29,6 +29,8 @@ pub const REQUESTS_MAX: usize = 4096;
 pub const BODY_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Blobs being read at once: each holds a blocking thread for as long as its peer takes it.
 pub const READS_MAX: usize = 128;
+/// How long to wait until a peer has received the end of an answer. A peer that is gone without a word says nothing.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a peer may take for one step: to send a frame it began, to take a piece of an answer.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -132,7 +134,7 @@ impl NodeService {
             return send.reset();
         }
         // Until then the request counts as under way: whoever stops the node would cut the answer off.
-        let _ = self.inner.environment.within(PROGRESS_TIMEOUT, send.delivered()).await;
+        let _ = self.inner.environment.within(DELIVERY_TIMEOUT, send.delivered()).await;
     }
 
     /// Waits until no request is under way; requests that come meanwhile are told `Busy`.

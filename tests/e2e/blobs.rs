@@ -1,5 +1,7 @@
 //! Blobs in and out, whole and in ranges, at the sizes around every boundary.
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use lazaret_node_client::cluster::{Cluster, GetError};
 use lazaret_protocol::BlobName;
@@ -98,15 +100,21 @@ fn the_command_line_puts_gets_and_stats() {
     assert!(stat["nodes"].as_array().unwrap().len() >= 2, "{stat}");
 
     let absent = BlobName::of(b"absent").to_string();
+    let absent_cluster = dir.path().join("absent.yml");
     for (args, says) in [
         (["blob", "get", "--cluster", cluster_file, &absent], "no blob"),
         (["blob", "get", "--cluster", cluster_file, "xyz"], "64 hexadecimal digits"),
         (["blob", "put", "--cluster", cluster_file, dir.path().to_str().unwrap()], "not a regular file"),
-        (["blob", "get", "--cluster", "/absent/cluster.yml", &absent], "/absent/cluster.yml"),
+        (["blob", "get", "--cluster", absent_cluster.to_str().unwrap(), &absent], "absent.yml"),
     ] {
         let output = lazaret(&args);
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(stderr.contains(says) && stderr.lines().count() == 1, "{args:?}: {stderr}");
     }
+
+    // The commands said goodbye: nothing of theirs holds the nodes up.
+    let stopping = Instant::now();
+    assert_eq!(up.process.terminate(), Some(0));
+    assert!(stopping.elapsed() < Duration::from_secs(5), "stopping took {:?}", stopping.elapsed());
 }

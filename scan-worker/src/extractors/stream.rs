@@ -82,6 +82,8 @@ impl Extractor for Stream {
 
 impl Stream {
     fn member_name(&self, container: &str) -> String {
+        // In its own container the member lies in no folder, whatever folder the container lies in.
+        let container = container.rsplit('/').next().unwrap_or(container);
         for (suffix, instead) in self.suffixes {
             if let Some(at) = container.len().checked_sub(suffix.len())
                 && at > 0
