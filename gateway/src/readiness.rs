@@ -109,7 +109,7 @@ impl Readiness {
             check(async { self.results.get(probe).await.map(drop) }),
             check(async { self.progress.get(probe).await.map(drop) }),
             self.ask_queue(),
-            check(writable(self.cluster.clone())),
+            check(self.cluster.writable()),
             check(async { self.identity.authenticate("").await.map(drop) }),
         );
         let ometascan = workers(depth, unattended_since, Instant::now());
@@ -134,16 +134,6 @@ impl Readiness {
         })
         .await;
         (component, depth)
-    }
-}
-
-/// Asked from a thread of its own, since the compiler cannot prove that the future is `Send`. There is one at a time.
-async fn writable(cluster: Cluster) -> Result<(), String> {
-    let runtime = tokio::runtime::Handle::current();
-    let asked = tokio::task::spawn_blocking(move || runtime.block_on(cluster.writable()));
-    match asked.await {
-        Ok(answer) => answer.map_err(|error| error.to_string()),
-        Err(error) => Err(error.to_string()),
     }
 }
 

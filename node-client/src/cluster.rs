@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use futures_util::{Stream, StreamExt, stream};
 use lazaret_protocol::cluster_map::{ClusterMap, MapError, NodeEntry, NodeState};
 use lazaret_protocol::limits::{BLOB_BYTES_MAX, HELD_BYTES_MAX, MIB};
 use lazaret_protocol::message::{BlobStat, ByteRange, Locator, NodeStatus, Request, Response};
@@ -225,23 +225,21 @@ impl Cluster {
 
     /// The state of every node, in the map's order.
     pub async fn status(&self) -> Vec<(NodeEntry, Result<NodeStatus, NodeError>)> {
-        let ask = async |node: &NodeEntry| (node.clone(), self.node_status(node).await);
-        stream::iter(&self.inner.map.nodes).map(ask).buffered(ASKED_AT_ONCE).collect().await
+        self.ask_status(self.inner.map.nodes.clone()).buffered(ASKED_AT_ONCE).collect().await
     }
 
     /// Whether a put could be acknowledged now: `min_replica` nodes answer and have space.
     pub async fn writable(&self) -> Result<(), PutError> {
         let needed = usize::from(self.inner.map.min_replica);
-        let writable_nodes = self.inner.map.nodes.iter().filter(|node| node.state == NodeState::Up);
-        let mut answers = stream::iter(writable_nodes)
-            .map(async |node| (node, self.node_status(node).await))
-            .buffer_unordered(ASKED_AT_ONCE);
+        let mut nodes = self.inner.map.nodes.clone();
+        nodes.retain(|node| node.state == NodeState::Up);
+        let mut answers = self.ask_status(nodes).buffer_unordered(ASKED_AT_ONCE);
         let (mut ready, mut reasons) = (0, Vec::new());
         while ready < needed {
             match answers.next().await {
                 Some((_, Ok(status))) if !status.full => ready += 1,
-                Some((node, Ok(_))) => reasons.push(NodeFailure::new(node, quorum::full())),
-                Some((node, Err(error))) => reasons.push(self.failed(node, error)),
+                Some((node, Ok(_))) => reasons.push(NodeFailure::new(&node, quorum::full())),
+                Some((node, Err(error))) => reasons.push(self.failed(&node, error)),
                 None => return Err(PutError::NotEnoughReplicas { needed, durable: ready, reasons }),
             }
         }
@@ -268,6 +266,22 @@ impl Cluster {
     /// How many copies past `min_replica` were left to repair because the background budget was used up.
     pub fn copies_left_to_repair(&self) -> u64 {
         self.inner.background.abandoned()
+    }
+
+    /// A question to each of `nodes`. The futures own what they need: with borrowed nodes the compiler cannot show that they
+    /// may move between threads.
+    fn ask_status(
+        &self,
+        nodes: Vec<NodeEntry>,
+    ) -> impl Stream<Item = impl Future<Output = (NodeEntry, Result<NodeStatus, NodeError>)>> {
+        let cluster = self.clone();
+        stream::iter(nodes).map(move |node| {
+            let cluster = cluster.clone();
+            async move {
+                let status = cluster.node_status(&node).await;
+                (node, status)
+            }
+        })
     }
 
     async fn node_status(&self, node: &NodeEntry) -> Result<NodeStatus, NodeError> {

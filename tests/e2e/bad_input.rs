@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -94,32 +95,27 @@ fn a_port_in_use_is_named() {
 
 #[test]
 fn a_data_directory_that_cannot_be_written_is_named() {
-    // An unprivileged user, since root may write anywhere.
+    // An unprivileged user, since root may write anywhere, and a program that it may run.
     let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = dir.path().join("lazaret");
+    fs::copy(env!("CARGO_BIN_EXE_lazaret"), &program).unwrap();
     let data = dir.path().join("data");
     let output = Command::new("setpriv")
-        .args([
-            "--reuid=65534",
-            "--regid=65534",
-            "--clear-groups",
-            env!("CARGO_BIN_EXE_lazaret"),
-            "up",
-            "--listen",
-            "127.0.0.1:0",
-            "--data",
-        ])
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&program)
+        .args(["up", "--listen", "127.0.0.1:0", "--data"])
         .arg(&data)
         .output()
         .unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
-    if stderr.contains("setpriv: failed to execute") {
-        // The build directory itself may be closed to other users; then a directory that is a file must do.
-        fs::write(&data, b"").unwrap();
-        refused(&["up", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()], &["data"]);
-        return;
-    }
     assert_eq!(output.status.code(), Some(2), "{stderr}");
-    assert!(stderr.contains(data.to_str().unwrap()) && stderr.lines().count() == 1, "{stderr}");
+    assert!(stderr.contains(data.to_str().unwrap()) && stderr.contains("Permission denied"), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+
+    // A file in its place.
+    fs::write(&data, b"").unwrap();
+    refused(&["up", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()], &[data.to_str().unwrap()]);
 }
 
 #[test]
