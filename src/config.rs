@@ -213,6 +213,11 @@ impl Config for ScanWorkerConfig {
     }
 
     fn check(&self) -> anyhow::Result<()> {
+        // Each thread takes a stack and each file a lease and buffers; more help nobody on any machine of today.
+        const THREADS_MAX: usize = 1024;
+        if self.scan_threads > THREADS_MAX || self.concurrent_files > THREADS_MAX {
+            bail!("scan_threads and concurrent_files must be at most {THREADS_MAX}");
+        }
         if !(2..=3600).contains(&self.lease_seconds) {
             bail!("lease_seconds must be 2 to 3600, got {}", self.lease_seconds);
         }

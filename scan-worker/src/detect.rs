@@ -14,8 +14,12 @@ use crate::extractors::{ar_magic, is_tar_header};
 
 /// How much of a file's beginning is looked at for containers: a tar header.
 const HEAD_BYTES: usize = 512;
-/// How much of its end: a ZIP end record without a comment.
-const TAIL_BYTES: usize = 22;
+/// A ZIP end record without its comment (APPNOTE 4.3.16).
+const ZIP_END_BYTES: usize = 22;
+/// How much of a file's end is looked at: a ZIP end record with the longest comment.
+const TAIL_BYTES: u64 = ZIP_END_BYTES as u64 + 65_535;
+/// How many signatures of an end record are looked into. What follows the right one is a comment, which rarely has any.
+const ZIP_ENDS_MAX: usize = 16;
 
 /// What a file is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +34,8 @@ pub struct FileType {
     pub category: Vec<String>,
     /// How it is taken apart, if it is a container.
     pub container: Option<ContainerFormat>,
+    /// It is a container of another format as well, and other programs may open it as that one.
+    pub ambiguous: bool,
 }
 
 impl FileType {
@@ -40,6 +46,7 @@ impl FileType {
             description: format.name().to_owned(),
             category: vec![category(format).to_owned()],
             container: None,
+            ambiguous: false,
         }
     }
 }
@@ -49,7 +56,7 @@ pub fn detect(input: &mut dyn ReadSeek, length: u64) -> io::Result<FileType> {
     if length == 0 {
         return Ok(FileType::of(FileFormat::Empty));
     }
-    let container = container(input, length)?;
+    let (container, ambiguous) = container(input, length)?;
     input.seek(SeekFrom::Start(0))?;
     // A parser of other people's, over hostile input: if it fails or panics the type is unknown, and what the structure
     // says still holds.
@@ -59,12 +66,12 @@ pub fn detect(input: &mut dyn ReadSeek, length: u64) -> io::Result<FileType> {
         Ok(Err(error)) if crate::budget::Halt::of(&error).is_some() => return Err(error),
         _ => FileFormat::ArbitraryBinaryData,
     };
-    let mut detected = FileType::of(format);
+    let mut detected = FileType { ambiguous, ..FileType::of(format) };
     if let Some(container) = container {
         let plain = FileFormat::from(container);
         // A type that names something better than "some data" stands: a document is a ZIP too.
         if matches!(format.kind(), Kind::Other) {
-            detected = FileType::of(plain);
+            detected = FileType { ambiguous, ..FileType::of(plain) };
         }
         detected.container = Some(container);
     }
@@ -85,22 +92,61 @@ impl From<ContainerFormat> for FileFormat {
     }
 }
 
-fn container(input: &mut dyn ReadSeek, length: u64) -> io::Result<Option<ContainerFormat>> {
+/// What container it is, and whether it is another one as well.
+fn container(input: &mut dyn ReadSeek, length: u64) -> io::Result<(Option<ContainerFormat>, bool)> {
     let mut head = [0; HEAD_BYTES];
     input.seek(SeekFrom::Start(0))?;
     let read = read_full(input, &mut head)?;
     let by_head = by_head(head.get(..read).unwrap_or_default());
-    if by_head.is_some() || length < TAIL_BYTES as u64 {
-        return Ok(by_head);
+    let tar = (read == HEAD_BYTES && is_tar_header(&head)).then_some(ContainerFormat::Tar);
+    let zip_end = zip_end(input, length)?;
+    match by_head.or(tar) {
+        // A ZIP archive behind something else.
+        None => Ok((zip_end.map(|_| ContainerFormat::Zip), false)),
+        Some(format) => {
+            // A container often holds a ZIP archive near its end; one that ends as a ZIP archive is meant to be opened as such.
+            let also_zip = format != ContainerFormat::Zip && zip_end == Some(ZipEnd::AtTheEnd);
+            Ok((Some(format), also_zip || (by_head.is_some() && tar.is_some())))
+        }
     }
-    if is_tar_header(&head) {
-        return Ok(Some(ContainerFormat::Tar));
+}
+
+/// Where the last end record of a ZIP archive lies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ZipEnd {
+    AtTheEnd,
+    /// Something follows, which most programs don't mind.
+    BeforeTheEnd,
+}
+
+/// The last end record that belongs to an archive: it ends the file, or a central directory lies before it.
+fn zip_end(input: &mut dyn ReadSeek, length: u64) -> io::Result<Option<ZipEnd>> {
+    let tail_bytes = length.min(TAIL_BYTES);
+    let start = length - tail_bytes;
+    input.seek(SeekFrom::Start(start))?;
+    let mut tail = vec![0; tail_bytes as usize];
+    let read = read_full(input, &mut tail)?;
+    tail.truncate(read);
+    let ends = tail.windows(ZIP_END_BYTES).enumerate().rev().filter(|(_, record)| record.starts_with(b"PK\x05\x06"));
+    let mut candidates = Vec::new();
+    for (at, record) in ends.take(ZIP_ENDS_MAX) {
+        let [.., d0, d1, d2, d3, _, _, _, _, c0, c1] = record else { continue };
+        let comment_bytes = usize::from(u16::from_le_bytes([*c0, *c1]));
+        if at + ZIP_END_BYTES + comment_bytes == tail.len() {
+            return Ok(Some(ZipEnd::AtTheEnd));
+        }
+        candidates.push((start + at as u64, u64::from(u32::from_le_bytes([*d0, *d1, *d2, *d3]))));
     }
-    // A ZIP archive behind something else.
-    let mut tail = [0; TAIL_BYTES];
-    input.seek(SeekFrom::Start(length - TAIL_BYTES as u64))?;
-    read_full(input, &mut tail)?;
-    Ok((tail.starts_with(b"PK\x05\x06") && tail.ends_with(&[0, 0])).then_some(ContainerFormat::Zip))
+    for (end, directory_bytes) in candidates {
+        let Some(directory) = end.checked_sub(directory_bytes).filter(|_| directory_bytes > 0) else { continue };
+        let mut signature = [0; 4];
+        input.seek(SeekFrom::Start(directory))?;
+        read_full(input, &mut signature)?;
+        if signature == *b"PK\x01\x02" {
+            return Ok(Some(ZipEnd::BeforeTheEnd));
+        }
+    }
+    Ok(None)
 }
 
 fn by_head(head: &[u8]) -> Option<ContainerFormat> {

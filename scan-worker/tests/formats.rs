@@ -374,3 +374,56 @@ fn a_rule_decides_what_is_blocked() {
     assert_eq!(scanned.root.overall, ResultCode::EXTRACTION_FAILED);
     assert!(scanned.root.blocked_reasons.is_empty());
 }
+
+#[test]
+fn a_zip_behind_other_bytes_and_before_others_is_opened() {
+    let archive = zip(&[("eicar.com", &eicar())]);
+    for (before, after) in [("", "junk"), ("#!/bin/sh\nexit\n", ""), ("#!/bin/sh\nexit\n", "junk behind the end")] {
+        let scanned = scan("installer", [before.as_bytes(), &archive, after.as_bytes()].concat());
+        assert_eq!(scanned.root.overall, INFECTED, "{before:?} {after:?}");
+        assert_eq!(scanned.at("eicar.com").result.own, INFECTED);
+    }
+    let mention = scan("notes", b"PK\x05\x06 begins the end record of an archive, it is said".to_vec());
+    assert!(mention.root.container.is_none_or(|container| container.extracted_count == 0));
+}
+
+/// A tar archive of one member whose header is made by `edit`.
+fn tar_with(content: &[u8], edit: impl FnOnce(&mut tar::Header)) -> Vec<u8> {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    edit(&mut header);
+    header.set_cksum();
+    let mut archive = tar::Builder::new(Vec::new());
+    archive.append(&header, content).unwrap();
+    archive.into_inner().unwrap()
+}
+
+#[test]
+fn a_tar_that_begins_like_something_else_is_suspicious() {
+    for name in [&b"PK\x03\x04.txt"[..], &[0x50, 0x2a, 0x4d, 0x18], &[0x1f, 0x8b, 8]] {
+        let archive = tar_with(b"content", |header| header.as_old_mut().name[..name.len()].copy_from_slice(name));
+        assert_eq!(scan("file", archive).root.own, ResultCode::SUSPICIOUS, "{name:?}");
+    }
+    let tar_and_zip = [tar(&[("a", b"content")]), zip(&[("b", b"content")])].concat();
+    assert_eq!(scan("file", tar_and_zip).root.own, ResultCode::SUSPICIOUS);
+}
+
+#[test]
+fn what_of_a_tar_is_not_seen_as_it_will_be_written_is_not_allowed() {
+    let sparse = tar_with(b"piece", |header| header.set_entry_type(tar::EntryType::GNUSparse));
+    let scanned = scan("sparse.tar", sparse);
+    assert_eq!(scanned.root.own, ResultCode::EXTRACTION_FAILED);
+    assert_eq!(scanned.records.len(), 1, "what is there is scanned");
+    let global = tar_with(b"10 size=1\n", |header| header.set_entry_type(tar::EntryType::XGlobalHeader));
+    assert_eq!(scan("global.tar", global).root.own, ResultCode::EXTRACTION_FAILED);
+    let comment = tar_with(b"17 comment=abcde\n", |header| header.set_entry_type(tar::EntryType::XGlobalHeader));
+    assert_eq!(scan("comment.tar", comment).root.own, ResultCode::NO_THREAT);
+}
+
+#[test]
+fn a_checksum_behind_a_zero_byte_is_a_checksum() {
+    let mut archive = tar(&[("eicar.com", &eicar())]);
+    archive.copy_within(148..155, 149);
+    archive[148] = 0;
+    assert_eq!(scan("file", archive).at("eicar.com").result.own, INFECTED);
+}

@@ -94,7 +94,11 @@ impl GatewayClient {
         let deadline = Instant::now() + BUSY_PATIENCE;
         loop {
             let file = tokio::fs::File::open(path).await.with_context(|| format!("cannot open {}", path.display()))?;
-            let size_bytes = file.metadata().await?.len();
+            let metadata = file.metadata().await?;
+            if !metadata.is_file() {
+                bail!("cannot read {}: it is a folder or a device", path.display());
+            }
+            let size_bytes = metadata.len();
             let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
             let response = self
                 .http

@@ -13,12 +13,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::cli::{ScanOptions, UpOptions};
+use crate::components;
 use crate::up::EmbeddedCluster;
 use client::GatewayClient;
 use report::{Report, Scanned};
@@ -43,7 +44,10 @@ pub async fn run(options: ScanOptions) -> anyhow::Result<ExitCode> {
             tempfile::Builder::new().prefix("lazaret-scan-").tempdir().context("cannot make a temporary directory")?;
         let cluster = EmbeddedCluster::start(&temporary_cluster(data.path())).await?;
         let client = GatewayClient::new(&cluster.url(), Some(cluster.client_key()?), &options, passwords)?;
-        let code = scan_all(client, files, &options).await;
+        let code = tokio::select! {
+            code = scan_all(client, files, &options) => code,
+            () = components::terminated() => Err(anyhow!("interrupted before every file was judged")),
+        };
         cluster.stop().await;
         return code;
     };
@@ -109,9 +113,14 @@ fn files_below(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
             files.push(path.clone());
         } else if metadata.is_dir() {
             for entry in walkdir::WalkDir::new(path).sort_by_file_name() {
-                let entry = entry.with_context(|| format!("cannot walk {}", path.display()))?;
-                if entry.file_type().is_file() {
-                    files.push(entry.into_path());
+                match entry {
+                    Ok(entry) if entry.file_type().is_file() => files.push(entry.into_path()),
+                    Ok(_) => {}
+                    // Left in, so that it has a row with the reason, and what can be read is judged all the same.
+                    Err(error) => match error.path() {
+                        Some(unreadable) => files.push(unreadable.to_owned()),
+                        None => return Err(error).with_context(|| format!("cannot walk {}", path.display())),
+                    },
                 }
             }
         } else {

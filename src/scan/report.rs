@@ -1,7 +1,7 @@
 //! What `lazaret scan` prints, and the exit code that follows from it.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -81,7 +81,7 @@ impl Report {
             table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
             table.set_header(["File", "Size", "Result", "Verdict", "Found"]);
             for (path, cells) in &self.rows {
-                table.add_row([path.to_string_lossy().into_owned()].iter().chain(cells));
+                table.add_row([shown(path)].iter().chain(cells));
             }
             writeln!(io::stdout(), "{table}\n{summary}")?;
         }
@@ -109,6 +109,12 @@ impl Report {
             self.undecided,
         )
     }
+}
+
+/// A path without what would steer a terminal.
+fn shown(path: &Path) -> String {
+    let escaped = |c: char| if c.is_control() { c.escape_unicode().to_string() } else { c.to_string() };
+    path.to_string_lossy().chars().map(escaped).collect()
 }
 
 fn size_text(bytes: u64) -> String {

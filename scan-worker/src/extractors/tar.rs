@@ -2,7 +2,8 @@
 //!
 //! Headers are parsed by the `tar` crate's `Header`; walking them is done here, because the crate's own iterator keeps a
 //! "long name" of any length in memory. Reading goes on behind the two zero blocks that end an archive, since some programs
-//! do: what is there is handed out too. The data of sparse files is handed out as it lies in the archive, without the holes.
+//! do: what is there is handed out too. The data of sparse files is handed out as it lies in the archive, without the holes,
+//! and the archive counts as not fully extracted, since the file itself was not seen.
 
 use std::io::{self, Read, SeekFrom};
 
@@ -21,8 +22,7 @@ pub(super) struct Tar;
 
 /// Whether a block is a header: its checksum fits.
 pub(crate) fn is_header(block: &[u8; BLOCK_BYTES]) -> bool {
-    let header = Header::from_byte_slice(block);
-    let Ok(claimed) = header.cksum() else { return false };
+    let Some(claimed) = claimed_checksum(block) else { return false };
     // The checksum counts its own field as spaces. Old writers summed signed characters.
     let field = 148..156;
     let mut unsigned = 0u32;
@@ -32,7 +32,16 @@ pub(crate) fn is_header(block: &[u8; BLOCK_BYTES]) -> bool {
         unsigned += u32::from(byte);
         signed += i32::from(byte as i8);
     }
-    claimed == unsigned || i64::from(claimed) == i64::from(signed)
+    claimed == u64::from(unsigned) || i64::try_from(claimed).is_ok_and(|claimed| claimed == i64::from(signed))
+}
+
+/// The checksum that a header claims: octal digits behind any spaces and zeros, as the widest of readers takes it.
+fn claimed_checksum(block: &[u8; BLOCK_BYTES]) -> Option<u64> {
+    let padding = |byte: &u8| matches!(*byte, b' ' | 0);
+    let mut digits =
+        block.get(148..156)?.iter().skip_while(|byte| padding(byte)).take_while(|byte| !padding(byte)).peekable();
+    digits.peek()?;
+    digits.try_fold(0, |sum, digit| matches!(digit, b'0'..=b'7').then(|| sum * 8 + u64::from(digit - b'0')))
 }
 
 impl Extractor for Tar {
@@ -63,6 +72,8 @@ impl Extractor for Tar {
 struct Extensions {
     name: Option<Vec<u8>>,
     size: Option<u64>,
+    /// The next entry's content is a map and pieces.
+    sparse: bool,
 }
 
 struct Walk<'w, 'c> {
@@ -88,8 +99,8 @@ impl Walk<'_, '_> {
             return Ok(true);
         }
         if !is_header(&block) {
-            // Behind its end an archive may be padded with anything.
-            return if self.ended { Ok(false) } else { Err(invalid("neither a header nor the end")) };
+            // Behind its end an archive may be padded with anything, and some programs go on behind that.
+            return if self.ended { Ok(true) } else { Err(invalid("neither a header nor the end")) };
         }
         let header = Header::from_byte_slice(&block);
         let size = match self.extensions.size {
@@ -102,8 +113,18 @@ impl Walk<'_, '_> {
                 let records = self.read_extension(header.entry_size()?)?;
                 self.read_pax(&records);
             }
-            EntryType::GNULongLink | EntryType::XGlobalHeader => self.skip(header.entry_size()?)?,
+            EntryType::GNULongLink => self.skip(header.entry_size()?)?,
+            EntryType::XGlobalHeader => {
+                let records = self.read_extension(header.entry_size()?)?;
+                let before = std::mem::take(&mut self.extensions);
+                self.read_pax(&records);
+                let global = std::mem::replace(&mut self.extensions, before);
+                if global.name.is_some() || global.size.is_some() || global.sparse {
+                    outcome.note_broken("a global header says of every entry what can be true of one only");
+                }
+            }
             EntryType::GNUSparse => {
+                self.extensions.sparse = true;
                 self.skip_sparse_map(header)?;
                 self.entry(header, size, budget, sink, outcome)?;
             }
@@ -145,6 +166,9 @@ impl Walk<'_, '_> {
             Some(name) => display_name(name),
             None => display_name(&header.path_bytes()),
         };
+        if extensions.sparse {
+            outcome.note_broken(format!("{name:?} is a sparse file, which is scanned in pieces only"));
+        }
         let input: &mut dyn ReadSeek = &mut *self.container.input;
         let mut content = input.take(size);
         match hand_out(name, Some(size), &mut content, budget, sink) {
@@ -193,6 +217,7 @@ impl Walk<'_, '_> {
             rest = after;
             let record = record.get(space + 1..).unwrap_or_default();
             let record = record.strip_suffix(b"\n").unwrap_or(record);
+            self.extensions.sparse |= record.starts_with(b"GNU.sparse.");
             if let Some(path) = record.strip_prefix(b"path=") {
                 self.extensions.name = Some(path.to_vec());
             } else if let Some(size) = record.strip_prefix(b"size=") {

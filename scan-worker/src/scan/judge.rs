@@ -103,7 +103,11 @@ pub(super) fn info(name: &str, size_bytes: u64, digests: Option<&Digests>) -> Fi
 
 fn identify(sample: &Sample, judged: &mut Judged) -> Option<ContainerFormat> {
     match detect(&mut sample.reader(), sample.length()) {
-        Ok(FileType { mime, extension, description, category, container }) => {
+        Ok(FileType { mime, extension, description, category, container, ambiguous }) => {
+            if ambiguous {
+                judged.failure = Some(ResultCode::SUSPICIOUS);
+                judged.detail = "the file is a container of two formats at once".into();
+            }
             judged.file.file_type = mime;
             judged.file.file_type_description = description;
             judged.file.type_category = category;

@@ -26,6 +26,8 @@ pub(super) const FLAG_ENCRYPTED: u16 = 1;
 pub(super) const FLAG_DESCRIPTOR: u16 = 1 << 3;
 /// The method that stands for AES encryption.
 pub(super) const METHOD_AES: u16 = 99;
+/// Not compressed.
+pub(super) const METHOD_STORED: u16 = 0;
 
 /// Little-endian numbers at fixed places of a header that is long enough.
 fn u16_at(bytes: &[u8], at: usize) -> u16 {

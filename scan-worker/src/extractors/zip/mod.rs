@@ -15,7 +15,7 @@ use std::io::{self, BufReader, Read, SeekFrom};
 
 use self::format::{
     CentralHeaders, Directories, Entry, FLAG_DESCRIPTOR, LOCAL_BYTES, LOCAL_SIGNATURE, Local, METHOD_AES,
-    find_directories, read_local,
+    METHOD_STORED, find_directories, read_local,
 };
 use crate::budget::Budget;
 use crate::extractor::{Container, ExtractionOutcome, Extractor, ReadSeek, Sink, display_name, hand_out};
@@ -24,8 +24,6 @@ use crate::extractor::{Container, ExtractionOutcome, Extractor, ReadSeek, Sink, 
 const BUFFER_BYTES: usize = 64 * 1024;
 /// How much is searched for local headers at once.
 const SEARCH_BYTES: usize = 64 * 1024;
-/// The longest member name that a hidden header is believed to have: chance matches of the signature rarely have less.
-const HIDDEN_NAME_BYTES_MAX: usize = 1024;
 
 pub(super) struct Zip;
 
@@ -124,10 +122,15 @@ impl Walk<'_, '_> {
             return Ok(());
         }
         self.covered.push(span);
+        let difference = difference(entry, &local.entry);
         if entry.is_directory() {
+            // A writer that compresses a directory's nothing gives it a length: two bytes.
+            let unbounded = local.entry.flags & FLAG_DESCRIPTOR != 0 && local.entry.method != METHOD_STORED;
+            if difference.is_some() || unbounded {
+                self.outcome.note_suspicious(format!("directory {shown:?} has content by its local header"));
+            }
             return Ok(());
         }
-        let difference = difference(entry, &local.entry);
         if let Some(what) = difference {
             self.outcome.note_suspicious(format!("member {shown:?} has two different {what}"));
         }
@@ -281,9 +284,7 @@ fn difference(central: &Entry, local: &Entry) -> Option<&'static str> {
 
 /// Whether a signature found by searching is likely a header: chance matches are not.
 fn is_plausible(entry: &Entry) -> bool {
-    !entry.name.is_empty()
-        && entry.name.len() <= HIDDEN_NAME_BYTES_MAX
-        && (decode::is_known(entry.method) || entry.method == METHOD_AES)
+    decode::is_known(entry.method) || entry.method == METHOD_AES
 }
 
 /// Sums up what is read.
