@@ -18,6 +18,9 @@ const POLL_PAUSE_MAX: Duration = Duration::from_millis(500);
 const BUSY_PATIENCE: Duration = Duration::from_secs(120);
 /// A gateway that answers no poll for so long is given up.
 const SILENCE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a gateway may take to accept a connection, and to answer a poll: neither waits for anything.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+const POLL_PATIENCE: Duration = Duration::from_secs(30);
 /// Nested results that are followed from a root to what decided it.
 const DEPTH_FOLLOWED_MAX: usize = 64;
 
@@ -69,7 +72,11 @@ impl GatewayClient {
             value.set_sensitive(true);
             submission.insert(HeaderName::from_bytes(format!("archivepwd{number}").as_bytes())?, value);
         }
-        let http = reqwest::Client::builder().no_proxy().build().context("cannot set up the HTTP client")?;
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .connect_timeout(CONNECT_PATIENCE)
+            .build()
+            .context("cannot set up the HTTP client")?;
         Ok(Self { http, url: url.trim_end_matches('/').to_owned(), submission, access })
     }
 
@@ -147,6 +154,7 @@ impl GatewayClient {
 
     async fn fetch(&self, data_id: &str) -> anyhow::Result<Value> {
         let request = self.http.get(format!("{}/file/{data_id}?size=1", self.url)).headers(self.access.clone());
+        let request = request.timeout(POLL_PATIENCE);
         answer_of(request.send().await.map_err(|error| self.unreachable(&error))?).await
     }
 
