@@ -289,8 +289,8 @@ async fn ask_once(cluster: &Cluster, node: &NodeEntry, request: &Request) -> Res
     match cluster.environment().within(limit, node::answer(&mut recv, doing)).await {
         Ok(Ok(Response::Get(header))) => Ok(Answer::Found(header, recv)),
         Ok(Ok(Response::Located(locator))) => Ok(Answer::Located(locator)),
+        Ok(Ok(Response::Absent(_))) => Ok(Answer::Absent),
         Ok(Ok(_)) => Err(NodeError::Unexpected { doing }),
-        Ok(Err(error)) if error.is(ErrorCode::NotFound) => Ok(Answer::Absent),
         Ok(Err(error)) => Err(error),
         Err(source) => Err(NodeError::Stalled { doing, source }),
     }

@@ -38,6 +38,14 @@ pub trait Spawner: Send + Sync {
 
     /// Runs `run` on a thread of its own, for work that blocks for as long as it lives.
     fn spawn_thread(&self, name: &str, run: Box<dyn FnOnce() + Send>) -> std::io::Result<()>;
+
+    /// Runs `run`, which may block for a while, where it holds up no task. A simulation runs it at once, on the spot.
+    fn run_blocking(&self, run: Box<dyn FnOnce() + Send>);
+
+    /// Whether [`Self::run_blocking`] runs its work on the spot: such work must wait for nobody.
+    fn blocks_in_place(&self) -> bool {
+        false
+    }
 }
 
 /// Time, randomness and spawning, handed through to whatever needs them.
@@ -70,6 +78,16 @@ impl Environment {
             value = future => Ok(value),
             () = self.clock.sleep(limit) => Err(Elapsed(limit)),
         }
+    }
+
+    /// What `work`, which may block for a while, returns; `None` if it panicked.
+    pub async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let (done, outcome) = tokio::sync::oneshot::channel();
+        self.spawner.run_blocking(Box::new(move || {
+            // The caller may have gone away meanwhile.
+            let _ = done.send(work());
+        }));
+        outcome.await.ok()
     }
 
     /// `N` random bytes.
@@ -120,5 +138,9 @@ impl Spawner for TokioSpawner {
 
     fn spawn_thread(&self, name: &str, run: Box<dyn FnOnce() + Send>) -> std::io::Result<()> {
         std::thread::Builder::new().name(name.to_owned()).spawn(run).map(|_| ())
+    }
+
+    fn run_blocking(&self, run: Box<dyn FnOnce() + Send>) {
+        tokio::task::spawn_blocking(run);
     }
 }

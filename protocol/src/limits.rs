@@ -44,3 +44,8 @@ pub const UPLOAD_LEASE_MAX_MS: u32 = 60 * 60 * 1000;
 
 /// Milliseconds of put time that share a bucket: one hour (*format*).
 pub const BUCKET_MS: u64 = 60 * 60 * 1000;
+/// Milliseconds of put time that share a repair digest: one day.
+pub const DAY_MS: u64 = 24 * BUCKET_MS;
+
+/// Most items in one page of a comparison, and most names in one `Verify`: at most about 120 KiB.
+pub const REPAIR_ITEMS_MAX: usize = 1024;

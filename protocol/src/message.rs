@@ -13,6 +13,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cluster_map::ClusterMap;
+use crate::limits::{BUCKET_MS, DAY_MS};
 use crate::name::{BlobName, ClusterId, NodeId, PlacementKey, UploadId};
 
 /// The proof of knowing a key: `blake3::keyed_hash` of keying material exported from the TLS session, so that the key
@@ -53,12 +54,24 @@ pub enum Request {
     PushMap(ClusterMap),
     /// Deletes a blob for every submitter (admin, peer).
     Delete(Tombstone),
-    /// Digests of what the node holds of a partition and bucket (peer).
+    /// Digests of what two nodes should both hold of a partition, one a day of put time (peer).
     RepairDigests(RepairScope),
-    /// The names behind such a digest (peer).
-    RepairNames(RepairScope),
+    /// The items behind such a digest (peer).
+    RepairItems(RepairPage),
     /// Verifies everything on disk now (admin).
     Scrub,
+    /// Whether the node lives, which map it holds, and what its clock says.
+    Ping(Ping),
+    /// Places or releases a legal hold (admin, peer).
+    Hold(Hold),
+    /// Reads these blobs whole from disk and says which of them are sound, in order (peer).
+    Verify(Vec<BlobName>),
+    /// Compares everything with the other nodes now (admin).
+    Repair,
+    /// The node's own account of its disks and of what it does in the background.
+    Report,
+    /// What a `cleanuprange` of so many hours would remove now, and removes nothing (admin).
+    RetentionPreview(u32),
 }
 
 /// Opens a connection.
@@ -121,7 +134,7 @@ pub struct Locator {
 }
 
 /// Records where a streamed blob lies.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PutLocator {
     /// The blob's name.
     pub name: BlobName,
@@ -158,13 +171,72 @@ pub struct Tombstone {
     pub time_ms: u64,
 }
 
-/// A slice of the name space and of time, for repair.
+/// A legal hold: while it stands, a blob does not expire. Of two holds on one name the later one decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Which blob.
+    pub name: BlobName,
+    /// When it was placed or released, in Unix milliseconds.
+    pub time_ms: u64,
+    /// Placed, or released.
+    pub placed: bool,
+}
+
+/// One end's part of a comparison: what both `node` and the node asked should hold of a partition, as `node` sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepairScope {
+    /// Who asks.
+    pub node: NodeId,
+    /// The epoch of its map; a node with another one refuses with `OtherEpoch`.
+    pub epoch: u64,
     /// The first byte of the names meant.
     pub partition: u8,
-    /// The bucket: hours since the Unix epoch.
-    pub bucket: u32,
+    /// Nodes of the map that it counts as lost, whose share falls to the next ones in order.
+    pub lost: Vec<NodeId>,
+}
+
+/// A page of the items behind a digest, in the order of their names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepairPage {
+    /// The comparison.
+    pub scope: RepairScope,
+    /// The day: [`RepairItem::day`].
+    pub day: u32,
+    /// Names up to this one were seen.
+    pub after: Option<BlobName>,
+}
+
+/// A thing that nodes keep in agreement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RepairItem {
+    /// A copy of a blob.
+    Blob {
+        /// The blob's name.
+        name: BlobName,
+        /// Its length in bytes.
+        length: u64,
+        /// Its newest put time in Unix milliseconds.
+        put_time_ms: u64,
+        /// Where it is placed.
+        placement: PlacementKey,
+    },
+    /// A locator, whole.
+    Locator(PutLocator),
+    /// A tombstone, whole. All nodes hold it.
+    Tombstone(Tombstone),
+    /// A hold, whole. All nodes hold it.
+    Hold(Hold),
+}
+
+/// The items of one day in a comparison. Two nodes agree if they are the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DayDigest {
+    /// Days since the Unix epoch.
+    pub day: u32,
+    /// How many items.
+    pub items: u64,
+    /// The sum of their fingerprints, see [`RepairItem::fingerprint`].
+    pub sum: [u8; 16],
 }
 
 /// What a node answers.
@@ -192,14 +264,158 @@ pub enum Response {
     MapPushed,
     /// The tombstone is durable on this node.
     Deleted,
-    /// A digest of names and put times, one a bucket partition.
-    RepairDigests(Vec<[u8; 32]>),
-    /// Names and put times.
-    RepairNames(Vec<(BlobName, u64)>),
+    /// One digest a day that has items.
+    RepairDigests(Vec<DayDigest>),
+    /// Items, and whether more follow after the last one.
+    RepairItems(RepairItems),
     /// A scrub has begun.
     Scrubbing,
     /// The request was not carried out.
     Error(ErrorReply),
+    /// The node lives.
+    Pong(Ping),
+    /// The hold is durable on this node.
+    HoldSet,
+    /// One answer a name.
+    Verified(Vec<bool>),
+    /// A comparison with the other nodes has begun.
+    Repairing,
+    /// The node's account of itself.
+    Report(NodeReport),
+    /// What would go.
+    RetentionPreview(Expirable),
+    /// The node holds no such blob, and knows of no locator. Its epoch tells a client whether it asked by an old map.
+    Absent(Absent),
+}
+
+/// A page of items.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepairItems {
+    /// The items, in the order of their names.
+    pub items: Vec<RepairItem>,
+    /// Where the next page begins; `None` if this was the last one.
+    pub next: Option<BlobName>,
+}
+
+/// What two parties tell each other of themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ping {
+    /// The epoch of the sender's map.
+    pub epoch: u64,
+    /// The sender's clock, in Unix milliseconds.
+    pub now_ms: u64,
+}
+
+/// A blob that a node does not hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Absent {
+    /// The epoch of the node's map.
+    pub epoch: u64,
+}
+
+/// What a retention setting removes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Expirable {
+    /// Blobs.
+    pub blobs: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Put times before this one, in Unix milliseconds.
+    pub before_ms: u64,
+}
+
+/// A node's account of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// The epoch of its map.
+    pub epoch: u64,
+    /// Its clock, in Unix milliseconds.
+    pub now_ms: u64,
+    /// Whether its clock agrees with a majority of the cluster. Until it does, nothing expires here.
+    pub clock_trusted: bool,
+    /// Put times before this one have expired here, in Unix milliseconds.
+    pub expired_before_ms: u64,
+    /// Nodes of the map that do not answer it.
+    pub unreachable: Vec<NodeId>,
+    /// Its disks.
+    pub disks: Vec<DiskReport>,
+    /// Repair.
+    pub repair: RepairReport,
+    /// Scrub.
+    pub scrub: ScrubReport,
+    /// Bytes that compaction gave back since the start.
+    pub reclaimed_bytes: u64,
+}
+
+/// One disk of a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskReport {
+    /// Where it is.
+    pub path: String,
+    /// Why it is out of use, if it is.
+    pub failed: Option<String>,
+    /// Blobs in its index.
+    pub blobs: u64,
+    /// Segments on it.
+    pub segments: u64,
+    /// Bytes in segments.
+    pub segment_bytes: u64,
+    /// Of these, bytes that nothing refers to any more.
+    pub dead_bytes: u64,
+    /// Bytes free.
+    pub free_bytes: u64,
+    /// Bytes in all.
+    pub total_bytes: u64,
+    /// Whether it refuses writes for want of space.
+    pub full: bool,
+}
+
+/// Repair, since the node started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepairReport {
+    /// Whether a comparison is under way.
+    pub running: bool,
+    /// Partitions of 256 that it has finished.
+    pub partitions_done: u32,
+    /// Comparisons finished.
+    pub rounds: u64,
+    /// Whether the last one found every node reachable and nothing to do.
+    pub clean: bool,
+    /// Copies this node should have and has not, as far as is known now.
+    pub missing_blobs: u64,
+    /// Bytes of them.
+    pub missing_bytes: u64,
+    /// Copies found damaged and not yet made good.
+    pub damaged_blobs: u64,
+    /// Copies that lie here and belong elsewhere, as far as is known now.
+    pub surplus_blobs: u64,
+    /// Copies fetched or sent.
+    pub copied_blobs: u64,
+    /// Bytes of them.
+    pub copied_bytes: u64,
+    /// Surplus copies removed.
+    pub removed_blobs: u64,
+    /// Copies that could not be made, to be tried again.
+    pub failed_blobs: u64,
+    /// Seconds until the comparison ends at the pace so far; `None` if nothing is known.
+    pub remaining_seconds: Option<u64>,
+}
+
+/// Scrub, since the node started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubReport {
+    /// Whether a pass is under way.
+    pub running: bool,
+    /// Segments verified in this pass.
+    pub segments_done: u64,
+    /// Segments there are.
+    pub segments: u64,
+    /// Bytes verified in all passes.
+    pub verified_bytes: u64,
+    /// Records found damaged in all passes.
+    pub damaged_records: u64,
+    /// When the last pass ended, in Unix milliseconds; 0 for never.
+    pub finished_ms: u64,
 }
 
 /// Who answered.
@@ -312,4 +528,67 @@ pub enum ErrorCode {
     /// A disk or the index failed.
     #[error("internal error")]
     Internal,
+    /// What was put is older than what is kept.
+    #[error("expired")]
+    Expired,
+    /// The two ends hold cluster maps of different epochs.
+    #[error("other epoch")]
+    OtherEpoch,
+    /// The map was made from another one than the node holds.
+    #[error("map refused")]
+    MapRefused,
+}
+
+impl RepairItem {
+    /// The name it is about.
+    pub fn name(&self) -> BlobName {
+        match self {
+            Self::Blob { name, .. } => *name,
+            Self::Locator(put) => put.name,
+            Self::Tombstone(tombstone) => tombstone.name,
+            Self::Hold(hold) => hold.name,
+        }
+    }
+
+    /// The time that decides between two of its kind, in Unix milliseconds.
+    pub fn time_ms(&self) -> u64 {
+        match self {
+            Self::Blob { put_time_ms, .. } => *put_time_ms,
+            Self::Locator(put) => put.put_time_ms,
+            Self::Tombstone(tombstone) => tombstone.time_ms,
+            Self::Hold(hold) => hold.time_ms,
+        }
+    }
+
+    /// The day whose digest it is in: days since the Unix epoch.
+    pub fn day(&self) -> u32 {
+        // Beyond the year 11,000,000 all days are one.
+        u32::try_from(self.time_ms() / DAY_MS).unwrap_or(u32::MAX)
+    }
+
+    /// What it adds to its day's digest. Put times of one bucket count as the same, since a node that holds a blob answers
+    /// another put within the hour with the put time it has.
+    pub fn fingerprint(&self) -> u128 {
+        let (kind, time) = match self {
+            Self::Blob { put_time_ms, .. } => (0, put_time_ms / BUCKET_MS),
+            Self::Locator(put) => (1, put.put_time_ms / BUCKET_MS),
+            Self::Tombstone(tombstone) => (2, tombstone.time_ms),
+            Self::Hold(hold) => (if hold.placed { 3 } else { 4 }, hold.time_ms),
+        };
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&[kind]);
+        hasher.update(self.name().as_bytes());
+        hasher.update(&time.to_le_bytes());
+        let mut sum = [0; 16];
+        hasher.finalize_xof().fill(&mut sum);
+        u128::from_le_bytes(sum)
+    }
+}
+
+impl DayDigest {
+    /// Adds an item of the same day. The order of items does not matter.
+    pub fn add(&mut self, item: &RepairItem) {
+        self.items += 1;
+        self.sum = u128::from_le_bytes(self.sum).wrapping_add(item.fingerprint()).to_le_bytes();
+    }
 }

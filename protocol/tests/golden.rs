@@ -29,14 +29,28 @@ fn map() -> ClusterMap {
     }
 }
 
-/// Every request and every answer, with the bytes they had when version 1 was fixed.
+/// Every request and every answer, with the bytes they had when they were first carried out in version 1.
 fn golden() -> Vec<(Vec<u8>, &'static str)> {
     let name = BlobName([0xab; 32]);
     let locator = Locator { placement: PlacementKey([0xcd; 32]), length: 5 << 20 };
     let whole = PutTarget::Whole { name, length: 70_000 };
     let streamed = PutTarget::Streamed { upload: UploadId([0xef; 16]), placement: locator.placement };
-    let scope = RepairScope { partition: 7, bucket: 490_000 };
+    let scope = RepairScope { node: NodeId([1; 16]), epoch: 3, partition: 7, lost: vec![NodeId([2; 16])] };
     let header = GetHeader { length: 70_000, put_time_ms: 1_763_000_000_000 };
+    let hold = Hold { name, time_ms: 2, placed: true };
+    let items = vec![
+        RepairItem::Blob { name, length: 70_000, put_time_ms: 1, placement: locator.placement },
+        RepairItem::Locator(PutLocator { name, locator, put_time_ms: 1 }),
+        RepairItem::Tombstone(Tombstone { name, time_ms: 2 }),
+        RepairItem::Hold(hold),
+    ];
+    let report = NodeReport {
+        epoch: 3,
+        unreachable: vec![NodeId([2; 16])],
+        disks: vec![DiskReport { path: "/d".into(), failed: Some("gone".into()), ..Default::default() }],
+        repair: RepairReport { running: true, remaining_seconds: Some(9), ..Default::default() },
+        ..Default::default()
+    };
     let request = |request: Request| codec::encode(&request).unwrap();
     let response = |response: Response| codec::encode(&response).unwrap();
     let put = |target| request(Request::Put(PutHeader { put_time_ms: 1_763_000_000_000, lease_ms: 60_000, target }));
@@ -53,9 +67,15 @@ fn golden() -> Vec<(Vec<u8>, &'static str)> {
         (request(Request::Map), "map"),
         (request(Request::PushMap(map())), "push map"),
         (request(Request::Delete(Tombstone { name, time_ms: 2 })), "delete"),
-        (request(Request::RepairDigests(scope)), "repair digests"),
-        (request(Request::RepairNames(scope)), "repair names"),
+        (request(Request::RepairDigests(scope.clone())), "repair digests"),
+        (request(Request::RepairItems(RepairPage { scope, day: 20_000, after: Some(name) })), "repair items"),
         (request(Request::Scrub), "scrub"),
+        (request(Request::Ping(Ping { epoch: 3, now_ms: 4 })), "ping"),
+        (request(Request::Hold(hold)), "hold"),
+        (request(Request::Verify(vec![name])), "verify"),
+        (request(Request::Repair), "repair"),
+        (request(Request::Report), "report"),
+        (request(Request::RetentionPreview(24)), "retention preview"),
         (response(Response::Welcome(Welcome { node: NodeId([1; 16]), epoch: 3, now_ms: 4 })), "welcome"),
         (response(Response::Put(PutDone { put_time_ms: 1, already_held: true })), "put done"),
         (response(Response::LocatorPut), "locator put"),
@@ -70,10 +90,23 @@ fn golden() -> Vec<(Vec<u8>, &'static str)> {
         (response(Response::Map(map())), "map answer"),
         (response(Response::MapPushed), "map pushed"),
         (response(Response::Deleted), "deleted"),
-        (response(Response::RepairDigests(vec![[3; 32]])), "repair digests answer"),
-        (response(Response::RepairNames(vec![(name, 1)])), "repair names answer"),
+        (
+            response(Response::RepairDigests(vec![DayDigest { day: 20_000, items: 1, sum: [3; 16] }])),
+            "repair digests answer",
+        ),
+        (response(Response::RepairItems(RepairItems { items, next: Some(name) })), "repair items answer"),
         (response(Response::Scrubbing), "scrubbing"),
         (response(Response::Error(ErrorReply { code: ErrorCode::Full, message: "full".into() })), "error"),
+        (response(Response::Pong(Ping { epoch: 3, now_ms: 4 })), "pong"),
+        (response(Response::HoldSet), "hold set"),
+        (response(Response::Verified(vec![true, false])), "verified"),
+        (response(Response::Repairing), "repairing"),
+        (response(Response::Report(report)), "report answer"),
+        (
+            response(Response::RetentionPreview(Expirable { blobs: 1, bytes: 2, before_ms: 3 })),
+            "retention preview answer",
+        ),
+        (response(Response::Absent(Absent { epoch: 3 })), "absent"),
     ]
 }
 

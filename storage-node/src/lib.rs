@@ -19,5 +19,5 @@ mod segments;
 mod writer;
 
 pub use disk::{Disk, DiskError, FsDisk, SimDisk};
-pub use engine::{BlobReader, Engine, EngineError, EngineOptions, EngineUpload, Pump};
+pub use engine::{BlobReader, Engine, EngineError, EngineOptions, EngineUpload, Origin, Pump};
 pub use index::{Index, IndexError, MemoryIndex, RocksIndex};

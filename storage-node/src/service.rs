@@ -18,7 +18,7 @@ use lazaret_protocol::message::{ErrorCode, ErrorReply, Request, Response, Role, 
 use lazaret_protocol::name::{BlobName, NodeId};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::engine::{Engine, EngineError};
+use crate::engine::{Engine, EngineError, Origin};
 
 mod get;
 mod put;
@@ -150,10 +150,10 @@ impl Inner {
         check_right(role, &request)?;
         let response = match request {
             Request::Get(get) => return self.get(get, send).await,
-            Request::Put(header) => self.put(header, recv).await?,
+            Request::Put(header) => self.put(header, origin(role), recv).await?,
             Request::PutLocator(put) => {
                 self.check_writable()?;
-                self.engine.put_locator(put).await?;
+                self.engine.put_locator(put, origin(role)).await?;
                 Response::LocatorPut
             }
             Request::Has(names) => self.has(names).await?,
@@ -161,11 +161,19 @@ impl Inner {
             Request::Status => Response::Status(self.blocking(|engine| engine.status()).await?),
             Request::Map => Response::Map(ClusterMap::clone(&self.map)),
             Request::Hello(_) => return Err(Refusal::bad_request("Hello is a connection's first stream only")),
-            Request::PushMap(_) => return Err(unsupported("PushMap")),
-            Request::Delete(_) => return Err(unsupported("Delete")),
-            Request::RepairDigests(_) => return Err(unsupported("RepairDigests")),
-            Request::RepairNames(_) => return Err(unsupported("RepairNames")),
-            Request::Scrub => return Err(unsupported("Scrub")),
+            Request::PushMap(_)
+            | Request::Delete(_)
+            | Request::RepairDigests(_)
+            | Request::RepairItems(_)
+            | Request::Scrub
+            | Request::Ping(_)
+            | Request::Hold(_)
+            | Request::Verify(_)
+            | Request::Repair
+            | Request::Report
+            | Request::RetentionPreview(_) => {
+                return Err(Refusal::new(ErrorCode::Unsupported, "this is not carried out by this build"));
+            }
         };
         self.respond(send, response).await
     }
@@ -208,8 +216,8 @@ impl Inner {
     /// Runs what blocks, if only shortly, where it holds up nobody.
     async fn blocking<T: Send + 'static>(&self, run: impl FnOnce(Engine) -> T + Send + 'static) -> Result<T, Refusal> {
         let engine = self.engine.clone();
-        let done = tokio::task::spawn_blocking(move || run(engine)).await;
-        done.map_err(|error| Refusal::new(ErrorCode::Internal, format!("the node failed while reading: {error}")))
+        let done = self.environment.blocking(move || run(engine)).await;
+        done.ok_or_else(|| Refusal::new(ErrorCode::Internal, "the node failed while reading"))
     }
 
     /// A share of the body bytes in flight; waits a while for others to free theirs.
@@ -240,12 +248,18 @@ fn check_right(role: Role, request: &Request) -> Result<(), Refusal> {
         | Request::Has(_)
         | Request::Stat(_)
         | Request::Status
-        | Request::Map => return Ok(()),
+        | Request::Map
+        | Request::Ping(_)
+        | Request::Report => return Ok(()),
         Request::PushMap(_) => "PushMap",
         Request::Delete(_) => "Delete",
         Request::RepairDigests(_) => "RepairDigests",
-        Request::RepairNames(_) => "RepairNames",
+        Request::RepairItems(_) => "RepairItems",
         Request::Scrub => "Scrub",
+        Request::Hold(_) => "Hold",
+        Request::Verify(_) => "Verify",
+        Request::Repair => "Repair",
+        Request::RetentionPreview(_) => "RetentionPreview",
     };
     match role {
         Role::Admin | Role::Peer => Ok(()),
@@ -256,6 +270,10 @@ fn check_right(role: Role, request: &Request) -> Result<(), Refusal> {
     }
 }
 
-fn unsupported(name: &str) -> Refusal {
-    Refusal::new(ErrorCode::Unsupported, format!("{name} is not carried out by this build"))
+/// Whose put times are taken as they are.
+fn origin(role: Role) -> Origin {
+    match role {
+        Role::Peer => Origin::Peer,
+        Role::Client | Role::Admin => Origin::Client,
+    }
 }

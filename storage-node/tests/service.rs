@@ -135,12 +135,6 @@ async fn what_is_malformed_or_oversized_is_refused_and_the_node_goes_on_serving(
             vec![],
             ErrorCode::BadRequest,
         ),
-        (
-            "no such blob",
-            Request::Get(GetRequest { name: BlobName([0; 32]), range: None }),
-            vec![],
-            ErrorCode::NotFound,
-        ),
         ("a right that clients lack", Request::Scrub, vec![], ErrorCode::NotAllowed),
         (
             "another right that clients lack",

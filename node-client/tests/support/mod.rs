@@ -11,7 +11,7 @@ use lazaret_node_client::stream::{RecvHalf, SendHalf, StreamError};
 use lazaret_node_client::{Cluster, ClusterOptions, Environment, LocalNetwork};
 use lazaret_protocol::cluster_map::{ClusterMap, NodeEntry, NodeState, StorageType};
 use lazaret_protocol::message::{
-    BlobStat, ErrorCode, ErrorReply, GetHeader, GetRequest, Locator, NodeStatus, PutDone, PutHeader, PutTarget,
+    Absent, BlobStat, ErrorCode, ErrorReply, GetHeader, GetRequest, Locator, NodeStatus, PutDone, PutHeader, PutTarget,
     PutTrailer, Request, Response,
 };
 use lazaret_protocol::name::{BlobName, ClusterId, NodeId};
@@ -167,7 +167,7 @@ impl MemoryNode {
             (state.blobs.get(&request.name).cloned(), state.locators.get(&request.name).copied())
         };
         let Some((content, put_time_ms)) = blob else {
-            send.send_message(&locator.map_or(error(ErrorCode::NotFound), Response::Located)).await?;
+            send.send_message(&locator.map_or(Response::Absent(Absent { epoch: 1 }), Response::Located)).await?;
             return send.finish().await;
         };
         let mut builder = TreeBuilder::new();

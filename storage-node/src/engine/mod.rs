@@ -21,7 +21,7 @@ use lazaret_node_client::environment::Environment;
 use lazaret_protocol::limits::{GROUP_BYTES, HELD_BYTES_MAX, KIB, MIB, PUT_TIME_SKEW_MAX_MS, UPLOAD_LEASE_MAX_MS};
 use lazaret_protocol::message::{BlobStat, NodeStatus, PutDone, PutLocator};
 use lazaret_protocol::tree::TreeBuilder;
-use lazaret_protocol::{BlobName, ClusterId, NodeId, StorageType, UploadId};
+use lazaret_protocol::{BlobName, ClusterId, NodeId, PlacementKey, StorageType, UploadId};
 pub use reader::BlobReader;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 pub use upload::EngineUpload;
@@ -73,6 +73,15 @@ impl EngineOptions {
             reserve_bytes: RESERVE_BYTES_DEFAULT,
         }
     }
+}
+
+/// Who puts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A client, whose put times are compared with the node's clock.
+    Client,
+    /// Another node, which passes on put times that were compared when they were new.
+    Peer,
 }
 
 /// The engine. Clones are the same engine.
@@ -159,28 +168,42 @@ impl Engine {
     }
 
     /// Stores a blob that is whole in memory.
-    pub async fn put_whole(&self, name: BlobName, content: Bytes, put_time_ms: u64) -> Result<PutDone, EngineError> {
+    pub async fn put_whole(
+        &self,
+        name: BlobName,
+        content: Bytes,
+        put_time_ms: u64,
+        origin: Origin,
+    ) -> Result<PutDone, EngineError> {
         let length = content.len() as u64;
         if content.len() > HELD_BYTES_MAX {
             return Err(EngineError::BodyTooLong(length));
         }
-        self.shared.check_clock(put_time_ms)?;
+        self.shared.check_clock(put_time_ms, 0, origin)?;
         let salt = self.shared.salt();
-        let record = off_thread(content.len(), move || prepare_whole(name, &content, put_time_ms, salt)).await??;
+        let environment = &self.shared.environment;
+        let prepare = move || prepare_whole(name, &content, put_time_ms, salt);
+        let record = off_thread(environment, length as usize, prepare).await??;
         self.shared.put(record, Meaning::Whole { name, length }, put_time_ms).await
     }
 
-    /// Begins a streamed upload.
-    pub fn begin_upload(&self, upload: UploadId, put_time_ms: u64) -> Result<EngineUpload, EngineError> {
-        self.shared.check_clock(put_time_ms)?;
-        Ok(EngineUpload::new(Arc::clone(&self.shared), upload, put_time_ms))
+    /// Begins a streamed upload of a blob that is placed by `placement`.
+    pub fn begin_upload(
+        &self,
+        upload: UploadId,
+        placement: PlacementKey,
+        put_time_ms: u64,
+        origin: Origin,
+    ) -> Result<EngineUpload, EngineError> {
+        self.shared.check_clock(put_time_ms, 0, origin)?;
+        Ok(EngineUpload::new(Arc::clone(&self.shared), upload, placement, put_time_ms))
     }
 
     /// Stores a locator.
-    pub async fn put_locator(&self, put: PutLocator) -> Result<(), EngineError> {
+    pub async fn put_locator(&self, put: PutLocator, origin: Origin) -> Result<(), EngineError> {
         let PutLocator { name, locator, put_time_ms } = put;
         // The put time is the blob's own, from when its upload began.
-        self.shared.check_clock_since(put_time_ms, u64::from(UPLOAD_LEASE_MAX_MS))?;
+        self.shared.check_clock(put_time_ms, u64::from(UPLOAD_LEASE_MAX_MS), origin)?;
         let mut buffer = record_buffer(0);
         encode_locator(&locator, &mut buffer);
         let record = PreparedRecord::new(RecordKind::Locator, name.into(), 0, put_time_ms, 0, None, buffer);
@@ -232,13 +255,12 @@ impl Engine {
 }
 
 impl Shared {
-    fn check_clock(&self, put_time_ms: u64) -> Result<(), EngineError> {
-        self.check_clock_since(put_time_ms, 0)
-    }
-
-    /// Refuses put times that are further from the clock than clocks may differ, for a request that may come as much as
-    /// `late_ms` after the put began.
-    fn check_clock_since(&self, put_time_ms: u64, late_ms: u64) -> Result<(), EngineError> {
+    /// Refuses a client's put times that are further from the clock than clocks may differ, for a request that may come as
+    /// much as `late_ms` after the put began.
+    fn check_clock(&self, put_time_ms: u64, late_ms: u64, origin: Origin) -> Result<(), EngineError> {
+        if origin == Origin::Peer {
+            return Ok(());
+        }
         let now_ms = self.environment.clock.unix_ms();
         let earliest_ms = now_ms.saturating_sub(PUT_TIME_SKEW_MAX_MS + late_ms);
         if put_time_ms < earliest_ms || put_time_ms > now_ms.saturating_add(PUT_TIME_SKEW_MAX_MS) {
@@ -306,15 +328,15 @@ fn prepare_whole(
 
 /// Runs work on `bytes` bytes where it blocks no async thread.
 pub(crate) async fn off_thread<T: Send + 'static>(
+    environment: &Environment,
     bytes: usize,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, EngineError> {
     if bytes <= INLINE_BYTES_MAX {
         return Ok(work());
     }
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| EngineError::Thread { operation: "hashing", reason: error.to_string() })
+    let died = || EngineError::Thread { operation: "hashing", reason: "it panicked".to_owned() };
+    environment.blocking(work).await.ok_or_else(died)
 }
 
 /// Something that happens once and can be waited for. Nothing to wait for is as good as happened.

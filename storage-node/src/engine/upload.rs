@@ -8,7 +8,7 @@ use bytes::Bytes;
 use lazaret_protocol::limits::{BLOB_BYTES_MAX, EXTENT_BYTES_MAX};
 use lazaret_protocol::message::PutDone;
 use lazaret_protocol::tree::{TreeBuilder, tree_bytes};
-use lazaret_protocol::{BlobName, UploadId};
+use lazaret_protocol::{BlobName, PlacementKey, UploadId};
 use tokio::sync::oneshot;
 
 use super::{EngineError, Shared, off_thread};
@@ -24,6 +24,7 @@ const PIECES_IN_FLIGHT_MAX: usize = 2;
 pub struct EngineUpload {
     shared: Arc<Shared>,
     upload: UploadId,
+    placement: PlacementKey,
     put_time_ms: u64,
     /// `None` while it is worked on elsewhere, and for good if that was cut short.
     content: Option<Content>,
@@ -57,11 +58,12 @@ impl Content {
 }
 
 impl EngineUpload {
-    pub(crate) fn new(shared: Arc<Shared>, upload: UploadId, put_time_ms: u64) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, upload: UploadId, placement: PlacementKey, put_time_ms: u64) -> Self {
         let content = Content { builder: TreeBuilder::new(), extent: record_buffer(0), pairs: Vec::new() };
         Self {
             shared,
             upload,
+            placement,
             put_time_ms,
             content: Some(content),
             extents: Vec::new(),
@@ -126,7 +128,7 @@ impl EngineUpload {
     async fn commit_whole(mut self, name: BlobName, length: u64, pairs: Vec<u8>) -> Result<PutDone, EngineError> {
         let content = self.content.take().ok_or(EngineError::UploadLost { upload: self.upload })?;
         let (put_time_ms, salt, mut buffer) = (self.put_time_ms, self.shared.salt(), content.extent);
-        let record = off_thread(buffer.len(), move || {
+        let record = off_thread(&self.shared.environment, buffer.len(), move || {
             buffer.extend_from_slice(&pairs);
             PreparedRecord::new(RecordKind::Blob, name.into(), 0, put_time_ms, pairs.len(), salt, buffer)
         })
@@ -160,7 +162,7 @@ impl EngineUpload {
             buffer.extend_from_slice(piece);
             let (upload, put_time_ms, position) = (self.upload, self.put_time_ms, self.tree_bytes_sent);
             let salt = self.shared.salt();
-            let record = off_thread(piece.len(), move || {
+            let record = off_thread(&self.shared.environment, piece.len(), move || {
                 PreparedRecord::new(RecordKind::Tree, upload.into(), position, put_time_ms, 0, salt, buffer)
             })
             .await?;
@@ -206,7 +208,7 @@ impl EngineUpload {
         work: impl FnOnce(&mut Content) -> T + Send + 'static,
     ) -> Result<T, EngineError> {
         let mut content = self.content.take().ok_or(EngineError::UploadLost { upload: self.upload })?;
-        let (content, result) = off_thread(bytes, move || {
+        let (content, result) = off_thread(&self.shared.environment, bytes, move || {
             let result = work(&mut content);
             (content, result)
         })

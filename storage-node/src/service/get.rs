@@ -4,9 +4,10 @@ use std::io;
 
 use bytes::{Bytes, BytesMut};
 use lazaret_node_client::stream::SendHalf;
-use lazaret_protocol::message::{ByteRange, ErrorCode, GetHeader, GetRequest, Locator, Response};
+use lazaret_protocol::message::{Absent, ByteRange, ErrorCode, GetHeader, GetRequest, Locator, Response};
 use lazaret_protocol::name::BlobName;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{Inner, PROGRESS_TIMEOUT, Refusal};
 use crate::engine::{Engine, EngineError};
@@ -37,14 +38,17 @@ impl Inner {
             Ok(Ok(permit)) => permit,
             Ok(Err(_)) | Err(_) => return Err(busy()),
         };
-        let (sender, mut reads) = mpsc::channel(CHUNKS_AHEAD_MAX);
+        let spawner = &self.environment.spawner;
+        // Work that runs on the spot must not wait for the stream.
+        let ahead = if spawner.blocks_in_place() { Semaphore::MAX_PERMITS } else { CHUNKS_AHEAD_MAX };
+        let (sender, mut reads) = mpsc::channel(ahead);
         let engine = self.engine.clone();
-        tokio::task::spawn_blocking(move || read(&engine, request, &sender, permit));
+        spawner.run_blocking(Box::new(move || read(&engine, request, &sender, permit)));
 
         let header = match reads.recv().await {
             Some(Read::Header(header)) => header,
             Some(Read::Absent(None)) => {
-                return Err(Refusal::new(ErrorCode::NotFound, format!("no blob {}", request.name)));
+                return self.respond(send, Response::Absent(Absent { epoch: self.map.epoch })).await;
             }
             Some(Read::Absent(Some(locator))) => return self.respond(send, Response::Located(locator)).await,
             Some(Read::Failed(error)) => return Err(error.into()),
@@ -74,22 +78,29 @@ fn ended_early() -> Refusal {
     Refusal::new(ErrorCode::Internal, "reading ended early")
 }
 
+/// Hands over what was read, waiting for space; false if nobody takes it any more. Where there is space it does not block,
+/// and where the work runs on the spot there always is.
+fn hand_over(sender: &mpsc::Sender<Read>, read: Read) -> bool {
+    match sender.try_send(read) {
+        Ok(()) => true,
+        Err(TrySendError::Full(read)) => sender.blocking_send(read).is_ok(),
+        Err(TrySendError::Closed(_)) => false,
+    }
+}
+
 /// Runs on a blocking thread; ends when all is read, or when nobody takes it any more.
 fn read(engine: &Engine, request: GetRequest, sender: &mpsc::Sender<Read>, permit: OwnedSemaphorePermit) {
     let outcome = read_blob(engine, request, sender);
     drop(permit);
     // Nobody may be there to hear it.
-    let _ = sender.blocking_send(match outcome {
-        Ok(last) => last,
-        Err(error) => Read::Failed(error),
-    });
+    hand_over(sender, outcome.unwrap_or_else(Read::Failed));
 }
 
 fn read_blob(engine: &Engine, request: GetRequest, sender: &mpsc::Sender<Read>) -> Result<Read, EngineError> {
     let GetRequest { name, range } = request;
     let Some(blob) = engine.open_blob(name)? else { return absent(engine, name) };
     // Nobody may be there any more; writing the first chunk then fails as well.
-    let _ = sender.blocking_send(Read::Header(blob.header()));
+    hand_over(sender, Read::Header(blob.header()));
     let mut chunks = Chunks { sender, gathered: BytesMut::with_capacity(CHUNK_BYTES) };
     blob.encode(range, &mut chunks)?;
     chunks.flush_chunk();
@@ -110,7 +121,7 @@ impl Chunks<'_> {
     /// Hands over what was gathered; false if nobody takes it any more.
     fn flush_chunk(&mut self) -> bool {
         let chunk = self.gathered.split().freeze();
-        chunk.is_empty() || self.sender.blocking_send(Read::Chunk(chunk)).is_ok()
+        chunk.is_empty() || hand_over(self.sender, Read::Chunk(chunk))
     }
 }
 

@@ -6,26 +6,34 @@ use bytes::{Bytes, BytesMut};
 use lazaret_node_client::stream::RecvHalf;
 use lazaret_protocol::limits::{BLOB_BYTES_MAX, HELD_BYTES_MAX, PUT_TIME_SKEW_MAX_MS, UPLOAD_LEASE_MAX_MS};
 use lazaret_protocol::message::{ErrorCode, PutDone, PutHeader, PutTarget, PutTrailer, Response};
-use lazaret_protocol::name::{BlobName, UploadId};
+use lazaret_protocol::name::{BlobName, PlacementKey, UploadId};
 
 use super::{Inner, Refusal};
+use crate::engine::Origin;
 
 /// How long a streamed body may pause between frames: its bytes come from a user's upload, which may trickle.
 const BODY_PAUSE_MAX: Duration = Duration::from_secs(120);
 
 impl Inner {
-    pub(super) async fn put(&self, header: PutHeader, recv: &mut RecvHalf) -> Result<Response, Refusal> {
+    pub(super) async fn put(
+        &self,
+        header: PutHeader,
+        origin: Origin,
+        recv: &mut RecvHalf,
+    ) -> Result<Response, Refusal> {
         self.check_writable()?;
         let now_ms = self.environment.clock.unix_ms();
         let skew_ms = now_ms.abs_diff(header.put_time_ms);
-        if skew_ms > PUT_TIME_SKEW_MAX_MS {
+        if origin == Origin::Client && skew_ms > PUT_TIME_SKEW_MAX_MS {
             let message =
                 format!("the put time is {skew_ms} ms off this node's clock, {PUT_TIME_SKEW_MAX_MS} are allowed");
             return Err(Refusal::new(ErrorCode::ClockSkew, message));
         }
         let done = match header.target {
-            PutTarget::Whole { name, length } => self.put_whole(name, length, header.put_time_ms, recv).await?,
-            PutTarget::Streamed { upload, .. } => self.put_streamed(upload, &header, recv).await?,
+            PutTarget::Whole { name, length } => self.put_whole(name, length, header.put_time_ms, origin, recv).await?,
+            PutTarget::Streamed { upload, placement } => {
+                self.put_streamed(upload, placement, &header, origin, recv).await?
+            }
         };
         Ok(Response::Put(done))
     }
@@ -35,6 +43,7 @@ impl Inner {
         name: BlobName,
         length: u64,
         put_time_ms: u64,
+        origin: Origin,
         recv: &mut RecvHalf,
     ) -> Result<PutDone, Refusal> {
         if length > HELD_BYTES_MAX as u64 {
@@ -47,7 +56,7 @@ impl Inner {
         if trailer != (PutTrailer { name, length }) {
             return Err(Refusal::bad_request("the trailer differs from the header"));
         }
-        Ok(self.engine.put_whole(name, content, put_time_ms).await?)
+        Ok(self.engine.put_whole(name, content, put_time_ms, origin).await?)
     }
 
     /// A body of exactly `length` bytes. One that comes in one frame is not copied.
@@ -79,12 +88,14 @@ impl Inner {
     async fn put_streamed(
         &self,
         upload: UploadId,
+        placement: PlacementKey,
         header: &PutHeader,
+        origin: Origin,
         recv: &mut RecvHalf,
     ) -> Result<PutDone, Refusal> {
         let lease_ms = header.lease_ms.min(UPLOAD_LEASE_MAX_MS);
         let received = self.environment.within(Duration::from_millis(lease_ms.into()), async {
-            let mut engine_upload = self.engine.begin_upload(upload, header.put_time_ms)?;
+            let mut engine_upload = self.engine.begin_upload(upload, placement, header.put_time_ms, origin)?;
             let mut length = 0_u64;
             loop {
                 let frame_length =

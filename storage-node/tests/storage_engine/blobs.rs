@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use lazaret_protocol::message::{BlobStat, ByteRange, ErrorCode, Locator, PutLocator};
 use lazaret_protocol::{BlobName, PlacementKey, StorageType, UploadId};
+use lazaret_storage_node::Origin;
 use lazaret_storage_node::disk::SimDisk;
 use lazaret_storage_node::{Engine, FsDisk, MemoryIndex};
 
@@ -118,24 +119,25 @@ async fn no_plaintext_reaches_the_disk_unless_it_may() {
 async fn what_is_not_what_it_says_is_refused() {
     let engine = open(&SimDisk::new(), &MemoryIndex::new());
     let (right, wrong) = (content(1, 1000), content(2, 1000));
-    let error = engine.put_whole(BlobName::of(&wrong), right.clone(), NOON_MS).await.unwrap_err();
+    let error = engine.put_whole(BlobName::of(&wrong), right.clone(), NOON_MS, Origin::Client).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::NameMismatch);
     for (name, length) in [(BlobName::of(&wrong), 1000), (BlobName::of(&right), 999)] {
-        let mut upload = engine.begin_upload(UploadId([1; 16]), NOON_MS).unwrap();
+        let mut upload =
+            engine.begin_upload(UploadId([1; 16]), PlacementKey([7; 32]), NOON_MS, Origin::Client).unwrap();
         upload.append(right.clone()).await.unwrap();
         assert_eq!(upload.commit(name, length).await.unwrap_err().code(), ErrorCode::NameMismatch);
     }
     let long = content(3, 5 << 20);
-    let mut upload = engine.begin_upload(UploadId([1; 16]), NOON_MS).unwrap();
+    let mut upload = engine.begin_upload(UploadId([1; 16]), PlacementKey([7; 32]), NOON_MS, Origin::Client).unwrap();
     upload.append(long.clone()).await.unwrap();
     assert_eq!(upload.commit(BlobName::of(&wrong), 5 << 20).await.unwrap_err().code(), ErrorCode::NameMismatch);
     for blob in [&right, &wrong, &long] {
         assert_absent(&engine, blob);
     }
     for time in [NOON_MS - 301_000, NOON_MS + 301_000, 0, u64::MAX] {
-        let error = engine.put_whole(BlobName::of(&right), right.clone(), time).await.unwrap_err();
+        let error = engine.put_whole(BlobName::of(&right), right.clone(), time, Origin::Client).await.unwrap_err();
         assert_eq!(error.code(), ErrorCode::ClockSkew);
-        assert!(engine.begin_upload(UploadId([1; 16]), time).is_err());
+        assert!(engine.begin_upload(UploadId([1; 16]), PlacementKey([7; 32]), time, Origin::Client).is_err());
     }
     let name = BlobName::of(&right);
     put(&engine, &right).await.unwrap();
@@ -157,7 +159,7 @@ async fn a_name_is_written_once_a_bucket_and_its_newest_put_decides() {
     let engine = Engine::open(Arc::new(disk.clone()), Arc::new(index), environment, options()).unwrap();
     let blob = content(1, 5000);
     let name = BlobName::of(&blob);
-    let put_at = async |time| engine.put_whole(name, blob.clone(), time).await.unwrap();
+    let put_at = async |time| engine.put_whole(name, blob.clone(), time, Origin::Client).await.unwrap();
     assert!(!put_at(NOON_MS).await.already_held);
     let bytes = engine.status().segment_bytes;
     let again = put_at(NOON_MS + 60_000).await;
@@ -175,7 +177,7 @@ async fn a_name_is_written_once_a_bucket_and_its_newest_put_decides() {
     let long = content(2, EXTENT + 5);
     let time = NOON_MS + HOUR_MS;
     for expected in [false, true] {
-        let mut upload = engine.begin_upload(UploadId([7; 16]), time).unwrap();
+        let mut upload = engine.begin_upload(UploadId([7; 16]), PlacementKey([7; 32]), time, Origin::Client).unwrap();
         upload.append(long.clone()).await.unwrap();
         let done = upload.commit(BlobName::of(&long), long.len() as u64).await.unwrap();
         assert_eq!(done.already_held, expected);
@@ -191,13 +193,13 @@ async fn a_locator_stands_beside_a_blob() {
     let name = BlobName::of(&blob);
     assert_eq!(engine.stat(name).unwrap(), BlobStat { held: None, locator: None });
     let locator = Locator { placement: PlacementKey([5; 32]), length: 12345 };
-    engine.put_locator(PutLocator { name, locator, put_time_ms: NOON_MS }).await.unwrap();
+    engine.put_locator(PutLocator { name, locator, put_time_ms: NOON_MS }, Origin::Client).await.unwrap();
     assert_absent(&engine, &blob);
     assert_eq!(engine.stat(name).unwrap().locator, Some(locator));
     assert_eq!(engine.stat(name).unwrap().held, None);
     put(&engine, &blob).await.unwrap();
     let syncs = engine.status().syncs;
-    engine.put_locator(PutLocator { name, locator, put_time_ms: NOON_MS }).await.unwrap();
+    engine.put_locator(PutLocator { name, locator, put_time_ms: NOON_MS }, Origin::Client).await.unwrap();
     assert_eq!(engine.status().syncs, syncs, "a locator that stands is not written again");
     engine.close();
     let again = open(&disk, &MemoryIndex::new());

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lazaret_node_client::environment::{BoxFuture, Clock, Environment, Random};
+use lazaret_protocol::PlacementKey;
 use lazaret_protocol::message::{ByteRange, PutDone};
 use lazaret_protocol::tree::Decoder;
 use lazaret_protocol::{BlobName, ClusterId, NodeId, UploadId};
+use lazaret_storage_node::Origin;
 use lazaret_storage_node::disk::SimDisk;
 use lazaret_storage_node::{Disk, Engine, EngineError, EngineOptions, Index, MemoryIndex};
 
@@ -88,11 +90,11 @@ pub fn content(seed: u64, length: usize) -> Bytes {
 }
 
 pub async fn put(engine: &Engine, content: &Bytes) -> Result<PutDone, EngineError> {
-    engine.put_whole(BlobName::of(content), content.clone(), NOON_MS).await
+    engine.put_whole(BlobName::of(content), content.clone(), NOON_MS, Origin::Client).await
 }
 
 pub async fn upload(engine: &Engine, content: &Bytes, piece: usize) -> Result<PutDone, EngineError> {
-    let mut upload = engine.begin_upload(UploadId([9; 16]), NOON_MS)?;
+    let mut upload = engine.begin_upload(UploadId([9; 16]), PlacementKey([7; 32]), NOON_MS, Origin::Client)?;
     let mut rest = content.clone();
     while !rest.is_empty() {
         upload.append(rest.split_to(piece.min(rest.len()))).await?;

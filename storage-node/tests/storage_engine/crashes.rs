@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use lazaret_protocol::message::{Locator, PutLocator};
 use lazaret_protocol::{BlobName, PlacementKey, UploadId};
+use lazaret_storage_node::Origin;
 use lazaret_storage_node::disk::SimDisk;
 use lazaret_storage_node::record::SegmentAddress;
 use lazaret_storage_node::{Disk, Engine, Index, MemoryIndex, Pump};
@@ -70,7 +71,10 @@ impl Life<'_> {
                     let name = BlobName([seed as u8; 32]);
                     requests.spawn(async move {
                         let put = PutLocator { name, locator, put_time_ms: now_ms };
-                        engine.put_locator(put).await.map_or(Done::Refused, |()| Done::Locator(name, locator))
+                        engine
+                            .put_locator(put, Origin::Client)
+                            .await
+                            .map_or(Done::Refused, |()| Done::Locator(name, locator))
                     });
                 }
                 1 if long => {
@@ -88,7 +92,10 @@ impl Life<'_> {
                     let name = BlobName::of(&blob);
                     world.attempted.insert(name, blob.clone());
                     requests.spawn(async move {
-                        engine.put_whole(name, blob, now_ms).await.map_or(Done::Refused, |_| Done::Blob(name))
+                        engine
+                            .put_whole(name, blob, now_ms, Origin::Client)
+                            .await
+                            .map_or(Done::Refused, |_| Done::Blob(name))
                     });
                 }
             }
@@ -112,7 +119,7 @@ impl Life<'_> {
 }
 
 async fn stream(engine: Engine, upload: UploadId, blob: Bytes, name: BlobName, now_ms: u64) -> Option<BlobName> {
-    let mut upload = engine.begin_upload(upload, now_ms).ok()?;
+    let mut upload = engine.begin_upload(upload, PlacementKey([7; 32]), now_ms, Origin::Client).ok()?;
     let mut rest = blob.clone();
     while !rest.is_empty() {
         upload.append(rest.split_to(rest.len().min(1 << 20))).await.ok()?;

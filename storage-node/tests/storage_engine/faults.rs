@@ -1,8 +1,10 @@
 //! A disk that fails, fills up or rots.
 
 use bytes::Bytes;
+use lazaret_protocol::PlacementKey;
 use lazaret_protocol::message::ErrorCode;
 use lazaret_protocol::{BlobName, UploadId};
+use lazaret_storage_node::Origin;
 use lazaret_storage_node::disk::SimDisk;
 use lazaret_storage_node::record::{RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 use lazaret_storage_node::{Engine, Index, MemoryIndex};
@@ -43,7 +45,7 @@ async fn an_upload_whose_segment_failed_is_refused_at_its_commit() {
     let (disk, index) = (SimDisk::new(), MemoryIndex::new());
     let engine = open(&disk, &index);
     let long = content(1, 2 * EXTENT + 100);
-    let mut upload = engine.begin_upload(UploadId([1; 16]), NOON_MS).unwrap();
+    let mut upload = engine.begin_upload(UploadId([1; 16]), PlacementKey([7; 32]), NOON_MS, Origin::Client).unwrap();
     // Two extents are on their way once more than two were taken.
     upload.append(long.clone()).await.unwrap();
     while disk.contents().iter().map(|(_, bytes)| bytes.len()).sum::<usize>() < 2 * EXTENT {

@@ -5,8 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use lazaret_protocol::PlacementKey;
 use lazaret_protocol::message::{Locator, PutLocator};
-use lazaret_protocol::{BlobName, ClusterId, NodeId, PlacementKey};
+use lazaret_protocol::{BlobName, ClusterId, NodeId};
+use lazaret_storage_node::Origin;
 use lazaret_storage_node::disk::SimDisk;
 use lazaret_storage_node::index::{IndexBatch, SegmentState};
 use lazaret_storage_node::record::{
@@ -38,7 +40,7 @@ async fn fill(engine: &Engine) -> (Vec<Bytes>, BlobName) {
         blobs.push(long);
     }
     let name = BlobName([77; 32]);
-    engine.put_locator(PutLocator { name, locator: locator(), put_time_ms: NOON_MS }).await.unwrap();
+    engine.put_locator(PutLocator { name, locator: locator(), put_time_ms: NOON_MS }, Origin::Client).await.unwrap();
     (blobs, name)
 }
 
@@ -142,7 +144,9 @@ async fn a_torn_tail_is_no_damage() {
         let first = content(1, 2000);
         put(&engine, &first).await.unwrap();
         // Two extents without a commit.
-        let mut abandoned = engine.begin_upload(lazaret_protocol::UploadId([3; 16]), NOON_MS).unwrap();
+        let mut abandoned = engine
+            .begin_upload(lazaret_protocol::UploadId([3; 16]), PlacementKey([7; 32]), NOON_MS, Origin::Client)
+            .unwrap();
         abandoned.append(content(seed, 2 * EXTENT + 1)).await.unwrap();
         while disk.contents().iter().map(|(_, bytes)| bytes.len()).sum::<usize>() < 2 * EXTENT {
             tokio::task::yield_now().await;
