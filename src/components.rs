@@ -20,6 +20,7 @@ use lazaret_node_client::quic::{Credentials, QuicTransport};
 use lazaret_node_client::transport::Transport;
 use lazaret_protocol::{ClusterMap, NodeEntry, NodeId};
 use lazaret_scan_worker::{ScanWorker, WorkerOptions, engines};
+use lazaret_storage_node::Node;
 use lazaret_storage_node::disk::FsDisk;
 use lazaret_storage_node::engine::{Engine, EngineOptions};
 use lazaret_storage_node::index::RocksIndex;
@@ -30,6 +31,7 @@ use tokio::sync::watch;
 
 use crate::cli::ComponentOptions;
 use crate::config::{self, Config, GatewayConfig, ScanWorkerConfig, StorageNodeConfig};
+use crate::metrics;
 
 /// Loads a component's configuration; `None` if it was only to be printed or checked, which is done.
 fn configured<C: Config>(options: &ComponentOptions) -> anyhow::Result<Option<C>> {
@@ -68,11 +70,18 @@ async fn serve_node(
     node: &NodeEntry,
     engine: Engine,
 ) -> anyhow::Result<()> {
-    let service = NodeService::new(engine, node.id, cluster.map.clone(), Environment::system());
     let identity = NodeIdentity { certificate: &config.certificate, private_key: &config.private_key };
+    let peers = cluster_over(cluster.map.clone(), Arc::new(peer_transport(cluster, &identity)?))?;
+    let node_at_work = Node::new(node.id, engine, peers, Environment::system(), config.background.options());
+    let service = NodeService::new(node_at_work.clone());
     let listener = listen(config.listen.unwrap_or(node.address), &identity, cluster, service)?;
+    if let Some(address) = config.metrics {
+        metrics::serve(address, vec![node_at_work.clone()]).await?;
+    }
+    node_at_work.start();
     ready(format_args!("storage-node={} address={}", node.name, listener.local_addr()?))?;
     listener.run(terminated()).await;
+    node_at_work.stop();
     Ok(())
 }
 
@@ -155,6 +164,13 @@ pub fn listen(
         cluster.read_admin_key()?,
         service,
     )?)
+}
+
+/// How a node reaches the others: by its own certificate.
+pub fn peer_transport(cluster: &ClusterFile, identity: &NodeIdentity<'_>) -> anyhow::Result<QuicTransport> {
+    let credentials =
+        Credentials::Peer { certificate_pem: read(identity.certificate)?, key_pem: read(identity.private_key)? };
+    Ok(QuicTransport::new(&cluster.read_ca()?, cluster.map.cluster, credentials)?)
 }
 
 /// The cluster as seen over QUIC with the connection key.
