@@ -15,16 +15,17 @@ use lazaret_gateway::{Gateway, GatewayOptions};
 use lazaret_identity::{Identity, Role};
 use lazaret_node_client::Environment;
 use lazaret_node_client::cluster::{Cluster, ClusterOptions};
-use lazaret_node_client::cluster_file::ClusterFile;
-use lazaret_node_client::quic::{Credentials, QuicTransport};
+use lazaret_node_client::cluster_file::{self, ClusterFile};
+use lazaret_node_client::quic::QuicTransport;
 use lazaret_node_client::transport::Transport;
+use lazaret_node_client::{CredentialFiles, TrustFiles};
 use lazaret_protocol::{ClusterMap, NodeEntry, NodeId};
 use lazaret_scan_worker::{ScanWorker, WorkerOptions, engines};
 use lazaret_storage_node::Node;
 use lazaret_storage_node::disk::FsDisk;
 use lazaret_storage_node::engine::{Engine, EngineOptions};
 use lazaret_storage_node::index::RocksIndex;
-use lazaret_storage_node::listener::Listener;
+use lazaret_storage_node::listener::{Listener, ListenerFiles};
 use lazaret_storage_node::service::NodeService;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -91,6 +92,7 @@ pub async fn gateway(options: ComponentOptions) -> anyhow::Result<ExitCode> {
     let listener = bind_http(config.listen).await?;
     let address = listener.local_addr()?;
     let cluster = quic_cluster(&ClusterFile::load(&config.cluster)?)?;
+    follow_map(&cluster, &config.cluster);
     let backend = SqliteBackend::open(&config.results).await?;
     let gateway = open_gateway(&config, &backend, cluster.clone()).await?;
     ready(format_args!("gateway=http://{address}"))?;
@@ -103,6 +105,7 @@ pub async fn gateway(options: ComponentOptions) -> anyhow::Result<ExitCode> {
 pub async fn scan_worker(options: ComponentOptions) -> anyhow::Result<ExitCode> {
     let Some(config) = configured::<ScanWorkerConfig>(&options)? else { return Ok(ExitCode::SUCCESS) };
     let cluster = quic_cluster(&ClusterFile::load(&config.cluster)?)?;
+    follow_map(&cluster, &config.cluster);
     let backend = SqliteBackend::open(&config.results).await?;
     let worker = open_worker(&config, &backend, cluster.clone()).await?;
     ready(format_args!("scan-worker={}", config.name))?;
@@ -154,16 +157,14 @@ pub fn listen(
     cluster: &ClusterFile,
     service: NodeService,
 ) -> anyhow::Result<Listener> {
-    Ok(Listener::bind(
-        address,
-        &read(identity.certificate)?,
-        &read(identity.private_key)?,
-        &cluster.read_ca()?,
-        cluster.map.cluster,
-        cluster.read_connection_key()?,
-        cluster.read_admin_key()?,
-        service,
-    )?)
+    let files = ListenerFiles {
+        certificate: identity.certificate.to_owned(),
+        private_key: identity.private_key.to_owned(),
+        ca: cluster.ca.clone(),
+        connection_key: cluster.connection_key.clone(),
+        admin_key: cluster.admin_key.clone(),
+    };
+    Ok(Listener::bind_files(address, files, cluster.map.cluster, service)?)
 }
 
 /// How a node reaches the others: by its own certificate.
@@ -175,9 +176,22 @@ pub fn peer_transport(cluster: &ClusterFile, identity: &NodeIdentity<'_>) -> any
 
 /// The cluster as seen over QUIC with the connection key.
 pub fn quic_cluster(file: &ClusterFile) -> anyhow::Result<Cluster> {
-    let credentials = Credentials::Connection(file.read_connection_key()?);
-    let transport = QuicTransport::new(&file.read_ca()?, file.map.cluster, credentials)?;
-    cluster_over(file.map.clone(), Arc::new(transport))
+    quic_cluster_as(file, CredentialFiles::Connection(file.connection_key.clone()))
+}
+
+/// The cluster as seen over QUIC with other credentials.
+pub fn quic_cluster_as(file: &ClusterFile, credentials: CredentialFiles) -> anyhow::Result<Cluster> {
+    let files = TrustFiles { ca: file.ca.clone(), credentials };
+    cluster_over(file.map.clone(), Arc::new(QuicTransport::from_files(files, file.map.cluster)?))
+}
+
+/// Lets a process that serves follow the cluster map and keep it in the cluster's file, for as long as it lives.
+fn follow_map(cluster: &Cluster, path: &Path) {
+    let (cluster, path) = (cluster.clone(), path.to_owned());
+    tokio::spawn(async move {
+        let forever = std::future::pending;
+        tokio::join!(cluster.run_background(forever()), cluster_file::keep_map(path, cluster.clone(), forever()));
+    });
 }
 
 /// The cluster as seen through `transport`.

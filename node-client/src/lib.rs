@@ -24,6 +24,7 @@ pub mod stream;
 mod streamed_put;
 pub mod tls;
 pub mod transport;
+pub mod trust;
 pub mod upload;
 
 pub use cluster::{Cluster, ClusterOptions, ClusterStat, GetError, PutError, Stored};
@@ -35,4 +36,5 @@ pub use maps::AdoptError;
 pub use node::{NodeError, NodeFailure};
 pub use quic::{Credentials, QuicTransport};
 pub use transport::{Transport, TransportError};
+pub use trust::{CredentialFiles, TrustFiles};
 pub use upload::Upload;

@@ -125,6 +125,7 @@ pub(crate) async fn begin(
     request: &Request,
 ) -> Result<(SendHalf, RecvHalf), NodeError> {
     let doing = "sending the request";
+    cluster.health().earn_extra();
     let begun = async {
         let (mut send, recv) = cluster.transport().open(node).await?;
         send.send_message(request).await.map_err(|source| NodeError::Broken { doing, source })?;
@@ -147,12 +148,14 @@ pub(crate) async fn answer(recv: &mut RecvHalf, doing: &'static str) -> Result<R
 
 /// Runs `request` a second time if the connection was lost under it: most likely the node was restarted, and a new
 /// connection reaches it. All requests may be repeated.
-pub(crate) async fn once_more_if_lost<T, R>(request: impl Fn() -> R) -> Result<T, NodeError>
+pub(crate) async fn once_more_if_lost<T, R>(cluster: &Cluster, request: impl Fn() -> R) -> Result<T, NodeError>
 where
     R: Future<Output = Result<T, NodeError>>,
 {
     match request().await {
-        Err(NodeError::Broken { source: StreamError::ConnectionLost(_), .. }) => request().await,
+        Err(NodeError::Broken { source: StreamError::ConnectionLost(_), .. }) if cluster.health().take_extra() => {
+            request().await
+        }
         answered => answered,
     }
 }
@@ -169,7 +172,7 @@ pub(crate) async fn ask_within(
     request: &Request,
     limit: Duration,
 ) -> Result<Response, NodeError> {
-    let answer = once_more_if_lost(|| ask_once(cluster, node, request, limit)).await;
+    let answer = once_more_if_lost(cluster, || ask_once(cluster, node, request, limit)).await;
     cluster.heard_in(node, &answer);
     answer
 }
