@@ -2,6 +2,7 @@
 //! every kernel has it built in.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,7 @@ pub fn start(listening: UdpSocket, node: SocketAddr, delay: Duration) {
         let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
         loop {
             let Ok((length, from)) = listening.recv_from(&mut buffer).await else { continue };
-            if !callers.contains_key(&from) {
+            if let Entry::Vacant(caller) = callers.entry(from) {
                 let upstream = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
                 upstream.connect(node).await.unwrap();
                 let (sender, receiver) = mpsc::channel(QUEUE_MAX);
@@ -30,7 +31,7 @@ pub fn start(listening: UdpSocket, node: SocketAddr, delay: Duration) {
                 let (back, receiver) = mpsc::channel(QUEUE_MAX);
                 tokio::spawn(forward(receiver, Arc::clone(&listening), Some(from)));
                 tokio::spawn(answers(upstream, back, delay / 2));
-                callers.insert(from, sender);
+                caller.insert(sender);
             }
             let _ = callers[&from].try_send((Instant::now() + delay / 2, buffer[..length].to_vec()));
         }
