@@ -47,9 +47,8 @@ pub async fn add(admin: &Admin, nodes: &[String], weight: u32) -> anyhow::Result
 
 fn new_entry(map: &ClusterMap, directory: &Path, address: SocketAddr, weight: u32) -> NodeEntry {
     // Files may be there of a node that was removed, or whose adding did not succeed: nothing is ever overwritten.
-    let taken = |name: &str| {
-        map.nodes.iter().any(|node| node.name == name) || directory.join(format!("{name}.yml")).exists()
-    };
+    let taken =
+        |name: &str| map.nodes.iter().any(|node| node.name == name) || directory.join(format!("{name}.yml")).exists();
     let name = (map.nodes.len() + 1..).map(|number| format!("node{number}")).find(|name| !taken(name));
     NodeEntry {
         id: NodeId(init::random_bytes(&*Environment::system().random)),
