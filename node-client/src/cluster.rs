@@ -88,6 +88,20 @@ pub enum PutError {
         /// What went wrong with the others.
         reasons: Vec<NodeFailure>,
     },
+    /// Nodes were lost while a long body went to them, and too few are left. What was sent is no longer in hand, so that other
+    /// nodes could not take their place; sent again, the body goes to nodes that live.
+    #[error(
+        "nodes were lost on the way and {durable} of {needed} needed replicas are durable; send it again ({})",
+        in_one_line(reasons)
+    )]
+    LostOnTheWay {
+        /// `min_replica`.
+        needed: usize,
+        /// Nodes that hold it.
+        durable: usize,
+        /// What went wrong with the others.
+        reasons: Vec<NodeFailure>,
+    },
     /// Longer than any blob.
     #[error("a blob has at most {limit} bytes")]
     TooLong {

@@ -161,11 +161,9 @@ impl Admin {
     }
 
     async fn push(&self, base: &ClusterMap, map: &ClusterMap) -> anyhow::Result<ExitCode> {
-        let mut nodes = base.nodes.clone();
-        nodes.extend(map.nodes.iter().filter(|node| base.node(node.id).is_none()).cloned());
-        let answers = ask_all(&self.cluster, &nodes, &Request::PushMap(map.clone())).await;
-        let took = |node: &NodeEntry, answer: &Result<_, NodeError>| answer.is_ok() && base.node(node.id).is_some();
-        let taken = answers.iter().filter(|(node, answer)| took(node, answer)).count();
+        // Not to nodes that are new in it: they start with it in the cluster's file.
+        let answers = ask_all(&self.cluster, &base.nodes, &Request::PushMap(map.clone())).await;
+        let taken = answers.iter().filter(|(_, answer)| answer.is_ok()).count();
         let needed = majority(base);
         let missing = told(&answers);
         if taken < needed {

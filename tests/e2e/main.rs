@@ -5,6 +5,7 @@ mod harness;
 
 mod bad_input;
 mod blobs;
+mod cluster_admin;
 mod durability;
 mod refusals;
 mod scanning;

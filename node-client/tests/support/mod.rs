@@ -1,9 +1,6 @@
 //! A storage node for tests of the client: it keeps blobs in memory, speaks the protocol in full, and misbehaves on
 //! request.
 
-// Each test program uses its own part of it.
-#![allow(dead_code)]
-
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
