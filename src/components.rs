@@ -21,6 +21,7 @@ use lazaret_node_client::transport::Transport;
 use lazaret_node_client::{CredentialFiles, TrustFiles};
 use lazaret_protocol::{ClusterMap, NodeEntry, NodeId};
 use lazaret_scan_worker::{ScanWorker, WorkerOptions, engines};
+use lazaret_storage_node::Node;
 use lazaret_storage_node::disk::FsDisk;
 use lazaret_storage_node::engine::{Engine, EngineOptions};
 use lazaret_storage_node::index::RocksIndex;
@@ -31,6 +32,7 @@ use tokio::sync::watch;
 
 use crate::cli::ComponentOptions;
 use crate::config::{self, Config, GatewayConfig, ScanWorkerConfig, StorageNodeConfig};
+use crate::metrics;
 
 /// Loads a component's configuration; `None` if it was only to be printed or checked, which is done.
 fn configured<C: Config>(options: &ComponentOptions) -> anyhow::Result<Option<C>> {
@@ -69,11 +71,20 @@ async fn serve_node(
     node: &NodeEntry,
     engine: Engine,
 ) -> anyhow::Result<()> {
-    let service = NodeService::new(engine, node.id, cluster.map.clone(), Environment::system());
     let identity = NodeIdentity { certificate: &config.certificate, private_key: &config.private_key };
+    let credentials =
+        CredentialFiles::Peer { certificate: config.certificate.clone(), private_key: config.private_key.clone() };
+    let peers = quic_cluster_as(cluster, credentials)?;
+    let node_at_work = Node::new(node.id, engine, peers, Environment::system(), config.background.options());
+    let service = NodeService::new(node_at_work.clone());
     let listener = listen(config.listen.unwrap_or(node.address), &identity, cluster, service)?;
+    if let Some(address) = config.metrics {
+        metrics::serve(address, vec![node_at_work.clone()]).await?;
+    }
+    node_at_work.start();
     ready(format_args!("storage-node={} address={}", node.name, listener.local_addr()?))?;
     listener.run(terminated()).await;
+    node_at_work.stop();
     Ok(())
 }
 
@@ -117,8 +128,12 @@ pub async fn open_engine(
     node: NodeId,
     (segment_bytes_max, reserve_bytes): (u64, u64),
 ) -> anyhow::Result<Engine> {
-    let options =
-        EngineOptions { cluster: map.cluster, node, storage_type: map.storage_type, segment_bytes_max, reserve_bytes };
+    let options = EngineOptions {
+        storage_type: map.storage_type,
+        segment_bytes_max,
+        reserve_bytes,
+        ..EngineOptions::new(map.cluster, node)
+    };
     let data = data.to_owned();
     tokio::task::spawn_blocking(move || {
         let disk = FsDisk::open(&data)?;

@@ -1,11 +1,13 @@
 //! The `lazaret` binary: parses the command line, starts telemetry, runs the command, turns its outcome into an exit code.
 
+mod bench;
 mod blob;
 mod cli;
 mod cluster;
 mod components;
 mod config;
 mod init;
+mod metrics;
 mod scan;
 mod up;
 
@@ -38,6 +40,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Scan(options) => scan::run(options).await,
             Command::Blob(command) => blob::run(command).await,
             Command::Cluster(command) => cluster::run(command).await,
+            Command::Bench(command) => bench::run(command).await,
             Command::StorageNode(options) => components::storage_node(options).await,
             Command::Gateway(options) => components::gateway(options).await,
             Command::ScanWorker(options) => components::scan_worker(options).await,

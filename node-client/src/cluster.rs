@@ -195,6 +195,15 @@ impl Cluster {
         self.ask_entry(node, request).await
     }
 
+    /// The same for a request that the node may work on for as long as `limit`.
+    pub async fn ask_within(&self, node: NodeId, request: Request, limit: Duration) -> Result<Response, NodeError> {
+        let map = self.map();
+        let node = map.node(node).ok_or(NodeError::NotInMap(node))?;
+        let answer = node::ask_within(self, node, &request, limit).await;
+        self.note(node, &answer);
+        answer
+    }
+
     /// The same for a node that need not be in the map, as one that is about to join.
     pub async fn ask_entry(&self, node: &NodeEntry, request: Request) -> Result<Response, NodeError> {
         let answer = node::ask(self, node, &request).await;

@@ -16,6 +16,7 @@ mod health;
 pub mod local;
 mod maps;
 pub mod node;
+pub mod probe;
 pub mod quic;
 mod quorum;
 mod restart;

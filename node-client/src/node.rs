@@ -160,9 +160,19 @@ where
     }
 }
 
-/// A request without a body, and its answer, within the time for short requests.
+/// A request without a body, and its answer, within the time for such requests.
 pub(crate) async fn ask(cluster: &Cluster, node: &NodeEntry, request: &Request) -> Result<Response, NodeError> {
-    let answer = once_more_if_lost(cluster, || ask_once(cluster, node, request)).await;
+    ask_within(cluster, node, request, limit(cluster, request)).await
+}
+
+/// A request without a body, and its answer, within `limit`.
+pub(crate) async fn ask_within(
+    cluster: &Cluster,
+    node: &NodeEntry,
+    request: &Request,
+    limit: Duration,
+) -> Result<Response, NodeError> {
+    let answer = once_more_if_lost(cluster, || ask_once(cluster, node, request, limit)).await;
     cluster.heard_in(node, &answer);
     answer
 }
@@ -182,7 +192,12 @@ fn limit(cluster: &Cluster, request: &Request) -> Duration {
     }
 }
 
-async fn ask_once(cluster: &Cluster, node: &NodeEntry, request: &Request) -> Result<Response, NodeError> {
+async fn ask_once(
+    cluster: &Cluster,
+    node: &NodeEntry,
+    request: &Request,
+    limit: Duration,
+) -> Result<Response, NodeError> {
     let doing = "waiting for the answer";
     let asked = async {
         let (mut send, mut recv) = begin(cluster, node, request).await?;
@@ -190,6 +205,5 @@ async fn ask_once(cluster: &Cluster, node: &NodeEntry, request: &Request) -> Res
         let _ = send.finish().await;
         answer(&mut recv, doing).await
     };
-    let limit = limit(cluster, request);
     cluster.environment().within(limit, asked).await.map_err(|source| NodeError::Stalled { doing, source })?
 }

@@ -11,7 +11,9 @@ pub mod record;
 pub mod salt;
 
 pub mod listener;
+pub mod node;
 pub mod service;
+pub mod store;
 
 mod recovery;
 mod scan;
@@ -21,3 +23,4 @@ mod writer;
 pub use disk::{Disk, DiskError, FsDisk, SimDisk};
 pub use engine::{BlobReader, Engine, EngineError, EngineOptions, EngineUpload, Origin, Pump};
 pub use index::{Index, IndexError, MemoryIndex, RocksIndex};
+pub use node::{Node, NodeOptions};

@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod harness;
+mod relay;
 
 mod bad_input;
 mod blobs;
 mod cluster_admin;
 mod durability;
+mod faults;
 mod refusals;
 mod scanning;
