@@ -40,7 +40,7 @@ fn lose(nodes: &[Node], network: &LocalNetwork, lost: NodeId) {
 async fn nodes_lost_before_a_write() {
     for (min, max) in SETTINGS {
         let (nodes, network, cluster) = in_process(map(NODES, min, max));
-        for lost in 0..usize::from(NODES) {
+        for (lost, next) in nodes.iter().enumerate() {
             for length in [20_000 + lost, HELD_BYTES_MAX + 1 + lost] {
                 let body = content(length);
                 let put = cluster.put(body.clone()).await;
@@ -54,7 +54,7 @@ async fn nodes_lost_before_a_write() {
                     assert!(needed == usize::from(min) && durable < needed, "{min}/{max}, {lost} lost");
                 }
             }
-            network.unregister(nodes[lost].id);
+            network.unregister(next.id);
         }
     }
 }
