@@ -16,6 +16,7 @@ pub mod service;
 mod recovery;
 mod scan;
 mod segments;
+mod walk;
 mod writer;
 
 pub use disk::{Disk, DiskError, FsDisk, SimDisk};

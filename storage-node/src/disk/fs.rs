@@ -118,6 +118,13 @@ impl Disk for FsDisk {
         Ok(filled)
     }
 
+    fn read_ahead(&self, address: SegmentAddress, offset: u64, length: u64) {
+        if let (Ok(file), Some(length)) = (self.read_file(address), std::num::NonZeroU64::new(length)) {
+            // Advice: whether it was taken shows in how long the read takes.
+            let _ = rustix::fs::fadvise(&*file, offset, Some(length), rustix::fs::Advice::WillNeed);
+        }
+    }
+
     fn length(&self, address: SegmentAddress) -> Result<u64, DiskError> {
         let path = self.segment_path(address);
         fs::metadata(&path)

@@ -56,6 +56,9 @@ pub trait Disk: Send + Sync {
     /// Reads into `bytes` from `offset` on; returns how many there were, fewer only at the segment's end.
     fn read_at(&self, address: SegmentAddress, offset: u64, bytes: &mut [u8]) -> Result<usize, DiskError>;
 
+    /// Says that this part of a segment is going to be read next. It may help and changes nothing.
+    fn read_ahead(&self, _address: SegmentAddress, _offset: u64, _length: u64) {}
+
     /// A segment's length in bytes.
     fn length(&self, address: SegmentAddress) -> Result<u64, DiskError>;
 

@@ -68,6 +68,12 @@ pub trait Index: Send + Sync {
     /// Makes changes take effect, all or none. It survives the process at once, and the machine after [`Index::flush`].
     fn apply(&self, batch: IndexBatch) -> Result<(), IndexError>;
 
+    /// As [`Index::apply`], but what is loaded may be forgotten as soon as the process dies, latest first, until
+    /// [`Index::flush`]. It must be flushed before anything is applied again. For rebuilding from the segments.
+    fn load(&self, batch: IndexBatch) -> Result<(), IndexError> {
+        self.apply(batch)
+    }
+
     /// All segments it was ever told of, in no particular order.
     fn segments(&self) -> Result<Vec<(SegmentAddress, SegmentState)>, IndexError>;
 
@@ -77,6 +83,6 @@ pub trait Index: Send + Sync {
     /// How many entries have a blob.
     fn blobs(&self) -> Result<u64, IndexError>;
 
-    /// Makes durable what was applied.
+    /// Makes durable what was applied or loaded.
     fn flush(&self) -> Result<(), IndexError>;
 }
