@@ -6,6 +6,7 @@ mod cluster;
 mod components;
 mod config;
 mod init;
+mod offline;
 mod scan;
 mod up;
 

@@ -19,9 +19,9 @@ use lazaret_node_client::cluster_file::ClusterFile;
 use lazaret_node_client::local::LocalNetwork;
 use lazaret_protocol::NodeEntry;
 use lazaret_protocol::message::Role;
-use lazaret_storage_node::engine::Engine;
 use lazaret_storage_node::listener::Listener;
 use lazaret_storage_node::service::NodeService;
+use lazaret_storage_node::store::{DiskSource, Store};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -51,7 +51,7 @@ pub struct EmbeddedCluster {
     gateway: Running,
     worker: Running,
     listeners: Running,
-    engines: Vec<Engine>,
+    stores: Vec<Store>,
     cluster: Cluster,
     client_key_file: PathBuf,
     /// Held for as long as the cluster runs.
@@ -89,19 +89,19 @@ async fn asked(mut shutdown: watch::Receiver<bool>) {
 impl EmbeddedCluster {
     /// Starts a cluster in `options.data`, which is made if it is not there. When it returns, everything serves.
     pub async fn start(options: &UpOptions) -> anyhow::Result<Self> {
-        let mut engines = Vec::new();
-        match Self::start_with(options, &mut engines).await {
-            Ok(cluster) => Ok(Self { engines, ..cluster }),
+        let mut stores = Vec::new();
+        match Self::start_with(options, &mut stores).await {
+            Ok(cluster) => Ok(Self { stores, ..cluster }),
             Err(error) => {
                 // A process must not end while an engine's threads still run.
-                close_all(engines).await;
+                close_all(stores).await;
                 Err(error)
             }
         }
     }
 
-    /// Starts everything; what was opened of `engines` is the caller's to close.
-    async fn start_with(options: &UpOptions, engines: &mut Vec<Engine>) -> anyhow::Result<Self> {
+    /// Starts everything; what was opened of `stores` is the caller's to close.
+    async fn start_with(options: &UpOptions, stores: &mut Vec<Store>) -> anyhow::Result<Self> {
         let data = options.data.as_path();
         let lock = lock(data)?;
         // Before anything is written: the most likely thing to be wrong.
@@ -110,7 +110,7 @@ impl EmbeddedCluster {
         let file = cluster_file(options)?;
 
         let network = LocalNetwork::new();
-        let (file, listeners) = start_nodes(data, file, &network, engines).await?;
+        let (file, listeners) = start_nodes(data, file, &network, stores).await?;
         let cluster = components::cluster_over(file.map.clone(), Arc::new(network))?;
 
         let config = gateway_config(data);
@@ -131,7 +131,7 @@ impl EmbeddedCluster {
             gateway: running_gateway,
             worker: running_worker,
             listeners,
-            engines: Vec::new(),
+            stores: Vec::new(),
             cluster,
             client_key_file: config.client_key_file,
             _lock: lock,
@@ -150,19 +150,19 @@ impl EmbeddedCluster {
         Ok(key.trim().to_owned())
     }
 
-    /// Finishes uploads in flight, gives back what is being scanned, completes background copies, closes the engines.
+    /// Finishes uploads in flight, gives back what is being scanned, completes background copies, closes the stores.
     pub async fn stop(self) {
         self.gateway.stop().await;
         self.worker.stop().await;
         self.cluster.close().await;
         self.listeners.stop().await;
-        close_all(self.engines).await;
+        close_all(self.stores).await;
     }
 }
 
-async fn close_all(engines: Vec<Engine>) {
-    for engine in engines {
-        components::close(engine).await;
+async fn close_all(stores: Vec<Store>) {
+    for store in stores {
+        components::close(store).await;
     }
 }
 
@@ -213,31 +213,32 @@ fn cluster_file(options: &UpOptions) -> anyhow::Result<ClusterFile> {
 }
 
 /// Opens and serves every node of the map, in the process and over QUIC, and writes down where they listen. Engines that
-/// were opened are in `engines` even if it fails.
+/// were opened are in `stores` even if it fails.
 async fn start_nodes(
     data: &Path,
     mut file: ClusterFile,
     network: &LocalNetwork,
-    engines: &mut Vec<Engine>,
+    stores: &mut Vec<Store>,
 ) -> anyhow::Result<(ClusterFile, Running)> {
     let mut opening = Vec::new();
     for node in &file.map.nodes {
         let (folder, map, id) = (data.join(&node.name), file.map.clone(), node.id);
         let sizes = (default_segment_bytes_max(), default_reserve_bytes());
-        opening.push(tokio::spawn(async move { components::open_engine(&folder, &map, id, sizes).await }));
+        let source = vec![DiskSource::directory(folder, false)];
+        opening.push(tokio::spawn(async move { components::open_store(source, &map, id, sizes).await }));
     }
     let mut outcome = Ok(());
     for (opening, node) in opening.into_iter().zip(&file.map.nodes) {
         match opening.await? {
-            Ok(engine) => engines.push(engine),
+            Ok(store) => stores.push(store),
             Err(error) => outcome = outcome.and(Err(error.context(format!("cannot open {}", node.name)))),
         }
     }
     outcome?;
     let mut bound = Vec::new();
     let mut moved = false;
-    for (engine, node) in engines.iter().zip(file.map.nodes.clone()) {
-        let service = NodeService::new(engine.clone(), node.id, file.map.clone(), Environment::system());
+    for (store, node) in stores.iter().zip(file.map.nodes.clone()) {
+        let service = NodeService::new(store.clone(), node.id, file.map.clone(), Environment::system());
         network.register(node.id, service.handler(Role::Client));
         let listener = listen_somewhere(data, &file, &node, service)?;
         let address = listener.local_addr()?;

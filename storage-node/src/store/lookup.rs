@@ -1,0 +1,184 @@
+//! What all disks together know of a name.
+
+use std::collections::BTreeMap;
+
+use lazaret_protocol::BlobName;
+use lazaret_protocol::message::BlobStat;
+
+use super::slot::State;
+use super::{Store, StoreSegment};
+use crate::engine::{BlobReader, Engine, EngineError, Scrubbed};
+use crate::index::{BlobEntry, Change, Entry};
+
+/// What is known of a name.
+pub(super) struct Lookup {
+    /// As if it had all come to one disk.
+    pub(super) entry: Entry,
+    /// The copies of the blob that nothing kills, the best one first.
+    pub(super) copies: Vec<Copy>,
+    /// A disk on which more may lie, if one is being rebuilt.
+    rebuilding: Option<String>,
+}
+
+/// A copy of a blob.
+pub(super) struct Copy {
+    pub(super) slot: usize,
+    pub(super) engine: Engine,
+    pub(super) blob: BlobEntry,
+}
+
+impl Store {
+    /// What this node knows of a blob. Blocks for as long as a read of the indexes takes.
+    pub fn stat(&self, name: BlobName) -> Result<BlobStat, EngineError> {
+        let found = self.lookup(name)?;
+        let stat = BlobStat {
+            held: found.entry.blob.as_ref().filter(|blob| !blob.damaged).map(BlobEntry::header),
+            locator: found.entry.locator.map(|held| held.locator),
+        };
+        match found.rebuilding {
+            Some(disk) if stat.held.is_none() => Err(EngineError::Rebuilding { disk }),
+            _ => Ok(stat),
+        }
+    }
+
+    /// All that this node knows of a name, without what has expired. Blocks likewise.
+    pub fn entry(&self, name: BlobName) -> Result<Option<Entry>, EngineError> {
+        let found = self.lookup(name)?;
+        match found.rebuilding {
+            Some(disk) => Err(EngineError::Rebuilding { disk }),
+            None => Ok(Some(found.entry).filter(|entry| !entry.is_empty())),
+        }
+    }
+
+    /// At most `limit` entries in the order of their names, of names after `after`. An empty page is the end. Blocks.
+    pub fn entries(&self, after: Option<BlobName>, limit: usize) -> Result<Vec<(BlobName, Entry)>, EngineError> {
+        let mut merged: BTreeMap<BlobName, Entry> = BTreeMap::new();
+        // Up to here every disk has told all it has.
+        let mut complete_to = None;
+        for (number, slot) in self.inner.slots.iter().enumerate() {
+            let engine = match slot.state() {
+                State::Rebuilding => return Err(EngineError::Rebuilding { disk: slot.label.clone() }),
+                State::Failed { engine: None, .. } => continue,
+                State::Serving(engine) | State::Failed { engine: Some(engine), .. } => engine,
+            };
+            let page = match self.noted(number, &engine, engine.entries(after, limit)) {
+                Ok(page) => page,
+                Err(error) if slot.serving().is_some() => return Err(error),
+                // What lies on a disk out of use that can't be read counts as missing.
+                Err(_) => continue,
+            };
+            if let Some((last, _)) = page.last() {
+                complete_to = Some(complete_to.map_or(*last, |end: BlobName| end.min(*last)));
+            }
+            for (name, entry) in page {
+                merge(merged.entry(name).or_default(), entry);
+            }
+        }
+        if self.inner.slots.len() > 1 {
+            merged = merged.into_iter().map(|(name, entry)| (name, entry.live(self.horizon()).0)).collect();
+        }
+        Ok(merged.into_iter().take_while(|(name, _)| Some(*name) <= complete_to).take(limit).collect())
+    }
+
+    /// The blob, if this node holds it. Blocks for as long as a read of the indexes takes.
+    pub fn open_blob(&self, name: BlobName) -> Result<Option<BlobReader>, EngineError> {
+        let found = self.lookup(name)?;
+        let mut damaged = None;
+        for Copy { slot, engine, .. } in &found.copies {
+            match self.noted(*slot, engine, engine.open_blob(name)) {
+                Ok(Some(reader)) => return Ok(Some(reader)),
+                Ok(None) => {}
+                Err(error) => damaged = damaged.or(Some(error)),
+            }
+        }
+        match (damaged, found.rebuilding) {
+            (Some(error), _) => Err(error),
+            (None, Some(disk)) => Err(EngineError::Rebuilding { disk }),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// Reads all copies of a blob whole and marks those that are damaged. Returns whether one is sound. Blocks.
+    pub fn verify(&self, name: BlobName) -> Result<bool, EngineError> {
+        let mut sound = false;
+        for Copy { slot, engine, .. } in self.lookup(name)?.copies {
+            match self.noted(slot, &engine, engine.verify(name)) {
+                Ok(verified) => sound |= verified,
+                Err(error) if self.slot(slot)?.serving().is_some() => return Err(error),
+                Err(_) => {}
+            }
+        }
+        Ok(sound)
+    }
+
+    /// The sealed segments of all disks in use. Blocks for as long as a read of the indexes takes.
+    pub fn sealed_segments(&self) -> Result<Vec<StoreSegment>, EngineError> {
+        let mut all = Vec::new();
+        for (disk, engine) in self.serving() {
+            let segments = self.noted(disk, &engine, engine.sealed_segments())?;
+            all.extend(segments.into_iter().map(|address| StoreSegment { disk, address }));
+        }
+        Ok(all)
+    }
+
+    /// Verifies a sealed segment, marks what is damaged in it, and counts anew what of it is dead. Each piece read is told
+    /// to `pace`, which may take its time.
+    pub async fn scrub_segment(
+        &self,
+        segment: StoreSegment,
+        pace: &mut (dyn FnMut(u64) + Send),
+    ) -> Result<Scrubbed, EngineError> {
+        let StoreSegment { disk, address } = segment;
+        let engine = self.slot(disk)?.serving().ok_or_else(|| self.no_disk())?;
+        let scrubbed = engine.scrub_segment(address, pace).await;
+        self.noted(disk, &engine, scrubbed)
+    }
+
+    /// Asks every disk.
+    pub(super) fn lookup(&self, name: BlobName) -> Result<Lookup, EngineError> {
+        let mut found = Lookup { entry: Entry::default(), copies: Vec::new(), rebuilding: None };
+        for (number, slot) in self.inner.slots.iter().enumerate() {
+            let (engine, serves) = match slot.state() {
+                State::Rebuilding => {
+                    found.rebuilding = Some(slot.label.clone());
+                    continue;
+                }
+                State::Failed { engine: None, .. } => continue,
+                State::Failed { engine: Some(engine), .. } => (engine, false),
+                State::Serving(engine) => (engine, true),
+            };
+            let entry = match self.noted(number, &engine, engine.entry(name)) {
+                Ok(entry) => entry.unwrap_or_default(),
+                Err(error) if serves => return Err(error),
+                Err(_) => continue,
+            };
+            if let Some(blob) = entry.blob.clone() {
+                found.copies.push(Copy { slot: number, engine, blob });
+            }
+            merge(&mut found.entry, entry);
+        }
+        if self.inner.slots.len() > 1 {
+            found.entry = found.entry.live(self.horizon()).0;
+            let newest = found.entry.blob.as_ref().map(|blob| blob.put_time_ms);
+            // A copy that is older than the newest has the same content; one that is killed or expired counts no more.
+            let entry = &found.entry;
+            found.copies.retain(|copy| newest.is_some() && !entry.kills(copy.blob.put_time_ms));
+            found.copies.sort_by_key(|copy| (copy.blob.damaged, std::cmp::Reverse(copy.blob.put_time_ms)));
+        }
+        Ok(found)
+    }
+}
+
+/// Merges what one disk knows of a name into what others know.
+fn merge(all: &mut Entry, one: Entry) {
+    let Entry { blob, locator, killed_until_ms, hold } = one;
+    let changes = [
+        killed_until_ms.map(Change::Tombstone),
+        hold.map(Change::Hold),
+        blob.map(Change::Blob),
+        locator.map(Change::Locator),
+    ];
+    for change in changes.into_iter().flatten() {
+        all.absorb(change);
+    }
+}
