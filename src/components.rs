@@ -59,7 +59,8 @@ pub async fn storage_node(options: StorageNodeOptions) -> anyhow::Result<ExitCod
         .clone();
     let sizes = (config.segment_bytes_max, config.reserve_bytes);
     if options.rebuild_index {
-        return offline::rebuild_index(config.disks().collect(), engine_options(&cluster.map, config.node, sizes)).await;
+        return offline::rebuild_index(config.disks().collect(), engine_options(&cluster.map, config.node, sizes))
+            .await;
     }
     let sources = config.disks().map(|(path, must_exist)| DiskSource::directory(path, must_exist)).collect();
     let store = open_store(sources, &cluster.map, config.node, sizes).await?;

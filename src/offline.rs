@@ -60,7 +60,7 @@ fn show(out: &mut impl Write, report: &FsckReport) -> anyhow::Result<()> {
     let path = Path::new(&report.path).display();
     writeln!(out, "{path}: {}", if report.is_clean() { "sound" } else { "DAMAGED" })?;
     let mut table = Table::new();
-    table.load_preset(comfy_table::presets::NOTHING);
+    table.load_style(comfy_table::presets::NOTHING);
     let mut row = |what: &str, count: u64, bytes: Option<u64>| {
         let bytes = bytes.map(|bytes| format!("{:.1} MiB", bytes as f64 / MIB as f64));
         table.add_row([what.to_owned(), count.to_string(), bytes.unwrap_or_default()]);
@@ -95,12 +95,7 @@ fn show(out: &mut impl Write, report: &FsckReport) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn list<T>(
-    out: &mut impl Write,
-    what: &str,
-    found: &Listed<T>,
-    line: impl Fn(&T) -> String,
-) -> anyhow::Result<()> {
+fn list<T>(out: &mut impl Write, what: &str, found: &Listed<T>, line: impl Fn(&T) -> String) -> anyhow::Result<()> {
     for item in found.first.iter().take(SHOWN_MAX) {
         writeln!(out, "{what}: {}", line(item))?;
     }

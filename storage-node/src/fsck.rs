@@ -150,7 +150,10 @@ impl FsckReport {
 /// Checks the disk at `root`. Blocks for as long as it takes to read it.
 pub fn fsck(root: &Path) -> Result<FsckReport, EngineError> {
     let disk = FsDisk::inspect(root)?;
-    let identity = Identity::read(&disk)?;
+    let Some(identity) = Identity::read(&disk)? else {
+        let reason = format!("{} is no disk of a node: node.yml is missing", root.display());
+        return Err(EngineError::Identity(reason));
+    };
     let mut check = Check {
         report: FsckReport {
             path: root.display().to_string(),
@@ -166,7 +169,9 @@ pub fn fsck(root: &Path) -> Result<FsckReport, EngineError> {
     };
     match RocksIndex::open_read_only(root.join("index")) {
         Ok(Some(index)) => check.index = Some(index),
-        Ok(None) => check.report.index_damage = Some("it is missing, or was found damaged, and will be rebuilt".to_owned()),
+        Ok(None) => {
+            check.report.index_damage = Some("it is missing, or was found damaged, and will be rebuilt".to_owned())
+        }
         Err(error) => check.index_failed(error)?,
     }
     check.run()?;
@@ -399,7 +404,9 @@ impl Check {
             let seen = self.segments.get(&location.segment);
             let found = match &blob.layout {
                 Layout::Whole(_) => seen.is_some_and(|seen| seen.has(location.offset, whole_tag)),
-                Layout::Streamed { .. } => seen.is_some_and(|seen| seen.offsets.binary_search(&location.offset).is_ok()),
+                Layout::Streamed { .. } => {
+                    seen.is_some_and(|seen| seen.offsets.binary_search(&location.offset).is_ok())
+                }
             };
             if found {
                 continue;

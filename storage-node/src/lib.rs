@@ -10,6 +10,9 @@ pub mod index;
 pub mod record;
 pub mod salt;
 
+pub mod fsck;
+pub mod store;
+
 pub mod listener;
 pub mod service;
 

@@ -10,24 +10,28 @@
 //! their commit comes, so that they are not read again for it.
 //!
 //! Damage before the proven offset is counted and left in place. A torn tail is not damage: nothing in it was
-//! acknowledged. Every step may be interrupted and repeated.
+//! acknowledged. Every step may be interrupted and repeated. A blob whose header is sound and whose payload is not is known
+//! as damaged, unless there is another copy.
+//!
+//! What has expired, or was to be unlinked when the node went down, is unlinked and not looked at.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use lazaret_protocol::limits::MIB;
-use lazaret_protocol::{BlobName, ClusterId, NodeId};
+use lazaret_protocol::{BlobName, ClusterId, NodeId, PlacementKey, UploadId};
 
 use crate::disk::Disk;
-use crate::engine::{Counters, EngineError};
-use crate::index::{BlobEntry, Change, Entry, Index, IndexBatch, Layout, LocatorEntry, SegmentState};
+use crate::engine::{Changed, Changes, Counters, EngineError, Ledger, Progress};
+use crate::index::{BlobEntry, Change, Dropped, HoldEntry, Index, Layout, LocatorEntry, SegmentState, UploadOwner};
 use crate::record::{
-    Commit, Location, Marker, PreparedRecord, RecordHeader, RecordKind, SegmentAddress, Subject, decode_locator,
-    record_buffer,
+    Commit, HELD_BUCKET, Location, Marker, PreparedRecord, RECORD_HEADER_BYTES, RecordHeader, RecordKind,
+    SegmentAddress, Subject, bucket_of, decode_hold_position, decode_locator, record_buffer,
 };
 use crate::scan::{Scan, Step, read_record_buffer, read_record_header, read_segment_header};
 use crate::segments::{SegmentSource, Segments};
 use crate::walk::{Found, Walk};
+use crate::writer::layout_of;
 
 /// Most locations that recovery holds in entries before it makes them durable: a streamed blob has one for each extent.
 const BATCH_LOCATIONS_MAX: usize = 16 * 1024;
@@ -44,7 +48,7 @@ const BULK_BYTES_MIN: u64 = 256 * MIB;
 /// What recovery leaves for the writer.
 pub(crate) struct Recovered {
     pub(crate) segments: Segments,
-    pub(crate) blobs: u64,
+    pub(crate) ledger: Ledger,
 }
 
 pub(crate) struct Recovery {
@@ -58,12 +62,12 @@ pub(crate) struct Recovery {
     trusted: HashMap<SegmentAddress, u64>,
     /// Extents and trees seen whole, of which no commit came yet.
     pieces: HashMap<Location, Piece>,
-    entries: HashMap<BlobName, Entry>,
+    entries: HashMap<BlobName, Changed>,
+    dropped: Dropped,
+    uploads: Vec<(UploadId, UploadOwner)>,
     locations: usize,
     staged_bytes: u64,
-    blobs: u64,
-    /// Whether the index is told without its log.
-    bulk: bool,
+    ledger: Ledger,
 }
 
 /// A part of a streamed blob, seen whole.
@@ -83,8 +87,8 @@ struct Waiting {
 
 /// What was read.
 enum Read {
-    /// Nothing, or nothing whole.
-    Damage,
+    /// Nothing, or nothing whole; what can still be told of it.
+    Damage(Option<(BlobName, BlobEntry)>),
     /// A record that makes, kills or holds something.
     Change(RecordHeader, Change),
     /// A record that makes a blob of pieces.
@@ -96,7 +100,7 @@ impl Read {
     fn weight(&self) -> usize {
         match self {
             Self::Commit(_, commit) => 1 + commit.extents.len() + commit.tree.len(),
-            Self::Damage | Self::Change(..) => 1,
+            Self::Damage(_) | Self::Change(..) => 1,
         }
     }
 }
@@ -106,13 +110,17 @@ pub(crate) fn recover(
     disk: &Arc<dyn Disk>,
     index: &Arc<dyn Index>,
     mut source: SegmentSource,
+    horizon: u32,
 ) -> Result<Recovered, EngineError> {
-    let known: HashMap<SegmentAddress, SegmentState> = index.segments()?.into_iter().collect();
+    let mut ledger = Ledger::load(&**index, horizon)?;
     let mut on_disk = disk.segments()?;
     on_disk.sort_unstable_by_key(|address| address.id);
-    let newest = known.keys().chain(&on_disk).map(|address| address.id).max();
-    source.next_id = newest.map_or(1, |id| id.saturating_add(1));
+    let newest = ledger.segments().keys().chain(&on_disk).map(|address| address.id).max();
+    source.next_id = source.next_id.max(newest.map_or(1, |id| id.saturating_add(1)));
     let (cluster, node, counters) = (source.cluster, source.node, Arc::clone(&source.counters));
+    remove_what_is_gone(&**disk, &**index, &counters, &mut ledger, &mut on_disk)?;
+    let known: HashMap<SegmentAddress, SegmentState> =
+        ledger.segments().iter().filter(|(_, state)| !state.removed).map(|(&at, &state)| (at, state)).collect();
     let mut unread_bytes: u64 = 0;
     for address in &on_disk {
         let state = known.get(address).copied().unwrap_or_default();
@@ -125,6 +133,7 @@ pub(crate) fn recover(
     if bulk {
         tracing::warn!(segments = count, bytes = unread_bytes, "rebuilding the index from the segments");
     }
+    ledger.bulk = bulk;
     let mut recovery = Recovery {
         disk: Arc::clone(disk),
         index: Arc::clone(index),
@@ -135,10 +144,11 @@ pub(crate) fn recover(
         trusted: HashMap::new(),
         pieces: HashMap::new(),
         entries: HashMap::new(),
+        dropped: Dropped::new(),
+        uploads: Vec::new(),
         locations: 0,
         staged_bytes: 0,
-        blobs: index.blobs()?,
-        bulk,
+        ledger,
     };
     for address in known.keys().filter(|address| on_disk.binary_search_by_key(&address.id, |a| a.id).is_err()) {
         if known.get(address).is_some_and(|state| state.synced > 0) {
@@ -159,13 +169,36 @@ pub(crate) fn recover(
     if bulk {
         // From here on the index's log is used again, and it must not hold what stands on something forgotten.
         index.flush()?;
+        recovery.ledger.bulk = false;
     }
-    Ok(Recovered { segments: recovery.segments, blobs: recovery.blobs })
+    Ok(Recovered { segments: recovery.segments, ledger: recovery.ledger })
+}
+
+/// Unlinks segments that have expired or were to be removed, and forgets them.
+fn remove_what_is_gone(
+    disk: &dyn Disk,
+    index: &dyn Index,
+    counters: &Counters,
+    ledger: &mut Ledger,
+    on_disk: &mut Vec<SegmentAddress>,
+) -> Result<(), EngineError> {
+    let horizon = ledger.horizon;
+    let removed = ledger.removed();
+    let gone = |address: &SegmentAddress| address.bucket < horizon || removed.contains(address);
+    let there: Vec<SegmentAddress> = on_disk.iter().copied().filter(gone).collect();
+    if !there.is_empty() {
+        disk.remove_segments(&there)?;
+        on_disk.retain(|address| !gone(address));
+    }
+    ledger.expire(index, counters, horizon)?;
+    ledger.forget(index, counters, &removed)?;
+    Ok(())
 }
 
 impl Recovery {
     fn segment(&mut self, address: SegmentAddress, state: SegmentState) -> Result<(), EngineError> {
         self.trusted.insert(address, state.synced);
+        self.ledger.know(address);
         if state.sealed {
             return Ok(());
         }
@@ -240,8 +273,13 @@ impl Recovery {
             Found::Damaged { header, .. } if matches!(header.kind, RecordKind::Extent | RecordKind::Tree) => {
                 return (None, header.synced);
             }
-            Found::Damaged { header, .. } => return (Some(Read::Damage), header.synced),
-            Found::Gap { .. } => return (Some(Read::Damage), 0),
+            Found::Damaged { offset, header } => {
+                let here = Location { segment: address, offset: *offset };
+                let blob = (header.kind == RecordKind::Blob)
+                    .then(|| (header.subject.name(), BlobEntry { damaged: true, ..whole(header, here) }));
+                return (Some(Read::Damage(blob)), header.synced);
+            }
+            Found::Gap { .. } => return (Some(Read::Damage(None)), 0),
         };
         let plain = || {
             let mut plain = payload.to_vec();
@@ -259,22 +297,22 @@ impl Recovery {
                 return (None, header.synced);
             }
             RecordKind::Commit => {
-                Commit::decode(&plain()).map_or(Read::Damage, |commit| Read::Commit(header.clone(), commit))
+                Commit::decode(&plain()).map_or(Read::Damage(None), |commit| Read::Commit(header.clone(), commit))
             }
             RecordKind::Locator => match decode_locator(&mut &plain()[..]) {
                 Some(locator) => {
                     let change = Change::Locator(LocatorEntry { locator, put_time_ms: header.time_ms });
                     Read::Change(header.clone(), change)
                 }
-                None => Read::Damage,
+                None => Read::Damage(None),
             },
             RecordKind::Tombstone => Read::Change(header.clone(), Change::Tombstone(header.time_ms)),
-            RecordKind::Blob => {
-                let length = u64::from(header.payload_bytes - header.tree_bytes);
-                let layout = Layout::Whole(here);
-                let change = Change::Blob(BlobEntry { length, put_time_ms: header.time_ms, layout });
+            RecordKind::Hold => {
+                let (placed, from_bucket) = decode_hold_position(header.position);
+                let change = Change::Hold(HoldEntry { time_ms: header.time_ms, placed, from_bucket });
                 Read::Change(header.clone(), change)
             }
+            RecordKind::Blob => Read::Change(header.clone(), Change::Blob(whole(header, here))),
         };
         (Some(read), header.synced)
     }
@@ -283,13 +321,18 @@ impl Recovery {
     fn settle(&mut self, address: SegmentAddress, waiting: &mut VecDeque<Waiting>) -> Result<usize, EngineError> {
         let proven = self.proven(address);
         let mut settled = 0;
-        while let Some(Waiting { offset, what, .. }) = waiting.pop_front_if(|first| match first.what {
-            Read::Damage => first.offset < proven,
+        while let Some(Waiting { offset, end, what }) = waiting.pop_front_if(|first| match first.what {
+            Read::Damage(_) => first.offset < proven,
             Read::Change(..) | Read::Commit(..) => first.end <= proven,
         }) {
             settled += what.weight();
             let whole = match what {
-                Read::Damage => false,
+                Read::Damage(blob) => {
+                    if let Some((name, blob)) = blob.filter(|_| end <= proven) {
+                        self.adopt(name, Change::Blob(blob))?;
+                    }
+                    false
+                }
                 Read::Change(header, change) => self.adopt(header.subject.name(), change).map(|()| true)?,
                 Read::Commit(header, commit) => {
                     self.commit(&header, Location { segment: address, offset }, true, commit)?
@@ -308,7 +351,7 @@ impl Recovery {
         for Waiting { offset, what, .. } in waiting.drain(..) {
             let here = Location { segment: address, offset };
             match what {
-                Read::Damage => {}
+                Read::Damage(_) => {}
                 Read::Change(header, change) => self.move_change(here, &header, change)?,
                 Read::Commit(header, commit) => {
                     self.commit(&header, here, false, commit)?;
@@ -353,27 +396,60 @@ impl Recovery {
     ) -> Result<bool, EngineError> {
         let subject = Subject::from(commit.upload);
         let mut settled = commit.clone();
+        if settled.placement.is_none() {
+            settled.placement = self.placement(&commit)?;
+        }
         let extents = settled.extents.iter_mut().map(|location| (RecordKind::Extent, location));
         for (kind, location) in extents.chain(settled.tree.iter_mut().map(|location| (RecordKind::Tree, location))) {
             match self.piece(kind, subject, *location)? {
                 Some(place) => *location = place,
                 // A piece behind the proven offset was not acknowledged, and so neither was the commit: no damage.
                 None => {
-                    return Ok(self.trusted.get(&location.segment).is_none_or(|&trusted| location.offset >= trusted));
+                    let at = *location;
+                    let lost = self.trusted.get(&at.segment).is_none_or(|&trusted| at.offset >= trusted);
+                    if !lost && in_place && settled.placement.is_some() {
+                        self.adopt_commit(header, here, &Commit { placement: settled.placement, ..commit }, true)?;
+                    }
+                    return Ok(lost);
                 }
             }
         }
-        if !in_place || settled != commit {
+        if !in_place || (&settled.extents, &settled.tree) != (&commit.extents, &commit.tree) {
             let mut buffer = record_buffer(0);
             settled.encode(&mut buffer);
             let record =
                 PreparedRecord::new(RecordKind::Commit, header.subject, 0, header.time_ms, 0, header.salt, buffer);
             self.stage(here.segment.bucket, record)?;
         }
-        let layout = Layout::Streamed { extents: settled.extents, tree: settled.tree };
-        let blob = BlobEntry { length: settled.length, put_time_ms: header.time_ms, layout };
-        self.adopt(header.subject.name(), Change::Blob(blob))?;
+        self.adopt_commit(header, here, &settled, false)?;
         Ok(true)
+    }
+
+    fn adopt_commit(
+        &mut self,
+        header: &RecordHeader,
+        here: Location,
+        commit: &Commit,
+        damaged: bool,
+    ) -> Result<(), EngineError> {
+        let (name, put_time_ms) = (header.subject.name(), header.time_ms);
+        let held = here.segment.bucket == HELD_BUCKET;
+        let owner = UploadOwner { name, bucket: if held { HELD_BUCKET } else { bucket_of(put_time_ms) } };
+        self.uploads.push((commit.upload, owner));
+        let blob = BlobEntry { length: commit.length, put_time_ms, layout: layout_of(commit), damaged };
+        self.adopt(name, Change::Blob(blob))
+    }
+
+    /// The placement key that a commit of version 1 does not tell: the hash of the blob's beginning.
+    fn placement(&self, commit: &Commit) -> Result<Option<PlacementKey>, EngineError> {
+        let Some(&at) = commit.extents.first() else { return Ok(None) };
+        let Some(header) = read_record_header(&*self.disk, at.segment, at.offset)? else { return Ok(None) };
+        let Some(mut buffer) = read_record_buffer(&*self.disk, at.segment, at.offset, &header)? else {
+            return Ok(None);
+        };
+        let content = buffer.get_mut(RECORD_HEADER_BYTES..).unwrap_or_default();
+        header.unsalt(0, content);
+        Ok(Some(PlacementKey(BlobName::of(content).0)))
     }
 
     /// Where a piece of a commit lies from now on; `None` if it is not there or not whole.
@@ -416,17 +492,20 @@ impl Recovery {
     }
 
     fn adopt(&mut self, name: BlobName, change: Change) -> Result<(), EngineError> {
-        let entry = match self.entries.entry(name) {
+        let changed = match self.entries.entry(name) {
             std::collections::hash_map::Entry::Occupied(held) => held.into_mut(),
-            std::collections::hash_map::Entry::Vacant(free) => free.insert(self.index.get(name)?.unwrap_or_default()),
+            std::collections::hash_map::Entry::Vacant(free) => {
+                let before = self.index.get(name)?.unwrap_or_default();
+                free.insert(Changed { after: before.clone(), before })
+            }
         };
-        let before = u64::from(entry.blob.is_some());
         self.locations += match &change {
-            Change::Blob(BlobEntry { layout: Layout::Streamed { extents, tree }, .. }) => extents.len() + tree.len(),
+            Change::Blob(BlobEntry { layout: Layout::Streamed { extents, tree, .. }, .. }) => {
+                extents.len() + tree.len()
+            }
             _ => 1,
         };
-        entry.absorb(change);
-        self.blobs = (self.blobs + u64::from(entry.blob.is_some())).saturating_sub(before);
+        self.dropped.extend(changed.after.absorb(change));
         self.counters.recovered_records.add(1);
         if self.locations >= BATCH_LOCATIONS_MAX {
             self.flush(Vec::new())?;
@@ -436,20 +515,26 @@ impl Recovery {
 
     /// Notes that nothing behind `synced` counts. Only after everything behind it that does was written again.
     fn seal(&mut self, address: SegmentAddress, synced: u64) -> Result<(), EngineError> {
-        self.flush(vec![(address, SegmentState { synced, sealed: true })])
+        self.flush(vec![Progress { address, synced, sealed: true }])
     }
 
-    fn flush(&mut self, sealed: Vec<(SegmentAddress, SegmentState)>) -> Result<(), EngineError> {
+    fn flush(&mut self, sealed: Vec<Progress>) -> Result<(), EngineError> {
         (self.staged_bytes, self.locations) = (0, 0);
         self.segments.write()?;
-        let mut segments = self.segments.sync_all()?;
-        segments.extend(sealed);
-        let entries: Vec<(BlobName, Entry)> = self.entries.drain().collect();
-        if entries.is_empty() && segments.is_empty() {
-            return Ok(());
-        }
-        let batch = IndexBatch { entries, segments, blobs: self.blobs };
-        let told = if self.bulk { self.index.load(batch) } else { self.index.apply(batch) };
-        Ok(told?)
+        let mut progress = self.segments.sync_all()?;
+        progress.extend(sealed);
+        let changes = Changes {
+            entries: self.entries.drain().collect(),
+            progress,
+            dropped: std::mem::take(&mut self.dropped),
+            uploads: std::mem::take(&mut self.uploads),
+            ..Changes::default()
+        };
+        Ok(self.ledger.apply(&*self.index, &self.counters, changes)?)
     }
+}
+
+fn whole(header: &RecordHeader, here: Location) -> BlobEntry {
+    let length = u64::from(header.payload_bytes - header.tree_bytes);
+    BlobEntry { length, put_time_ms: header.time_ms, layout: Layout::Whole(here), damaged: false }
 }

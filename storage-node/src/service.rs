@@ -18,7 +18,8 @@ use lazaret_protocol::message::{ErrorCode, ErrorReply, Request, Response, Role, 
 use lazaret_protocol::name::{BlobName, NodeId};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::engine::{Engine, EngineError, Origin};
+use crate::engine::{EngineError, Origin};
+use crate::store::Store;
 
 mod get;
 mod put;
@@ -34,14 +35,14 @@ const DELIVERY_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a peer may take for one step: to send a frame it began, to take a piece of an answer.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Serves one node's engine. Clones serve the same one, within the same bounds.
+/// Serves one node's store. Clones serve the same one, within the same bounds.
 #[derive(Clone)]
 pub struct NodeService {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    engine: Engine,
+    store: Store,
     node: NodeId,
     map: Arc<ClusterMap>,
     environment: Environment,
@@ -86,10 +87,10 @@ impl From<StreamError> for Refusal {
 }
 
 impl NodeService {
-    /// A service for `engine`, which belongs to `node` of `map`.
-    pub fn new(engine: Engine, node: NodeId, map: ClusterMap, environment: Environment) -> Self {
+    /// A service for `store`, which belongs to `node` of `map`.
+    pub fn new(store: impl Into<Store>, node: NodeId, map: ClusterMap, environment: Environment) -> Self {
         let inner = Inner {
-            engine,
+            store: store.into(),
             node,
             map: Arc::new(map),
             environment,
@@ -153,12 +154,12 @@ impl Inner {
             Request::Put(header) => self.put(header, origin(role), recv).await?,
             Request::PutLocator(put) => {
                 self.check_writable()?;
-                self.engine.put_locator(put, origin(role)).await?;
+                self.store.put_locator(put, origin(role)).await?;
                 Response::LocatorPut
             }
             Request::Has(names) => self.has(names).await?,
-            Request::Stat(name) => Response::Stat(self.blocking(move |engine| engine.stat(name)).await??),
-            Request::Status => Response::Status(self.blocking(|engine| engine.status()).await?),
+            Request::Stat(name) => Response::Stat(self.blocking(move |store| store.stat(name)).await??),
+            Request::Status => Response::Status(self.blocking(|store| store.status()).await?),
             Request::Map => Response::Map(ClusterMap::clone(&self.map)),
             Request::Hello(_) => return Err(Refusal::bad_request("Hello is a connection's first stream only")),
             Request::PushMap(_)
@@ -182,8 +183,8 @@ impl Inner {
         if names.len() > HAS_NAMES_MAX {
             return Err(Refusal::bad_request(format!("{} names are over the limit of {HAS_NAMES_MAX}", names.len())));
         }
-        let held = move |engine: Engine| -> Result<Vec<bool>, EngineError> {
-            names.into_iter().map(|name| Ok(engine.stat(name)?.held.is_some())).collect()
+        let held = move |store: Store| -> Result<Vec<bool>, EngineError> {
+            names.into_iter().map(|name| Ok(store.stat(name)?.held.is_some())).collect()
         };
         Ok(Response::Has(self.blocking(held).await??))
     }
@@ -214,9 +215,9 @@ impl Inner {
     }
 
     /// Runs what blocks, if only shortly, where it holds up nobody.
-    async fn blocking<T: Send + 'static>(&self, run: impl FnOnce(Engine) -> T + Send + 'static) -> Result<T, Refusal> {
-        let engine = self.engine.clone();
-        let done = self.environment.blocking(move || run(engine)).await;
+    async fn blocking<T: Send + 'static>(&self, run: impl FnOnce(Store) -> T + Send + 'static) -> Result<T, Refusal> {
+        let store = self.store.clone();
+        let done = self.environment.blocking(move || run(store)).await;
         done.ok_or_else(|| Refusal::new(ErrorCode::Internal, "the node failed while reading"))
     }
 

@@ -10,8 +10,8 @@ mod rocks;
 
 use std::sync::Arc;
 
-pub use entry::{BlobEntry, Change, ENTRY_VERSION, Entry, Layout, LocatorEntry};
-use lazaret_protocol::BlobName;
+pub use entry::{BlobEntry, Change, Dropped, ENTRY_VERSION, Entry, HoldEntry, Layout, LocatorEntry, UploadOwner};
+use lazaret_protocol::{BlobName, UploadId};
 pub use memory::MemoryIndex;
 pub use rocks::RocksIndex;
 
@@ -27,6 +27,8 @@ pub struct IndexError {
     pub object: String,
     /// Why it failed.
     pub source: Arc<dyn std::error::Error + Send + Sync>,
+    /// The index itself is damaged: opened again, it begins anew and is rebuilt from the segments.
+    pub damaged: bool,
 }
 
 impl IndexError {
@@ -36,7 +38,12 @@ impl IndexError {
         object: impl ToString,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self { operation, object: object.to_string(), source: Arc::from(source.into()) }
+        Self { operation, object: object.to_string(), source: Arc::from(source.into()), damaged: false }
+    }
+
+    /// The same, of an index that is damaged.
+    pub fn damaged(self) -> Self {
+        Self { damaged: true, ..self }
     }
 }
 
@@ -47,17 +54,32 @@ pub struct SegmentState {
     pub synced: u64,
     /// Nothing is ever written to it again, and nothing behind `synced` counts.
     pub sealed: bool,
+    /// Of these bytes, how many nothing refers to any more. An estimate from below, which a scrub sets right.
+    pub dead_bytes: u64,
+    /// Nothing in it counts: it is to be unlinked, or has been.
+    pub removed: bool,
+}
+
+/// What is held of one bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Blobs.
+    pub blobs: u64,
+    /// Bytes of their content.
+    pub bytes: u64,
 }
 
 /// Changes that take effect together.
 #[derive(Debug, Clone, Default)]
 pub struct IndexBatch {
-    /// Whole entries, each replacing the one of its name.
+    /// Whole entries, each replacing the one of its name. An empty one removes it.
     pub entries: Vec<(BlobName, Entry)>,
-    /// States of segments.
-    pub segments: Vec<(SegmentAddress, SegmentState)>,
-    /// How many entries have a blob once the batch has taken effect.
-    pub blobs: u64,
+    /// States of segments; `None` forgets the segment.
+    pub segments: Vec<(SegmentAddress, Option<SegmentState>)>,
+    /// What is held of buckets once the batch has taken effect. Nothing at all removes the bucket.
+    pub totals: Vec<(u32, Totals)>,
+    /// Whose the pieces of uploads are.
+    pub uploads: Vec<(UploadId, UploadOwner)>,
 }
 
 /// An index. All of it may block for as long as a read of a disk takes.
@@ -74,15 +96,25 @@ pub trait Index: Send + Sync {
         self.apply(batch)
     }
 
-    /// All segments it was ever told of, in no particular order.
+    /// All segments it was told of and did not forget, in no particular order.
     fn segments(&self) -> Result<Vec<(SegmentAddress, SegmentState)>, IndexError>;
 
     /// At most `limit` entries in the order of their names, of names after `after`.
     fn entries(&self, after: Option<BlobName>, limit: usize) -> Result<Vec<(BlobName, Entry)>, IndexError>;
 
-    /// How many entries have a blob.
-    fn blobs(&self) -> Result<u64, IndexError>;
+    /// What is held, by the bucket with which it expires.
+    fn totals(&self) -> Result<Vec<(u32, Totals)>, IndexError>;
+
+    /// Whose the pieces of an upload are.
+    fn upload(&self, upload: UploadId) -> Result<Option<UploadOwner>, IndexError>;
+
+    /// From now on buckets before `horizon` have expired: an entry of which [`Entry::live`] leaves nothing may go, now or
+    /// later or never. `blobs` says about how many that are.
+    fn expire(&self, horizon: u32, blobs: u64) -> Result<(), IndexError>;
 
     /// Makes durable what was applied or loaded.
     fn flush(&self) -> Result<(), IndexError>;
+
+    /// Lets go of everything: whatever is asked after that fails. Whoever asks already gets an answer first.
+    fn close(&self) {}
 }

@@ -34,7 +34,7 @@ impl Store {
         }
         let horizon = self.horizon();
         for (number, engine) in disks.iter().filter(|(_, engine)| engine.horizon() < horizon) {
-            self.noted(*number, engine, engine.expire(horizon).await)?;
+            self.expire_on(*number, engine, horizon).await?;
         }
         let ids = disks.iter().filter_map(|(number, _)| self.inner.slots.get(*number)?.id).collect();
         self.write_agreement(&ids).await?;
@@ -99,7 +99,7 @@ impl Store {
         self.write_agreement(&agreeing).await
     }
 
-    async fn write_agreement(&self, agreeing: &BTreeSet<DiskId>) -> Result<(), EngineError> {
+    pub(super) async fn write_agreement(&self, agreeing: &BTreeSet<DiskId>) -> Result<(), EngineError> {
         let text: String = agreeing.iter().map(|id| format!("{id}\n")).collect();
         for (number, engine) in self.serving() {
             let (disk, text) = (engine.disk().clone(), text.clone());

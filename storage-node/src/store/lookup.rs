@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use lazaret_protocol::BlobName;
 use lazaret_protocol::message::BlobStat;
 
+use super::Store;
 use super::slot::State;
-use super::{Store, StoreSegment};
-use crate::engine::{BlobReader, Engine, EngineError, Scrubbed};
+use crate::engine::{BlobReader, Engine, EngineError, refuse_damaged};
 use crate::index::{BlobEntry, Change, Entry};
 
 /// What is known of a name.
@@ -28,16 +28,30 @@ pub(super) struct Copy {
 }
 
 impl Store {
-    /// What this node knows of a blob. Blocks for as long as a read of the indexes takes.
+    /// What this node knows of a blob. A copy that is known to be damaged is an error, since its absence would be a lie.
+    /// Blocks for as long as a read of the indexes takes.
     pub fn stat(&self, name: BlobName) -> Result<BlobStat, EngineError> {
         let found = self.lookup(name)?;
+        if let Some(blob) = &found.entry.blob {
+            refuse_damaged(name, blob)?;
+        }
         let stat = BlobStat {
-            held: found.entry.blob.as_ref().filter(|blob| !blob.damaged).map(BlobEntry::header),
+            held: found.entry.blob.as_ref().map(BlobEntry::header),
             locator: found.entry.locator.map(|held| held.locator),
         };
         match found.rebuilding {
             Some(disk) if stat.held.is_none() => Err(EngineError::Rebuilding { disk }),
             _ => Ok(stat),
+        }
+    }
+
+    /// Whether this node holds a blob, as far as it knows soundly. Blocks likewise.
+    pub fn holds(&self, name: BlobName) -> Result<bool, EngineError> {
+        let found = self.lookup(name)?;
+        let held = found.entry.blob.is_some_and(|blob| !blob.damaged);
+        match found.rebuilding {
+            Some(disk) if !held => Err(EngineError::Rebuilding { disk }),
+            _ => Ok(held),
         }
     }
 
@@ -50,34 +64,43 @@ impl Store {
         }
     }
 
-    /// At most `limit` entries in the order of their names, of names after `after`. An empty page is the end. Blocks.
+    /// The next `limit` entries in the order of their names, of names after `after`, without what has expired. Fewer only
+    /// at the end. Blocks for as long as reads of the indexes take.
     pub fn entries(&self, after: Option<BlobName>, limit: usize) -> Result<Vec<(BlobName, Entry)>, EngineError> {
+        let (mut after, mut found) = (after, Vec::new());
+        while found.len() < limit {
+            let page = self.merged_page(after, limit - found.len())?;
+            let Some((last, _)) = page.last() else { break };
+            after = Some(*last);
+            found.extend(page.into_iter().filter(|(_, entry)| !entry.is_empty()));
+        }
+        Ok(found)
+    }
+
+    /// The next names of all disks; none at the end.
+    fn merged_page(&self, after: Option<BlobName>, limit: usize) -> Result<Vec<(BlobName, Entry)>, EngineError> {
         let mut merged: BTreeMap<BlobName, Entry> = BTreeMap::new();
-        // Up to here every disk has told all it has.
-        let mut complete_to = None;
         for (number, slot) in self.inner.slots.iter().enumerate() {
-            let engine = match slot.state() {
+            let (engine, serves) = match slot.state() {
                 State::Rebuilding => return Err(EngineError::Rebuilding { disk: slot.label.clone() }),
                 State::Failed { engine: None, .. } => continue,
-                State::Serving(engine) | State::Failed { engine: Some(engine), .. } => engine,
+                State::Failed { engine: Some(engine), .. } => (engine, false),
+                State::Serving(engine) => (engine, true),
             };
-            let page = match self.noted(number, &engine, engine.entries(after, limit)) {
-                Ok(page) => page,
-                Err(error) if slot.serving().is_some() => return Err(error),
-                // What lies on a disk out of use that can't be read counts as missing.
-                Err(_) => continue,
-            };
-            if let Some((last, _)) = page.last() {
-                complete_to = Some(complete_to.map_or(*last, |end: BlobName| end.min(*last)));
-            }
-            for (name, entry) in page {
-                merge(merged.entry(name).or_default(), entry);
+            match self.noted(number, &engine, engine.entries(after, limit)) {
+                Ok(page) => page.into_iter().for_each(|(name, entry)| merge(merged.entry(name).or_default(), entry)),
+                Err(error) if serves => return Err(error),
+                // What lies on a disk out of use and can't be read counts as missing.
+                Err(_) => {}
             }
         }
-        if self.inner.slots.len() > 1 {
-            merged = merged.into_iter().map(|(name, entry)| (name, entry.live(self.horizon()).0)).collect();
-        }
-        Ok(merged.into_iter().take_while(|(name, _)| Some(*name) <= complete_to).take(limit).collect())
+        // A disk that told fewer has no more, and one that told as many has told all up to its last: so far all is merged.
+        let page = merged.into_iter().take(limit);
+        Ok(if self.inner.slots.len() > 1 {
+            page.map(|(name, entry)| (name, entry.live(self.horizon()).0)).collect()
+        } else {
+            page.collect()
+        })
     }
 
     /// The blob, if this node holds it. Blocks for as long as a read of the indexes takes.
@@ -109,29 +132,6 @@ impl Store {
             }
         }
         Ok(sound)
-    }
-
-    /// The sealed segments of all disks in use. Blocks for as long as a read of the indexes takes.
-    pub fn sealed_segments(&self) -> Result<Vec<StoreSegment>, EngineError> {
-        let mut all = Vec::new();
-        for (disk, engine) in self.serving() {
-            let segments = self.noted(disk, &engine, engine.sealed_segments())?;
-            all.extend(segments.into_iter().map(|address| StoreSegment { disk, address }));
-        }
-        Ok(all)
-    }
-
-    /// Verifies a sealed segment, marks what is damaged in it, and counts anew what of it is dead. Each piece read is told
-    /// to `pace`, which may take its time.
-    pub async fn scrub_segment(
-        &self,
-        segment: StoreSegment,
-        pace: &mut (dyn FnMut(u64) + Send),
-    ) -> Result<Scrubbed, EngineError> {
-        let StoreSegment { disk, address } = segment;
-        let engine = self.slot(disk)?.serving().ok_or_else(|| self.no_disk())?;
-        let scrubbed = engine.scrub_segment(address, pace).await;
-        self.noted(disk, &engine, scrubbed)
     }
 
     /// Asks every disk.

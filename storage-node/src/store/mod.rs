@@ -23,13 +23,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use lazaret_node_client::environment::Environment;
+use lazaret_protocol::limits::BUCKET_MS;
 use lazaret_protocol::message::{DiskReport, Expirable, Hold, NodeStatus, PutDone, PutLocator, Tombstone};
 use lazaret_protocol::{BlobName, PlacementKey, UploadId};
+pub use open::{Rebuilt, rebuild_index};
 pub use slot::DiskSource;
 pub use upload::StoreUpload;
 
 use crate::engine::{DiskId, Engine, EngineError, EngineOptions, Origin};
-use crate::record::{SegmentAddress, bucket_of};
+use crate::record::bucket_of;
 use slot::{Noted, Placed, Slot};
 
 /// The store. Clones are the same store.
@@ -53,15 +55,6 @@ pub(crate) struct Inner {
     closed: AtomicBool,
     /// The disks that were last known to agree, in use or not.
     agreement: Mutex<BTreeSet<DiskId>>,
-}
-
-/// A segment of one of the disks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct StoreSegment {
-    /// The disk's number in the configuration, from 0.
-    pub disk: usize,
-    /// The segment on it.
-    pub address: SegmentAddress,
 }
 
 impl From<Engine> for Store {
@@ -99,7 +92,10 @@ impl Store {
         origin: Origin,
     ) -> Result<PutDone, EngineError> {
         self.check_horizon(name, put_time_ms)?;
-        let put = async |engine: &Engine| engine.put_whole(name, content.clone(), put_time_ms, origin).await;
+        let put = |engine: Engine| {
+            let content = content.clone();
+            async move { engine.put_whole(name, content, put_time_ms, origin).await }
+        };
         self.write_somewhere(self.order_for_name(name, put_time_ms).await?, put).await
     }
 
@@ -121,18 +117,18 @@ impl Store {
     /// Stores a locator.
     pub async fn put_locator(&self, put: PutLocator, origin: Origin) -> Result<(), EngineError> {
         self.check_horizon(put.name, put.put_time_ms)?;
-        self.write_somewhere(self.order(put.name.into()), async |engine: &Engine| engine.put_locator(put, origin).await)
-            .await
+        let write = |engine: Engine| async move { engine.put_locator(put, origin).await };
+        self.write_somewhere(self.order(put.name.into()), write).await
     }
 
     /// Kills every put of a name up to a time, wherever it lies and whenever it comes.
     pub async fn delete(&self, tombstone: Tombstone) -> Result<(), EngineError> {
-        self.write_everywhere(async |engine: &Engine| engine.delete(tombstone).await).await
+        self.write_everywhere(|engine: Engine| async move { engine.delete(tombstone).await }).await
     }
 
     /// Places or releases a legal hold.
     pub async fn hold(&self, hold: Hold) -> Result<(), EngineError> {
-        self.write_everywhere(async |engine: &Engine| engine.hold(hold).await).await
+        self.write_everywhere(|engine: Engine| async move { engine.hold(hold).await }).await
     }
 
     /// Drops this node's copies and locators of a name that are of this put or older and not held. Returns whether there
@@ -173,22 +169,37 @@ impl Store {
         }
         let mut expired = Expirable::default();
         for (slot, engine) in self.serving() {
-            expired = sum(expired, self.noted(slot, &engine, engine.expire(before_bucket).await)?);
+            expired = sum(expired, self.expire_on(slot, &engine, before_bucket).await?);
             self.inner.horizon.fetch_max(engine.horizon(), Ordering::SeqCst);
         }
         Ok(expired)
     }
 
-    /// Writes what is live of the segment with the highest dead share above `min_dead_share` again, on the first disk that
-    /// has one, and removes the segment. Returns the bytes given back; `None` if no disk has one.
-    pub async fn compact(&self, min_dead_share: f64) -> Result<Option<u64>, EngineError> {
+    async fn expire_on(&self, slot: usize, engine: &Engine, before_bucket: u32) -> Result<Expirable, EngineError> {
+        let expiring = engine.clone();
+        let expired = self.inner.environment.blocking(move || expiring.expire(before_bucket)).await;
+        self.noted(slot, engine, expired.unwrap_or_else(|| Err(died("expiry"))))
+    }
+
+    /// What the disks in use keep under this name, in the order of the configuration. They may differ where one was out of
+    /// use when it was written. Blocks.
+    pub fn read_small(&self, name: &str) -> Result<Vec<Vec<u8>>, EngineError> {
+        let mut found = Vec::new();
         for (slot, engine) in self.serving() {
-            let given_back = self.noted(slot, &engine, engine.compact(min_dead_share).await)?;
-            if given_back.is_some() {
-                return Ok(given_back);
-            }
+            let content = engine.disk().read_small(name).map_err(EngineError::from);
+            found.extend(self.noted(slot, &engine, content)?);
         }
-        Ok(None)
+        Ok(found)
+    }
+
+    /// Keeps a small file on every disk in use, durably. Blocks.
+    pub fn write_small(&self, name: &str, content: &[u8]) -> Result<(), EngineError> {
+        let mut written = false;
+        for (slot, engine) in self.serving() {
+            self.noted(slot, &engine, engine.disk().write_small(name, content).map_err(EngineError::from))?;
+            written = true;
+        }
+        if written { Ok(()) } else { Err(self.no_disk()) }
     }
 
     /// State and counters since the store was opened, over all disks.
@@ -252,7 +263,8 @@ impl Store {
         if self.inner.closed.load(Ordering::SeqCst) {
             return EngineError::Closed;
         }
-        let reasons = self.report().into_iter().map(|disk| format!("{}: {}", disk.path, disk.failed.unwrap_or_default()));
+        let reasons =
+            self.report().into_iter().map(|disk| format!("{}: {}", disk.path, disk.failed.unwrap_or_default()));
         EngineError::NoDisk { reasons: reasons.collect::<Vec<_>>().join("; ") }
     }
 
@@ -261,7 +273,8 @@ impl Store {
         if self.inner.slots.len() > 1 && bucket_of(put_time_ms) < self.horizon() {
             let held = self.lookup(name)?.entry.holds(put_time_ms);
             if !held {
-                return Err(EngineError::Expired { put_time_ms });
+                let expired_before_ms = u64::from(self.horizon()) * BUCKET_MS;
+                return Err(EngineError::Expired { put_time_ms, expired_before_ms });
             }
         }
         Ok(())
@@ -296,16 +309,16 @@ impl Store {
     }
 
     /// Writes to the first of these disks that can take it. What is wrong with the write and not with the disk ends it.
-    async fn write_somewhere<T>(
+    async fn write_somewhere<T, F: Future<Output = Result<T, EngineError>> + Send>(
         &self,
         order: Vec<usize>,
-        write: impl AsyncFn(&Engine) -> Result<T, EngineError>,
+        write: impl Fn(Engine) -> F,
     ) -> Result<T, EngineError> {
         let mut last = None;
         for number in order {
             let slot = self.slot(number)?;
             let (Some(engine), failed_before) = (slot.serving(), slot.failed_writes()) else { continue };
-            match write(&engine).await {
+            match write(engine.clone()).await {
                 Ok(done) => {
                     slot.note_success();
                     return Ok(done);
@@ -323,14 +336,15 @@ impl Store {
     }
 
     /// Writes to all disks in use. A disk that fails at it and goes out of use is passed over.
-    async fn write_everywhere(
+    async fn write_everywhere<F: Future<Output = Result<(), EngineError>> + Send>(
         &self,
-        write: impl AsyncFn(&Engine) -> Result<(), EngineError>,
+        write: impl Fn(Engine) -> F,
     ) -> Result<(), EngineError> {
+        let returns = self.inner.returns.load(Ordering::SeqCst);
         let mut written = 0;
         for (number, slot) in self.inner.slots.iter().enumerate() {
             let (Some(engine), failed_before) = (slot.serving(), slot.failed_writes()) else { continue };
-            match write(&engine).await {
+            match write(engine.clone()).await {
                 Ok(()) => {
                     slot.note_success();
                     written += 1;
@@ -347,6 +361,11 @@ impl Store {
         if written < self.inner.slots.len() {
             // Before it is acknowledged: the disks that miss it must be told when they come back.
             self.write_down_who_agrees().await?;
+        }
+        if self.inner.returns.load(Ordering::SeqCst) != returns {
+            // A disk came back meanwhile and may have missed this, even if it was brought into agreement before it was over.
+            self.write_agreement(&BTreeSet::new()).await?;
+            self.inner.agreed.store(false, Ordering::SeqCst);
         }
         Ok(())
     }

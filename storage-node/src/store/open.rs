@@ -1,15 +1,17 @@
 //! Opening a node's disks, and one of them again when its index was damaged.
 
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use lazaret_node_client::environment::Environment;
 
 use super::Store;
 use super::slot::{DiskSource, Reopening, Slot, State};
-use crate::disk::{Disk, DiskError};
-use crate::engine::{Engine, EngineError, EngineOptions, LatchGuard};
-use crate::index::Index;
+use crate::disk::{Disk, DiskError, FsDisk};
+use crate::engine::{Engine, EngineError, EngineOptions, LatchGuard, check_owner};
+use crate::index::{Index, RocksIndex};
 
 /// A disk that could be opened.
 struct Opened {
@@ -64,7 +66,8 @@ impl Store {
                 Ok(Opened { source, disk, index, engine }) => {
                     let (label, id) = (source.label.clone(), engine.disk_id());
                     if let Some(twin) = slots.iter().find(|slot| slot.id == Some(id)) {
-                        let reason = format!("{label} and {} are the same disk, or one is a copy: give it once", twin.label);
+                        let reason =
+                            format!("{label} and {} are the same disk, or one is a copy: give it once", twin.label);
                         return Err(EngineError::Identity(reason));
                     }
                     horizon = horizon.max(engine.horizon());
@@ -163,6 +166,34 @@ fn open_one(source: DiskSource, environment: &Environment, options: &EngineOptio
         opened => opened?,
     };
     Ok(Opened { source, disk, index, engine })
+}
+
+/// What a rebuild of an index found.
+#[derive(Debug, Clone, Copy)]
+pub struct Rebuilt {
+    /// Blobs in the new index.
+    pub blobs: u64,
+    /// Bytes of segments read.
+    pub bytes_read: u64,
+    /// Damaged records met.
+    pub damaged_records: u64,
+    /// How long it took, until the index was durable.
+    pub took: Duration,
+}
+
+/// Throws away the index of the disk at `root`, which no node may be using, and rebuilds it from the segments. Blocks.
+pub fn rebuild_index(root: &Path, environment: Environment, options: EngineOptions) -> Result<Rebuilt, EngineError> {
+    let disk = FsDisk::open_existing(root)?;
+    check_owner(&disk, &options)?;
+    let index = RocksIndex::begin_anew(root.join("index"))?;
+    let clock = Arc::clone(&environment.clock);
+    let began = clock.monotonic();
+    let engine = Engine::open(Arc::new(disk), Arc::new(index), environment, options)?;
+    engine.close();
+    engine.flush()?;
+    let took = clock.monotonic().saturating_sub(began);
+    let (bytes_read, damaged_records) = engine.recovery();
+    Ok(Rebuilt { blobs: engine.status().blobs, bytes_read, damaged_records, took })
 }
 
 /// Whether an error says that the node is set up wrong, rather than that a disk is broken.
