@@ -16,8 +16,6 @@ use crate::record::{Marker, RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BY
 const WINDOW_BYTES: usize = 4 * MIB as usize;
 /// What is read at a time where a whole window can't be: the unit in which disks lose data and kernels cache it.
 const PAGE_BYTES: usize = 4096;
-/// Linux's code for a read that the device failed.
-const EIO: i32 = 5;
 
 /// What lies at a place of a segment.
 #[derive(Debug)]
@@ -134,7 +132,7 @@ impl Walk {
         let from = offset + held as u64;
         let fresh = self.window.get_mut(held..).unwrap_or_default();
         let read = match self.disk.read_at(self.address, from, fresh) {
-            Err(error) if error.source.raw_os_error() == Some(EIO) => {
+            Err(error) if error.is_unreadable() => {
                 let (read, unreadable) = read_in_pages(&*self.disk, self.address, from, fresh, error)?;
                 self.unreadable_bytes += unreadable;
                 read
@@ -165,7 +163,7 @@ fn read_in_pages(
                     break;
                 }
             }
-            Err(page_error) if page_error.source.raw_os_error() == Some(EIO) => {
+            Err(page_error) if page_error.is_unreadable() => {
                 page.fill(0);
                 filled += page.len();
                 unreadable += page.len() as u64;

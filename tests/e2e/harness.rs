@@ -65,6 +65,11 @@ impl Process {
         Ok(Self { child, ready, ready_after: started.elapsed() })
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGKILL, and waits until it is gone.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
@@ -146,7 +151,7 @@ impl Processes {
 }
 
 /// Loopback addresses that are free for QUIC at this moment.
-fn free_addresses(count: usize) -> Vec<SocketAddr> {
+pub fn free_addresses(count: usize) -> Vec<SocketAddr> {
     let sockets: Vec<UdpSocket> = (0..count).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
     sockets.iter().map(|socket| socket.local_addr().unwrap()).collect()
 }

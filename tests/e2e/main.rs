@@ -5,6 +5,7 @@ mod harness;
 
 mod bad_input;
 mod blobs;
+mod disks;
 mod durability;
 mod refusals;
 mod scanning;

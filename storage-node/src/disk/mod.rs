@@ -33,6 +33,12 @@ impl DiskError {
         Self { operation, object: object.to_string(), source: Arc::new(source) }
     }
 
+    /// Whether the device could not read or write the place. Elsewhere it may still work.
+    pub fn is_unreadable(&self) -> bool {
+        // EIO has no kind of its own.
+        self.source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+    }
+
     /// Whether there was no space left.
     pub fn is_full(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)

@@ -1,8 +1,10 @@
 //! What all disks together know of a name.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use lazaret_protocol::BlobName;
+use lazaret_protocol::limits::HELD_BYTES_MAX;
 use lazaret_protocol::message::BlobStat;
 
 use super::Store;
@@ -25,6 +27,8 @@ pub(super) struct Copy {
     pub(super) slot: usize,
     pub(super) engine: Engine,
     pub(super) blob: BlobEntry,
+    /// Its disk is out of use: the copy counts as missing, and is read as long as that works.
+    failed: bool,
 }
 
 impl Store {
@@ -88,9 +92,13 @@ impl Store {
                 State::Serving(engine) => (engine, true),
             };
             match self.noted(number, &engine, engine.entries(after, limit)) {
-                Ok(page) => page.into_iter().for_each(|(name, entry)| merge(merged.entry(name).or_default(), entry)),
+                Ok(page) => {
+                    for (name, entry) in page {
+                        let entry = if serves { entry } else { standing(entry) };
+                        merge(merged.entry(name).or_default(), entry);
+                    }
+                }
                 Err(error) if serves => return Err(error),
-                // What lies on a disk out of use and can't be read counts as missing.
                 Err(_) => {}
             }
         }
@@ -107,11 +115,12 @@ impl Store {
     pub fn open_blob(&self, name: BlobName) -> Result<Option<BlobReader>, EngineError> {
         let found = self.lookup(name)?;
         let mut damaged = None;
-        for Copy { slot, engine, .. } in &found.copies {
+        for Copy { slot, engine, failed, .. } in &found.copies {
             match self.noted(*slot, engine, engine.open_blob(name)) {
+                Ok(Some(reader)) if *failed && !is_readable(&reader) => {}
                 Ok(Some(reader)) => return Ok(Some(reader)),
-                Ok(None) => {}
-                Err(error) => damaged = damaged.or(Some(error)),
+                Err(error) if !failed => damaged = damaged.or(Some(error)),
+                Ok(None) | Err(_) => {}
             }
         }
         match (damaged, found.rebuilding) {
@@ -124,7 +133,7 @@ impl Store {
     /// Reads all copies of a blob whole and marks those that are damaged. Returns whether one is sound. Blocks.
     pub fn verify(&self, name: BlobName) -> Result<bool, EngineError> {
         let mut sound = false;
-        for Copy { slot, engine, .. } in self.lookup(name)?.copies {
+        for Copy { slot, engine, .. } in self.lookup(name)?.copies.into_iter().filter(|copy| !copy.failed) {
             match self.noted(slot, &engine, engine.verify(name)) {
                 Ok(verified) => sound |= verified,
                 Err(error) if self.slot(slot)?.serving().is_some() => return Err(error),
@@ -153,20 +162,31 @@ impl Store {
                 Err(_) => continue,
             };
             if let Some(blob) = entry.blob.clone() {
-                found.copies.push(Copy { slot: number, engine, blob });
+                found.copies.push(Copy { slot: number, engine, blob, failed: !serves });
             }
-            merge(&mut found.entry, entry);
+            merge(&mut found.entry, if serves { entry } else { standing(entry) });
         }
         if self.inner.slots.len() > 1 {
-            found.entry = found.entry.live(self.horizon()).0;
-            let newest = found.entry.blob.as_ref().map(|blob| blob.put_time_ms);
-            // A copy that is older than the newest has the same content; one that is killed or expired counts no more.
+            let horizon = self.horizon();
+            found.entry = found.entry.live(horizon).0;
             let entry = &found.entry;
-            found.copies.retain(|copy| newest.is_some() && !entry.kills(copy.blob.put_time_ms));
-            found.copies.sort_by_key(|copy| (copy.blob.damaged, std::cmp::Reverse(copy.blob.put_time_ms)));
+            // A copy that is older than the newest has the same content; one that is killed or expired counts no more.
+            let lives = |time_ms| !entry.kills(time_ms) && entry.expiry_bucket(time_ms) >= horizon;
+            found.copies.retain(|copy| lives(copy.blob.put_time_ms));
+            found.copies.sort_by_key(|copy| (copy.failed, copy.blob.damaged, Reverse(copy.blob.put_time_ms)));
         }
         Ok(found)
     }
+}
+
+/// What a disk out of use still has to say: what it knows of deletions and holds. Its blobs count as missing.
+fn standing(entry: Entry) -> Entry {
+    Entry { blob: None, locator: None, ..entry }
+}
+
+/// Whether a copy on a disk out of use can be read. Long ones are found out on the way, rather than read twice.
+fn is_readable(reader: &BlobReader) -> bool {
+    reader.header().length > HELD_BYTES_MAX as u64 || reader.verify().is_ok()
 }
 
 /// Merges what one disk knows of a name into what others know.

@@ -143,8 +143,8 @@ impl Store {
         }
     }
 
-    /// Waits until no index is being opened again.
-    pub(super) fn wait_for_reopening(&self) {
+    /// Waits until no damaged index is being rebuilt. Blocks.
+    pub fn wait_for_reopening(&self) {
         self.inner.slots.iter().filter_map(|slot| slot.reopening.as_ref()).for_each(|reopening| reopening.done.wait());
     }
 }
