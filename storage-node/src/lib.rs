@@ -10,6 +10,9 @@ pub mod index;
 pub mod record;
 pub mod salt;
 
+pub mod fsck;
+pub mod store;
+
 pub mod listener;
 pub mod node;
 pub mod service;
@@ -18,6 +21,7 @@ pub mod store;
 mod recovery;
 mod scan;
 mod segments;
+mod walk;
 mod writer;
 
 pub use disk::{Disk, DiskError, FsDisk, SimDisk};

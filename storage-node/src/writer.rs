@@ -150,8 +150,9 @@ impl Writer {
         let bytes = |urgent| -> u64 {
             writes.iter().filter(|write| write.urgent == urgent).map(|write| write.record.record_bytes()).sum()
         };
-        let hysteresis = if counters.full.get() != 0 { self.reserve_bytes / 4 } else { 0 };
-        let full = free_bytes < self.reserve_bytes.saturating_add(hysteresis).saturating_add(bytes(false));
+        let was_full = counters.full.get() != 0;
+        let enough = if was_full { enough_again(self.reserve_bytes) } else { self.reserve_bytes };
+        let full = free_bytes < enough.saturating_add(bytes(false));
         let last = free_bytes < self.urgent_reserve_bytes.saturating_add(bytes(true));
         if counters.full.set(u64::from(full)) != u64::from(full) {
             tracing::warn!(full, free_bytes, reserve_bytes = self.reserve_bytes, "disk space");
@@ -453,6 +454,11 @@ pub(crate) fn layout_of(commit: &Commit) -> Layout {
     // Only recovery meets commits that tell no placement, and it tells it.
     let placement = commit.placement.unwrap_or(PlacementKey([0; 32]));
     Layout::Streamed { placement, extents: commit.extents.clone(), tree: commit.tree.clone() }
+}
+
+/// How much must be free before a disk that was full is not.
+pub(crate) fn enough_again(reserve_bytes: u64) -> u64 {
+    reserve_bytes.saturating_add(reserve_bytes / 4)
 }
 
 enum Planned {

@@ -34,7 +34,9 @@ pub(crate) use store::Store;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 pub use upload::EngineUpload;
 
-use retention::Retention;
+pub use identity::DiskId;
+pub(crate) use identity::{Identity, check_owner};
+pub(crate) use retention::Retention;
 
 use crate::disk::Disk;
 use crate::index::{BlobEntry, Entry, Index, LocatorEntry};
@@ -43,7 +45,7 @@ use crate::recovery::{self, Recovered};
 use crate::salt::SaltKey;
 use crate::segments::SegmentSource;
 pub use crate::writer::Pump;
-use crate::writer::{Meaning, QUEUE_WRITES_MAX, Write, Writer, Written};
+use crate::writer::{self, Meaning, QUEUE_WRITES_MAX, Write, Writer, Written};
 
 /// Segments are begun anew at this size unless told otherwise: large enough to be few, small enough to be rewritten.
 pub const SEGMENT_BYTES_DEFAULT: u64 = 512 * MIB;
@@ -109,6 +111,8 @@ pub(crate) struct Shared {
     store: Arc<Store>,
     environment: Environment,
     storage_type: StorageType,
+    disk_id: DiskId,
+    reserve_bytes: u64,
     /// `None` once the engine is closed.
     queue: Mutex<Option<mpsc::Sender<Write>>>,
     queue_memory: Arc<Semaphore>,
@@ -143,7 +147,7 @@ impl Engine {
         environment: Environment,
         options: EngineOptions,
     ) -> Result<(Engine, Pump), EngineError> {
-        identity::check(&*disk, options.cluster, options.node)?;
+        let disk_id = identity::check(&*disk, &options, &*environment.random)?;
         let retention = Retention::load(&*disk)?;
         let counters = Arc::new(Counters::default());
         let source = SegmentSource {
@@ -178,6 +182,8 @@ impl Engine {
             store,
             environment,
             storage_type: options.storage_type,
+            disk_id,
+            reserve_bytes: options.reserve_bytes,
             queue: Mutex::new(Some(sender)),
             queue_memory: Arc::new(Semaphore::new((QUEUE_BYTES_MAX / QUEUE_UNIT_BYTES) as usize)),
             writer_done: Arc::default(),
@@ -325,6 +331,36 @@ impl Engine {
         }
     }
 
+    /// Which disk this is.
+    pub fn disk_id(&self) -> DiskId {
+        self.shared.disk_id
+    }
+
+    /// What opening took: bytes of segments read and damaged records found on the way.
+    pub(crate) fn recovery(&self) -> (u64, u64) {
+        let counters = &self.shared.store.counters;
+        (counters.recovery_bytes.get(), counters.corrupt_reads.get())
+    }
+
+    /// Whether a write would find space. Asks the file system only after one did not.
+    pub(crate) fn has_space(&self) -> bool {
+        let Shared { store, reserve_bytes, .. } = &*self.shared;
+        store.counters.full.get() == 0
+            || store.disk.space().is_ok_and(|space| space.free_bytes > writer::enough_again(*reserve_bytes))
+    }
+
+    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.shared.store.disk
+    }
+
+    pub(crate) fn environment(&self) -> &Environment {
+        &self.shared.environment
+    }
+
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// Makes the index durable, so that the next opening has little to recover. Blocks.
     pub fn flush(&self) -> Result<(), EngineError> {
         Ok(self.shared.store.index.flush()?)
@@ -439,7 +475,7 @@ enum Outcome {
     MustMove,
 }
 
-fn refuse_damaged(name: BlobName, blob: &BlobEntry) -> Result<(), EngineError> {
+pub(crate) fn refuse_damaged(name: BlobName, blob: &BlobEntry) -> Result<(), EngineError> {
     if blob.damaged {
         return Err(EngineError::Corrupt { name, reason: "it was found damaged before".to_owned() });
     }
@@ -481,7 +517,7 @@ pub(crate) async fn off_thread<T: Send + 'static>(
 
 /// Something that happens once and can be waited for. Nothing to wait for is as good as happened.
 #[derive(Default)]
-struct Latch {
+pub(crate) struct Latch {
     pending: Mutex<bool>,
     changed: Condvar,
 }
@@ -492,17 +528,17 @@ impl Latch {
         self.changed.notify_all();
     }
 
-    fn wait(&self) {
+    pub(crate) fn wait(&self) {
         let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         drop(self.changed.wait_while(pending, |pending| *pending));
     }
 }
 
 /// The latch is pending for as long as this lives, so that it opens even if the writer panics.
-struct LatchGuard(Arc<Latch>);
+pub(crate) struct LatchGuard(Arc<Latch>);
 
 impl LatchGuard {
-    fn new(latch: Arc<Latch>) -> Self {
+    pub(crate) fn new(latch: Arc<Latch>) -> Self {
         latch.set(true);
         Self(latch)
     }
