@@ -11,7 +11,6 @@ pub mod record;
 pub mod salt;
 
 pub mod fsck;
-pub mod store;
 
 pub mod listener;
 pub mod node;

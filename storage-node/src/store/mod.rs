@@ -15,6 +15,7 @@ mod agree;
 mod lookup;
 mod open;
 mod slot;
+mod upkeep;
 mod upload;
 
 use std::collections::BTreeSet;
