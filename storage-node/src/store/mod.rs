@@ -132,7 +132,7 @@ impl Store {
         self.write_everywhere(|engine: Engine| async move { engine.hold(hold).await }).await
     }
 
-    /// Drops this node's copies and locators of a name that are of this put or older and not held. Returns whether there
+    /// Drops this node's copies of a name that are of this put or older, held or not; locators stay. Returns whether there
     /// were any.
     pub async fn forget(&self, name: BlobName, put_time_ms: u64) -> Result<bool, EngineError> {
         let mut forgotten = false;
@@ -140,10 +140,8 @@ impl Store {
             let known = engine.clone();
             let entry = self.inner.environment.blocking(move || known.entry(name)).await;
             let entry = self.noted(slot, &engine, entry.unwrap_or_else(|| Err(died("reading the index"))))?;
-            let Some(entry) = entry else { continue };
-            let times = entry.blob.map(|blob| blob.put_time_ms).into_iter();
-            let times = times.chain(entry.locator.map(|locator| locator.put_time_ms));
-            for time_ms in times.filter(|time_ms| *time_ms <= put_time_ms) {
+            let held = entry.and_then(|entry| entry.blob).map(|blob| blob.put_time_ms);
+            if let Some(time_ms) = held.filter(|time_ms| *time_ms <= put_time_ms) {
                 forgotten |= self.noted(slot, &engine, engine.forget(name, time_ms).await)?;
             }
         }
