@@ -10,6 +10,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use lazaret_node_client::environment::Clock;
 use lazaret_protocol::limits::{BUCKET_MS, MIB};
 use lazaret_protocol::{BlobName, PlacementKey, UploadId};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -84,6 +85,7 @@ pub(crate) enum Written {
 pub(crate) struct Writer {
     pub(crate) store: Arc<Store>,
     pub(crate) segments: Segments,
+    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) reserve_bytes: u64,
     pub(crate) urgent_reserve_bytes: u64,
 }
@@ -120,6 +122,7 @@ impl Writer {
         let store = Arc::clone(&self.store);
         let mut ledger = store.ledger.lock();
         self.segments.abandon_before(ledger.horizon);
+        self.segments.begin(self.clock.monotonic());
         let writes = self.admit(writes);
         let mut group = Group::default();
         // What they hold is held until the group is written.
@@ -344,11 +347,11 @@ impl Writer {
                 let mut buffer = record_buffer(0);
                 encode_locator(&locator, &mut buffer);
                 let record = PreparedRecord::new(RecordKind::Locator, name, 0, put_time_ms, 0, None, buffer);
-                self.segments.stage(HELD_BUCKET, record)?;
+                group.wanted.insert(self.segments.stage(HELD_BUCKET, record)?.segment.id);
             }
             if let Some(time_ms) = entry.killed_until_ms {
                 let record = PreparedRecord::new(RecordKind::Tombstone, name, 0, time_ms, 0, None, record_buffer(0));
-                self.segments.stage(HELD_BUCKET, record)?;
+                group.wanted.insert(self.segments.stage(HELD_BUCKET, record)?.segment.id);
             }
         }
         // Released, it may have expired long ago.

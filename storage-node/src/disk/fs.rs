@@ -154,6 +154,13 @@ impl Disk for FsDisk {
         Ok(Box::new(FsSegment { file, path }))
     }
 
+    fn open_segment(&self, address: SegmentAddress) -> Result<Box<dyn SegmentFile>, DiskError> {
+        let path = self.segment_path(address);
+        let opened = OpenOptions::new().write(true).open(&path);
+        let file = opened.map_err(|source| DiskError::new("open", path.display(), source))?;
+        Ok(Box::new(FsSegment { file, path }))
+    }
+
     fn read_at(&self, address: SegmentAddress, offset: u64, bytes: &mut [u8]) -> Result<usize, DiskError> {
         let file = self.read_file(address)?;
         let mut filled = 0;
@@ -340,6 +347,9 @@ mod tests {
         assert_eq!(disk.read_at(one, 10, &mut read).unwrap(), 9_000);
         assert_eq!(read[..9_000], pieces.concat());
         assert_eq!(disk.length(one).unwrap(), 9_010);
+        disk.open_segment(one).unwrap().write_at(9_010, &[IoSlice::new(b"more")]).unwrap();
+        assert_eq!(disk.length(one).unwrap(), 9_014);
+        assert!(disk.open_segment(SegmentAddress { bucket: 5, id: 2 }).is_err());
         let mut segments = disk.segments().unwrap();
         segments.sort_unstable();
         assert_eq!(segments, [one, two]);

@@ -62,6 +62,9 @@ pub trait Disk: Send + Sync {
     /// Creates a segment, which must not exist, and makes its directory entry durable.
     fn create_segment(&self, address: SegmentAddress) -> Result<Box<dyn SegmentFile>, DiskError>;
 
+    /// Opens a segment that is there, to write more of it.
+    fn open_segment(&self, address: SegmentAddress) -> Result<Box<dyn SegmentFile>, DiskError>;
+
     /// Reads into `bytes` from `offset` on; returns how many there were, fewer only at the segment's end.
     fn read_at(&self, address: SegmentAddress, offset: u64, bytes: &mut [u8]) -> Result<usize, DiskError>;
 

@@ -303,6 +303,13 @@ impl Disk for SimDisk {
         Ok(Box::new(SimFile { disk: self.clone(), address }))
     }
 
+    fn open_segment(&self, address: SegmentAddress) -> Result<Box<dyn SegmentFile>, DiskError> {
+        if !self.begin("open", address)?.segments.contains_key(&address) {
+            return Err(DiskError::new("open", address, io::ErrorKind::NotFound.into()));
+        }
+        Ok(Box::new(SimFile { disk: self.clone(), address }))
+    }
+
     fn read_at(&self, address: SegmentAddress, offset: u64, bytes: &mut [u8]) -> Result<usize, DiskError> {
         let state = self.begin("read", address)?;
         let end = offset.saturating_add(bytes.len() as u64);

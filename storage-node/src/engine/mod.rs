@@ -180,6 +180,7 @@ impl Engine {
         let writer = Writer {
             store: Arc::clone(&store),
             segments,
+            clock: Arc::clone(&environment.clock),
             reserve_bytes: options.reserve_bytes,
             urgent_reserve_bytes: options.urgent_reserve_bytes.min(options.reserve_bytes),
         };

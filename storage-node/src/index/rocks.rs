@@ -488,6 +488,7 @@ impl Index for RocksIndex {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::HoldEntry;
 
     #[test]
     fn conforms() {
@@ -533,5 +534,53 @@ mod tests {
         assert_eq!(index.entries(None, 10).unwrap(), []);
         index.apply(killed(4)).unwrap();
         assert_eq!(index.totals().unwrap(), [(7, Totals { blobs: 4, bytes: 4 })]);
+    }
+
+    #[test]
+    fn expired_keys_leave_the_database_when_it_compacts() {
+        const KEYS: u64 = 40_000;
+        let directory = tempfile::tempdir().unwrap();
+        let index = RocksIndex::open(directory.path()).unwrap();
+        let keys = |index: &RocksIndex| index.database.iterator(IteratorMode::Start).count();
+        let name = |at: u64| {
+            let mut name = [0; 32];
+            name[..8].copy_from_slice(&at.to_be_bytes());
+            BlobName(name)
+        };
+        for at in 0..KEYS {
+            // Three of four are of an hour that expires; of these one in ten has a hold.
+            let bucket = if at % 4 == 0 { 9 } else { 5 };
+            let entry = Entry {
+                killed_until_ms: Some(bucket * 3_600_000),
+                hold: (at % 10 == 0).then_some(HoldEntry { time_ms: 1, placed: at % 20 == 0, from_bucket: 0 }),
+                ..Entry::default()
+            };
+            let owner = UploadOwner { name: name(at), bucket: bucket as u32 };
+            let upload = UploadId(name(at).0[..16].try_into().unwrap());
+            let batch = IndexBatch {
+                entries: vec![(name(at), entry)],
+                uploads: vec![(upload, owner)],
+                ..IndexBatch::default()
+            };
+            index.apply(batch).unwrap();
+        }
+        let all = 2 * KEYS as usize + 1;
+        assert_eq!(keys(&index), all);
+        index.expire(5, KEYS).unwrap();
+        assert_eq!(keys(&index), all, "nothing has expired");
+        index.expire(9, 10).unwrap();
+        assert_eq!(keys(&index), all, "for so few it is not worth it");
+        index.expire(9, KEYS).unwrap();
+        let gone = |at: &u64| at % 4 != 0 && at % 10 != 0;
+        let left = (0..KEYS).filter(|at| !gone(at)).count() + (0..KEYS).filter(|at| at % 4 == 0).count() + 1;
+        assert_eq!(keys(&index), left);
+        for at in 0..100 {
+            assert_eq!(index.get(name(at)).unwrap().is_none(), gone(&at), "{at}");
+        }
+        // One that comes back is a new one.
+        let entry = Entry { killed_until_ms: Some(9 * 3_600_000), ..Entry::default() };
+        index.apply(IndexBatch { entries: vec![(name(1), entry.clone())], ..IndexBatch::default() }).unwrap();
+        index.expire(9, KEYS).unwrap();
+        assert_eq!(index.get(name(1)).unwrap(), Some(entry));
     }
 }
