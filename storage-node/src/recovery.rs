@@ -329,6 +329,7 @@ impl Recovery {
             let whole = match what {
                 Read::Damage(blob) => {
                     if let Some((name, blob)) = blob.filter(|_| end <= proven) {
+                        self.dropped.extend(blob.bytes());
                         self.adopt(name, Change::Blob(blob))?;
                     }
                     false
@@ -437,6 +438,9 @@ impl Recovery {
         let owner = UploadOwner { name, bucket: if held { HELD_BUCKET } else { bucket_of(put_time_ms) } };
         self.uploads.push((commit.upload, owner));
         let blob = BlobEntry { length: commit.length, put_time_ms, layout: layout_of(commit), damaged };
+        if damaged {
+            self.dropped.extend(blob.bytes());
+        }
         self.adopt(name, Change::Blob(blob))
     }
 
