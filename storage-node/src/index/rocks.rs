@@ -82,6 +82,9 @@ impl RocksIndex {
         if let Some(reason) = noted_damage(&path)? {
             return Self::of(begin_anew(&path, &horizon, &reason)?, path, horizon);
         }
+        if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
+            return Self::of(begin_anew(&path, &horizon, "a file is in its place")?, path, horizon);
+        }
         let database = match open_database(&path, &horizon) {
             Err(error) if opens_anew(&error) => begin_anew(&path, &horizon, error.as_ref())?,
             Err(error) => return Err(IndexError::new("open", path.display(), error)),

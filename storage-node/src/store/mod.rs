@@ -21,6 +21,7 @@ mod upload;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use lazaret_node_client::environment::Environment;
@@ -31,9 +32,12 @@ pub use open::{Rebuilt, rebuild_index};
 pub use slot::DiskSource;
 pub use upload::StoreUpload;
 
-use crate::engine::{DiskId, Engine, EngineError, EngineOptions, Origin};
-use crate::record::bucket_of;
+use crate::engine::{DiskId, Engine, EngineError, EngineOptions, Origin, Scrubbed};
+use crate::record::{SegmentAddress, bucket_of};
 use slot::{Noted, Placed, Slot};
+
+/// A scrub looks so often whether the store was closed while it rests.
+const REST_MAX: Duration = Duration::from_millis(100);
 
 /// The store. Clones are the same store.
 #[derive(Clone)]
@@ -199,6 +203,63 @@ impl Store {
             written = true;
         }
         if written { Ok(()) } else { Err(self.no_disk()) }
+    }
+
+    /// Writes what is alive of the segment with the highest dead share above `min_dead_share` again, on the first disk that
+    /// has one, and removes the segment. Returns the bytes given back; `None` if no disk has one.
+    pub async fn compact(&self, min_dead_share: f64) -> Result<Option<u64>, EngineError> {
+        for (slot, engine) in self.serving() {
+            let given_back = self.noted(slot, &engine, engine.compact(min_dead_share).await)?;
+            if given_back.is_some() {
+                return Ok(given_back);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The sealed segments of all disks in use: the disk's number in the configuration, and the segment on it. Blocks for
+    /// as long as a read of the indexes takes.
+    pub fn sealed_segments(&self) -> Result<Vec<(usize, SegmentAddress)>, EngineError> {
+        let mut all = Vec::new();
+        for (slot, engine) in self.serving() {
+            let segments = self.noted(slot, &engine, engine.sealed_segments())?;
+            all.extend(segments.into_iter().map(|address| (slot, address)));
+        }
+        Ok(all)
+    }
+
+    /// Verifies a sealed segment of a disk at a pace, and marks what is damaged in it. A store that is closed meanwhile
+    /// waits for it no longer than its reading takes.
+    pub async fn scrub_segment(
+        &self,
+        disk: usize,
+        address: SegmentAddress,
+        bytes_per_second: u64,
+    ) -> Result<Scrubbed, EngineError> {
+        let engine = self.slot(disk)?.serving().ok_or_else(|| self.no_disk())?;
+        let (store, scrubbed) = (self.clone(), engine.clone());
+        let scrub = move || {
+            let began = store.inner.environment.clock.monotonic();
+            let mut read: u64 = 0;
+            scrubbed.scrub_segment(address, &mut |bytes| {
+                read = read.saturating_add(bytes);
+                store.rest_until(began.saturating_add(time_for(read, bytes_per_second)));
+            })
+        };
+        let outcome = self.inner.environment.blocking(scrub).await;
+        self.noted(disk, &engine, outcome.unwrap_or_else(|| Err(died("a scrub"))))
+    }
+
+    /// Blocks until the clock says so, or the store is closed. Where work runs on the spot, time does not pass for it.
+    fn rest_until(&self, due: Duration) {
+        let Environment { clock, spawner, .. } = &self.inner.environment;
+        while !spawner.blocks_in_place() && !self.inner.closed.load(Ordering::SeqCst) {
+            let left = due.saturating_sub(clock.monotonic());
+            if left.is_zero() {
+                return;
+            }
+            std::thread::sleep(left.min(REST_MAX));
+        }
     }
 
     /// State and counters since the store was opened, over all disks.
@@ -390,6 +451,10 @@ impl Store {
 /// Whether a write that failed with this may succeed on another disk.
 fn another_disk_may_help(error: &EngineError) -> bool {
     matches!(error, EngineError::Disk(_) | EngineError::Index(_) | EngineError::Full { .. } | EngineError::Closed)
+}
+
+fn time_for(bytes: u64, bytes_per_second: u64) -> Duration {
+    Duration::from_secs_f64(bytes as f64 / bytes_per_second.max(1) as f64)
 }
 
 fn died(operation: &'static str) -> EngineError {

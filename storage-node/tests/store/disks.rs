@@ -76,6 +76,10 @@ async fn a_disk_that_fails_under_load_goes_out_of_use_and_no_put_fails() {
         let store = open_simulated(&disks.iter().collect::<Vec<_>>(), seed);
         let mut random = Seeded(seed);
         let victim = random.below(3) as usize;
+        let mut acknowledged: Vec<Bytes> = (0..60).map(|at| content(seed << 32 | (5000 + at), 500)).collect();
+        for blob in &acknowledged {
+            put(&store, blob).await.unwrap();
+        }
         let mut puts = JoinSet::new();
         for at in 0..400 {
             if at == 200 {
@@ -87,7 +91,7 @@ async fn a_disk_that_fails_under_load_goes_out_of_use_and_no_put_fails() {
                 tokio::task::yield_now().await;
             }
         }
-        let acknowledged: Vec<Bytes> = puts.join_all().await.into_iter().map(|done| done.unwrap()).collect();
+        acknowledged.extend(puts.join_all().await.into_iter().map(|done| done.unwrap()));
         // Whatever was in flight then, the disk is out of use after a few more.
         for at in 0..40 {
             put(&store, &content(seed << 32 | (1000 + at), 500)).await.unwrap();
@@ -103,7 +107,7 @@ async fn a_disk_that_fails_under_load_goes_out_of_use_and_no_put_fails() {
         let on_victim = report[victim].blobs;
         disks[victim].disk.cut_power_after(0);
         let held = acknowledged.iter().filter(|blob| read_all(&store, BlobName::of(blob)).unwrap().is_some()).count();
-        assert!(held < acknowledged.len() && held + on_victim as usize >= acknowledged.len(), "{held} {on_victim}");
+        assert!(held < acknowledged.len() && held + on_victim as usize >= acknowledged.len(), "{held} and {on_victim}");
         store.entries(None, 1000).unwrap();
         // What is missing can be put again, on the disks that are left.
         for blob in &acknowledged {
@@ -179,7 +183,7 @@ async fn a_missing_disk_does_not_stop_the_node_and_all_missing_do() {
     store.close();
     drop(store);
     std::fs::create_dir(&mount).unwrap();
-    assert!(open(sources(), 1).unwrap().report().iter().all(|disk| disk.failed.is_none()));
+    assert!(open(sources(), 2).unwrap().report().iter().all(|disk| disk.failed.is_none()));
 }
 
 #[test]
@@ -256,11 +260,13 @@ async fn nothing_held_expires_on_a_disk_that_was_away_and_what_expired_meanwhile
     }
     store.agree().await.unwrap();
     store.close();
+    let (a, b) = (a.kill(), b.kill());
     let on_a: Vec<bool> = {
-        let only_a = open_simulated(&[&a.kill()], 9);
+        let only_a = open_simulated(&[&a], 9);
+        only_a.close();
         blobs.iter().map(|blob| only_a.holds(BlobName::of(blob)).unwrap()).collect()
     };
-    let (a, b) = (a.kill(), b.kill());
+    let a = a.kill();
     let store = open(vec![a.source(), missing("b")], 2).unwrap();
     // Half of the blobs are held; nobody asks on which disk they are.
     for blob in blobs.iter().step_by(2) {
@@ -337,10 +343,10 @@ async fn of_two_puts_on_two_disks_the_newest_counts_and_a_damaged_copy_is_passed
     let (a, b) = (Simulated::new("a"), Simulated::new("b"));
     let blob = content(1, 3000);
     let name = BlobName::of(&blob);
-    for (disk, time) in [(&a, NOON_MS - HOUR_MS), (&b, NOON_MS)] {
-        let engine = common::open(&disk.disk, &disk.index);
-        engine.put_whole(name, blob.clone(), time, Origin::Peer).await.unwrap();
-        engine.close();
+    for (disk, time, seed) in [(&a, NOON_MS - HOUR_MS, 11), (&b, NOON_MS, 12)] {
+        let store = open_simulated(&[disk], seed);
+        store.put_whole(name, blob.clone(), time, Origin::Peer).await.unwrap();
+        store.close();
     }
     let (a, b) = (a.kill(), b.kill());
     let store = open_simulated(&[&a, &b], 1);
