@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lazaret_protocol::message::ScrubReport;
 use tokio::sync::Notify;
@@ -16,9 +16,6 @@ use crate::record::SegmentAddress;
 
 /// How often is looked for segments that were sealed meanwhile.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
-
-/// How long the reading thread sleeps at once, and so how soon it notices that the node is stopping.
-const PACE_STEP: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
 pub(crate) struct Scrub {
@@ -124,27 +121,10 @@ async fn pass(shared: &Arc<Shared>) -> bool {
     going_on
 }
 
-/// Waits before each piece until the pace allows it. A node that stops, or runs where nothing may wait, reads on at once.
-fn pace(shared: Arc<Shared>) -> impl FnMut(u64) + Send + 'static {
-    let began = Instant::now();
-    let mut read_bytes = 0_u64;
-    move |bytes| {
-        let due = Duration::from_secs_f64(read_bytes as f64 / shared.options.scrub_bytes_per_second.max(1) as f64);
-        read_bytes = read_bytes.saturating_add(bytes);
-        while !shared.environment.spawner.blocks_in_place() && !shared.is_stopping() {
-            let left = due.saturating_sub(began.elapsed());
-            if left.is_zero() {
-                break;
-            }
-            std::thread::sleep(left.min(PACE_STEP));
-        }
-    }
-}
-
 /// Reads one segment, then rests for as long as the pace says; false if the node is stopping.
 async fn read(shared: &Arc<Shared>, (disk, segment): (usize, SegmentAddress)) -> bool {
     let began = shared.environment.clock.monotonic();
-    match shared.store.scrub_segment(disk, segment, pace(Arc::clone(shared))).await {
+    match shared.store.scrub_segment(disk, segment, shared.options.scrub_bytes_per_second).await {
         Ok(scrubbed) => {
             shared.scrub.verified_bytes.fetch_add(scrubbed.bytes, Ordering::Relaxed);
             shared.scrub.damaged_records.fetch_add(scrubbed.damaged_records, Ordering::Relaxed);

@@ -15,7 +15,6 @@ mod agree;
 mod lookup;
 mod open;
 mod slot;
-mod upkeep;
 mod upload;
 
 use std::collections::BTreeSet;
