@@ -1,0 +1,104 @@
+//! Whole clusters in one thread, in virtual time, under faults drawn from a seed.
+//!
+//! What runs is what ships: placement, the cluster client, the node's service and its engine. Simulated are the disk, the
+//! index's forgetting, the clock, the network, randomness and the order in which tasks run. A model is told what clients
+//! were told and what was broken on purpose, and says what must be true. The same seed gives the same run, event by event.
+//!
+//! It knows no HTTP, no scanning and no sockets, and does nothing in real time.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod environment;
+mod executor;
+mod machine;
+mod model;
+mod mutants;
+mod names;
+mod network;
+mod random;
+mod workload;
+mod world;
+
+pub use model::Counts;
+pub use mutants::Mutant;
+use serde::Serialize;
+
+use crate::executor::Executor;
+use crate::world::Run;
+
+/// Steps of a run unless told otherwise.
+pub const STEPS_DEFAULT: u64 = 150;
+
+/// What to simulate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// The seed, which decides everything.
+    pub seed: u64,
+    /// How often something is asked or broken.
+    pub steps: u64,
+    /// A promise to break.
+    pub mutant: Option<Mutant>,
+}
+
+impl Options {
+    /// A run of the default length.
+    pub fn new(seed: u64) -> Self {
+        Self { seed, steps: STEPS_DEFAULT, mutant: None }
+    }
+
+    /// The command that runs the same again.
+    pub fn replay_command(&self) -> String {
+        let mutant = self.mutant.map(|mutant| format!(" --mutant {}", mutant.name())).unwrap_or_default();
+        format!("lazaret simulate --seed {} --steps {}{mutant}", self.seed, self.steps)
+    }
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Outcome {
+    /// The seed.
+    pub seed: u64,
+    /// The steps asked for.
+    pub steps: u64,
+    /// What was violated, if anything was.
+    pub violation: Option<String>,
+    /// Hash over all events and the order in which tasks ran: the same for the same seed.
+    pub fingerprint: String,
+    /// Events in all.
+    pub events: u64,
+    /// Virtual seconds that passed.
+    pub seconds: f64,
+    /// The most tasks there were at once.
+    pub tasks_max: u64,
+    /// What was done.
+    pub counts: Counts,
+    /// The latest events, oldest first, if something was violated.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub recent: Vec<String>,
+}
+
+/// Runs a seed.
+pub fn simulate(options: Options) -> Outcome {
+    let executor = Executor::new(options.seed);
+    let run = Run::new(&executor, options.mutant);
+    let world = std::sync::Arc::clone(&run.world);
+    let ended = executor.run(run.run(options.steps));
+    let violation = match ended {
+        Ok(()) => world.model().violation().map(str::to_owned),
+        Err(stuck) => {
+            Some(world.model().violation().map_or_else(|| stuck.to_string(), |first| format!("{first}; {stuck}")))
+        }
+    };
+    let counts = world.model().counts.clone();
+    Outcome {
+        seed: options.seed,
+        steps: options.steps,
+        recent: if violation.is_some() { executor.recent() } else { Vec::new() },
+        violation,
+        fingerprint: hex::encode(executor.fingerprint().as_bytes()),
+        events: executor.events(),
+        seconds: executor.now().as_secs_f64(),
+        tasks_max: executor.tasks_max() as u64,
+        counts,
+    }
+}
