@@ -16,16 +16,17 @@ use lazaret_protocol::message::{BlobStat, ByteRange, Locator, NodeStatus, Reques
 use lazaret_protocol::name::{BlobName, NodeId};
 
 use crate::background::Background;
-use crate::download::Download;
+use crate::download::{Download, Sources};
 use crate::environment::Environment;
 use crate::health::Health;
+use crate::maps::Maps;
 use crate::node::{self, NodeError, NodeFailure, in_one_line};
 use crate::quorum;
 use crate::transport::Transport;
 use crate::upload::Upload;
 
 /// Nodes that are asked the same question at once.
-const ASKED_AT_ONCE: usize = 16;
+pub(crate) const ASKED_AT_ONCE: usize = 16;
 
 /// What may be tuned.
 #[derive(Debug, Clone)]
@@ -40,6 +41,8 @@ pub struct ClusterOptions {
     pub commit_timeout: Duration,
     /// How long a node may take for a request without a body.
     pub request_timeout: Duration,
+    /// How often a node is asked whether it holds a newer map ([`Cluster::run_background`]).
+    pub ping_interval: Duration,
 }
 
 impl Default for ClusterOptions {
@@ -49,6 +52,7 @@ impl Default for ClusterOptions {
             progress_timeout: Duration::from_secs(5),
             commit_timeout: Duration::from_secs(60),
             request_timeout: Duration::from_secs(3),
+            ping_interval: Duration::from_secs(10),
         }
     }
 }
@@ -137,7 +141,7 @@ pub struct Cluster {
 }
 
 struct Inner {
-    map: Arc<ClusterMap>,
+    maps: Maps,
     transport: Arc<dyn Transport>,
     environment: Environment,
     options: ClusterOptions,
@@ -156,13 +160,27 @@ impl Cluster {
     ) -> Result<Self, MapError> {
         map.validate()?;
         let background = Background::new(options.background_bytes_max);
-        let (map, health, corrupt_reads) = (Arc::new(map), Health::default(), AtomicU64::new(0));
-        Ok(Self { inner: Arc::new(Inner { map, transport, environment, options, health, background, corrupt_reads }) })
+        let (maps, health, corrupt_reads) = (Maps::new(map), Health::default(), AtomicU64::new(0));
+        Ok(Self { inner: Arc::new(Inner { maps, transport, environment, options, health, background, corrupt_reads }) })
     }
 
     /// The map in force.
     pub fn map(&self) -> Arc<ClusterMap> {
-        Arc::clone(&self.inner.map)
+        self.inner.maps.current()
+    }
+
+    /// Sends one node of the map a request without a body. Its failure counts against the node for the requests to come.
+    pub async fn ask(&self, node: NodeId, request: Request) -> Result<Response, NodeError> {
+        let map = self.map();
+        let node = map.node(node).ok_or(NodeError::NotInMap(node))?;
+        self.ask_entry(node, request).await
+    }
+
+    /// The same for a node that need not be in the map, as one that is about to join.
+    pub async fn ask_entry(&self, node: &NodeEntry, request: Request) -> Result<Response, NodeError> {
+        let answer = node::ask(self, node, &request).await;
+        self.note(node, &answer);
+        answer
     }
 
     /// Begins a put of a body of any length.
@@ -179,7 +197,18 @@ impl Cluster {
 
     /// Reads a blob, or the bytes of `range` that it has. Returns once a node began to answer.
     pub async fn get(&self, name: BlobName, range: Option<ByteRange>) -> Result<Download, GetError> {
-        Download::open(self.clone(), name, range).await
+        Download::open(self.clone(), name, range, Sources::default()).await
+    }
+
+    /// Reads a whole blob, from `preferred` if it has a sound copy, and never from `excluded`: for a node that fetches what it
+    /// lacks. With a node excluded, NotFound says nothing of that one.
+    pub async fn get_from(
+        &self,
+        name: BlobName,
+        preferred: Option<NodeId>,
+        excluded: Option<NodeId>,
+    ) -> Result<Download, GetError> {
+        Download::open(self.clone(), name, None, Sources { preferred, excluded }).await
     }
 
     /// What nodes say of a blob.
@@ -225,13 +254,13 @@ impl Cluster {
 
     /// The state of every node, in the map's order.
     pub async fn status(&self) -> Vec<(NodeEntry, Result<NodeStatus, NodeError>)> {
-        self.ask_status(self.inner.map.nodes.clone()).buffered(ASKED_AT_ONCE).collect().await
+        self.ask_status(self.map().nodes.clone()).buffered(ASKED_AT_ONCE).collect().await
     }
 
     /// Whether a put could be acknowledged now: `min_replica` nodes answer and have space.
     pub async fn writable(&self) -> Result<(), PutError> {
-        let needed = usize::from(self.inner.map.min_replica);
-        let mut nodes = self.inner.map.nodes.clone();
+        let needed = usize::from(self.map().min_replica);
+        let mut nodes = self.map().nodes.clone();
         nodes.retain(|node| node.state == NodeState::Up);
         let mut answers = self.ask_status(nodes).buffer_unordered(ASKED_AT_ONCE);
         let (mut ready, mut reasons) = (0, Vec::new());
@@ -291,6 +320,10 @@ impl Cluster {
         }
     }
 
+    pub(crate) fn maps(&self) -> &Maps {
+        &self.inner.maps
+    }
+
     pub(crate) fn transport(&self) -> &dyn Transport {
         &*self.inner.transport
     }
@@ -317,11 +350,23 @@ impl Cluster {
 
     /// Learns from a node's failure, for the requests to come.
     pub(crate) fn failed(&self, node: &NodeEntry, error: NodeError) -> NodeFailure {
+        self.note_failure(node, &error);
+        NodeFailure::new(node, error)
+    }
+
+    /// Learns from how a request to a node went.
+    pub(crate) fn note<T>(&self, node: &NodeEntry, outcome: &Result<T, NodeError>) {
+        if let Err(error) = outcome {
+            self.note_failure(node, error);
+        }
+    }
+
+    fn note_failure(&self, node: &NodeEntry, error: &NodeError) {
         self.inner.health.disappointed(node.id, self.now());
         if matches!(error, NodeError::Stalled { .. }) {
             self.inner.transport.distrust(node);
         }
-        NodeFailure::new(node, error)
+        self.heard_in_refusal(node, error);
     }
 
     pub(crate) fn count_corrupt_read(&self) {

@@ -5,14 +5,15 @@
 //! group has verified, which is when [`Download::next`] returns `None`.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use lazaret_protocol::cluster_map::NodeEntry;
+use lazaret_protocol::cluster_map::{ClusterMap, NodeEntry};
 use lazaret_protocol::message::{ByteRange, ErrorCode, GetHeader, GetRequest, Locator, Request, Response};
-use lazaret_protocol::name::BlobName;
+use lazaret_protocol::name::{BlobName, NodeId, PlacementKey};
 use lazaret_protocol::placement::read_order;
 use lazaret_protocol::tree::Decoder;
 
@@ -23,6 +24,8 @@ use crate::stream::RecvHalf;
 
 /// Nodes that are asked for one blob at once, however slow they are.
 const HEDGES_MAX: usize = 4;
+/// Maps that may replace one another during one search: more changes in such a short time are not the work of people.
+const RESTARTS_MAX: u32 = 3;
 
 /// A read under way.
 pub struct Download {
@@ -47,13 +50,18 @@ struct Source {
 }
 
 impl Download {
-    pub(crate) async fn open(cluster: Cluster, name: BlobName, range: Option<ByteRange>) -> Result<Self, GetError> {
+    pub(crate) async fn open(
+        cluster: Cluster,
+        name: BlobName,
+        range: Option<ByteRange>,
+        sources: Sources,
+    ) -> Result<Self, GetError> {
         if let Some(ByteRange { start, end }) = range
             && start > end
         {
             return Err(GetError::Range { start, end });
         }
-        let mut search = Search::new(cluster, name);
+        let mut search = Search::new(cluster, name, sources);
         loop {
             let found = search.next(range).await?;
             // Refuses a length that no blob has.
@@ -159,10 +167,27 @@ impl Download {
     }
 }
 
-/// The search for a node that holds the blob. Each node is asked once, those that were overtaken again.
+/// Whom a read asks first, and whom never.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Sources {
+    pub(crate) preferred: Option<NodeId>,
+    pub(crate) excluded: Option<NodeId>,
+}
+
+/// The search for a node that holds the blob. Each node is asked once, those that were overtaken again, and all of them anew
+/// when it turns out that the map they were taken from is outdated.
 struct Search {
     cluster: Cluster,
     name: BlobName,
+    sources: Sources,
+    /// The map by which nodes are asked.
+    map: Arc<ClusterMap>,
+    /// The highest epoch that a node which lacks the blob spoke of, and that node.
+    newer: Option<(u64, NodeEntry)>,
+    /// Maps that may still replace this one.
+    restarts_left: u32,
+    /// The nodes that should hold the blob were asked a second time.
+    confirmed: bool,
     /// Nodes to ask, in order.
     queue: VecDeque<NodeEntry>,
     locator: Option<Locator>,
@@ -179,17 +204,40 @@ struct Found {
 enum Answer {
     Found(GetHeader, RecvHalf),
     Located(Locator),
-    Absent,
+    /// The epoch of the node's map.
+    Absent(u64),
 }
 
 type Question = BoxFuture<'static, (NodeEntry, Duration, Result<Answer, NodeError>)>;
 
 impl Search {
-    fn new(cluster: Cluster, name: BlobName) -> Self {
+    fn new(cluster: Cluster, name: BlobName, sources: Sources) -> Self {
         let map = cluster.map();
-        let order = read_order(&map, name.placement());
-        let queue = cluster.health().reorder(order, cluster.now()).into();
-        Self { cluster, name, queue, locator: None, reasons: Vec::new() }
+        let mut search = Self {
+            cluster,
+            name,
+            sources,
+            map,
+            newer: None,
+            restarts_left: RESTARTS_MAX,
+            confirmed: false,
+            queue: VecDeque::new(),
+            locator: None,
+            reasons: Vec::new(),
+        };
+        search.queue = search.order(name.placement());
+        search
+    }
+
+    /// Whom to ask for what lies under `placement`, in order.
+    fn order(&self, placement: PlacementKey) -> VecDeque<NodeEntry> {
+        let order = read_order(&self.map, placement);
+        let mut order = self.cluster.health().reorder(order, self.cluster.now());
+        order.retain(|node| Some(node.id) != self.sources.excluded);
+        if let Some(at) = order.iter().position(|node| Some(node.id) == self.sources.preferred) {
+            order[..=at].rotate_right(1);
+        }
+        order.into()
     }
 
     /// The next node that begins to answer for `range`.
@@ -208,8 +256,10 @@ impl Search {
                     continue;
                 }
                 else => {
-                    if self.queue.is_empty() {
-                        return Err(self.verdict());
+                    if self.queue.is_empty()
+                        && let Some(error) = self.conclude().await
+                    {
+                        return Err(error);
                     }
                     self.ask_next(range, &asked, &mut waiting);
                     continue;
@@ -227,7 +277,12 @@ impl Search {
                     return Ok(Found { node, header, recv });
                 }
                 Ok(Answer::Located(locator)) => self.located(&node, locator),
-                Ok(Answer::Absent) => {}
+                Ok(Answer::Absent(epoch)) => {
+                    self.cluster.heard(node.id, epoch);
+                    if epoch > self.newer.as_ref().map_or(self.map.epoch, |(epoch, _)| *epoch) {
+                        self.newer = Some((epoch, node));
+                    }
+                }
                 Err(error) => self.failed(&node, error),
             }
             self.ask_next(range, &asked, &mut waiting);
@@ -251,10 +306,9 @@ impl Search {
         if self.locator.replace(locator) == Some(locator) {
             return;
         }
-        let map = self.cluster.map();
-        let mut order = read_order(&map, locator.placement);
+        let mut order = self.order(locator.placement);
         order.retain(|node| self.queue.iter().any(|queued| queued.id == node.id));
-        self.queue = self.cluster.health().reorder(order, self.cluster.now()).into();
+        self.queue = order;
     }
 
     fn failed(&mut self, node: &NodeEntry, error: NodeError) {
@@ -266,12 +320,45 @@ impl Search {
         self.reasons.push(failure);
     }
 
-    /// All nodes were asked and none is left.
-    fn verdict(&mut self) -> GetError {
-        match std::mem::take(&mut self.reasons) {
-            reasons if reasons.is_empty() => GetError::NotFound { name: self.name },
-            reasons => GetError::Unavailable { name: self.name, reasons },
+    /// All nodes were asked and none is left: what follows from it, or `None` if there is reason to ask again, for which the
+    /// queue is filled.
+    async fn conclude(&mut self) -> Option<GetError> {
+        if self.newer.is_some() || self.cluster.map().epoch > self.map.epoch {
+            if self.restarts_left > 0 && self.renew_map().await {
+                self.restarts_left -= 1;
+                return None;
+            }
+            let newer = self.newer.take().or_else(|| Some((self.cluster.map().epoch, self.map.nodes.first()?.clone())));
+            if let Some((epoch, node)) = newer {
+                self.reasons.push(NodeFailure::new(&node, NodeError::NewerMap { epoch }));
+            }
         }
+        let name = self.name;
+        if !self.reasons.is_empty() {
+            return Some(GetError::Unavailable { name, reasons: std::mem::take(&mut self.reasons) });
+        }
+        if self.confirmed {
+            return Some(GetError::NotFound { name });
+        }
+        // Repair may have moved the blob meanwhile, to a node that was asked before it came from one that was asked after it
+        // went. It moves to these.
+        self.confirmed = true;
+        self.queue = self.order(name.placement());
+        self.queue.truncate(usize::from(self.map.max_replica));
+        None
+    }
+
+    /// Takes the map that is newer than the one so far and begins anew with it; false if it cannot be had.
+    async fn renew_map(&mut self) -> bool {
+        let from = self.newer.as_ref().map(|(_, node)| node.id);
+        if !self.cluster.fetch_map(self.map.epoch, from).await {
+            return false;
+        }
+        self.map = self.cluster.map();
+        (self.newer, self.locator, self.confirmed) = (None, None, false);
+        self.reasons.clear();
+        self.queue = self.order(self.name.placement());
+        true
     }
 }
 
@@ -289,7 +376,7 @@ async fn ask_once(cluster: &Cluster, node: &NodeEntry, request: &Request) -> Res
     match cluster.environment().within(limit, node::answer(&mut recv, doing)).await {
         Ok(Ok(Response::Get(header))) => Ok(Answer::Found(header, recv)),
         Ok(Ok(Response::Located(locator))) => Ok(Answer::Located(locator)),
-        Ok(Ok(Response::Absent(_))) => Ok(Answer::Absent),
+        Ok(Ok(Response::Absent(absent))) => Ok(Answer::Absent(absent.epoch)),
         Ok(Ok(_)) => Err(NodeError::Unexpected { doing }),
         Ok(Err(error)) => Err(error),
         Err(source) => Err(NodeError::Stalled { doing, source }),

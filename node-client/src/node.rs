@@ -2,6 +2,7 @@
 //! name it becomes a line of the error a user sees.
 
 use std::fmt;
+use std::time::Duration;
 
 use lazaret_protocol::cluster_map::NodeEntry;
 use lazaret_protocol::message::{ErrorCode, ErrorReply, Request, Response};
@@ -58,11 +59,31 @@ pub enum NodeError {
     /// The node knows where the blob should lie, and does not hold it itself.
     #[error("holds only the blob's locator")]
     LocatorOnly,
+    /// The node holds a newer map than the one it was asked by, and that map could not be fetched.
+    #[error("holds a cluster map of epoch {epoch}, which could not be fetched")]
+    NewerMap {
+        /// Its map's epoch.
+        epoch: u64,
+    },
+    /// The map has no such node.
+    #[error("the cluster map has no node {0}")]
+    NotInMap(NodeId),
+    /// What was to be sent to it could not be had.
+    #[error("the copy's source failed: {0}")]
+    Source(String),
 }
 
 impl NodeError {
+    /// The code of the node's refusal, if that is what it is.
+    pub fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Refused(reply) => Some(reply.code),
+            _ => None,
+        }
+    }
+
     pub(crate) fn is(&self, code: ErrorCode) -> bool {
-        matches!(self, Self::Refused(reply) if reply.code == code)
+        self.code() == Some(code)
     }
 }
 
@@ -110,7 +131,9 @@ pub(crate) async fn begin(
         Ok((send, recv))
     };
     let limit = cluster.options().progress_timeout;
-    cluster.environment().within(limit, begun).await.map_err(|source| NodeError::Stalled { doing, source })?
+    let begun = cluster.environment().within(limit, begun).await;
+    cluster.heard(node.id, cluster.transport().epoch_heard());
+    begun.map_err(|source| NodeError::Stalled { doing, source })?
 }
 
 /// The answer on `recv`; a refusal is an error.
@@ -136,7 +159,24 @@ where
 
 /// A request without a body, and its answer, within the time for short requests.
 pub(crate) async fn ask(cluster: &Cluster, node: &NodeEntry, request: &Request) -> Result<Response, NodeError> {
-    once_more_if_lost(|| ask_once(cluster, node, request)).await
+    let answer = once_more_if_lost(|| ask_once(cluster, node, request)).await;
+    cluster.heard_in(node, &answer);
+    answer
+}
+
+/// How long a node may take for a request: reading blobs from disk or comparing a partition takes longer than a lookup.
+fn limit(cluster: &Cluster, request: &Request) -> Duration {
+    let options = cluster.options();
+    match request {
+        Request::Verify(_)
+        | Request::RepairDigests(_)
+        | Request::RepairItems(_)
+        | Request::RetentionPreview(_)
+        | Request::Delete(_)
+        | Request::Hold(_)
+        | Request::PushMap(_) => options.commit_timeout,
+        _ => options.request_timeout,
+    }
 }
 
 async fn ask_once(cluster: &Cluster, node: &NodeEntry, request: &Request) -> Result<Response, NodeError> {
@@ -147,6 +187,6 @@ async fn ask_once(cluster: &Cluster, node: &NodeEntry, request: &Request) -> Res
         let _ = send.finish().await;
         answer(&mut recv, doing).await
     };
-    let limit = cluster.options().request_timeout;
+    let limit = limit(cluster, request);
     cluster.environment().within(limit, asked).await.map_err(|source| NodeError::Stalled { doing, source })?
 }

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -90,6 +91,8 @@ struct Connector {
     tls: quinn::ClientConfig,
     cluster: ClusterId,
     credentials: Credentials,
+    /// The highest epoch in a `Welcome`.
+    epoch_heard: AtomicU64,
     /// A socket a family, bound when first needed: IPv6 may be switched off.
     ipv4: OnceLock<quinn::Endpoint>,
     ipv6: OnceLock<quinn::Endpoint>,
@@ -115,6 +118,7 @@ impl QuicTransport {
             tls: tls::client_config(ca_pem, certificate)?,
             cluster,
             credentials,
+            epoch_heard: AtomicU64::new(0),
             ipv4: OnceLock::new(),
             ipv6: OnceLock::new(),
         };
@@ -195,6 +199,10 @@ impl Transport for QuicTransport {
         }
     }
 
+    fn epoch_heard(&self) -> u64 {
+        self.shared.epoch_heard.load(Ordering::Relaxed)
+    }
+
     async fn close(&self) {
         for endpoint in [&self.shared.ipv4, &self.shared.ipv6].into_iter().filter_map(OnceLock::get) {
             endpoint.close(0_u32.into(), b"the client is done");
@@ -250,7 +258,10 @@ impl Connector {
         }
         .await;
         match answer {
-            Ok(Response::Welcome(welcome)) if welcome.node == node.id => Ok(()),
+            Ok(Response::Welcome(welcome)) if welcome.node == node.id => {
+                self.epoch_heard.fetch_max(welcome.epoch, Ordering::Relaxed);
+                Ok(())
+            }
             Ok(Response::Welcome(welcome)) => Err(TransportError::WrongNode {
                 address,
                 expected: node.id,

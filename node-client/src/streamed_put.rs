@@ -17,9 +17,10 @@ use lazaret_protocol::placement::write_order;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cluster::{Cluster, PutError};
+use crate::copy::put_answer;
 use crate::node::{self, NodeError, NodeFailure};
 use crate::quorum::{self, Durable};
-use crate::stream::{RecvHalf, SendHalf, StreamError};
+use crate::stream::{SendHalf, StreamError};
 use crate::upload::send_commit;
 
 /// Pieces are gathered to this length before they go out, so that a body that trickles in does not travel in crumbs.
@@ -301,7 +302,7 @@ impl Feed {
                 Err(error) => return Some(Err(error)),
             };
         // One future for the whole put: an answer before the commit is a refusal, whenever it comes.
-        let mut answer = Box::pin(Self::answer(&mut recv));
+        let mut answer = Box::pin(put_answer(&mut recv));
         let mut sent = std::mem::take(&mut self.sent).into_iter();
         loop {
             let item = match sent.next() {
@@ -339,14 +340,6 @@ impl Feed {
                 let answered = environment.within(self.cluster.options().commit_timeout, answer).await;
                 return Some(answered.unwrap_or_else(|source| Err(NodeError::Stalled { doing, source })));
             }
-        }
-    }
-
-    async fn answer(recv: &mut RecvHalf) -> Result<PutDone, NodeError> {
-        let doing = "waiting until the blob is durable";
-        match node::answer(recv, doing).await? {
-            Response::Put(done) => Ok(done),
-            _ => Err(NodeError::Unexpected { doing }),
         }
     }
 

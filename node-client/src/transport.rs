@@ -20,6 +20,11 @@ pub trait Transport: Send + Sync {
     /// there may be nobody any more.
     fn distrust(&self, _node: &NodeEntry) {}
 
+    /// The highest epoch that a node spoke of when a connection to it began; 0 if none did.
+    fn epoch_heard(&self) -> u64 {
+        0
+    }
+
     /// Tells the nodes that nothing follows, so that they need not wait to find out. For a process that is about to end.
     async fn close(&self) {}
 }
