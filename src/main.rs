@@ -7,6 +7,7 @@ mod components;
 mod config;
 mod init;
 mod scan;
+mod simulate;
 mod up;
 
 use std::process::ExitCode;
@@ -38,6 +39,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Scan(options) => scan::run(options).await,
             Command::Blob(command) => blob::run(command).await,
             Command::Cluster(command) => cluster::run(command).await,
+            Command::Simulate(options) => simulate::run(&options),
             Command::StorageNode(options) => components::storage_node(options).await,
             Command::Gateway(options) => components::gateway(options).await,
             Command::ScanWorker(options) => components::scan_worker(options).await,

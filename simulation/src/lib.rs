@@ -19,6 +19,9 @@ mod random;
 mod workload;
 mod world;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
 pub use model::Counts;
 pub use mutants::Mutant;
 use serde::Serialize;
@@ -75,6 +78,31 @@ pub struct Outcome {
     /// The latest events, oldest first, if something was violated.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub recent: Vec<String>,
+}
+
+/// Runs seeds from `first.seed` on, `count` of them, on all cores. `ended` is told of each in the order in which they end,
+/// and says whether to go on.
+pub fn simulate_many(first: Options, count: u64, ended: impl FnMut(&Outcome) -> bool + Send) {
+    let next = AtomicU64::new(0);
+    let ended = Mutex::new(ended);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let work = || {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= count {
+                return;
+            }
+            let outcome = simulate(Options { seed: first.seed.wrapping_add(number), ..first });
+            if !ended.lock().unwrap_or_else(PoisonError::into_inner)(&outcome) {
+                next.store(count, Ordering::Relaxed);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
 }
 
 /// Runs a seed.

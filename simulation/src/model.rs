@@ -4,6 +4,7 @@
 //! was not acknowledged may appear or not, a copy that was destroyed on purpose need not be there.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -41,6 +42,44 @@ pub struct Counts {
     pub cuts: u64,
     /// Disk errors injected: failed syncs and writes, full disks, flipped bits.
     pub disk_faults: u64,
+}
+
+impl Counts {
+    /// Adds another run's.
+    pub fn add(&mut self, other: &Self) {
+        self.puts += other.puts;
+        self.acknowledged += other.acknowledged;
+        self.reads += other.reads;
+        self.read += other.read;
+        self.not_found += other.not_found;
+        self.unavailable += other.unavailable;
+        self.power_losses += other.power_losses;
+        self.kills += other.kills;
+        self.disks_lost += other.disks_lost;
+        self.cuts += other.cuts;
+        self.disk_faults += other.disk_faults;
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "{} puts, {} acknowledged; {} reads, {} found, {} not found, {} unavailable; {} power losses, {} kills, \
+             {} disks lost, {} cuts, {} disk faults",
+            self.puts,
+            self.acknowledged,
+            self.reads,
+            self.read,
+            self.not_found,
+            self.unavailable,
+            self.power_losses,
+            self.kills,
+            self.disks_lost,
+            self.cuts,
+            self.disk_faults
+        )
+    }
 }
 
 pub(crate) struct Model {

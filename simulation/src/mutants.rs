@@ -20,6 +20,11 @@ impl Mutant {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::SkipSync, Self::AcknowledgeEarly, Self::AdoptUnsyncedTail];
 
+    /// The one that is called `name`.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mutant| mutant.name() == name)
+    }
+
     /// What it is called on the command line and in reports.
     pub fn name(self) -> &'static str {
         match self {
