@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return cli::usage_error(&error),
     };
-    start_telemetry();
+    start_telemetry(&cli.command);
     match run(cli.command) {
         Ok(code) => code,
         Err(error) => {
@@ -47,9 +47,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Logs go to stderr, filtered by `LAZARET_LOG` (`warn` unless told otherwise).
-fn start_telemetry() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("LAZARET_LOG").unwrap_or_else(|_| "warn".into());
+/// Logs go to stderr, filtered by `LAZARET_LOG` (`warn` unless told otherwise; a simulation's faults are no news).
+fn start_telemetry(command: &Command) {
+    let usual = if matches!(command, Command::Simulate(_)) { "off" } else { "warn" };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LAZARET_LOG").unwrap_or_else(|_| usual.into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 
