@@ -5,8 +5,8 @@
 //! | at | bytes | what |
 //! |---|---|---|
 //! | 0 | 8 | `LAZARETS` |
-//! | 8 | 4 | format version: 1 |
-//! | 12 | 4 | bucket: hours since the Unix epoch of the put times in it |
+//! | 8 | 4 | format version: 2 (1 is still read) |
+//! | 12 | 4 | bucket: hours since the Unix epoch of the put times in it; all ones: it never expires |
 //! | 16 | 8 | segment id |
 //! | 24 | 16 | cluster id |
 //! | 40 | 16 | node id |
@@ -19,15 +19,15 @@
 //! | at | bytes | what |
 //! |---|---|---|
 //! | 0 | 8 | the segment's marker |
-//! | 8 | 1 | kind: 1 blob, 2 extent, 3 tree, 4 commit, 5 locator, 6 tombstone |
+//! | 8 | 1 | kind: 1 blob, 2 extent, 3 tree, 4 commit, 5 locator, 6 tombstone, 7 hold |
 //! | 9 | 1 | flags: bit 0, the payload is salted |
 //! | 10 | 2 | zero |
 //! | 12 | 4 | bytes of payload |
 //! | 16 | 4 | of these, bytes of tree at its end (blob; else zero) |
 //! | 20 | 4 | CRC32C of the payload as it lies on disk |
-//! | 24 | 32 | blob, commit, locator, tombstone: the name; extent, tree: the upload id and 16 zeros |
-//! | 56 | 8 | extent: its place in the content; tree: its place in the tree; else zero |
-//! | 64 | 8 | put time in Unix milliseconds; tombstone: the time up to which puts are killed |
+//! | 24 | 32 | blob, commit, locator, tombstone, hold: the name; extent, tree: the upload id and 16 zeros |
+//! | 56 | 8 | extent: its place in the content; tree: its place in the tree; hold: see below; else zero |
+//! | 64 | 8 | put time in Unix milliseconds; tombstone: the time up to which puts are killed; hold: its own time |
 //! | 72 | 16 | salt, see [`crate::salt`]; zeros if not salted |
 //! | 88 | 8 | how much of this segment was synced when the record was written |
 //! | 96 | 4 | zero |
@@ -35,21 +35,27 @@
 //!
 //! Payloads: of a blob its content and its tree; of an extent [`EXTENT_BYTES_MAX`] bytes of content (the last one fewer); of
 //! a tree record [`TREE_PIECE_BYTES`] bytes of the tree (the last one fewer); of a commit the upload id (16), the length (8),
-//! then a location for each extent and each tree record in order; of a locator the placement key (32) and the length (8);
-//! of a tombstone nothing. A location is the bucket (4), the segment id (8) and the offset of the record (8).
+//! the placement key (32; version 1 has none), then a location for each extent and each tree record in order; of a locator
+//! the placement key (32) and the length (8); of a tombstone and a hold nothing. A location is the bucket (4), the segment
+//! id (8) and the offset of the record (8). A hold's place is 1 if it was placed and 0 if it was released, and in its upper
+//! half the first bucket whose puts it protects.
 //!
 //! The marker makes a record recognisable after damage: no uploader knows it, so no content can pose as a record. The
 //! synced offset proves, without the index, how far a segment was durable.
 
-use lazaret_protocol::limits::{BLOB_BYTES_MAX, EXTENT_BYTES_MAX, KIB};
+use lazaret_protocol::limits::{BLOB_BYTES_MAX, BUCKET_MS, EXTENT_BYTES_MAX, KIB};
 use lazaret_protocol::message::Locator;
 use lazaret_protocol::tree::tree_bytes;
 use lazaret_protocol::{BlobName, ClusterId, NodeId, PlacementKey, UploadId};
 
 use crate::salt::{self, SaltKey};
 
-/// The version of segments, records and the data directory that this build writes and reads.
-pub const FORMAT_VERSION: u32 = 1;
+/// The version of segments, records and the data directory that this build writes.
+pub const FORMAT_VERSION: u32 = 2;
+/// The oldest version that this build reads. It differs in commits alone, which tell no placement key.
+pub const FORMAT_VERSION_OLDEST: u32 = 1;
+/// The bucket of what is held: it never expires. No put time falls into it.
+pub const HELD_BUCKET: u32 = u32::MAX;
 /// Bytes of a segment's header.
 pub const SEGMENT_HEADER_BYTES: usize = 72;
 /// Bytes of a record's header.
@@ -61,7 +67,10 @@ pub const LOCATION_BYTES: usize = 20;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"LAZARETS";
 const FLAG_SALTED: u8 = 1;
-const COMMIT_FIXED_BYTES: usize = 24;
+const COMMIT_FIXED_BYTES: usize = 56;
+/// What commits of version 1 lack. It is no multiple of a location's length, so that a payload's length tells them apart.
+const PLACEMENT_BYTES: usize = 32;
+const HOLD_PLACED: u64 = 1;
 const LOCATOR_BYTES: usize = 40;
 
 /// The random first bytes of every record of one segment.
@@ -95,7 +104,9 @@ pub struct Location {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
     /// Another format than this build's.
-    #[error("format version {0} is not read by this build, which reads version {FORMAT_VERSION}")]
+    #[error(
+        "format version {0} is not read by this build, which reads versions {FORMAT_VERSION_OLDEST} to {FORMAT_VERSION}"
+    )]
     Version(u32),
     /// Damage, or nothing was ever written there.
     #[error("{0}")]
@@ -137,7 +148,7 @@ impl SegmentHeader {
             return Err(FormatError::Damaged("not a segment"));
         }
         let version = fields.u32();
-        if version != FORMAT_VERSION {
+        if !(FORMAT_VERSION_OLDEST..=FORMAT_VERSION).contains(&version) {
             return Err(FormatError::Version(version));
         }
         let (bucket, id) = (fields.u32(), fields.u64());
@@ -165,6 +176,8 @@ pub enum RecordKind {
     Locator,
     /// Kills every put of a name up to its time.
     Tombstone,
+    /// Keeps a name from expiring, or no longer does.
+    Hold,
 }
 
 impl RecordKind {
@@ -176,6 +189,7 @@ impl RecordKind {
             Self::Commit => 4,
             Self::Locator => 5,
             Self::Tombstone => 6,
+            Self::Hold => 7,
         }
     }
 
@@ -187,6 +201,7 @@ impl RecordKind {
             4 => Self::Commit,
             5 => Self::Locator,
             6 => Self::Tombstone,
+            7 => Self::Hold,
             _ => return None,
         })
     }
@@ -202,9 +217,11 @@ impl RecordKind {
             _ if tree != 0 => false,
             Self::Extent => payload > 0 && payload <= whole,
             Self::Tree => payload > 0 && payload <= TREE_PIECE_BYTES as u64,
-            Self::Commit => payload >= COMMIT_FIXED_BYTES as u64 && payload <= commit_bytes(BLOB_BYTES_MAX),
+            Self::Commit => {
+                payload >= (COMMIT_FIXED_BYTES - PLACEMENT_BYTES) as u64 && payload <= commit_bytes(BLOB_BYTES_MAX)
+            }
             Self::Locator => payload == LOCATOR_BYTES as u64,
-            Self::Tombstone => payload == 0,
+            Self::Tombstone | Self::Hold => payload == 0,
         }
     }
 }
@@ -233,6 +250,13 @@ impl Subject {
     pub fn name(&self) -> BlobName {
         BlobName(self.0)
     }
+
+    /// The subject as an upload id.
+    pub fn upload(&self) -> UploadId {
+        let mut bytes = [0; UploadId::BYTES];
+        bytes.iter_mut().zip(self.0).for_each(|(to, from)| *to = from);
+        UploadId(bytes)
+    }
 }
 
 /// The first bytes of a record.
@@ -250,9 +274,9 @@ pub struct RecordHeader {
     pub payload_crc: u32,
     /// Whom the record is about.
     pub subject: Subject,
-    /// The place in content or tree of an extent or a tree record.
+    /// The place in content or tree of an extent or a tree record; what a hold says, see [`hold_position`].
     pub position: u64,
-    /// The put time, or a tombstone's time.
+    /// The put time, or a tombstone's or a hold's own time.
     pub time_ms: u64,
     /// The payload's salt, if it is salted.
     pub salt: Option<SaltKey>,
@@ -369,6 +393,12 @@ impl PreparedRecord {
         &self.header
     }
 
+    /// The record with another time.
+    pub fn at_time(mut self, time_ms: u64) -> Self {
+        self.header.time_ms = time_ms;
+        self
+    }
+
     /// Bytes of header and payload.
     pub fn record_bytes(&self) -> u64 {
         self.bytes.len() as u64
@@ -392,6 +422,8 @@ pub struct Commit {
     pub upload: UploadId,
     /// The blob's length in bytes.
     pub length: u64,
+    /// Where the blob is placed; `None` in version 1, where its first extent tells.
+    pub placement: Option<PlacementKey>,
     /// Where its extents lie, in order.
     pub extents: Vec<Location>,
     /// Where the records of its tree lie, in order.
@@ -408,6 +440,16 @@ pub fn tree_piece_count(length: u64) -> usize {
     tree_bytes(length).div_ceil(TREE_PIECE_BYTES as u64) as usize
 }
 
+/// Bytes of the record of a whole blob of `length` bytes.
+pub fn whole_record_bytes(length: u64) -> u64 {
+    RECORD_HEADER_BYTES as u64 + length + tree_bytes(length)
+}
+
+/// Bytes of the record of piece `at` of those that together hold `total` bytes, `each` in all but the last.
+pub fn piece_record_bytes(at: usize, total: u64, each: usize) -> u64 {
+    RECORD_HEADER_BYTES as u64 + total.saturating_sub(at as u64 * each as u64).min(each as u64)
+}
+
 fn commit_bytes(length: u64) -> u64 {
     (COMMIT_FIXED_BYTES + LOCATION_BYTES * (extent_count(length) + tree_piece_count(length))) as u64
 }
@@ -417,6 +459,9 @@ impl Commit {
     pub fn encode(&self, buffer: &mut Vec<u8>) {
         buffer.extend_from_slice(self.upload.as_bytes());
         buffer.extend_from_slice(&self.length.to_le_bytes());
+        if let Some(placement) = &self.placement {
+            buffer.extend_from_slice(&placement.0);
+        }
         for location in self.extents.iter().chain(&self.tree) {
             encode_location(location, buffer);
         }
@@ -428,13 +473,33 @@ impl Commit {
         let mut rest = payload;
         let upload = UploadId(take(&mut rest).ok_or(MALFORMED)?);
         let length = u64::from_le_bytes(take(&mut rest).ok_or(MALFORMED)?);
-        if length > BLOB_BYTES_MAX || commit_bytes(length) != payload.len() as u64 {
+        if length > BLOB_BYTES_MAX {
             return Err(MALFORMED);
         }
+        let placement = match commit_bytes(length).checked_sub(payload.len() as u64) {
+            Some(0) => Some(PlacementKey(take(&mut rest).ok_or(MALFORMED)?)),
+            Some(missing) if missing == PLACEMENT_BYTES as u64 => None,
+            _ => return Err(MALFORMED),
+        };
         let extents = decode_locations(&mut rest, extent_count(length)).ok_or(MALFORMED)?;
         let tree = decode_locations(&mut rest, tree_piece_count(length)).ok_or(MALFORMED)?;
-        Ok(Self { upload, length, extents, tree })
+        Ok(Self { upload, length, placement, extents, tree })
     }
+}
+
+/// The bucket of a put time. Times too far off for a bucket share the last one that expires.
+pub fn bucket_of(time_ms: u64) -> u32 {
+    u32::try_from(time_ms / BUCKET_MS).unwrap_or(HELD_BUCKET).min(HELD_BUCKET - 1)
+}
+
+/// The position of a hold's record: whether it was placed, and the first bucket whose puts it protects.
+pub fn hold_position(placed: bool, from_bucket: u32) -> u64 {
+    (u64::from(from_bucket) << 32) | if placed { HOLD_PLACED } else { 0 }
+}
+
+/// What [`hold_position`] was made of.
+pub fn decode_hold_position(position: u64) -> (bool, u32) {
+    (position & HOLD_PLACED != 0, (position >> 32) as u32)
 }
 
 /// Appends a locator's payload to `buffer`.
@@ -552,7 +617,7 @@ mod tests {
         let bytes = segment_header().encode();
         let expected = concat!(
             "4c415a4152455453",
-            "01000000",
+            "02000000",
             "04030201",
             "1817161514131211",
             "c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1",
@@ -593,27 +658,10 @@ mod tests {
 
     #[test]
     fn golden_commit_and_locator() {
-        let location = |offset| Location { segment: SegmentAddress { bucket: 7, id: 9 }, offset };
-        let commit = Commit {
-            upload: UploadId([0xee; 16]),
-            length: EXTENT_BYTES_MAX as u64 + 1,
-            extents: vec![location(0x48), location(0x50)],
-            tree: vec![location(0x60)],
-        };
-        let mut bytes = Vec::new();
-        commit.encode(&mut bytes);
-        let expected = concat!(
-            "eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee",
-            "0100400000000000",
-            "0700000009000000000000004800000000000000",
-            "0700000009000000000000005000000000000000",
-            "0700000009000000000000006000000000000000",
-        );
-        assert_eq!(hex::encode(&bytes), expected);
-        assert_eq!(Commit::decode(&bytes), Ok(commit));
-        bytes.push(0);
-        assert!(Commit::decode(&bytes).is_err());
-
+        // Version 1 had no placement key.
+        for (placement, written) in [(None, String::new()), (Some(PlacementKey([0x77; 32])), "77".repeat(32))] {
+            golden_commit(placement, &written);
+        }
         let locator = Locator { placement: PlacementKey([3; 32]), length: 0x99 };
         let mut bytes = Vec::new();
         encode_locator(&locator, &mut bytes);
@@ -622,14 +670,57 @@ mod tests {
     }
 
     #[test]
-    fn another_version_is_named() {
-        let mut bytes = segment_header().encode();
-        bytes[8] = 2;
-        let crc = crc32c::crc32c(&bytes[..68]).to_le_bytes();
-        bytes[68..].copy_from_slice(&crc);
-        let error = SegmentHeader::decode(&bytes).unwrap_err();
-        assert_eq!(error, FormatError::Version(2));
-        assert!(error.to_string().contains("version 2"));
+    fn golden_hold() {
+        let name = BlobName([0xab; 32]).into();
+        let position = hold_position(true, 0x0102_0304);
+        let record = PreparedRecord::new(RecordKind::Hold, name, position, 0x2122, 0, None, record_buffer(0));
+        let bytes = record.placed(*b"markers!", 0x48);
+        assert_eq!(hex::encode(&bytes[8..12]), "07000000");
+        assert_eq!(hex::encode(&bytes[56..72]), "01000000040302012221000000000000");
+        assert_eq!(bytes.len(), RECORD_HEADER_BYTES);
+        for (placed, bucket) in [(true, 0), (false, 7), (true, u32::MAX)] {
+            assert_eq!(decode_hold_position(hold_position(placed, bucket)), (placed, bucket));
+        }
+    }
+
+    fn golden_commit(placement: Option<PlacementKey>, written: &str) {
+        let location = |offset| Location { segment: SegmentAddress { bucket: 7, id: 9 }, offset };
+        let commit = Commit {
+            upload: UploadId([0xee; 16]),
+            length: EXTENT_BYTES_MAX as u64 + 1,
+            placement,
+            extents: vec![location(0x48), location(0x50)],
+            tree: vec![location(0x60)],
+        };
+        let mut bytes = Vec::new();
+        commit.encode(&mut bytes);
+        let locations = concat!(
+            "0700000009000000000000004800000000000000",
+            "0700000009000000000000005000000000000000",
+            "0700000009000000000000006000000000000000",
+        );
+        let expected = format!("{}0100400000000000{written}{locations}", "ee".repeat(16));
+        assert_eq!(hex::encode(&bytes), expected);
+        assert_eq!(Commit::decode(&bytes), Ok(commit));
+        bytes.push(0);
+        assert!(Commit::decode(&bytes).is_err());
+    }
+
+    #[test]
+    fn version_1_is_read_and_another_version_is_named() {
+        let of_version = |version| {
+            let mut bytes = segment_header().encode();
+            bytes[8] = version;
+            let crc = crc32c::crc32c(&bytes[..68]).to_le_bytes();
+            bytes[68..].copy_from_slice(&crc);
+            SegmentHeader::decode(&bytes)
+        };
+        assert_eq!(of_version(1), Ok(segment_header()));
+        for version in [0, 3] {
+            let error = of_version(version).unwrap_err();
+            assert_eq!(error, FormatError::Version(version.into()));
+            assert!(error.to_string().contains(&format!("version {version}")));
+        }
     }
 
     #[test]

@@ -6,23 +6,27 @@
 //! that failed. Then the segment is sealed. An index that was lost is rebuilt by the same walk.
 //!
 //! Damage before the proven offset is counted and left in place. A torn tail is not damage: nothing in it was
-//! acknowledged. Every step may be interrupted and repeated.
+//! acknowledged. Every step may be interrupted and repeated. A blob whose header is sound and whose payload is not is known
+//! as damaged, unless there is another copy.
+//!
+//! What has expired, or was to be unlinked when the node went down, is unlinked and not looked at.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use lazaret_protocol::limits::MIB;
-use lazaret_protocol::{BlobName, ClusterId, NodeId};
+use lazaret_protocol::{BlobName, ClusterId, NodeId, PlacementKey, UploadId};
 
 use crate::disk::Disk;
-use crate::engine::{Counters, EngineError};
-use crate::index::{BlobEntry, Change, Entry, Index, IndexBatch, Layout, LocatorEntry, SegmentState};
+use crate::engine::{Changed, Changes, Counters, EngineError, Ledger, Progress};
+use crate::index::{BlobEntry, Change, Dropped, HoldEntry, Index, Layout, LocatorEntry, SegmentState, UploadOwner};
 use crate::record::{
-    Commit, Location, Marker, PreparedRecord, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEGMENT_HEADER_BYTES,
-    SegmentAddress, Subject, decode_locator, record_buffer,
+    Commit, HELD_BUCKET, Location, Marker, PreparedRecord, RECORD_HEADER_BYTES, RecordHeader, RecordKind,
+    SEGMENT_HEADER_BYTES, SegmentAddress, Subject, bucket_of, decode_hold_position, decode_locator, record_buffer,
 };
 use crate::scan::{Scan, Step, read_record_buffer, read_record_header, read_segment_header};
 use crate::segments::{SegmentSource, Segments};
+use crate::writer::layout_of;
 
 /// Most locations that recovery holds in entries before it makes them durable: a streamed blob has one for each extent.
 const BATCH_LOCATIONS_MAX: usize = 16 * 1024;
@@ -32,7 +36,7 @@ const BATCH_BYTES_MAX: u64 = 32 * MIB;
 /// What recovery leaves for the writer.
 pub(crate) struct Recovered {
     pub(crate) segments: Segments,
-    pub(crate) blobs: u64,
+    pub(crate) ledger: Ledger,
 }
 
 pub(crate) struct Recovery {
@@ -44,10 +48,12 @@ pub(crate) struct Recovery {
     segments: Segments,
     /// How far each segment seen so far may be trusted where it lies.
     trusted: HashMap<SegmentAddress, u64>,
-    entries: HashMap<BlobName, Entry>,
+    entries: HashMap<BlobName, Changed>,
+    dropped: Dropped,
+    uploads: Vec<(UploadId, UploadOwner)>,
     locations: usize,
     staged_bytes: u64,
-    blobs: u64,
+    ledger: Ledger,
 }
 
 /// The segment being walked.
@@ -63,13 +69,17 @@ pub(crate) fn recover(
     disk: &Arc<dyn Disk>,
     index: &Arc<dyn Index>,
     mut source: SegmentSource,
+    horizon: u32,
 ) -> Result<Recovered, EngineError> {
-    let known: HashMap<SegmentAddress, SegmentState> = index.segments()?.into_iter().collect();
+    let mut ledger = Ledger::load(&**index, horizon)?;
     let mut on_disk = disk.segments()?;
     on_disk.sort_unstable_by_key(|address| address.id);
-    let newest = known.keys().chain(&on_disk).map(|address| address.id).max();
-    source.next_id = newest.map_or(1, |id| id.saturating_add(1));
+    let newest = ledger.segments().keys().chain(&on_disk).map(|address| address.id).max();
+    source.next_id = source.next_id.max(newest.map_or(1, |id| id.saturating_add(1)));
     let (cluster, node, counters) = (source.cluster, source.node, Arc::clone(&source.counters));
+    remove_what_is_gone(&**disk, &**index, &counters, &mut ledger, &mut on_disk)?;
+    let known: HashMap<SegmentAddress, SegmentState> =
+        ledger.segments().iter().filter(|(_, state)| !state.removed).map(|(&at, &state)| (at, state)).collect();
     let mut recovery = Recovery {
         disk: Arc::clone(disk),
         index: Arc::clone(index),
@@ -79,9 +89,11 @@ pub(crate) fn recover(
         segments: Segments::new(source),
         trusted: HashMap::new(),
         entries: HashMap::new(),
+        dropped: Dropped::new(),
+        uploads: Vec::new(),
         locations: 0,
         staged_bytes: 0,
-        blobs: index.blobs()?,
+        ledger,
     };
     for address in known.keys().filter(|address| on_disk.binary_search_by_key(&address.id, |a| a.id).is_err()) {
         if known.get(address).is_some_and(|state| state.synced > 0) {
@@ -96,12 +108,34 @@ pub(crate) fn recover(
         recovery.segment(address, known.get(&address).copied().unwrap_or_default())?;
     }
     recovery.flush(Vec::new())?;
-    Ok(Recovered { segments: recovery.segments, blobs: recovery.blobs })
+    Ok(Recovered { segments: recovery.segments, ledger: recovery.ledger })
+}
+
+/// Unlinks segments that have expired or were to be removed, and forgets them.
+fn remove_what_is_gone(
+    disk: &dyn Disk,
+    index: &dyn Index,
+    counters: &Counters,
+    ledger: &mut Ledger,
+    on_disk: &mut Vec<SegmentAddress>,
+) -> Result<(), EngineError> {
+    let horizon = ledger.horizon;
+    let removed = ledger.removed();
+    let gone = |address: &SegmentAddress| address.bucket < horizon || removed.contains(address);
+    let there: Vec<SegmentAddress> = on_disk.iter().copied().filter(gone).collect();
+    if !there.is_empty() {
+        disk.remove_segments(&there)?;
+        on_disk.retain(|address| !gone(address));
+    }
+    ledger.expire(index, counters, horizon)?;
+    ledger.forget(index, counters, &removed)?;
+    Ok(())
 }
 
 impl Recovery {
     fn segment(&mut self, address: SegmentAddress, state: SegmentState) -> Result<(), EngineError> {
         self.trusted.insert(address, state.synced);
+        self.ledger.know(address);
         if state.sealed {
             return Ok(());
         }
@@ -164,9 +198,14 @@ impl Recovery {
         if matches!(header.kind, RecordKind::Extent | RecordKind::Tree) {
             return Ok(true);
         }
-        let Some(buffer) = read_record_buffer(&*self.disk, walked.address, offset, header)? else { return Ok(false) };
         let in_place = offset + header.record_bytes() <= walked.trusted;
         let here = Location { segment: walked.address, offset };
+        let Some(buffer) = read_record_buffer(&*self.disk, walked.address, offset, header)? else {
+            if in_place && header.kind == RecordKind::Blob {
+                self.adopt(header.subject.name(), Change::Blob(BlobEntry { damaged: true, ..whole(header, here) }))?;
+            }
+            return Ok(false);
+        };
         let payload = buffer.get(RECORD_HEADER_BYTES..).unwrap_or_default();
         let change = match header.kind {
             RecordKind::Commit => return self.commit(header, here, in_place, payload),
@@ -177,10 +216,11 @@ impl Recovery {
                 Change::Locator(LocatorEntry { locator, put_time_ms: header.time_ms })
             }
             RecordKind::Tombstone => Change::Tombstone(header.time_ms),
-            _ => {
-                let length = u64::from(header.payload_bytes - header.tree_bytes);
-                Change::Blob(BlobEntry { length, put_time_ms: header.time_ms, layout: Layout::Whole(here) })
+            RecordKind::Hold => {
+                let (placed, from_bucket) = decode_hold_position(header.position);
+                Change::Hold(HoldEntry { time_ms: header.time_ms, placed, from_bucket })
             }
+            _ => Change::Blob(whole(header, here)),
         };
         let place = if in_place { here } else { self.rewrite(walked.address, header, buffer)? };
         let change = match change {
@@ -203,27 +243,60 @@ impl Recovery {
         let Ok(commit) = Commit::decode(&plain) else { return Ok(false) };
         let subject = Subject::from(commit.upload);
         let mut settled = commit.clone();
+        if settled.placement.is_none() {
+            settled.placement = self.placement(&commit)?;
+        }
         let extents = settled.extents.iter_mut().map(|location| (RecordKind::Extent, location));
         for (kind, location) in extents.chain(settled.tree.iter_mut().map(|location| (RecordKind::Tree, location))) {
             match self.piece(kind, subject, *location)? {
                 Some(place) => *location = place,
                 // A piece behind the proven offset was not acknowledged, and so neither was the commit: no damage.
                 None => {
-                    return Ok(self.trusted.get(&location.segment).is_none_or(|&trusted| location.offset >= trusted));
+                    let at = *location;
+                    let lost = self.trusted.get(&at.segment).is_none_or(|&trusted| at.offset >= trusted);
+                    if !lost && in_place && settled.placement.is_some() {
+                        self.adopt_commit(header, here, &Commit { placement: settled.placement, ..commit }, true)?;
+                    }
+                    return Ok(lost);
                 }
             }
         }
-        if !in_place || settled != commit {
+        if !in_place || (&settled.extents, &settled.tree) != (&commit.extents, &commit.tree) {
             let mut buffer = record_buffer(payload.len());
             settled.encode(&mut buffer);
             let record =
                 PreparedRecord::new(RecordKind::Commit, header.subject, 0, header.time_ms, 0, header.salt, buffer);
             self.stage(here.segment.bucket, record)?;
         }
-        let layout = Layout::Streamed { extents: settled.extents, tree: settled.tree };
-        let blob = BlobEntry { length: settled.length, put_time_ms: header.time_ms, layout };
-        self.adopt(header.subject.name(), Change::Blob(blob))?;
+        self.adopt_commit(header, here, &settled, false)?;
         Ok(true)
+    }
+
+    fn adopt_commit(
+        &mut self,
+        header: &RecordHeader,
+        here: Location,
+        commit: &Commit,
+        damaged: bool,
+    ) -> Result<(), EngineError> {
+        let (name, put_time_ms) = (header.subject.name(), header.time_ms);
+        let held = here.segment.bucket == HELD_BUCKET;
+        let owner = UploadOwner { name, bucket: if held { HELD_BUCKET } else { bucket_of(put_time_ms) } };
+        self.uploads.push((commit.upload, owner));
+        let blob = BlobEntry { length: commit.length, put_time_ms, layout: layout_of(commit), damaged };
+        self.adopt(name, Change::Blob(blob))
+    }
+
+    /// The placement key that a commit of version 1 does not tell: the hash of the blob's beginning.
+    fn placement(&self, commit: &Commit) -> Result<Option<PlacementKey>, EngineError> {
+        let Some(&at) = commit.extents.first() else { return Ok(None) };
+        let Some(header) = read_record_header(&*self.disk, at.segment, at.offset)? else { return Ok(None) };
+        let Some(mut buffer) = read_record_buffer(&*self.disk, at.segment, at.offset, &header)? else {
+            return Ok(None);
+        };
+        let content = buffer.get_mut(RECORD_HEADER_BYTES..).unwrap_or_default();
+        header.unsalt(0, content);
+        Ok(Some(PlacementKey(BlobName::of(content).0)))
     }
 
     /// Where a piece of a commit lies from now on; `None` if it is not there or not whole.
@@ -260,17 +333,20 @@ impl Recovery {
     }
 
     fn adopt(&mut self, name: BlobName, change: Change) -> Result<(), EngineError> {
-        let entry = match self.entries.entry(name) {
+        let changed = match self.entries.entry(name) {
             std::collections::hash_map::Entry::Occupied(held) => held.into_mut(),
-            std::collections::hash_map::Entry::Vacant(free) => free.insert(self.index.get(name)?.unwrap_or_default()),
+            std::collections::hash_map::Entry::Vacant(free) => {
+                let before = self.index.get(name)?.unwrap_or_default();
+                free.insert(Changed { after: before.clone(), before })
+            }
         };
-        let before = u64::from(entry.blob.is_some());
         self.locations += match &change {
-            Change::Blob(BlobEntry { layout: Layout::Streamed { extents, tree }, .. }) => extents.len() + tree.len(),
+            Change::Blob(BlobEntry { layout: Layout::Streamed { extents, tree, .. }, .. }) => {
+                extents.len() + tree.len()
+            }
             _ => 1,
         };
-        entry.absorb(change);
-        self.blobs = (self.blobs + u64::from(entry.blob.is_some())).saturating_sub(before);
+        self.dropped.extend(changed.after.absorb(change));
         self.counters.recovered_records.add(1);
         if self.locations >= BATCH_LOCATIONS_MAX {
             self.flush(Vec::new())?;
@@ -280,18 +356,26 @@ impl Recovery {
 
     /// Notes that nothing behind `synced` counts. Only after everything behind it that does was written again.
     fn seal(&mut self, address: SegmentAddress, synced: u64) -> Result<(), EngineError> {
-        self.flush(vec![(address, SegmentState { synced, sealed: true })])
+        self.flush(vec![Progress { address, synced, sealed: true }])
     }
 
-    fn flush(&mut self, sealed: Vec<(SegmentAddress, SegmentState)>) -> Result<(), EngineError> {
+    fn flush(&mut self, sealed: Vec<Progress>) -> Result<(), EngineError> {
         (self.staged_bytes, self.locations) = (0, 0);
         self.segments.write()?;
-        let mut segments = self.segments.sync_all()?;
-        segments.extend(sealed);
-        let entries: Vec<(BlobName, Entry)> = self.entries.drain().collect();
-        if entries.is_empty() && segments.is_empty() {
-            return Ok(());
-        }
-        Ok(self.index.apply(IndexBatch { entries, segments, blobs: self.blobs })?)
+        let mut progress = self.segments.sync_all()?;
+        progress.extend(sealed);
+        let changes = Changes {
+            entries: self.entries.drain().collect(),
+            progress,
+            dropped: std::mem::take(&mut self.dropped),
+            uploads: std::mem::take(&mut self.uploads),
+            ..Changes::default()
+        };
+        Ok(self.ledger.apply(&*self.index, &self.counters, changes)?)
     }
+}
+
+fn whole(header: &RecordHeader, here: Location) -> BlobEntry {
+    let length = u64::from(header.payload_bytes - header.tree_bytes);
+    BlobEntry { length, put_time_ms: header.time_ms, layout: Layout::Whole(here), damaged: false }
 }

@@ -12,8 +12,7 @@ use lazaret_protocol::limits::MIB;
 use lazaret_protocol::{ClusterId, NodeId};
 
 use crate::disk::{Disk, DiskError, SegmentFile};
-use crate::engine::Counters;
-use crate::index::SegmentState;
+use crate::engine::{Counters, Progress};
 use crate::record::{Location, Marker, PreparedRecord, SEGMENT_HEADER_BYTES, SegmentAddress, SegmentHeader};
 
 /// Most segments open for appending. Put times may be five minutes off, so two buckets are in use at a time; long uploads
@@ -46,7 +45,7 @@ pub(crate) struct Segments {
     /// Synced offsets of the segments that failed since the node was opened.
     failed: BTreeMap<u64, u64>,
     /// Failures that the index has not been told of.
-    failures: Vec<(SegmentAddress, SegmentState)>,
+    failures: Vec<Progress>,
 }
 
 struct OpenSegment {
@@ -176,7 +175,7 @@ impl Segments {
 
     /// Syncs the segments `wanted` (by id), those that take no more records and those with too much unsynced. Returns
     /// the new states.
-    pub(crate) fn sync(&mut self, wanted: &BTreeSet<u64>) -> Result<Vec<(SegmentAddress, SegmentState)>, DiskError> {
+    pub(crate) fn sync(&mut self, wanted: &BTreeSet<u64>) -> Result<Vec<Progress>, DiskError> {
         let mut states = Vec::new();
         let active = self.active.values_mut().filter(|segment| {
             let unsynced = segment.written - segment.synced;
@@ -192,7 +191,7 @@ impl Segments {
             match segment.file.sync() {
                 Ok(()) => {
                     segment.synced = segment.written;
-                    states.push((segment.address, SegmentState { synced: segment.synced, sealed }));
+                    states.push(Progress { address: segment.address, synced: segment.synced, sealed });
                 }
                 Err(error) => {
                     failed = Some((segment.address.id, error));
@@ -209,13 +208,13 @@ impl Segments {
     }
 
     /// Syncs everything that is not durable yet.
-    pub(crate) fn sync_all(&mut self) -> Result<Vec<(SegmentAddress, SegmentState)>, DiskError> {
+    pub(crate) fn sync_all(&mut self) -> Result<Vec<Progress>, DiskError> {
         let all = self.active.values().map(|segment| segment.address.id).collect();
         self.sync(&all)
     }
 
     /// Syncs and closes everything.
-    pub(crate) fn close(&mut self) -> Result<Vec<(SegmentAddress, SegmentState)>, DiskError> {
+    pub(crate) fn close(&mut self) -> Result<Vec<Progress>, DiskError> {
         let active = std::mem::take(&mut self.active);
         self.retired.extend(active.into_values());
         self.sync(&BTreeSet::new())
@@ -227,8 +226,15 @@ impl Segments {
     }
 
     /// Failures that the index must be told of, each once.
-    pub(crate) fn take_failures(&mut self) -> Vec<(SegmentAddress, SegmentState)> {
+    pub(crate) fn take_failures(&mut self) -> Vec<Progress> {
         std::mem::take(&mut self.failures)
+    }
+
+    /// Lets go of the segments of buckets before `bucket`, which have expired: nothing of them is worth a sync.
+    pub(crate) fn abandon_before(&mut self, bucket: u32) {
+        self.active.retain(|&of, _| of >= bucket);
+        self.retired.retain(|segment| segment.address.bucket >= bucket);
+        self.failures.retain(|progress| progress.address.bucket >= bucket);
     }
 
     fn fail(&mut self, id: u64) {
@@ -238,7 +244,7 @@ impl Segments {
             bucket.and_then(|bucket| self.active.remove(&bucket)).or_else(|| retired.map(|at| self.retired.remove(at)));
         if let Some(segment) = segment {
             self.failed.insert(id, segment.synced);
-            self.failures.push((segment.address, SegmentState { synced: segment.synced, sealed: true }));
+            self.failures.push(Progress { address: segment.address, synced: segment.synced, sealed: true });
         }
     }
 }

@@ -6,7 +6,7 @@
 //! <root>/segments/<bucket>/<id>.seg
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, IoSlice, Write};
 use std::os::unix::fs::FileExt;
@@ -89,6 +89,10 @@ impl FsDisk {
 }
 
 impl Disk for FsDisk {
+    fn place(&self) -> String {
+        self.root.display().to_string()
+    }
+
     fn create_segment(&self, address: SegmentAddress) -> Result<Box<dyn SegmentFile>, DiskError> {
         let bucket = self.bucket_path(address.bucket);
         fs::create_dir_all(&bucket).map_err(|source| DiskError::new("create", bucket.display(), source))?;
@@ -123,6 +127,26 @@ impl Disk for FsDisk {
         fs::metadata(&path)
             .map(|metadata| metadata.len())
             .map_err(|source| DiskError::new("look at", path.display(), source))
+    }
+
+    fn remove_segments(&self, addresses: &[SegmentAddress]) -> Result<(), DiskError> {
+        {
+            let mut files = self.read_files.lock().unwrap_or_else(PoisonError::into_inner);
+            addresses.iter().for_each(|address| drop(files.open.remove(address)));
+        }
+        for &address in addresses {
+            let path = self.segment_path(address);
+            gone(fs::remove_file(&path)).map_err(|source| DiskError::new("remove", path.display(), source))?;
+        }
+        let buckets: BTreeSet<u32> = addresses.iter().map(|address| address.bucket).collect();
+        for bucket in buckets {
+            let path = self.bucket_path(bucket);
+            match fs::remove_dir(&path) {
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => sync_directory(&path)?,
+                removed => gone(removed).map_err(|source| DiskError::new("remove", path.display(), source))?,
+            }
+        }
+        sync_directory(&self.root.join("segments"))
     }
 
     fn segments(&self) -> Result<Vec<SegmentAddress>, DiskError> {
@@ -196,6 +220,11 @@ impl SegmentFile for FsSegment {
     }
 }
 
+/// What was removed before is removed as well.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+}
+
 /// The entries of a directory whose names mean something. Others are none of ours and left alone.
 fn entries<T>(directory: &Path, meaning: impl Fn(&str) -> Option<T>) -> Result<Vec<(PathBuf, T)>, DiskError> {
     let failed = |source| DiskError::new("list", directory.display(), source);
@@ -242,6 +271,13 @@ mod tests {
         let mut segments = disk.segments().unwrap();
         segments.sort_unstable();
         assert_eq!(segments, [one, two]);
+
+        disk.remove_segments(&[one, SegmentAddress { bucket: 9, id: 9 }]).unwrap();
+        assert_eq!(disk.segments().unwrap(), [two]);
+        assert!(disk.read_at(one, 0, &mut [0]).is_err());
+        assert!(!root.path().join("segments").join("5").exists());
+        disk.remove_segments(&[two]).unwrap();
+        assert!(disk.segments().unwrap().is_empty() && root.path().join("segments").join("6").exists(), "a stray file");
 
         assert_eq!(disk.read_small("node.yml").unwrap(), None);
         disk.write_small("node.yml", b"first").unwrap();

@@ -50,6 +50,9 @@ pub struct Space {
 
 /// One disk, taken by one engine.
 pub trait Disk: Send + Sync {
+    /// Where it is, for people.
+    fn place(&self) -> String;
+
     /// Creates a segment, which must not exist, and makes its directory entry durable.
     fn create_segment(&self, address: SegmentAddress) -> Result<Box<dyn SegmentFile>, DiskError>;
 
@@ -58,6 +61,9 @@ pub trait Disk: Send + Sync {
 
     /// A segment's length in bytes.
     fn length(&self, address: SegmentAddress) -> Result<u64, DiskError>;
+
+    /// Unlinks segments, some of which may be gone already. Until it returns any of them may come back after a crash.
+    fn remove_segments(&self, addresses: &[SegmentAddress]) -> Result<(), DiskError>;
 
     /// All segments, in no particular order.
     fn segments(&self) -> Result<Vec<SegmentAddress>, DiskError>;

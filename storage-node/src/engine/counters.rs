@@ -11,6 +11,10 @@ impl Counter {
         self.0.fetch_add(more, Ordering::Relaxed);
     }
 
+    pub(crate) fn subtract(&self, less: u64) {
+        self.0.fetch_sub(less, Ordering::Relaxed);
+    }
+
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -27,6 +31,8 @@ pub(crate) struct Counters {
     pub(crate) blobs: Counter,
     pub(crate) segments: Counter,
     pub(crate) segment_bytes: Counter,
+    /// Of these, bytes to which nothing refers any more.
+    pub(crate) dead_bytes: Counter,
     pub(crate) puts: Counter,
     pub(crate) gets: Counter,
     pub(crate) corrupt_reads: Counter,

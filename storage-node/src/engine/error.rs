@@ -38,6 +38,14 @@ pub enum EngineError {
         /// The node's clock.
         now_ms: u64,
     },
+    /// What was put is older than what is kept.
+    #[error("put time {put_time_ms} has expired: what was put before {expired_before_ms} is not kept")]
+    Expired {
+        /// The put time.
+        put_time_ms: u64,
+        /// Put times before this one have expired.
+        expired_before_ms: u64,
+    },
     /// No space for writes.
     #[error("the disk is full: {free_bytes} bytes are free, {reserve_bytes} are kept in reserve")]
     Full {
@@ -102,8 +110,14 @@ pub enum EngineError {
         /// What is wrong.
         source: FormatError,
     },
-    /// The node's identity file is not one.
-    #[error("the identity of the data directory is unreadable: {0}")]
+    /// A blob that was to be moved was put again and again meanwhile.
+    #[error("could not move {name}: it keeps changing, try again")]
+    Unsettled {
+        /// The blob.
+        name: BlobName,
+    },
+    /// One of the data directory's own files says nothing that this build understands.
+    #[error("the data directory is unreadable: {0}")]
     Identity(String),
     /// The disk failed.
     #[error(transparent)]
@@ -130,6 +144,7 @@ impl EngineError {
         match self {
             Self::NameMismatch { .. } => ErrorCode::NameMismatch,
             Self::ClockSkew { .. } => ErrorCode::ClockSkew,
+            Self::Expired { .. } => ErrorCode::Expired,
             Self::Full { .. } => ErrorCode::Full,
             Self::Disk(error) if error.is_full() => ErrorCode::Full,
             Self::BodyTooLong(_) | Self::BlobTooLong | Self::Range { .. } => ErrorCode::BadRequest,
@@ -142,6 +157,7 @@ impl EngineError {
             | Self::Disk(_)
             | Self::Index(_)
             | Self::Sink(_)
+            | Self::Unsettled { .. }
             | Self::Thread { .. } => ErrorCode::Internal,
         }
     }

@@ -4,12 +4,18 @@
 //! through one bounded queue to the writer; reads go past it, straight to index and disk, and find only what is durable.
 //! Hashing, salting and checksums run off the async threads.
 //!
-//! It does not expire, delete, scrub or repair; it knows no peers and no wire.
+//! What it does about retention, deletion, holds, damage and space it does when it is told to, and for its own disk alone: it
+//! knows no setting, no peers and no wire.
 
 mod counters;
 mod error;
 mod identity;
+mod ledger;
+mod moves;
 mod reader;
+mod removal;
+mod retention;
+mod store;
 mod upload;
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -19,15 +25,19 @@ pub(crate) use counters::Counters;
 pub use error::EngineError;
 use lazaret_node_client::environment::Environment;
 use lazaret_protocol::limits::{GROUP_BYTES, HELD_BYTES_MAX, KIB, MIB, PUT_TIME_SKEW_MAX_MS, UPLOAD_LEASE_MAX_MS};
-use lazaret_protocol::message::{BlobStat, NodeStatus, PutDone, PutLocator};
+use lazaret_protocol::message::{BlobStat, DiskReport, NodeStatus, PutDone, PutLocator};
 use lazaret_protocol::tree::TreeBuilder;
 use lazaret_protocol::{BlobName, ClusterId, NodeId, PlacementKey, StorageType, UploadId};
+pub(crate) use ledger::{Changed, Changes, Ledger, Progress};
 pub use reader::BlobReader;
+pub(crate) use store::Store;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 pub use upload::EngineUpload;
 
+use retention::Retention;
+
 use crate::disk::Disk;
-use crate::index::{Index, LocatorEntry};
+use crate::index::{BlobEntry, Entry, Index, LocatorEntry};
 use crate::record::{PreparedRecord, RecordKind, encode_locator, record_buffer};
 use crate::recovery::{self, Recovered};
 use crate::salt::SaltKey;
@@ -39,6 +49,8 @@ use crate::writer::{Meaning, QUEUE_WRITES_MAX, Write, Writer, Written};
 pub const SEGMENT_BYTES_DEFAULT: u64 = 512 * MIB;
 /// Space that writes leave free unless told otherwise: enough for the index, and for recovery to write a tail again.
 pub const RESERVE_BYTES_DEFAULT: u64 = 256 * MIB;
+/// Space that even deletions, holds and compaction leave free unless told otherwise: enough for the index to tell of them.
+pub const URGENT_RESERVE_BYTES_DEFAULT: u64 = 64 * MIB;
 
 /// Most bytes that wait to be written: two groups, so that one fills while the other is written.
 const QUEUE_BYTES_MAX: u64 = 64 * MIB;
@@ -60,6 +72,8 @@ pub struct EngineOptions {
     pub segment_bytes_max: u64,
     /// With less free space than this, writes are refused.
     pub reserve_bytes: u64,
+    /// With less free space than this, even deletions, holds and compaction are.
+    pub urgent_reserve_bytes: u64,
 }
 
 impl EngineOptions {
@@ -71,6 +85,7 @@ impl EngineOptions {
             storage_type: StorageType::default(),
             segment_bytes_max: SEGMENT_BYTES_DEFAULT,
             reserve_bytes: RESERVE_BYTES_DEFAULT,
+            urgent_reserve_bytes: URGENT_RESERVE_BYTES_DEFAULT,
         }
     }
 }
@@ -91,11 +106,9 @@ pub struct Engine {
 }
 
 pub(crate) struct Shared {
-    disk: Arc<dyn Disk>,
-    index: Arc<dyn Index>,
+    store: Arc<Store>,
     environment: Environment,
     storage_type: StorageType,
-    counters: Arc<Counters>,
     /// `None` once the engine is closed.
     queue: Mutex<Option<mpsc::Sender<Write>>>,
     queue_memory: Arc<Semaphore>,
@@ -131,6 +144,7 @@ impl Engine {
         options: EngineOptions,
     ) -> Result<(Engine, Pump), EngineError> {
         identity::check(&*disk, options.cluster, options.node)?;
+        let retention = Retention::load(&*disk)?;
         let counters = Arc::new(Counters::default());
         let source = SegmentSource {
             disk: Arc::clone(&disk),
@@ -138,28 +152,32 @@ impl Engine {
             cluster: options.cluster,
             node: options.node,
             segment_bytes_max: options.segment_bytes_max,
-            next_id: 1,
+            next_id: retention.first_segment_id.max(1),
             counters: Arc::clone(&counters),
         };
-        let Recovered { segments, blobs } = recovery::recover(&disk, &index, source)?;
-        counters.blobs.set(blobs);
-        let recovered_records = counters.recovered_records.get();
-        tracing::info!(node = %options.node, blobs, recovered_records, segments = counters.segments.get(), "engine opened");
+        let horizon = retention.expired_before_bucket;
+        let Recovered { segments, ledger } = recovery::recover(&disk, &index, source, horizon)?;
+        // Only now: recovery may find a hold after what it protects.
+        index.expire(horizon, 0)?;
+        let store = Arc::new(Store::new(disk, index, Arc::clone(&counters), ledger));
+        tracing::info!(
+            node = %options.node,
+            blobs = counters.blobs.get(),
+            segments = counters.segments.get(),
+            recovered_records = counters.recovered_records.get(),
+            "engine opened"
+        );
         let writer = Writer {
-            disk: Arc::clone(&disk),
-            index: Arc::clone(&index),
+            store: Arc::clone(&store),
             segments,
-            counters: Arc::clone(&counters),
             reserve_bytes: options.reserve_bytes,
-            blobs,
+            urgent_reserve_bytes: options.urgent_reserve_bytes.min(options.reserve_bytes),
         };
         let (sender, queue) = mpsc::channel(QUEUE_WRITES_MAX);
         let shared = Shared {
-            disk,
-            index,
+            store,
             environment,
             storage_type: options.storage_type,
-            counters,
             queue: Mutex::new(Some(sender)),
             queue_memory: Arc::new(Semaphore::new((QUEUE_BYTES_MAX / QUEUE_UNIT_BYTES) as usize)),
             writer_done: Arc::default(),
@@ -184,7 +202,7 @@ impl Engine {
         let environment = &self.shared.environment;
         let prepare = move || prepare_whole(name, &content, put_time_ms, salt);
         let record = off_thread(environment, length as usize, prepare).await??;
-        self.shared.put(record, Meaning::Whole { name, length }, put_time_ms).await
+        self.shared.put_done(record, Meaning::Whole { name, length }, put_time_ms).await
     }
 
     /// Begins a streamed upload of a blob that is placed by `placement`.
@@ -208,28 +226,74 @@ impl Engine {
         encode_locator(&locator, &mut buffer);
         let record = PreparedRecord::new(RecordKind::Locator, name.into(), 0, put_time_ms, 0, None, buffer);
         let locator = LocatorEntry { locator, put_time_ms };
-        let reply = self.shared.send(record, Meaning::Locator { name, locator }).await?;
-        reply.await.unwrap_or(Err(EngineError::Closed)).map(|_| ())
+        self.shared.write(record, Meaning::Locator { name, locator }, false).await.map(|_| ())
     }
 
-    /// What this node knows of a blob. Blocks for as long as a read of the index takes.
+    /// What this node knows of a blob. A copy that is known to be damaged is an error, since its absence would be a lie.
+    /// Blocks for as long as a read of the index takes.
     pub fn stat(&self, name: BlobName) -> Result<BlobStat, EngineError> {
-        let entry = self.shared.index.get(name)?.unwrap_or_default();
+        let entry = self.entry(name)?.unwrap_or_default();
+        if let Some(blob) = &entry.blob {
+            refuse_damaged(name, blob)?;
+        }
         Ok(BlobStat { held: entry.blob.map(|blob| blob.header()), locator: entry.locator.map(|held| held.locator) })
     }
 
-    /// The blob, if this node holds it. Blocks for as long as a read of the index takes.
+    /// Whether this node holds a blob, as far as it knows soundly. Blocks for as long as a read of the index takes.
+    pub fn holds(&self, name: BlobName) -> Result<bool, EngineError> {
+        Ok(self.entry(name)?.and_then(|entry| entry.blob).is_some_and(|blob| !blob.damaged))
+    }
+
+    /// The blob, if this node holds it; an error if the copy is known to be damaged. Blocks for as long as a read of the
+    /// index takes. What the reader needs stays on disk until it is dropped, which may unlink segments and so block.
     pub fn open_blob(&self, name: BlobName) -> Result<Option<BlobReader>, EngineError> {
-        let Some(blob) = self.shared.index.get(name)?.and_then(|entry| entry.blob) else { return Ok(None) };
-        let (disk, counters) = (Arc::clone(&self.shared.disk), Arc::clone(&self.shared.counters));
-        Ok(Some(BlobReader { disk, counters, name, blob }))
+        // Before the index is asked, so that the segments it points to are kept.
+        let generation = Some(self.shared.store.removals.enter());
+        let Some(blob) = self.entry(name)?.and_then(|entry| entry.blob) else { return Ok(None) };
+        refuse_damaged(name, &blob)?;
+        Ok(Some(BlobReader { store: Arc::clone(&self.shared.store), name, blob, generation }))
+    }
+
+    /// Reads a blob whole and says whether it is sound; one that is not is noted as damaged. Blocks, for as long as that takes.
+    pub fn verify(&self, name: BlobName) -> Result<bool, EngineError> {
+        let verified = match self.open_blob(name) {
+            Ok(None) => return Ok(false),
+            Ok(Some(reader)) => reader.verify(),
+            Err(error) => Err(error),
+        };
+        match verified {
+            Ok(()) => Ok(true),
+            Err(EngineError::Corrupt { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All that is known of a name and has not expired. Blocks for as long as a read of the index takes.
+    pub fn entry(&self, name: BlobName) -> Result<Option<Entry>, EngineError> {
+        self.shared.store.entry(name)
+    }
+
+    /// The next `limit` entries in the order of their names, of names after `after`, without what has expired. Fewer only
+    /// at the end. Blocks for as long as reads of the index take.
+    pub fn entries(&self, after: Option<BlobName>, limit: usize) -> Result<Vec<(BlobName, Entry)>, EngineError> {
+        let store = &self.shared.store;
+        let (mut after, mut found) = (after, Vec::new());
+        while found.len() < limit {
+            let horizon = store.horizon();
+            let page = store.index.entries(after, limit - found.len())?;
+            let Some((last, _)) = page.last() else { break };
+            after = Some(*last);
+            let live = page.into_iter().map(|(name, entry)| (name, entry.live(horizon).0));
+            found.extend(live.filter(|(_, entry)| !entry.is_empty()));
+        }
+        Ok(found)
     }
 
     /// State and counters since the engine was opened. Asks the file system for its space, which is short.
     pub fn status(&self) -> NodeStatus {
-        let counters = &self.shared.counters;
+        let counters = &self.shared.store.counters;
         // A disk that does not tell its space has its say with the next write.
-        let space = self.shared.disk.space().ok();
+        let space = self.shared.store.disk.space().ok();
         NodeStatus {
             blobs: counters.blobs.get(),
             segments: counters.segments.get(),
@@ -243,6 +307,27 @@ impl Engine {
             recovered_records: counters.recovered_records.get(),
             full: counters.full.get() != 0,
         }
+    }
+
+    /// The disk's own account of itself. Asks the file system for its space, which is short.
+    pub fn report(&self) -> DiskReport {
+        let NodeStatus { blobs, segments, segment_bytes, disk_free_bytes, disk_total_bytes, full, .. } = self.status();
+        DiskReport {
+            path: self.shared.store.disk.place(),
+            failed: None,
+            blobs,
+            segments,
+            segment_bytes,
+            dead_bytes: self.shared.store.counters.dead_bytes.get(),
+            free_bytes: disk_free_bytes,
+            total_bytes: disk_total_bytes,
+            full,
+        }
+    }
+
+    /// Makes the index durable, so that the next opening has little to recover. Blocks.
+    pub fn flush(&self) -> Result<(), EngineError> {
+        Ok(self.shared.store.index.flush()?)
     }
 
     /// Takes no more writes, finishes those that wait, and makes everything durable. Reads go on. Blocks; may be called
@@ -283,27 +368,72 @@ impl Shared {
         &self,
         record: PreparedRecord,
         meaning: Meaning,
+        urgent: bool,
     ) -> Result<oneshot::Receiver<Result<Written, EngineError>>, EngineError> {
         // No record is longer than the queue bears, so waiting ends.
         let units = record.record_bytes().div_ceil(QUEUE_UNIT_BYTES).min(QUEUE_BYTES_MAX / QUEUE_UNIT_BYTES) as u32;
         let permit = Arc::clone(&self.queue_memory).acquire_many_owned(units).await.ok();
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(EngineError::Closed)?;
         let (reply, answer) = oneshot::channel();
-        let write = Write { record, meaning, reply, permit };
+        let write = Write { record, meaning, urgent, reply, permit };
         queue.send(write).await.map_err(|_| EngineError::Closed)?;
         Ok(answer)
     }
 
-    /// Queues the record that makes a blob, and waits until it is durable.
-    async fn put(&self, record: PreparedRecord, meaning: Meaning, put_time_ms: u64) -> Result<PutDone, EngineError> {
-        let answer = self.send(record, meaning).await?;
-        let done = match answer.await.unwrap_or(Err(EngineError::Closed))? {
-            Written::At(_) => PutDone { put_time_ms, already_held: false },
-            Written::Held(put_time_ms) => PutDone { put_time_ms, already_held: true },
-        };
-        self.counters.puts.add(1);
-        Ok(done)
+    /// Queues a write and waits for its answer.
+    async fn write(&self, record: PreparedRecord, meaning: Meaning, urgent: bool) -> Result<Written, EngineError> {
+        self.send(record, meaning, urgent).await?.await.unwrap_or(Err(EngineError::Closed))
     }
+
+    /// Queues the record that makes a blob, and waits until it is durable.
+    async fn put(&self, record: PreparedRecord, meaning: Meaning, put_time_ms: u64) -> Result<Outcome, EngineError> {
+        let done = match self.write(record, meaning, false).await? {
+            // Killed by a deletion, it is as if it had come before that.
+            Written::At(_) | Written::Dead | Written::Overtaken => PutDone { put_time_ms, already_held: false },
+            Written::Held(put_time_ms) => PutDone { put_time_ms, already_held: true },
+            Written::MustMove => return Ok(Outcome::MustMove),
+        };
+        self.store.counters.puts.add(1);
+        Ok(Outcome::Done(done))
+    }
+
+    /// As [`Shared::put`], of a blob in one record, which is written where it belongs at once.
+    async fn put_done(
+        &self,
+        record: PreparedRecord,
+        meaning: Meaning,
+        put_time_ms: u64,
+    ) -> Result<PutDone, EngineError> {
+        match self.put(record, meaning, put_time_ms).await? {
+            Outcome::Done(done) => Ok(done),
+            Outcome::MustMove => Err(EngineError::Closed),
+        }
+    }
+
+    /// Runs what blocks where it holds up no task.
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        operation: &'static str,
+        work: impl FnOnce(&Shared) -> Result<T, EngineError> + Send + 'static,
+    ) -> Result<T, EngineError> {
+        let shared = Arc::clone(self);
+        let done = self.environment.blocking(move || work(&shared)).await;
+        done.unwrap_or_else(|| Err(EngineError::Thread { operation, reason: "it panicked".to_owned() }))
+    }
+}
+
+/// What became of a put.
+enum Outcome {
+    Done(PutDone),
+    /// Its pieces must lie where nothing expires.
+    MustMove,
+}
+
+fn refuse_damaged(name: BlobName, blob: &BlobEntry) -> Result<(), EngineError> {
+    if blob.damaged {
+        return Err(EngineError::Corrupt { name, reason: "it was found damaged before".to_owned() });
+    }
+    Ok(())
 }
 
 /// Hashes a whole blob, checks its name, and makes its record.

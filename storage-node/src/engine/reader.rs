@@ -10,8 +10,8 @@ use lazaret_protocol::limits::{EXTENT_BYTES_MAX, KIB};
 use lazaret_protocol::message::{ByteRange, GetHeader};
 use lazaret_protocol::tree::{self, ReadAt, tree_bytes};
 
-use super::{Counters, EngineError};
-use crate::disk::Disk;
+use super::EngineError;
+use super::store::{Generation, Store};
 use crate::index::{BlobEntry, Layout};
 use crate::record::{Location, RECORD_HEADER_BYTES, RecordHeader, RecordKind, TREE_PIECE_BYTES};
 use crate::scan::read_record_header;
@@ -21,10 +21,19 @@ const TREE_WINDOW_BYTES: usize = 16 * KIB as usize;
 
 /// A blob held here, ready to be read.
 pub struct BlobReader {
-    pub(crate) disk: Arc<dyn Disk>,
-    pub(crate) counters: Arc<Counters>,
+    pub(crate) store: Arc<Store>,
     pub(crate) name: BlobName,
     pub(crate) blob: BlobEntry,
+    /// Keeps the segments in which the blob lies, whatever becomes of it. `None` only while it is dropped.
+    pub(crate) generation: Option<Generation>,
+}
+
+impl Drop for BlobReader {
+    fn drop(&mut self) {
+        self.generation = None;
+        // It may have been the last for which removed segments waited.
+        self.store.remove_ready();
+    }
 }
 
 impl BlobReader {
@@ -36,6 +45,18 @@ impl BlobReader {
     /// Writes the bao encoding of `range` (of everything, if there is none) to `sink`, verified on the way. Blocks. What
     /// was written before an error has verified, but is not all of the range.
     pub fn encode(&self, range: Option<ByteRange>, sink: impl io::Write) -> Result<(), EngineError> {
+        self.read(range, sink)?;
+        self.store.counters.gets.add(1);
+        Ok(())
+    }
+
+    /// Reads all of it and verifies it.
+    pub(crate) fn verify(&self) -> Result<(), EngineError> {
+        self.read(None, io::sink())
+    }
+
+    /// Encodes, and takes note of damage.
+    fn read(&self, range: Option<ByteRange>, sink: impl io::Write) -> Result<(), EngineError> {
         let failure = RefCell::new(None);
         let (content, tree) = self.streams(&failure);
         let tree = Windowed { stream: tree, window: RefCell::default() };
@@ -44,13 +65,13 @@ impl BlobReader {
             Some(failure) => failure,
             None => EngineError::of_tree(self.name, error),
         });
-        match &outcome {
-            Ok(()) => self.counters.gets.add(1),
-            Err(error @ EngineError::Corrupt { .. }) => {
-                tracing::error!(%error, "a read failed verification");
-                self.counters.corrupt_reads.add(1);
+        if let Err(error @ EngineError::Corrupt { .. }) = &outcome {
+            tracing::error!(%error, "a read failed verification");
+            self.store.counters.corrupt_reads.add(1);
+            if let Err(error) = self.store.mark_damaged(self.name, &self.blob.layout) {
+                // Whoever reads it next finds the damage again.
+                tracing::error!(%error, "the index was not told of a damaged copy");
             }
-            Err(_) => {}
         }
         outcome
     }
@@ -76,7 +97,7 @@ impl BlobReader {
                     stream(RecordKind::Blob, pieces, usize::MAX, tree_length, length),
                 )
             }
-            Layout::Streamed { extents, tree } => (
+            Layout::Streamed { extents, tree, .. } => (
                 stream(RecordKind::Extent, extents, EXTENT_BYTES_MAX, length, 0),
                 stream(RecordKind::Tree, tree, TREE_PIECE_BYTES, tree_length, 0),
             ),
@@ -115,7 +136,7 @@ impl Stream<'_> {
             return Err(self.corrupt(position, "a record is shorter than the index says"));
         }
         let offset = location.offset + RECORD_HEADER_BYTES as u64 + in_payload;
-        let disk = &self.reader.disk;
+        let disk = &self.reader.store.disk;
         if disk.read_at(location.segment, offset, bytes).map_err(|error| self.failed(position, error))? < wanted {
             return Err(self.corrupt(position, "its segment ends early"));
         }
@@ -129,7 +150,7 @@ impl Stream<'_> {
         if let Some((_, header)) = self.open.take().filter(|(open, _)| *open == piece) {
             return Ok(header);
         }
-        let header = read_record_header(&*self.reader.disk, location.segment, location.offset)
+        let header = read_record_header(&*self.reader.store.disk, location.segment, location.offset)
             .map_err(|error| self.failed(position, error))?;
         header
             .filter(|header| header.kind == self.kind)

@@ -11,9 +11,10 @@ use lazaret_protocol::tree::{TreeBuilder, tree_bytes};
 use lazaret_protocol::{BlobName, PlacementKey, UploadId};
 use tokio::sync::oneshot;
 
-use super::{EngineError, Shared, off_thread};
+use super::moves::commit_record;
+use super::{EngineError, Outcome, Shared, off_thread};
 use crate::record::{
-    Commit, Location, PreparedRecord, RECORD_HEADER_BYTES, RecordKind, TREE_PIECE_BYTES, record_buffer,
+    Commit, HELD_BUCKET, Location, PreparedRecord, RECORD_HEADER_BYTES, RecordKind, TREE_PIECE_BYTES, record_buffer,
 };
 use crate::writer::{Meaning, Written};
 
@@ -116,13 +117,22 @@ impl EngineUpload {
         }
         debug_assert_eq!(self.tree_bytes_sent, tree_bytes(length));
         let (extents, tree) = (std::mem::take(&mut self.extents), std::mem::take(&mut self.tree));
-        let commit = Commit { upload: self.upload, length, extents, tree };
-        let mut buffer = record_buffer(0);
-        commit.encode(&mut buffer);
-        // Neither names nor places are a file's content: there is nothing to salt.
-        let record = PreparedRecord::new(RecordKind::Commit, name.into(), 0, self.put_time_ms, 0, None, buffer);
-        let Commit { upload, extents, tree, .. } = commit;
-        self.shared.put(record, Meaning::Commit { name, length, upload, extents, tree }, self.put_time_ms).await
+        let commit = Commit { upload: self.upload, length, placement: Some(self.placement), extents, tree };
+        let record = commit_record(name, self.put_time_ms, &commit);
+        match self.shared.put(record, Meaning::Commit { name, commit: commit.clone() }, self.put_time_ms).await? {
+            Outcome::Done(done) => Ok(done),
+            Outcome::MustMove => self.commit_held(name, commit).await,
+        }
+    }
+
+    /// A hold stands for this name, which nobody could know before: the pieces are moved where nothing expires.
+    async fn commit_held(self, name: BlobName, commit: Commit) -> Result<PutDone, EngineError> {
+        let commit = self.shared.copy_pieces(commit, HELD_BUCKET, false).await?;
+        let record = commit_record(name, self.put_time_ms, &commit);
+        match self.shared.put(record, Meaning::Commit { name, commit }, self.put_time_ms).await? {
+            Outcome::Done(done) => Ok(done),
+            Outcome::MustMove => Err(EngineError::Unsettled { name }),
+        }
     }
 
     async fn commit_whole(mut self, name: BlobName, length: u64, pairs: Vec<u8>) -> Result<PutDone, EngineError> {
@@ -133,7 +143,7 @@ impl EngineUpload {
             PreparedRecord::new(RecordKind::Blob, name.into(), 0, put_time_ms, pairs.len(), salt, buffer)
         })
         .await?;
-        self.shared.put(record, Meaning::Whole { name, length }, put_time_ms).await
+        self.shared.put_done(record, Meaning::Whole { name, length }, put_time_ms).await
     }
 
     /// Sends the extent that was filled, and what is whole of the tree.
@@ -177,7 +187,7 @@ impl EngineUpload {
             self.settle_one().await?;
         }
         let kind = record.header().kind;
-        let reply = self.shared.send(record, Meaning::Piece).await?;
+        let reply = self.shared.send(record, Meaning::Piece { bucket: None }, false).await?;
         self.in_flight.push_back((kind, reply));
         Ok(())
     }
@@ -187,7 +197,7 @@ impl EngineUpload {
         let Some((kind, reply)) = self.in_flight.pop_front() else { return Ok(()) };
         let written = match reply.await.unwrap_or(Err(EngineError::Closed)) {
             Ok(Written::At(location)) => location,
-            Ok(Written::Held(_)) => return Err(EngineError::UploadLost { upload: self.upload }),
+            Ok(_) => return Err(EngineError::UploadLost { upload: self.upload }),
             Err(error) => {
                 // A gap in the content can't be filled: nothing may be appended after it.
                 self.content = None;

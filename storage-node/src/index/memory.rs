@@ -1,12 +1,12 @@
 //! An index in memory. It forgets on a crash what was not flushed, and of that only a suffix, as a write-ahead log does.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lazaret_protocol::BlobName;
+use lazaret_protocol::{BlobName, UploadId};
 
-use super::{Entry, Index, IndexBatch, IndexError, SegmentState};
+use super::{Entry, Index, IndexBatch, IndexError, SegmentState, Totals, UploadOwner};
 use crate::disk::{Power, SplitMix};
 use crate::record::SegmentAddress;
 
@@ -31,15 +31,35 @@ struct State {
 struct Content {
     entries: BTreeMap<BlobName, Entry>,
     segments: BTreeMap<SegmentAddress, SegmentState>,
-    blobs: u64,
+    totals: BTreeMap<u32, Totals>,
+    uploads: HashMap<UploadId, UploadOwner>,
 }
 
 impl Content {
     fn apply(&mut self, batch: IndexBatch) {
-        self.entries.extend(batch.entries);
-        self.segments.extend(batch.segments);
-        self.blobs = batch.blobs;
+        for (name, entry) in batch.entries {
+            set(&mut self.entries, name, Some(entry).filter(|entry| !entry.is_empty()));
+        }
+        for (address, state) in batch.segments {
+            set(&mut self.segments, address, state);
+        }
+        for (bucket, totals) in batch.totals {
+            set(&mut self.totals, bucket, Some(totals).filter(|totals| *totals != Totals::default()));
+        }
+        self.uploads.extend(batch.uploads);
     }
+
+    fn expire(&mut self, horizon: u32) {
+        self.entries.retain(|_, entry| !entry.clone().live(horizon).0.is_empty());
+        self.uploads.retain(|_, owner| owner.bucket >= horizon);
+    }
+}
+
+fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => map.insert(key, value),
+        None => map.remove(&key),
+    };
 }
 
 impl MemoryIndex {
@@ -100,8 +120,18 @@ impl Index for MemoryIndex {
         Ok(range.take(limit).map(|(&name, entry)| (name, entry.clone())).collect())
     }
 
-    fn blobs(&self) -> Result<u64, IndexError> {
-        Ok(self.begin("read")?.current.blobs)
+    fn totals(&self) -> Result<Vec<(u32, Totals)>, IndexError> {
+        Ok(self.begin("read")?.current.totals.iter().map(|(&bucket, &totals)| (bucket, totals)).collect())
+    }
+
+    fn upload(&self, upload: UploadId) -> Result<Option<UploadOwner>, IndexError> {
+        Ok(self.begin("read")?.current.uploads.get(&upload).copied())
+    }
+
+    fn expire(&self, horizon: u32, _: u64) -> Result<(), IndexError> {
+        // What a crash brings back of it has expired all the same.
+        self.begin("write to")?.current.expire(horizon);
+        Ok(())
     }
 
     fn flush(&self) -> Result<(), IndexError> {

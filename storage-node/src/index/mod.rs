@@ -10,8 +10,8 @@ mod rocks;
 
 use std::sync::Arc;
 
-pub use entry::{BlobEntry, Change, ENTRY_VERSION, Entry, Layout, LocatorEntry};
-use lazaret_protocol::BlobName;
+pub use entry::{BlobEntry, Change, Dropped, ENTRY_VERSION, Entry, HoldEntry, Layout, LocatorEntry, UploadOwner};
+use lazaret_protocol::{BlobName, UploadId};
 pub use memory::MemoryIndex;
 pub use rocks::RocksIndex;
 
@@ -47,17 +47,32 @@ pub struct SegmentState {
     pub synced: u64,
     /// Nothing is ever written to it again, and nothing behind `synced` counts.
     pub sealed: bool,
+    /// Of these bytes, how many nothing refers to any more. An estimate from below, which a scrub sets right.
+    pub dead_bytes: u64,
+    /// Nothing in it counts: it is to be unlinked, or has been.
+    pub removed: bool,
+}
+
+/// What is held of one bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Blobs.
+    pub blobs: u64,
+    /// Bytes of their content.
+    pub bytes: u64,
 }
 
 /// Changes that take effect together.
 #[derive(Debug, Clone, Default)]
 pub struct IndexBatch {
-    /// Whole entries, each replacing the one of its name.
+    /// Whole entries, each replacing the one of its name. An empty one removes it.
     pub entries: Vec<(BlobName, Entry)>,
-    /// States of segments.
-    pub segments: Vec<(SegmentAddress, SegmentState)>,
-    /// How many entries have a blob once the batch has taken effect.
-    pub blobs: u64,
+    /// States of segments; `None` forgets the segment.
+    pub segments: Vec<(SegmentAddress, Option<SegmentState>)>,
+    /// What is held of buckets once the batch has taken effect. Nothing at all removes the bucket.
+    pub totals: Vec<(u32, Totals)>,
+    /// Whose the pieces of uploads are.
+    pub uploads: Vec<(UploadId, UploadOwner)>,
 }
 
 /// An index. All of it may block for as long as a read of a disk takes.
@@ -68,14 +83,21 @@ pub trait Index: Send + Sync {
     /// Makes changes take effect, all or none. It survives the process at once, and the machine after [`Index::flush`].
     fn apply(&self, batch: IndexBatch) -> Result<(), IndexError>;
 
-    /// All segments it was ever told of, in no particular order.
+    /// All segments it was told of and did not forget, in no particular order.
     fn segments(&self) -> Result<Vec<(SegmentAddress, SegmentState)>, IndexError>;
 
     /// At most `limit` entries in the order of their names, of names after `after`.
     fn entries(&self, after: Option<BlobName>, limit: usize) -> Result<Vec<(BlobName, Entry)>, IndexError>;
 
-    /// How many entries have a blob.
-    fn blobs(&self) -> Result<u64, IndexError>;
+    /// What is held, by the bucket with which it expires.
+    fn totals(&self) -> Result<Vec<(u32, Totals)>, IndexError>;
+
+    /// Whose the pieces of an upload are.
+    fn upload(&self, upload: UploadId) -> Result<Option<UploadOwner>, IndexError>;
+
+    /// From now on buckets before `horizon` have expired: an entry of which [`Entry::live`] leaves nothing may go, now or
+    /// later or never. `blobs` says about how many that are.
+    fn expire(&self, horizon: u32, blobs: u64) -> Result<(), IndexError>;
 
     /// Makes durable what was applied.
     fn flush(&self) -> Result<(), IndexError>;

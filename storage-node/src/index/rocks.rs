@@ -3,22 +3,28 @@
 //! | key | value |
 //! |---|---|
 //! | `n` and a name | the name's entry, see [`Entry::encode`] |
-//! | `s`, bucket (4, big-endian), segment id (8, big-endian) | synced offset (8, little-endian), sealed (1) |
-//! | `b` | how many entries have a blob (8, little-endian) |
+//! | `s`, bucket (4, big-endian), segment id (8, big-endian) | synced offset (8, little-endian), dead bytes (8, little-endian), flags (1): 1 sealed, 2 removed |
+//! | `t`, bucket (4, big-endian) | blobs (8, little-endian), bytes (8, little-endian) |
+//! | `u`, upload id (16) | the blob's name (32), its bucket (4, little-endian) |
 //! | `v` | [`ENTRY_VERSION`] |
+//!
+//! Expired entries go when RocksDB compacts: its filter asks [`Entry::live`]. It is asked to compact everything only when
+//! a good part of it has expired, which then costs less than reading past it would.
 //!
 //! Its write-ahead log is on and not synced: it survives the process, and of a power failure it loses a suffix, which the
 //! segments bring back. For the same reason a damaged database, or one of another version, is removed and begun anew.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use lazaret_protocol::BlobName;
+use lazaret_protocol::{BlobName, UploadId};
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, DBRecoveryMode, Direction, ErrorKind, IteratorMode, Options,
-    WriteBatch,
+    BlockBasedOptions, Cache, CompactionDecision as Decision, DB, DBCompressionType, DBRecoveryMode, Direction,
+    ErrorKind, IteratorMode, Options, WriteBatch,
 };
 
-use super::{ENTRY_VERSION, Entry, Index, IndexBatch, IndexError, SegmentState};
+use super::{ENTRY_VERSION, Entry, Index, IndexBatch, IndexError, SegmentState, Totals, UploadOwner};
 use crate::record::{SegmentAddress, take};
 
 /// Uncompressed blocks kept in memory. Entries are about 50 bytes, so that it holds some hundred thousand of them.
@@ -32,9 +38,17 @@ const BLOOM_BITS: f64 = 10.0;
 /// RocksDB's own text logs kept.
 const LOG_FILES_MAX: usize = 2;
 
+/// A compaction of everything is asked for when one in so many entries has expired since the last one.
+const COMPACT_SHARE: u64 = 4;
+/// Fewer expired entries than these never ask for one.
+const COMPACT_ENTRIES_MIN: u64 = 10_000;
+
 const NAME: u8 = b'n';
 const SEGMENT: u8 = b's';
-const BLOBS_KEY: &[u8] = b"b";
+const TOTALS: u8 = b't';
+const UPLOAD: u8 = b'u';
+const SEALED: u8 = 1;
+const REMOVED: u8 = 2;
 const VERSION_KEY: &[u8] = b"v";
 
 type KeyValue = (Box<[u8]>, Box<[u8]>);
@@ -43,24 +57,29 @@ type KeyValue = (Box<[u8]>, Box<[u8]>);
 pub struct RocksIndex {
     database: DB,
     path: PathBuf,
+    /// Read by the compaction filter.
+    horizon: Arc<AtomicU32>,
+    /// About how many entries have expired since the last compaction of everything.
+    expired: AtomicU64,
 }
 
 impl RocksIndex {
     /// Opens the index in `path`, or begins one.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, IndexError> {
         let path: PathBuf = path.into();
-        let database = match open_database(&path) {
-            Err(error) if error.kind() == ErrorKind::Corruption => begin_anew(&path, error.as_ref())?,
+        let horizon = Arc::new(AtomicU32::new(0));
+        let database = match open_database(&path, &horizon) {
+            Err(error) if error.kind() == ErrorKind::Corruption => begin_anew(&path, &horizon, error.as_ref())?,
             Err(error) => return Err(IndexError::new("open", path.display(), error)),
             Ok(database) => database,
         };
-        let mut index = Self { database, path };
+        let mut index = Self { database, path, horizon, expired: AtomicU64::new(0) };
         let version = index.get_raw(VERSION_KEY)?;
         if version.as_deref().is_some_and(|version| version != [ENTRY_VERSION]) {
-            let Self { database, path } = index;
+            let Self { database, path, horizon, expired } = index;
             // It holds the directory's lock.
             drop(database);
-            index = Self { database: begin_anew(&path, "it is of another version")?, path };
+            index = Self { database: begin_anew(&path, &horizon, "it is of another version")?, path, horizon, expired };
         }
         index.database.put(VERSION_KEY, [ENTRY_VERSION]).map_err(|error| index.error("write to", error))?;
         Ok(index)
@@ -88,7 +107,7 @@ impl RocksIndex {
     }
 }
 
-fn open_database(path: &Path) -> Result<DB, rocksdb::Error> {
+fn open_database(path: &Path, horizon: &Arc<AtomicU32>) -> Result<DB, rocksdb::Error> {
     let mut tables = BlockBasedOptions::default();
     tables.set_block_cache(&Cache::new_lru_cache(BLOCK_CACHE_BYTES));
     tables.set_bloom_filter(BLOOM_BITS, false);
@@ -102,13 +121,26 @@ fn open_database(path: &Path) -> Result<DB, rocksdb::Error> {
     options.set_keep_log_file_num(LOG_FILES_MAX);
     // A torn end of the log is a crash; whatever lies behind a torn place must not count, or it would not be a prefix.
     options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+    let horizon = Arc::clone(horizon);
+    options.set_compaction_filter("lazaret-expiry", move |_, key, value| {
+        if expired(key, value, horizon.load(Ordering::Relaxed)) { Decision::Remove } else { Decision::Keep }
+    });
     DB::open(&options, path)
 }
 
-fn begin_anew(path: &Path, reason: &str) -> Result<DB, IndexError> {
+fn begin_anew(path: &Path, horizon: &Arc<AtomicU32>, reason: &str) -> Result<DB, IndexError> {
     tracing::warn!(path = %path.display(), reason, "the index can't be used and is rebuilt from the segments");
     std::fs::remove_dir_all(path).map_err(|error| IndexError::new("remove", path.display(), error))?;
-    open_database(path).map_err(|error| IndexError::new("open", path.display(), error))
+    open_database(path, horizon).map_err(|error| IndexError::new("open", path.display(), error))
+}
+
+/// Whether nothing of what a key stands for is left. What can't be read is kept, for a read to complain about.
+fn expired(key: &[u8], value: &[u8], horizon: u32) -> bool {
+    match key.first() {
+        Some(&NAME) => Entry::decode(value).is_some_and(|entry| entry.live(horizon).0.is_empty()),
+        Some(&UPLOAD) => decode_owner(value).is_some_and(|owner| owner.bucket < horizon),
+        _ => false,
+    }
 }
 
 fn name_key(name: BlobName) -> [u8; 33] {
@@ -131,8 +163,38 @@ fn decode_segment(key: &[u8], value: &[u8]) -> Option<(SegmentAddress, SegmentSt
     let address =
         SegmentAddress { bucket: u32::from_be_bytes(take(&mut key)?), id: u64::from_be_bytes(take(&mut key)?) };
     let synced = u64::from_le_bytes(take(&mut value)?);
-    let [sealed] = take(&mut value)?;
-    Some((address, SegmentState { synced, sealed: sealed != 0 }))
+    let dead_bytes = u64::from_le_bytes(take(&mut value)?);
+    let [flags] = take(&mut value)?;
+    Some((address, SegmentState { synced, sealed: flags & SEALED != 0, dead_bytes, removed: flags & REMOVED != 0 }))
+}
+
+fn encode_segment(state: &SegmentState) -> Vec<u8> {
+    let mut value = state.synced.to_le_bytes().to_vec();
+    value.extend_from_slice(&state.dead_bytes.to_le_bytes());
+    value.push(if state.sealed { SEALED } else { 0 } | if state.removed { REMOVED } else { 0 });
+    value
+}
+
+fn totals_key(bucket: u32) -> [u8; 5] {
+    let [a, b, c, d] = bucket.to_be_bytes();
+    [TOTALS, a, b, c, d]
+}
+
+fn decode_totals(key: &[u8], value: &[u8]) -> Option<(u32, Totals)> {
+    let (mut key, mut value) = (key.get(1..)?, value);
+    let bucket = u32::from_be_bytes(take(&mut key)?);
+    let blobs = u64::from_le_bytes(take(&mut value)?);
+    Some((bucket, Totals { blobs, bytes: u64::from_le_bytes(take(&mut value)?) }))
+}
+
+fn upload_key(upload: UploadId) -> Vec<u8> {
+    let mut key = vec![UPLOAD];
+    key.extend_from_slice(upload.as_bytes());
+    key
+}
+
+fn decode_owner(mut value: &[u8]) -> Option<UploadOwner> {
+    Some(UploadOwner { name: BlobName(take(&mut value)?), bucket: u32::from_le_bytes(take(&mut value)?) })
 }
 
 fn decode_named(key: &[u8], value: &[u8]) -> Option<(BlobName, Entry)> {
@@ -150,14 +212,30 @@ impl Index for RocksIndex {
     fn apply(&self, batch: IndexBatch) -> Result<(), IndexError> {
         let mut changes = WriteBatch::default();
         for (name, entry) in &batch.entries {
-            changes.put(name_key(*name), entry.encode());
+            if entry.is_empty() {
+                changes.delete(name_key(*name));
+            } else {
+                changes.put(name_key(*name), entry.encode());
+            }
         }
         for (address, state) in &batch.segments {
-            let mut value = state.synced.to_le_bytes().to_vec();
-            value.push(u8::from(state.sealed));
-            changes.put(segment_key(*address), value);
+            match state {
+                Some(state) => changes.put(segment_key(*address), encode_segment(state)),
+                None => changes.delete(segment_key(*address)),
+            }
         }
-        changes.put(BLOBS_KEY, batch.blobs.to_le_bytes());
+        for (bucket, totals) in &batch.totals {
+            if *totals == Totals::default() {
+                changes.delete(totals_key(*bucket));
+            } else {
+                let value = [totals.blobs.to_le_bytes(), totals.bytes.to_le_bytes()].concat();
+                changes.put(totals_key(*bucket), value);
+            }
+        }
+        for (upload, owner) in &batch.uploads {
+            let value = [owner.name.as_bytes().as_slice(), &owner.bucket.to_le_bytes()].concat();
+            changes.put(upload_key(*upload), value);
+        }
         self.database.write(changes).map_err(|error| self.error("write to", error))
     }
 
@@ -183,10 +261,31 @@ impl Index for RocksIndex {
             .collect()
     }
 
-    fn blobs(&self) -> Result<u64, IndexError> {
-        let Some(value) = self.get_raw(BLOBS_KEY)? else { return Ok(0) };
-        let count = take(&mut &value[..]).ok_or_else(|| self.damaged("the count of blobs"))?;
-        Ok(u64::from_le_bytes(count))
+    fn totals(&self) -> Result<Vec<(u32, Totals)>, IndexError> {
+        self.scan(&[TOTALS], TOTALS)
+            .map(|item| {
+                let (key, value) = item?;
+                decode_totals(&key, &value).ok_or_else(|| self.damaged("what is held of a bucket"))
+            })
+            .collect()
+    }
+
+    fn upload(&self, upload: UploadId) -> Result<Option<UploadOwner>, IndexError> {
+        let Some(value) = self.get_raw(&upload_key(upload))? else { return Ok(None) };
+        decode_owner(&value).map(Some).ok_or_else(|| self.damaged("the owner of an upload"))
+    }
+
+    fn expire(&self, horizon: u32, blobs: u64) -> Result<(), IndexError> {
+        self.horizon.fetch_max(horizon, Ordering::Relaxed);
+        let expired = self.expired.fetch_add(blobs, Ordering::Relaxed).saturating_add(blobs);
+        let keys = self.database.property_int_value("rocksdb.estimate-num-keys");
+        let keys = keys.map_err(|error| self.error("read", error))?.unwrap_or_default();
+        if expired >= COMPACT_ENTRIES_MIN && expired >= keys / COMPACT_SHARE {
+            self.expired.store(0, Ordering::Relaxed);
+            self.database.compact_range(Some([NAME]), Some([NAME + 1]));
+            self.database.compact_range(Some([UPLOAD]), Some([UPLOAD + 1]));
+        }
+        Ok(())
     }
 
     fn flush(&self) -> Result<(), IndexError> {
@@ -196,8 +295,6 @@ impl Index for RocksIndex {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     #[test]
@@ -212,7 +309,8 @@ mod tests {
 
     fn killed(at: u64) -> IndexBatch {
         let entry = Entry { killed_until_ms: Some(at), ..Entry::default() };
-        IndexBatch { entries: vec![(BlobName([at as u8; 32]), entry)], blobs: at, ..IndexBatch::default() }
+        let totals = vec![(7, Totals { blobs: at, bytes: at })];
+        IndexBatch { entries: vec![(BlobName([at as u8; 32]), entry)], totals, ..IndexBatch::default() }
     }
 
     #[test]
@@ -223,13 +321,13 @@ mod tests {
         assert!(RocksIndex::open(directory.path()).is_err(), "two at a time");
         drop(index);
         let index = RocksIndex::open(directory.path()).unwrap();
-        assert_eq!(index.blobs().unwrap(), 3);
+        assert_eq!(index.totals().unwrap(), [(7, Totals { blobs: 3, bytes: 3 })]);
         assert_eq!(index.get(BlobName([3; 32])).unwrap().unwrap().killed_until_ms, Some(3));
         index.database.put(VERSION_KEY, [ENTRY_VERSION + 1]).unwrap();
         drop(index);
         let index = RocksIndex::open(directory.path()).unwrap();
         assert_eq!(index.entries(None, 10).unwrap(), []);
-        assert_eq!(index.blobs().unwrap(), 0);
+        assert_eq!(index.totals().unwrap(), []);
     }
 
     #[test]
@@ -242,6 +340,6 @@ mod tests {
         let index = RocksIndex::open(directory.path()).unwrap();
         assert_eq!(index.entries(None, 10).unwrap(), []);
         index.apply(killed(4)).unwrap();
-        assert_eq!(index.blobs().unwrap(), 4);
+        assert_eq!(index.totals().unwrap(), [(7, Totals { blobs: 4, bytes: 4 })]);
     }
 }

@@ -6,6 +6,7 @@ use lazaret_protocol::message::ErrorCode;
 use lazaret_protocol::{BlobName, UploadId};
 use lazaret_storage_node::Origin;
 use lazaret_storage_node::disk::SimDisk;
+use lazaret_storage_node::index::IndexBatch;
 use lazaret_storage_node::record::{RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 use lazaret_storage_node::{Engine, Index, MemoryIndex};
 
@@ -119,6 +120,7 @@ async fn rot(blob: Bytes, streamed: bool) {
         put(&engine, &blob).await.unwrap();
     }
     let name = BlobName::of(&blob);
+    let entry = index.get(name).unwrap().unwrap();
     let (address, bytes) = disk.contents().remove(0);
     let mut random = Seeded(blob.len() as u64);
     let first = SEGMENT_HEADER_BYTES as u64;
@@ -136,6 +138,11 @@ async fn rot(blob: Bytes, streamed: bool) {
         }
         assert!(!header.contains(&offset) || damaged > 0, "damage of a header went unnoticed");
         disk.flip_bit(address, offset, offset as u8);
+        // What was found damaged is not read again.
+        if let Err(error) = engine.open_blob(name) {
+            assert_eq!(error.code(), ErrorCode::Corrupt);
+            index.apply(IndexBatch { entries: vec![(name, entry.clone())], ..IndexBatch::default() }).unwrap();
+        }
     }
     assert_holds(&engine, &blob);
     assert_eq!(engine.status().corrupt_reads, damaged);
