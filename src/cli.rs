@@ -28,6 +28,9 @@ pub enum Command {
     Cluster(ClusterCommand),
     /// Run whole clusters in virtual time under faults drawn from a seed, and check what they promise
     Simulate(SimulateOptions),
+    /// Measure how fast the parts are on this machine
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Run one storage node
     StorageNode(ComponentOptions),
     /// Run one gateway
@@ -56,6 +59,9 @@ pub struct UpOptions {
     /// Where the gateway listens; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:8899")]
     pub listen: SocketAddr,
+    /// Where `GET /metrics` of the storage nodes is answered, for Prometheus [default: nowhere]
+    #[arg(long)]
+    pub metrics: Option<SocketAddr>,
 }
 
 #[derive(Debug, Args)]
@@ -152,6 +158,40 @@ pub struct InitOptions {
     /// Copies that a blob should have
     #[arg(long, default_value_t = 3)]
     pub max_replica: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Puts and gets of the storage cluster
+    Store(BenchStoreOptions),
+}
+
+#[derive(Debug, Args)]
+pub struct BenchStoreOptions {
+    /// A running cluster; without it three storage nodes are started as processes of their own
+    #[command(flatten)]
+    pub cluster: ClusterFileOption,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+    /// How long each operation is measured with each size
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub seconds: u64,
+    /// Only blobs of so many bytes
+    #[arg(long, value_name = "BYTES")]
+    pub size: Option<usize>,
+    /// Requests under way at once [default: fewer the larger the blobs]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub concurrency: Option<u16>,
+    /// Copies that make a put, of the nodes that are started
+    #[arg(long, default_value_t = 3)]
+    pub min_replica: u8,
+    /// Copies that a blob should have, of the nodes that are started
+    #[arg(long, default_value_t = 3)]
+    pub max_replica: u8,
+    /// Leave out what the machine allows
+    #[arg(long)]
+    pub no_limits: bool,
 }
 
 #[derive(Debug, Args)]

@@ -15,21 +15,24 @@ use lazaret_gateway::{Gateway, GatewayOptions};
 use lazaret_identity::{Identity, Role};
 use lazaret_node_client::Environment;
 use lazaret_node_client::cluster::{Cluster, ClusterOptions};
-use lazaret_node_client::cluster_file::ClusterFile;
-use lazaret_node_client::quic::{Credentials, QuicTransport};
+use lazaret_node_client::cluster_file::{self, ClusterFile};
+use lazaret_node_client::quic::QuicTransport;
 use lazaret_node_client::transport::Transport;
+use lazaret_node_client::{CredentialFiles, TrustFiles};
 use lazaret_protocol::{ClusterMap, NodeEntry, NodeId};
 use lazaret_scan_worker::{ScanWorker, WorkerOptions, engines};
+use lazaret_storage_node::Node;
 use lazaret_storage_node::disk::FsDisk;
 use lazaret_storage_node::engine::{Engine, EngineOptions};
 use lazaret_storage_node::index::RocksIndex;
-use lazaret_storage_node::listener::Listener;
+use lazaret_storage_node::listener::{Listener, ListenerFiles};
 use lazaret_storage_node::service::NodeService;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::cli::ComponentOptions;
 use crate::config::{self, Config, GatewayConfig, ScanWorkerConfig, StorageNodeConfig};
+use crate::metrics;
 
 /// Loads a component's configuration; `None` if it was only to be printed or checked, which is done.
 fn configured<C: Config>(options: &ComponentOptions) -> anyhow::Result<Option<C>> {
@@ -68,11 +71,18 @@ async fn serve_node(
     node: &NodeEntry,
     engine: Engine,
 ) -> anyhow::Result<()> {
-    let service = NodeService::new(engine, node.id, cluster.map.clone(), Environment::system());
     let identity = NodeIdentity { certificate: &config.certificate, private_key: &config.private_key };
+    let peers = cluster_over(cluster.map.clone(), Arc::new(peer_transport(cluster, &identity)?))?;
+    let node_at_work = Node::new(node.id, engine, peers, Environment::system(), config.background.options());
+    let service = NodeService::new(node_at_work.clone());
     let listener = listen(config.listen.unwrap_or(node.address), &identity, cluster, service)?;
+    if let Some(address) = config.metrics {
+        metrics::serve(address, vec![node_at_work.clone()]).await?;
+    }
+    node_at_work.start();
     ready(format_args!("storage-node={} address={}", node.name, listener.local_addr()?))?;
     listener.run(terminated()).await;
+    node_at_work.stop();
     Ok(())
 }
 
@@ -82,6 +92,7 @@ pub async fn gateway(options: ComponentOptions) -> anyhow::Result<ExitCode> {
     let listener = bind_http(config.listen).await?;
     let address = listener.local_addr()?;
     let cluster = quic_cluster(&ClusterFile::load(&config.cluster)?)?;
+    follow_map(&cluster, &config.cluster);
     let backend = SqliteBackend::open(&config.results).await?;
     let gateway = open_gateway(&config, &backend, cluster.clone()).await?;
     ready(format_args!("gateway=http://{address}"))?;
@@ -94,6 +105,7 @@ pub async fn gateway(options: ComponentOptions) -> anyhow::Result<ExitCode> {
 pub async fn scan_worker(options: ComponentOptions) -> anyhow::Result<ExitCode> {
     let Some(config) = configured::<ScanWorkerConfig>(&options)? else { return Ok(ExitCode::SUCCESS) };
     let cluster = quic_cluster(&ClusterFile::load(&config.cluster)?)?;
+    follow_map(&cluster, &config.cluster);
     let backend = SqliteBackend::open(&config.results).await?;
     let worker = open_worker(&config, &backend, cluster.clone()).await?;
     ready(format_args!("scan-worker={}", config.name))?;
@@ -145,23 +157,41 @@ pub fn listen(
     cluster: &ClusterFile,
     service: NodeService,
 ) -> anyhow::Result<Listener> {
-    Ok(Listener::bind(
-        address,
-        &read(identity.certificate)?,
-        &read(identity.private_key)?,
-        &cluster.read_ca()?,
-        cluster.map.cluster,
-        cluster.read_connection_key()?,
-        cluster.read_admin_key()?,
-        service,
-    )?)
+    let files = ListenerFiles {
+        certificate: identity.certificate.to_owned(),
+        private_key: identity.private_key.to_owned(),
+        ca: cluster.ca.clone(),
+        connection_key: cluster.connection_key.clone(),
+        admin_key: cluster.admin_key.clone(),
+    };
+    Ok(Listener::bind_files(address, files, cluster.map.cluster, service)?)
+}
+
+/// How a node reaches the others: by its own certificate.
+pub fn peer_transport(cluster: &ClusterFile, identity: &NodeIdentity<'_>) -> anyhow::Result<QuicTransport> {
+    let credentials =
+        Credentials::Peer { certificate_pem: read(identity.certificate)?, key_pem: read(identity.private_key)? };
+    Ok(QuicTransport::new(&cluster.read_ca()?, cluster.map.cluster, credentials)?)
 }
 
 /// The cluster as seen over QUIC with the connection key.
 pub fn quic_cluster(file: &ClusterFile) -> anyhow::Result<Cluster> {
-    let credentials = Credentials::Connection(file.read_connection_key()?);
-    let transport = QuicTransport::new(&file.read_ca()?, file.map.cluster, credentials)?;
-    cluster_over(file.map.clone(), Arc::new(transport))
+    quic_cluster_as(file, CredentialFiles::Connection(file.connection_key.clone()))
+}
+
+/// The cluster as seen over QUIC with other credentials.
+pub fn quic_cluster_as(file: &ClusterFile, credentials: CredentialFiles) -> anyhow::Result<Cluster> {
+    let files = TrustFiles { ca: file.ca.clone(), credentials };
+    cluster_over(file.map.clone(), Arc::new(QuicTransport::from_files(files, file.map.cluster)?))
+}
+
+/// Lets a process that serves follow the cluster map and keep it in the cluster's file, for as long as it lives.
+fn follow_map(cluster: &Cluster, path: &Path) {
+    let (cluster, path) = (cluster.clone(), path.to_owned());
+    tokio::spawn(async move {
+        let forever = std::future::pending;
+        tokio::join!(cluster.run_background(forever()), cluster_file::keep_map(path, cluster.clone(), forever()));
+    });
 }
 
 /// The cluster as seen through `transport`.

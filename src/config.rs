@@ -4,12 +4,14 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use figment::Figment;
 use figment::providers::{Env, Serialized};
 use lazaret_protocol::limits::MIB;
 use lazaret_protocol::{NodeEntry, NodeId};
+use lazaret_storage_node::NodeOptions;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +50,93 @@ pub struct StorageNodeConfig {
     /// With less free space than this, writes are refused; reads go on.
     #[serde(default = "default_reserve_bytes")]
     pub reserve_bytes: u64,
+    /// Where `GET /metrics` is answered, in Prometheus' text format; nowhere when absent.
+    #[serde(default)]
+    pub metrics: Option<SocketAddr>,
+    /// What the node does by itself.
+    #[serde(default)]
+    pub background: BackgroundConfig,
+}
+
+/// What a storage node does by itself, and how hard it works at it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BackgroundConfig {
+    /// How often the other nodes are asked whether they live.
+    pub ping_milliseconds: u64,
+    /// How long a node may stay silent before its share of the copies is made elsewhere: longer than a restart takes.
+    pub lost_after_seconds: u64,
+    /// How long after a comparison with the other nodes the next one begins, if nothing asks for one sooner.
+    pub repair_interval_seconds: u64,
+    /// Copies that are made at once while no client wants anything of the node; one at a time, with rests, while some do.
+    pub repair_concurrency: usize,
+    /// How often is looked for what has expired.
+    pub retention_interval_seconds: u64,
+    /// How fast a scrub reads.
+    pub scrub_bytes_per_second: u64,
+    /// How long after a scrub the next one begins.
+    pub scrub_interval_hours: u64,
+    /// How often is looked for segments worth compacting.
+    pub compact_interval_seconds: u64,
+    /// A segment is compacted once so much of it (0 to 1) is dead.
+    pub compact_min_dead_share: f64,
+}
+
+impl Default for BackgroundConfig {
+    fn default() -> Self {
+        let options = NodeOptions::default();
+        Self {
+            ping_milliseconds: options.ping_interval.as_millis() as u64,
+            lost_after_seconds: options.lost_after.as_secs(),
+            repair_interval_seconds: options.repair_interval.as_secs(),
+            repair_concurrency: options.repair_concurrency,
+            retention_interval_seconds: options.retention_interval.as_secs(),
+            scrub_bytes_per_second: options.scrub_bytes_per_second,
+            scrub_interval_hours: options.scrub_interval.as_secs() / 3600,
+            compact_interval_seconds: options.compact_interval.as_secs(),
+            compact_min_dead_share: options.compact_min_dead_share,
+        }
+    }
+}
+
+impl BackgroundConfig {
+    /// The same in the node's own words.
+    pub fn options(&self) -> NodeOptions {
+        NodeOptions {
+            ping_interval: Duration::from_millis(self.ping_milliseconds),
+            lost_after: Duration::from_secs(self.lost_after_seconds),
+            repair_interval: Duration::from_secs(self.repair_interval_seconds),
+            repair_concurrency: self.repair_concurrency,
+            retention_interval: Duration::from_secs(self.retention_interval_seconds),
+            scrub_bytes_per_second: self.scrub_bytes_per_second,
+            scrub_interval: Duration::from_secs(self.scrub_interval_hours.saturating_mul(3600)),
+            compact_interval: Duration::from_secs(self.compact_interval_seconds),
+            compact_min_dead_share: self.compact_min_dead_share,
+        }
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        const CONCURRENCY_MAX: usize = 256;
+        let intervals = [
+            ("ping_milliseconds", self.ping_milliseconds),
+            ("lost_after_seconds", self.lost_after_seconds),
+            ("repair_interval_seconds", self.repair_interval_seconds),
+            ("retention_interval_seconds", self.retention_interval_seconds),
+            ("scrub_bytes_per_second", self.scrub_bytes_per_second),
+            ("scrub_interval_hours", self.scrub_interval_hours),
+            ("compact_interval_seconds", self.compact_interval_seconds),
+        ];
+        if let Some((name, _)) = intervals.iter().find(|(_, value)| *value == 0) {
+            bail!("background.{name} must be at least 1");
+        }
+        if !(1..=CONCURRENCY_MAX).contains(&self.repair_concurrency) {
+            bail!("background.repair_concurrency must be 1 to {CONCURRENCY_MAX}, got {}", self.repair_concurrency);
+        }
+        if !(0.05..=1.0).contains(&self.compact_min_dead_share) {
+            bail!("background.compact_min_dead_share must be 0.05 to 1, got {}", self.compact_min_dead_share);
+        }
+        Ok(())
+    }
 }
 
 /// 512 MiB: few files, and still quick to verify or rebuild one.
@@ -72,6 +161,8 @@ impl StorageNodeConfig {
             listen: None,
             segment_bytes_max: default_segment_bytes_max(),
             reserve_bytes: default_reserve_bytes(),
+            metrics: None,
+            background: BackgroundConfig::default(),
         }
     }
 }
@@ -89,7 +180,7 @@ impl Config for StorageNodeConfig {
         if self.segment_bytes_max < SEGMENT_BYTES_MIN {
             bail!("segment_bytes_max must be at least {SEGMENT_BYTES_MIN}, got {}", self.segment_bytes_max);
         }
-        Ok(())
+        self.background.check()
     }
 }
 

@@ -1,11 +1,13 @@
 //! The `lazaret` binary: parses the command line, starts telemetry, runs the command, turns its outcome into an exit code.
 
+mod bench;
 mod blob;
 mod cli;
 mod cluster;
 mod components;
 mod config;
 mod init;
+mod metrics;
 mod scan;
 mod simulate;
 mod up;
@@ -40,6 +42,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Blob(command) => blob::run(command).await,
             Command::Cluster(command) => cluster::run(command).await,
             Command::Simulate(options) => simulate::run(&options),
+            Command::Bench(command) => bench::run(command).await,
             Command::StorageNode(options) => components::storage_node(options).await,
             Command::Gateway(options) => components::gateway(options).await,
             Command::ScanWorker(options) => components::scan_worker(options).await,

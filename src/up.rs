@@ -17,18 +17,20 @@ use lazaret_node_client::Environment;
 use lazaret_node_client::cluster::Cluster;
 use lazaret_node_client::cluster_file::ClusterFile;
 use lazaret_node_client::local::LocalNetwork;
-use lazaret_protocol::NodeEntry;
 use lazaret_protocol::message::Role;
+use lazaret_protocol::{NodeEntry, NodeId};
 use lazaret_storage_node::engine::Engine;
 use lazaret_storage_node::listener::Listener;
+use lazaret_storage_node::node;
 use lazaret_storage_node::service::NodeService;
+use lazaret_storage_node::{Node, NodeOptions};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::cli::{InitOptions, UpOptions};
 use crate::components::{self, NodeIdentity};
 use crate::config::{GatewayConfig, ScanWorkerConfig, default_reserve_bytes, default_segment_bytes_max};
-use crate::init;
+use crate::{init, metrics};
 
 /// Replicas and nodes of a cluster for which nothing else was asked.
 const NODES: u16 = 3;
@@ -49,8 +51,11 @@ pub async fn run(options: UpOptions) -> anyhow::Result<ExitCode> {
 pub struct EmbeddedCluster {
     gateway_address: SocketAddr,
     gateway: Running,
+    /// Learns of newer cluster maps.
+    watching: Running,
     worker: Running,
     listeners: Running,
+    nodes: Vec<Node>,
     engines: Vec<Engine>,
     cluster: Cluster,
     client_key_file: PathBuf,
@@ -110,7 +115,10 @@ impl EmbeddedCluster {
         let file = cluster_file(options)?;
 
         let network = LocalNetwork::new();
-        let (file, listeners) = start_nodes(data, file, &network, engines).await?;
+        let Started { file, listeners, nodes } = start_nodes(data, file, &network, engines).await?;
+        if let Some(address) = options.metrics {
+            metrics::serve(address, nodes.clone()).await?;
+        }
         let cluster = components::cluster_over(file.map.clone(), Arc::new(network))?;
 
         let config = gateway_config(data);
@@ -118,6 +126,9 @@ impl EmbeddedCluster {
         let backend = SqliteBackend::open(&config.results).await?;
         let gateway = components::open_gateway(&config, &backend, cluster.clone()).await?;
         let worker = components::open_worker(&worker_config(data, options.workers), &backend, cluster.clone()).await?;
+        let mut watching = Running::new();
+        let watched = cluster.clone();
+        watching.spawn(|shutdown| async move { watched.run_background(asked(shutdown)).await });
         let mut running_gateway = Running::new();
         running_gateway.spawn(|shutdown| async move {
             if let Err(error) = gateway.serve(http, asked(shutdown)).await {
@@ -129,8 +140,10 @@ impl EmbeddedCluster {
         Ok(Self {
             gateway_address,
             gateway: running_gateway,
+            watching,
             worker: running_worker,
             listeners,
+            nodes,
             engines: Vec::new(),
             cluster,
             client_key_file: config.client_key_file,
@@ -154,7 +167,9 @@ impl EmbeddedCluster {
     pub async fn stop(self) {
         self.gateway.stop().await;
         self.worker.stop().await;
+        self.watching.stop().await;
         self.cluster.close().await;
+        self.nodes.iter().for_each(Node::stop);
         self.listeners.stop().await;
         close_all(self.engines).await;
     }
@@ -212,6 +227,13 @@ fn cluster_file(options: &UpOptions) -> anyhow::Result<ClusterFile> {
     Ok(ClusterFile::load(&init::init(&new, &*Environment::system().random)?)?)
 }
 
+/// Nodes at work.
+struct Started {
+    file: ClusterFile,
+    listeners: Running,
+    nodes: Vec<Node>,
+}
+
 /// Opens and serves every node of the map, in the process and over QUIC, and writes down where they listen. Engines that
 /// were opened are in `engines` even if it fails.
 async fn start_nodes(
@@ -219,7 +241,49 @@ async fn start_nodes(
     mut file: ClusterFile,
     network: &LocalNetwork,
     engines: &mut Vec<Engine>,
-) -> anyhow::Result<(ClusterFile, Running)> {
+) -> anyhow::Result<Started> {
+    let ids: Vec<NodeId> = file.map.nodes.iter().map(|node| node.id).collect();
+    open_engines(data, &file, engines).await?;
+    // An administrator may have changed the map since the file was written.
+    for kept in engines.iter().filter_map(|engine| node::map::kept(engine)) {
+        if kept.epoch > file.map.epoch && kept.cluster == file.map.cluster {
+            file.map = kept;
+        }
+    }
+    let peers = LocalNetwork::new();
+    let (mut nodes, mut bound, mut moved) = (Vec::new(), Vec::new(), false);
+    for (id, engine) in ids.into_iter().zip(engines.iter()) {
+        // A node that was removed is opened once more at most, and serves nobody.
+        let Some(entry) = file.map.node(id).cloned() else { continue };
+        let cluster = components::cluster_over(file.map.clone(), Arc::new(peers.clone()))?;
+        let node = Node::new(id, engine.clone(), cluster, Environment::system(), NodeOptions::default());
+        let service = NodeService::new(node.clone());
+        network.register(id, service.handler(Role::Client));
+        peers.register(id, service.handler(Role::Peer));
+        let listener = listen_somewhere(data, &file, &entry, service)?;
+        let address = listener.local_addr()?;
+        if let Some(entry) = file.map.nodes.iter_mut().find(|entry| entry.id == id) {
+            moved |= entry.address != address;
+            entry.address = address;
+        }
+        nodes.push(node);
+        bound.push(listener);
+    }
+    if moved {
+        file.map.epoch += 1;
+    }
+    replace(&data.join(init::CLUSTER_FILE), &init::cluster_file(file.map.clone()).to_yaml()?)?;
+    let mut listeners = Running::new();
+    for (node, listener) in nodes.iter().zip(bound) {
+        node.adopt(file.map.clone())?;
+        node.start();
+        listeners.spawn(|shutdown| async move { listener.run(asked(shutdown)).await });
+    }
+    Ok(Started { file, listeners, nodes })
+}
+
+/// Opens every node's engine, all at once, since recovery reads segments.
+async fn open_engines(data: &Path, file: &ClusterFile, engines: &mut Vec<Engine>) -> anyhow::Result<()> {
     let mut opening = Vec::new();
     for node in &file.map.nodes {
         let (folder, map, id) = (data.join(&node.name), file.map.clone(), node.id);
@@ -233,29 +297,7 @@ async fn start_nodes(
             Err(error) => outcome = outcome.and(Err(error.context(format!("cannot open {}", node.name)))),
         }
     }
-    outcome?;
-    let mut bound = Vec::new();
-    let mut moved = false;
-    for (engine, node) in engines.iter().zip(file.map.nodes.clone()) {
-        let service = NodeService::new(engine.clone(), node.id, file.map.clone(), Environment::system());
-        network.register(node.id, service.handler(Role::Client));
-        let listener = listen_somewhere(data, &file, &node, service)?;
-        let address = listener.local_addr()?;
-        if let Some(entry) = file.map.nodes.iter_mut().find(|entry| entry.id == node.id) {
-            moved |= entry.address != address;
-            entry.address = address;
-        }
-        bound.push(listener);
-    }
-    if moved {
-        file.map.epoch += 1;
-        replace(&data.join(init::CLUSTER_FILE), &init::cluster_file(file.map.clone()).to_yaml()?)?;
-    }
-    let mut listeners = Running::new();
-    for listener in bound {
-        listeners.spawn(|shutdown| async move { listener.run(asked(shutdown)).await });
-    }
-    Ok((file, listeners))
+    outcome
 }
 
 /// Listens where the map says, or, where that port was taken meanwhile, on a free one.

@@ -12,16 +12,18 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use lazaret_protocol::cluster_map::{ClusterMap, MapError, NodeEntry, NodeState};
 use lazaret_protocol::limits::{BLOB_BYTES_MAX, HELD_BYTES_MAX, MIB};
-use lazaret_protocol::message::{BlobStat, ByteRange, Locator, NodeStatus, Request, Response};
-use lazaret_protocol::name::{BlobName, NodeId};
+use lazaret_protocol::message::{BlobStat, ByteRange, ErrorCode, Locator, NodeStatus, Request, Response};
+use lazaret_protocol::name::{BlobName, NodeId, PlacementKey};
+use lazaret_protocol::placement;
 
 use crate::background::Background;
 use crate::download::{Download, Sources};
 use crate::environment::Environment;
-use crate::health::Health;
+use crate::health::{Health, Kind, Ordered};
 use crate::maps::Maps;
 use crate::node::{self, NodeError, NodeFailure, in_one_line};
 use crate::quorum;
+use crate::stream::StreamError;
 use crate::transport::Transport;
 use crate::upload::Upload;
 
@@ -176,6 +178,15 @@ impl Cluster {
         self.ask_entry(node, request).await
     }
 
+    /// The same for a request that the node may work on for as long as `limit`.
+    pub async fn ask_within(&self, node: NodeId, request: Request, limit: Duration) -> Result<Response, NodeError> {
+        let map = self.map();
+        let node = map.node(node).ok_or(NodeError::NotInMap(node))?;
+        let answer = node::ask_within(self, node, &request, limit).await;
+        self.note(node, &answer);
+        answer
+    }
+
     /// The same for a node that need not be in the map, as one that is about to join.
     pub async fn ask_entry(&self, node: &NodeEntry, request: Request) -> Result<Response, NodeError> {
         let answer = node::ask(self, node, &request).await;
@@ -214,9 +225,9 @@ impl Cluster {
     /// What nodes say of a blob.
     pub async fn stat(&self, name: BlobName) -> Result<ClusterStat, GetError> {
         let map = self.map();
-        let order = lazaret_protocol::placement::read_order(&map, name.placement());
+        let order = placement::read_order(&map, name.placement());
         let request = &Request::Stat(name);
-        let mut answers = stream::iter(self.health().reorder(order, self.now()))
+        let mut answers = stream::iter(self.read_order(order))
             .map(async |node| match node::ask(self, &node, request).await {
                 Ok(Response::Stat(stat)) => Ok((node, stat)),
                 Ok(_) => Err(NodeFailure::new(&node, NodeError::Unexpected { doing: "asking for a blob's state" })),
@@ -354,19 +365,67 @@ impl Cluster {
         NodeFailure::new(node, error)
     }
 
-    /// Learns from how a request to a node went.
+    /// Learns from how a question to a node went. An answer shows that it lives, though not that its disks work.
     pub(crate) fn note<T>(&self, node: &NodeEntry, outcome: &Result<T, NodeError>) {
-        if let Err(error) = outcome {
-            self.note_failure(node, error);
+        match outcome {
+            Ok(_) => self.inner.health.alive(node.id),
+            Err(error) => self.note_failure(node, error),
         }
     }
 
-    fn note_failure(&self, node: &NodeEntry, error: &NodeError) {
-        self.inner.health.disappointed(node.id, self.now());
+    pub(crate) fn note_failure(&self, node: &NodeEntry, error: &NodeError) {
+        let (health, now) = (&self.inner.health, self.now());
+        match error {
+            NodeError::Unreachable(_)
+            | NodeError::Stalled { .. }
+            | NodeError::Broken { source: StreamError::ConnectionLost(_), .. } => {
+                health.failed(node.id, now, self.dice());
+            }
+            NodeError::Refused(reply) => {
+                health.alive(node.id);
+                match reply.code {
+                    ErrorCode::Full | ErrorCode::Draining => health.refused(node.id, Kind::Write, now),
+                    ErrorCode::Busy => {
+                        health.refused(node.id, Kind::Write, now);
+                        health.refused(node.id, Kind::Read, now);
+                    }
+                    _ => {}
+                }
+            }
+            // It answered, and what it said concerns one blob.
+            _ => health.alive(node.id),
+        }
         if matches!(error, NodeError::Stalled { .. }) {
             self.inner.transport.distrust(node);
         }
         self.heard_in_refusal(node, error);
+    }
+
+    /// Whom to read from, in order, those last that are better left alone.
+    pub(crate) fn read_order(&self, order: Vec<&NodeEntry>) -> Vec<NodeEntry> {
+        self.order(order, Kind::Read, 1)
+    }
+
+    /// Whom to write to, in order, those last that are better left alone.
+    pub(crate) fn write_order(&self, map: &ClusterMap, placement: PlacementKey) -> Vec<NodeEntry> {
+        self.order(placement::write_order(map, placement), Kind::Write, usize::from(map.max_replica))
+    }
+
+    fn order(&self, order: Vec<&NodeEntry>, kind: Kind, at_once: usize) -> Vec<NodeEntry> {
+        let Ordered { order, probes } = self.inner.health.order(order, kind, at_once, self.now());
+        for node in probes {
+            let cluster = self.clone();
+            self.inner.environment.spawner.spawn(Box::pin(async move {
+                if let Err(error) = cluster.ping(&node).await {
+                    tracing::info!(node = %node.id, %error, "the node is still left alone");
+                }
+            }));
+        }
+        order
+    }
+
+    pub(crate) fn dice(&self) -> u16 {
+        u16::from_le_bytes(self.inner.environment.random_bytes())
     }
 
     pub(crate) fn count_corrupt_read(&self) {

@@ -44,7 +44,12 @@ impl Cluster {
         let map = self.map();
         let node = map.node(node).ok_or(NodeError::NotInMap(node))?;
         let put = self.send_copy(node, header, PutTrailer { name, length }, body).await;
-        self.note(node, &put);
+        match &put {
+            Ok(_) => self.health().worked(node.id),
+            // The node has no part in that one.
+            Err(NodeError::Source(_)) => {}
+            Err(error) => self.note_failure(node, error),
+        }
         put
     }
 

@@ -232,7 +232,7 @@ impl Search {
     /// Whom to ask for what lies under `placement`, in order.
     fn order(&self, placement: PlacementKey) -> VecDeque<NodeEntry> {
         let order = read_order(&self.map, placement);
-        let mut order = self.cluster.health().reorder(order, self.cluster.now());
+        let mut order = self.cluster.read_order(order);
         order.retain(|node| Some(node.id) != self.sources.excluded);
         if let Some(at) = order.iter().position(|node| Some(node.id) == self.sources.preferred) {
             order[..=at].rotate_right(1);
@@ -243,16 +243,19 @@ impl Search {
     /// The next node that begins to answer for `range`.
     async fn next(&mut self, range: Option<ByteRange>) -> Result<Found, GetError> {
         let mut asked: FuturesUnordered<Question> = FuturesUnordered::new();
-        // Those in `asked`, in the order they were asked.
-        let mut waiting: Vec<NodeEntry> = Vec::new();
+        // Those in `asked`, in the order they were asked, and since when.
+        let mut waiting: Vec<(NodeEntry, Duration)> = Vec::new();
         loop {
-            let hedge_delay = if asked.is_empty() { Duration::ZERO } else { self.cluster.health().hedge_delay() };
-            let may_ask = !self.queue.is_empty() && asked.len() < HEDGES_MAX;
+            let health = self.cluster.health();
+            let hedge_delay = waiting.last().map_or(Duration::ZERO, |(node, _)| health.hedge_delay(node.id));
+            let may_ask = !self.queue.is_empty() && asked.len() < HEDGES_MAX && health.has_extra();
             let (node, began, answer) = tokio::select! {
                 biased;
                 Some(answered) = asked.next() => answered,
                 () = self.cluster.environment().clock.sleep(hedge_delay), if may_ask && !asked.is_empty() => {
-                    self.ask_next(range, &asked, &mut waiting);
+                    if self.cluster.health().take_extra() {
+                        self.ask_next(range, &asked, &mut waiting);
+                    }
                     continue;
                 }
                 else => {
@@ -265,19 +268,24 @@ impl Search {
                     continue;
                 }
             };
-            waiting.retain(|other| other.id != node.id);
+            waiting.retain(|(other, _)| other.id != node.id);
             match answer {
                 Ok(Answer::Found(header, recv)) => {
-                    self.cluster.health().answered(node.id, self.cluster.now().saturating_sub(began));
+                    let now = self.cluster.now();
+                    self.cluster.health().answered(node.id, now.saturating_sub(began));
                     // Those asked before it were overtaken; all may be asked again should this one fail.
-                    for other in waiting.into_iter().rev() {
-                        self.cluster.health().disappointed(other.id, self.cluster.now());
+                    for (other, began) in waiting.into_iter().rev() {
+                        self.cluster.health().overtaken(other.id, began, now, self.cluster.dice());
                         self.queue.push_front(other);
                     }
                     return Ok(Found { node, header, recv });
                 }
-                Ok(Answer::Located(locator)) => self.located(&node, locator),
+                Ok(Answer::Located(locator)) => {
+                    self.cluster.health().worked(node.id);
+                    self.located(&node, locator);
+                }
                 Ok(Answer::Absent(epoch)) => {
+                    self.cluster.health().worked(node.id);
                     self.cluster.heard(node.id, epoch);
                     if epoch > self.newer.as_ref().map_or(self.map.epoch, |(epoch, _)| *epoch) {
                         self.newer = Some((epoch, node));
@@ -289,12 +297,17 @@ impl Search {
         }
     }
 
-    fn ask_next(&mut self, range: Option<ByteRange>, asked: &FuturesUnordered<Question>, waiting: &mut Vec<NodeEntry>) {
+    fn ask_next(
+        &mut self,
+        range: Option<ByteRange>,
+        asked: &FuturesUnordered<Question>,
+        waiting: &mut Vec<(NodeEntry, Duration)>,
+    ) {
         let Some(node) = self.queue.pop_front() else { return };
-        waiting.push(node.clone());
+        let began = self.cluster.now();
+        waiting.push((node.clone(), began));
         let (cluster, request) = (self.cluster.clone(), GetRequest { name: self.name, range });
         asked.push(Box::pin(async move {
-            let began = cluster.now();
             let answer = ask(&cluster, &node, request).await;
             (node, began, answer)
         }));
@@ -364,7 +377,7 @@ impl Search {
 
 async fn ask(cluster: &Cluster, node: &NodeEntry, request: GetRequest) -> Result<Answer, NodeError> {
     let request = Request::Get(request);
-    node::once_more_if_lost(|| ask_once(cluster, node, &request)).await
+    node::once_more_if_lost(cluster, || ask_once(cluster, node, &request)).await
 }
 
 async fn ask_once(cluster: &Cluster, node: &NodeEntry, request: &Request) -> Result<Answer, NodeError> {

@@ -125,6 +125,7 @@ pub(crate) async fn begin(
     request: &Request,
 ) -> Result<(SendHalf, RecvHalf), NodeError> {
     let doing = "sending the request";
+    cluster.health().earn_extra();
     let begun = async {
         let (mut send, recv) = cluster.transport().open(node).await?;
         send.send_message(request).await.map_err(|source| NodeError::Broken { doing, source })?;
@@ -147,19 +148,31 @@ pub(crate) async fn answer(recv: &mut RecvHalf, doing: &'static str) -> Result<R
 
 /// Runs `request` a second time if the connection was lost under it: most likely the node was restarted, and a new
 /// connection reaches it. All requests may be repeated.
-pub(crate) async fn once_more_if_lost<T, R>(request: impl Fn() -> R) -> Result<T, NodeError>
+pub(crate) async fn once_more_if_lost<T, R>(cluster: &Cluster, request: impl Fn() -> R) -> Result<T, NodeError>
 where
     R: Future<Output = Result<T, NodeError>>,
 {
     match request().await {
-        Err(NodeError::Broken { source: StreamError::ConnectionLost(_), .. }) => request().await,
+        Err(NodeError::Broken { source: StreamError::ConnectionLost(_), .. }) if cluster.health().take_extra() => {
+            request().await
+        }
         answered => answered,
     }
 }
 
-/// A request without a body, and its answer, within the time for short requests.
+/// A request without a body, and its answer, within the time for such requests.
 pub(crate) async fn ask(cluster: &Cluster, node: &NodeEntry, request: &Request) -> Result<Response, NodeError> {
-    let answer = once_more_if_lost(|| ask_once(cluster, node, request)).await;
+    ask_within(cluster, node, request, limit(cluster, request)).await
+}
+
+/// A request without a body, and its answer, within `limit`.
+pub(crate) async fn ask_within(
+    cluster: &Cluster,
+    node: &NodeEntry,
+    request: &Request,
+    limit: Duration,
+) -> Result<Response, NodeError> {
+    let answer = once_more_if_lost(cluster, || ask_once(cluster, node, request, limit)).await;
     cluster.heard_in(node, &answer);
     answer
 }
@@ -179,7 +192,12 @@ fn limit(cluster: &Cluster, request: &Request) -> Duration {
     }
 }
 
-async fn ask_once(cluster: &Cluster, node: &NodeEntry, request: &Request) -> Result<Response, NodeError> {
+async fn ask_once(
+    cluster: &Cluster,
+    node: &NodeEntry,
+    request: &Request,
+    limit: Duration,
+) -> Result<Response, NodeError> {
     let doing = "waiting for the answer";
     let asked = async {
         let (mut send, mut recv) = begin(cluster, node, request).await?;
@@ -187,6 +205,5 @@ async fn ask_once(cluster: &Cluster, node: &NodeEntry, request: &Request) -> Res
         let _ = send.finish().await;
         answer(&mut recv, doing).await
     };
-    let limit = limit(cluster, request);
     cluster.environment().within(limit, asked).await.map_err(|source| NodeError::Stalled { doing, source })?
 }

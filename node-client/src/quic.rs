@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -22,6 +22,7 @@ use tokio::sync::oneshot;
 use crate::stream::{RecvHalf, SendHalf};
 use crate::tls::{self, TlsError};
 use crate::transport::{Transport, TransportError};
+use crate::trust::{Complaint, TrustError, TrustFiles, TrustTexts};
 
 /// A node on the same network answers within milliseconds; a handshake is two round trips.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -37,8 +38,12 @@ const EXPORTER_LABEL: &[u8] = b"EXPORTER-lazaret-connection-key";
 /// The BLAKE3 context under which a key file's text becomes a MAC key.
 const KEY_CONTEXT: &str = "lazaret 2026 connection key proof v1";
 
+/// How often files with keys and certificates are looked at again while connections live. Before a new connection they
+/// always are.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
+
 /// What this end proves its rights with.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Credentials {
     /// The connection key: puts and gets.
     Connection(String),
@@ -88,14 +93,36 @@ pub struct QuicTransport {
 
 /// What an attempt to connect needs.
 struct Connector {
-    tls: quinn::ClientConfig,
+    trust: RwLock<Arc<Trust>>,
+    /// Where the trust was read from, if it was.
+    files: Option<TrustFiles>,
+    /// When the files were last looked at.
+    read_at: Mutex<Instant>,
+    complaint: Complaint,
     cluster: ClusterId,
-    credentials: Credentials,
     /// The highest epoch in a `Welcome`.
     epoch_heard: AtomicU64,
     /// A socket a family, bound when first needed: IPv6 may be switched off.
     ipv4: OnceLock<quinn::Endpoint>,
     ipv6: OnceLock<quinn::Endpoint>,
+}
+
+/// Whom to trust and what to prove, as last read.
+struct Trust {
+    texts: TrustTexts,
+    tls: quinn::ClientConfig,
+    /// Higher by one each time that it changes.
+    generation: u64,
+}
+
+impl Trust {
+    fn new(texts: TrustTexts, generation: u64) -> Result<Self, TlsError> {
+        let certificate = texts.credentials.iter().find_map(|credentials| match credentials {
+            Credentials::Peer { certificate_pem, key_pem } => Some((certificate_pem.as_str(), key_pem.as_str())),
+            Credentials::Connection(_) | Credentials::Admin(_) => None,
+        });
+        Ok(Self { tls: tls::client_config(&texts.ca, certificate)?, texts, generation })
+    }
 }
 
 type Attempt = Shared<oneshot::Receiver<Result<quinn::Connection, TransportError>>>;
@@ -105,19 +132,41 @@ type Attempt = Shared<oneshot::Receiver<Result<quinn::Connection, TransportError
 struct Slot {
     attempt: Attempt,
     begun: Instant,
+    /// The generation of the trust it began with.
+    generation: u64,
+    /// A connection from before the trust changed. It serves until there is a new one.
+    former: Option<quinn::Connection>,
+}
+
+impl Slot {
+    /// Its connection, if that lives.
+    fn living(&self) -> Option<quinn::Connection> {
+        match self.attempt.peek() {
+            Some(Ok(Ok(connection))) if connection.close_reason().is_none() => Some(connection.clone()),
+            _ => self.former.clone().filter(|former| former.close_reason().is_none()),
+        }
+    }
 }
 
 impl QuicTransport {
     /// A transport that trusts `ca_pem` and nothing else. Connects nowhere yet.
     pub fn new(ca_pem: &str, cluster: ClusterId, credentials: Credentials) -> Result<Self, TlsError> {
-        let certificate = match &credentials {
-            Credentials::Peer { certificate_pem, key_pem } => Some((certificate_pem.as_str(), key_pem.as_str())),
-            Credentials::Connection(_) | Credentials::Admin(_) => None,
-        };
+        Self::with_trust(TrustTexts { ca: ca_pem.to_owned(), credentials: vec![credentials] }, cluster, None)
+    }
+
+    /// A transport that takes its trust and its rights from files, and takes note when they change: requests then go over
+    /// new connections, and those under way end on the old ones. Reads the files now; connects nowhere yet.
+    pub fn from_files(files: TrustFiles, cluster: ClusterId) -> Result<Self, TrustError> {
+        Ok(Self::with_trust(files.read()?, cluster, Some(files))?)
+    }
+
+    fn with_trust(texts: TrustTexts, cluster: ClusterId, files: Option<TrustFiles>) -> Result<Self, TlsError> {
         let shared = Connector {
-            tls: tls::client_config(ca_pem, certificate)?,
+            trust: RwLock::new(Arc::new(Trust::new(texts, 0)?)),
+            files,
+            read_at: Mutex::new(Instant::now()),
+            complaint: Complaint::default(),
             cluster,
-            credentials,
             epoch_heard: AtomicU64::new(0),
             ipv4: OnceLock::new(),
             ipv6: OnceLock::new(),
@@ -128,8 +177,11 @@ impl QuicTransport {
     /// The attempt to join: the one under way, the connection that lives, the failure still fresh, or a new one.
     /// `broken` is a connection the caller has just seen fail.
     fn attempt(&self, node: &NodeEntry, broken: Option<usize>) -> Attempt {
+        self.look_at_files_now_and_then();
+        let generation = self.shared.trust().generation;
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (node.id, node.address);
+        let mut former = None;
         if let Some(slot) = slots.get(&key) {
             let usable = match slot.attempt.peek() {
                 None => true,
@@ -139,9 +191,10 @@ impl QuicTransport {
                 Some(Ok(Err(error))) => slot.begun.elapsed() < retry_after(error),
                 Some(Err(_)) => false,
             };
-            if usable {
+            if usable && slot.generation == generation {
                 return slot.attempt.clone();
             }
+            former = slot.living().filter(|connection| Some(connection.stable_id()) != broken);
         }
         let (done, attempt) = oneshot::channel();
         let (connector, node) = (Arc::clone(&self.shared), node.clone());
@@ -155,14 +208,34 @@ impl QuicTransport {
             let _ = done.send(outcome);
         });
         let attempt = attempt.shared();
-        slots.insert(key, Slot { attempt: attempt.clone(), begun: Instant::now() });
+        slots.insert(key, Slot { attempt: attempt.clone(), begun: Instant::now(), generation, former });
         attempt
     }
 
     async fn connection(&self, node: &NodeEntry, broken: Option<usize>) -> Result<quinn::Connection, TransportError> {
-        self.attempt(node, broken).await.unwrap_or_else(|_| {
+        let connected = self.attempt(node, broken).await.unwrap_or_else(|_| {
             Err(TransportError::Failed { address: node.address, reason: "the attempt was abandoned".to_owned() })
-        })
+        });
+        connected.or_else(|error| self.former(node, broken).ok_or(error))
+    }
+
+    /// A connection from before the trust changed: new keys that a node does not know yet shut nobody out.
+    fn former(&self, node: &NodeEntry, broken: Option<usize>) -> Option<quinn::Connection> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let former = slots.get(&(node.id, node.address))?.former.clone()?;
+        (former.close_reason().is_none() && Some(former.stable_id()) != broken).then_some(former)
+    }
+
+    fn look_at_files_now_and_then(&self) {
+        if self.shared.files.is_none() {
+            return;
+        }
+        let mut read_at = self.shared.read_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if read_at.elapsed() >= RELOAD_INTERVAL {
+            *read_at = Instant::now();
+            let connector = Arc::clone(&self.shared);
+            tokio::spawn(async move { connector.reload().await });
+        }
     }
 }
 
@@ -213,21 +286,62 @@ impl Transport for QuicTransport {
 }
 
 impl Connector {
-    async fn connect(&self, node: &NodeEntry) -> Result<quinn::Connection, TransportError> {
-        let no_answer =
-            |_| TransportError::NoAnswer { address: node.address, after_ms: CONNECT_TIMEOUT.as_millis() as u64 };
-        tokio::time::timeout(CONNECT_TIMEOUT, self.connect_and_greet(node)).await.map_err(no_answer)?
+    fn trust(&self) -> Arc<Trust> {
+        Arc::clone(&self.trust.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    async fn connect_and_greet(&self, node: &NodeEntry) -> Result<quinn::Connection, TransportError> {
+    /// Reads the files again, off the async threads. What cannot be used changes nothing.
+    async fn reload(self: Arc<Self>) {
+        if self.files.is_none() {
+            return;
+        }
+        // An error means that the runtime is ending.
+        let _ = tokio::task::spawn_blocking(move || self.complaint.note(self.reload_blocking())).await;
+    }
+
+    fn reload_blocking(&self) -> Result<(), TrustError> {
+        let Some(files) = &self.files else { return Ok(()) };
+        let texts = files.read()?;
+        let mut trust = self.trust.write().unwrap_or_else(PoisonError::into_inner);
+        if texts != trust.texts {
+            *trust = Arc::new(Trust::new(texts, trust.generation + 1)?);
+            tracing::info!("keys and certificates were read anew");
+        }
+        Ok(())
+    }
+
+    /// Connects with the key at hand and, where the node does not know that, with the one before.
+    async fn connect(self: Arc<Self>, node: &NodeEntry) -> Result<quinn::Connection, TransportError> {
+        Arc::clone(&self).reload().await;
+        let trust = self.trust();
+        let mut outcome =
+            Err(TransportError::NotAllowed { address: node.address, reason: "no key at hand".to_owned() });
+        for credentials in &trust.texts.credentials {
+            let attempt = self.connect_and_greet(node, &trust.tls, credentials);
+            outcome = tokio::time::timeout(CONNECT_TIMEOUT, attempt).await.unwrap_or_else(|_| {
+                Err(TransportError::NoAnswer { address: node.address, after_ms: CONNECT_TIMEOUT.as_millis() as u64 })
+            });
+            if !matches!(outcome, Err(TransportError::NotAllowed { .. })) {
+                break;
+            }
+        }
+        outcome
+    }
+
+    async fn connect_and_greet(
+        &self,
+        node: &NodeEntry,
+        tls: &quinn::ClientConfig,
+        credentials: &Credentials,
+    ) -> Result<quinn::Connection, TransportError> {
         let address = node.address;
         let failed = |reason: String| TransportError::Failed { address, reason };
         let connecting = self
             .endpoint(address)?
-            .connect_with(self.tls.clone(), address, &tls::server_name(node.id))
+            .connect_with(tls.clone(), address, &tls::server_name(node.id))
             .map_err(|error| failed(error.to_string()))?;
         let connection = connecting.await.map_err(|error| connection_error(address, &error))?;
-        match self.greet(node, &connection).await {
+        match self.greet(node, &connection, credentials).await {
             Ok(()) => Ok(connection),
             Err(error) => {
                 connection.close(0_u32.into(), b"");
@@ -237,10 +351,15 @@ impl Connector {
     }
 
     /// Says `Hello` and checks who answers.
-    async fn greet(&self, node: &NodeEntry, connection: &quinn::Connection) -> Result<(), TransportError> {
+    async fn greet(
+        &self,
+        node: &NodeEntry,
+        connection: &quinn::Connection,
+        credentials: &Credentials,
+    ) -> Result<(), TransportError> {
         let address = node.address;
-        let role = self.credentials.role();
-        let proof = match &self.credentials {
+        let role = credentials.role();
+        let proof = match credentials {
             Credentials::Connection(key) | Credentials::Admin(key) => key_proof(connection, key, role, self.cluster),
             Credentials::Peer { .. } => Some([0; 32]),
         };

@@ -88,7 +88,10 @@ impl Spread {
         while self.durable.len() < enough {
             match self.under_way.next().await {
                 None => return,
-                Some((node, Ok(put_time_ms))) => self.durable.push(Durable { node: node.id, put_time_ms }),
+                Some((node, Ok(put_time_ms))) => {
+                    self.cluster.health().worked(node.id);
+                    self.durable.push(Durable { node: node.id, put_time_ms });
+                }
                 Some((node, Err(error))) => {
                     tracing::warn!(node = %node.id, %error, "replica not written, passed over for the next node");
                     let failure = self.cluster.failed(&node, error);

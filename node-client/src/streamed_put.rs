@@ -13,7 +13,6 @@ use lazaret_protocol::cluster_map::NodeEntry;
 use lazaret_protocol::limits::{FRAME_BYTES_MAX, HELD_BYTES_MAX, UPLOAD_LEASE_MAX_MS};
 use lazaret_protocol::message::{Locator, PutDone, PutHeader, PutLocator, PutTarget, PutTrailer, Request, Response};
 use lazaret_protocol::name::{PlacementKey, UploadId};
-use lazaret_protocol::placement::write_order;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cluster::{Cluster, PutError};
@@ -96,7 +95,7 @@ impl StreamedPut {
             cluster: cluster.clone(),
             placement,
             header,
-            rest: write_order(&map, placement).into_iter().cloned().collect(),
+            rest: cluster.write_order(&map, placement).into(),
             replicas: Vec::new(),
             outcomes,
             outcome_sender,
@@ -142,6 +141,7 @@ impl StreamedPut {
             let Some(Outcome { node, result }) = self.outcomes.recv().await else { break };
             match result {
                 Ok(done) => {
+                    self.cluster.health().worked(node.id);
                     self.replicas.retain(|replica| replica.node.id != node.id);
                     durable.push(Durable { node: node.id, put_time_ms: done.put_time_ms });
                 }
@@ -166,7 +166,7 @@ impl StreamedPut {
 
     async fn write_locator(&self, trailer: PutTrailer) -> Result<(), PutError> {
         let map = self.cluster.map();
-        let order = write_order(&map, trailer.name.placement()).into_iter().cloned().collect();
+        let order = self.cluster.write_order(&map, trailer.name.placement());
         let locator = Locator { placement: self.placement, length: trailer.length };
         let put_time_ms = self.header.put_time_ms;
         let request = Request::PutLocator(PutLocator { name: trailer.name, locator, put_time_ms });

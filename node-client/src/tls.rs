@@ -77,14 +77,9 @@ pub fn server_name(node: NodeId) -> String {
     format!("{node}.node.lazaret")
 }
 
-/// An endpoint that accepts connections of the cluster's CA: clients without a certificate and peers with one of that CA.
-/// The port may be 0. Needs a tokio runtime.
-pub fn server_endpoint(
-    address: SocketAddr,
-    certificate_pem: &str,
-    key_pem: &str,
-    ca_pem: &str,
-) -> Result<quinn::Endpoint, TlsError> {
+/// What a node needs to accept connections: clients without a certificate, and peers with one of `ca_pem`, which may hold
+/// several.
+pub fn server_config(certificate_pem: &str, key_pem: &str, ca_pem: &str) -> Result<quinn::ServerConfig, TlsError> {
     let what = "node certificate and key";
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca_pem)?), provider())
         .allow_unauthenticated()
@@ -98,6 +93,18 @@ pub fn server_endpoint(
     config.alpn_protocols = vec![ALPN.to_vec()];
     let mut server = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(config)?));
     server.transport_config(transport_config());
+    Ok(server)
+}
+
+/// An endpoint that accepts connections as [`server_config`] says. The port may be 0. Needs a tokio runtime.
+pub fn server_endpoint(
+    address: SocketAddr,
+    certificate_pem: &str,
+    key_pem: &str,
+    ca_pem: &str,
+) -> Result<quinn::Endpoint, TlsError> {
+    let server = server_config(certificate_pem, key_pem, ca_pem)?;
+    // Should the key be replaced while this endpoint lives, clients notice its next restart a little later.
     let mut config = quinn::EndpointConfig::new(Arc::new(ResetKey::of(key_pem)));
     config.cid_generator(|| Box::new(RandomConnectionIds));
     endpoint(address, config, Some(server)).map_err(|source| TlsError::Bind { address, source })

@@ -8,7 +8,6 @@ use lazaret_protocol::cluster_map::NodeEntry;
 use lazaret_protocol::limits::{FRAME_BYTES_MAX, HELD_BYTES_MAX, UPLOAD_LEASE_MAX_MS};
 use lazaret_protocol::message::{PutHeader, PutTarget, PutTrailer, Request, Response};
 use lazaret_protocol::name::{BlobName, PlacementKey};
-use lazaret_protocol::placement::write_order;
 
 use crate::cluster::{Cluster, PutError, Stored, check_length};
 use crate::node::{self, NodeError};
@@ -136,7 +135,7 @@ impl Upload {
 /// Puts a body in hand on its replica set.
 async fn put_whole(cluster: &Cluster, name: BlobName, content: Bytes) -> Result<Vec<Durable>, PutError> {
     let map = cluster.map();
-    let order = write_order(&map, name.placement()).into_iter().cloned().collect();
+    let order = cluster.write_order(&map, name.placement());
     let header = PutHeader {
         put_time_ms: cluster.environment().clock.unix_ms(),
         lease_ms: UPLOAD_LEASE_MAX_MS,
@@ -146,7 +145,7 @@ async fn put_whole(cluster: &Cluster, name: BlobName, content: Bytes) -> Result<
     let owned = cluster.clone();
     quorum::write(cluster, order, trailer.length, move |node| {
         let (cluster, header, content) = (owned.clone(), header.clone(), content.clone());
-        async move { node::once_more_if_lost(|| put_to_node(&cluster, &node, &header, &content, trailer)).await }
+        async move { node::once_more_if_lost(&cluster, || put_to_node(&cluster, &node, &header, &content, trailer)).await }
     })
     .await
 }

@@ -64,8 +64,8 @@ pub enum Request {
     Ping(Ping),
     /// Places or releases a legal hold (admin, peer).
     Hold(Hold),
-    /// Reads these blobs whole from disk and says which of them are sound, in order (peer).
-    Verify(Vec<BlobName>),
+    /// Reads these copies whole from disk and says which of them are there, sound, and no older than named, in order (peer).
+    Verify(Vec<CopyClaim>),
     /// Compares everything with the other nodes now (admin).
     Repair,
     /// The node's own account of its disks and of what it does in the background.
@@ -182,6 +182,15 @@ pub struct Hold {
     pub placed: bool,
 }
 
+/// A copy that a node should hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyClaim {
+    /// Which blob.
+    pub name: BlobName,
+    /// A put time of the bucket it should be in at the earliest, in Unix milliseconds.
+    pub put_time_ms: u64,
+}
+
 /// One end's part of a comparison: what both `node` and the node asked should hold of a partition, as `node` sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepairScope {
@@ -276,7 +285,7 @@ pub enum Response {
     Pong(Ping),
     /// The hold is durable on this node.
     HoldSet,
-    /// One answer a name.
+    /// One answer a copy.
     Verified(Vec<bool>),
     /// A comparison with the other nodes has begun.
     Repairing,

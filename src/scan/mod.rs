@@ -61,6 +61,7 @@ fn temporary_cluster(data: &Path) -> UpOptions {
         workers: 2,
         min_replica: Some(1),
         max_replica: Some(1),
+        metrics: None,
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
     }
 }

@@ -11,7 +11,9 @@ pub mod record;
 pub mod salt;
 
 pub mod listener;
+pub mod node;
 pub mod service;
+pub mod store;
 
 mod recovery;
 mod scan;
@@ -20,4 +22,5 @@ mod writer;
 
 pub use disk::{Disk, DiskError, FsDisk, SimDisk};
 pub use engine::{BlobReader, Engine, EngineError, EngineOptions, EngineUpload, Origin, Pump};
+pub use node::{Node, NodeOptions};
 pub use index::{Index, IndexError, MemoryIndex, RocksIndex};

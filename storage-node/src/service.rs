@@ -13,12 +13,15 @@ use lazaret_node_client::environment::Environment;
 use lazaret_node_client::local::Handler;
 use lazaret_node_client::stream::{RecvHalf, SendHalf, StreamError};
 use lazaret_protocol::cluster_map::{ClusterMap, NodeState};
-use lazaret_protocol::limits::HAS_NAMES_MAX;
-use lazaret_protocol::message::{ErrorCode, ErrorReply, Request, Response, Role, Welcome};
-use lazaret_protocol::name::{BlobName, NodeId};
+use lazaret_protocol::limits::{HAS_NAMES_MAX, PUT_TIME_SKEW_MAX_MS};
+use lazaret_protocol::message::{ErrorCode, ErrorReply, Ping, Request, Response, Role, Welcome};
+use lazaret_protocol::name::BlobName;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::engine::{Engine, EngineError, Origin};
+use crate::engine::{EngineError, Origin};
+use crate::node::repair::answer;
+use crate::node::{Node, map, retention};
+use crate::store::Store;
 
 mod get;
 mod put;
@@ -41,9 +44,8 @@ pub struct NodeService {
 }
 
 struct Inner {
-    engine: Engine,
-    node: NodeId,
-    map: Arc<ClusterMap>,
+    node: Node,
+    store: Store,
     environment: Environment,
     requests: Semaphore,
     body_bytes: Semaphore,
@@ -86,13 +88,12 @@ impl From<StreamError> for Refusal {
 }
 
 impl NodeService {
-    /// A service for `engine`, which belongs to `node` of `map`.
-    pub fn new(engine: Engine, node: NodeId, map: ClusterMap, environment: Environment) -> Self {
+    /// A service for `node`.
+    pub fn new(node: Node) -> Self {
         let inner = Inner {
-            engine,
+            store: node.shared.store.clone(),
+            environment: node.shared.environment.clone(),
             node,
-            map: Arc::new(map),
-            environment,
             requests: Semaphore::new(REQUESTS_MAX),
             body_bytes: Semaphore::new(BODY_BYTES_MAX),
             reads: Arc::new(Semaphore::new(READS_MAX)),
@@ -103,7 +104,7 @@ impl NodeService {
     /// Whom a new connection reached.
     pub fn welcome(&self) -> Welcome {
         let inner = &self.inner;
-        Welcome { node: inner.node, epoch: inner.map.epoch, now_ms: inner.environment.clock.unix_ms() }
+        Welcome { node: inner.node.id(), epoch: inner.node.map().epoch, now_ms: inner.environment.clock.unix_ms() }
     }
 
     /// Serves each stream it is given with the rights of `role`, in a task of its own: for the in-process network.
@@ -124,13 +125,13 @@ impl NodeService {
         };
         let answered = match served {
             Err(Refusal::Told(reply)) => {
-                tracing::debug!(node = %self.inner.node, code = %reply.code, message = reply.message, "request refused");
+                tracing::debug!(node = %self.inner.node.id(), code = %reply.code, message = reply.message, "request refused");
                 self.inner.respond(&mut send, Response::Error(reply)).await
             }
             served => served,
         };
         if let Err(Refusal::Gone(reason)) = answered {
-            tracing::debug!(node = %self.inner.node, reason, "request abandoned");
+            tracing::debug!(node = %self.inner.node.id(), reason, "request abandoned");
             return send.reset();
         }
         // Until then the request counts as under way: whoever stops the node would cut the answer off.
@@ -147,32 +148,83 @@ impl NodeService {
 impl Inner {
     async fn serve(&self, role: Role, send: &mut SendHalf, recv: &mut RecvHalf) -> Result<(), Refusal> {
         let request: Request = self.step("sending the request", recv.recv_message()).await?;
+        let (name, began) = (name_of(&request), self.environment.clock.monotonic());
+        let outcome = self.carry_out(role, request, send, recv).await;
+        let told = match &outcome {
+            Ok(()) => "ok".to_owned(),
+            Err(Refusal::Told(reply)) => reply.code.to_string(),
+            Err(Refusal::Gone(_)) => "abandoned".to_owned(),
+        };
+        let took = self.environment.clock.monotonic().saturating_sub(began);
+        self.node.shared.metrics.request(name, &told, took);
+        outcome
+    }
+
+    async fn carry_out(
+        &self,
+        role: Role,
+        request: Request,
+        send: &mut SendHalf,
+        recv: &mut RecvHalf,
+    ) -> Result<(), Refusal> {
         check_right(role, &request)?;
+        let shared = &self.node.shared;
+        let _wanted = (role != Role::Peer && is_work(&request)).then(|| shared.foreground.begin(&self.environment));
         let response = match request {
             Request::Get(get) => return self.get(get, send).await,
             Request::Put(header) => self.put(header, origin(role), recv).await?,
             Request::PutLocator(put) => {
                 self.check_writable()?;
-                self.engine.put_locator(put, origin(role)).await?;
+                self.store.put_locator(put, origin(role)).await?;
                 Response::LocatorPut
             }
             Request::Has(names) => self.has(names).await?,
-            Request::Stat(name) => Response::Stat(self.blocking(move |engine| engine.stat(name)).await??),
-            Request::Status => Response::Status(self.blocking(|engine| engine.status()).await?),
-            Request::Map => Response::Map(ClusterMap::clone(&self.map)),
+            Request::Stat(name) => Response::Stat(self.blocking(move |store| store.stat(name)).await??),
+            Request::Status => Response::Status(self.blocking(|store| store.status()).await?),
+            Request::Map => Response::Map(ClusterMap::clone(&self.node.map())),
             Request::Hello(_) => return Err(Refusal::bad_request("Hello is a connection's first stream only")),
-            Request::PushMap(_)
-            | Request::Delete(_)
-            | Request::RepairDigests(_)
-            | Request::RepairItems(_)
-            | Request::Scrub
-            | Request::Ping(_)
-            | Request::Hold(_)
-            | Request::Verify(_)
-            | Request::Repair
-            | Request::Report
-            | Request::RetentionPreview(_) => {
-                return Err(Refusal::new(ErrorCode::Unsupported, "this is not carried out by this build"));
+            Request::PushMap(map) => {
+                map::replace(shared, map).await.map_err(Refusal::Told)?;
+                Response::MapPushed
+            }
+            Request::Delete(tombstone) => {
+                self.check_time(role, tombstone.time_ms)?;
+                self.store.delete(tombstone).await?;
+                Response::Deleted
+            }
+            Request::Hold(hold) => {
+                self.check_time(role, hold.time_ms)?;
+                self.store.hold(hold).await?;
+                Response::HoldSet
+            }
+            Request::RepairDigests(scope) => {
+                Response::RepairDigests(answer::digests(shared, scope).await.map_err(Refusal::Told)?)
+            }
+            Request::RepairItems(page) => {
+                Response::RepairItems(answer::items(shared, page).await.map_err(Refusal::Told)?)
+            }
+            Request::Verify(claims) => {
+                Response::Verified(answer::verify(shared, claims).await.map_err(Refusal::Told)?)
+            }
+            Request::Scrub => {
+                shared.scrub.begin();
+                Response::Scrubbing
+            }
+            Request::Repair => {
+                shared.repair.wake();
+                Response::Repairing
+            }
+            Request::Ping(_) => {
+                let (epoch, now_ms) = (self.node.map().epoch, self.environment.clock.unix_ms());
+                Response::Pong(Ping { epoch, now_ms })
+            }
+            Request::Report => {
+                let node = self.node.clone();
+                Response::Report(self.blocking(move |_| node.report()).await?)
+            }
+            Request::RetentionPreview(cleanuprange) => {
+                let before = retention::first_kept_bucket(cleanuprange, self.environment.clock.unix_ms());
+                Response::RetentionPreview(self.blocking(move |store| store.expirable(before)).await?)
             }
         };
         self.respond(send, response).await
@@ -182,8 +234,8 @@ impl Inner {
         if names.len() > HAS_NAMES_MAX {
             return Err(Refusal::bad_request(format!("{} names are over the limit of {HAS_NAMES_MAX}", names.len())));
         }
-        let held = move |engine: Engine| -> Result<Vec<bool>, EngineError> {
-            names.into_iter().map(|name| Ok(engine.stat(name)?.held.is_some())).collect()
+        let held = move |store: Store| -> Result<Vec<bool>, EngineError> {
+            names.into_iter().map(|name| Ok(store.stat(name)?.held.is_some())).collect()
         };
         Ok(Response::Has(self.blocking(held).await??))
     }
@@ -214,9 +266,8 @@ impl Inner {
     }
 
     /// Runs what blocks, if only shortly, where it holds up nobody.
-    async fn blocking<T: Send + 'static>(&self, run: impl FnOnce(Engine) -> T + Send + 'static) -> Result<T, Refusal> {
-        let engine = self.engine.clone();
-        let done = self.environment.blocking(move || run(engine)).await;
+    async fn blocking<T: Send + 'static>(&self, run: impl FnOnce(Store) -> T + Send + 'static) -> Result<T, Refusal> {
+        let done = self.node.shared.blocking(run).await;
         done.ok_or_else(|| Refusal::new(ErrorCode::Internal, "the node failed while reading"))
     }
 
@@ -231,16 +282,33 @@ impl Inner {
     }
 
     fn check_writable(&self) -> Result<(), Refusal> {
-        match self.map.node(self.node).map(|node| node.state) {
+        match self.node.map().node(self.node.id()).map(|node| node.state) {
+            Some(NodeState::Up) => Ok(()),
             Some(NodeState::Draining) => Err(Refusal::new(ErrorCode::Draining, "this node is being drained")),
-            Some(NodeState::Up) | None => Ok(()),
+            None => Err(Refusal::new(ErrorCode::Draining, "this node is no longer in the cluster's map")),
         }
     }
+
+    /// Refuses an administrator's time of deletion or hold that is too far from this node's clock: one in the future would
+    /// kill what is put later. Peers pass on times that were checked when they were new.
+    fn check_time(&self, role: Role, time_ms: u64) -> Result<(), Refusal> {
+        let skew_ms = self.environment.clock.unix_ms().abs_diff(time_ms);
+        if role == Role::Peer || skew_ms <= PUT_TIME_SKEW_MAX_MS {
+            return Ok(());
+        }
+        let message = format!("the time given is {skew_ms} ms off this node's clock, {PUT_TIME_SKEW_MAX_MS} are allowed");
+        Err(Refusal::new(ErrorCode::ClockSkew, message))
+    }
+}
+
+/// What a client waits for, other than looking at the node.
+fn is_work(request: &Request) -> bool {
+    matches!(request, Request::Put(_) | Request::PutLocator(_) | Request::Get(_) | Request::Has(_) | Request::Stat(_))
 }
 
 /// What clients may ask; the rest is for administrators and peers.
 fn check_right(role: Role, request: &Request) -> Result<(), Refusal> {
-    let name = match request {
+    match request {
         Request::Hello(_)
         | Request::Put(_)
         | Request::PutLocator(_)
@@ -251,22 +319,47 @@ fn check_right(role: Role, request: &Request) -> Result<(), Refusal> {
         | Request::Map
         | Request::Ping(_)
         | Request::Report => return Ok(()),
-        Request::PushMap(_) => "PushMap",
-        Request::Delete(_) => "Delete",
-        Request::RepairDigests(_) => "RepairDigests",
-        Request::RepairItems(_) => "RepairItems",
-        Request::Scrub => "Scrub",
-        Request::Hold(_) => "Hold",
-        Request::Verify(_) => "Verify",
-        Request::Repair => "Repair",
-        Request::RetentionPreview(_) => "RetentionPreview",
-    };
+        Request::PushMap(_)
+        | Request::Delete(_)
+        | Request::RepairDigests(_)
+        | Request::RepairItems(_)
+        | Request::Scrub
+        | Request::Hold(_)
+        | Request::Verify(_)
+        | Request::Repair
+        | Request::RetentionPreview(_) => {}
+    }
     match role {
         Role::Admin | Role::Peer => Ok(()),
-        Role::Client => Err(Refusal::new(
-            ErrorCode::NotAllowed,
-            format!("{name} needs the storage admin key or a node's certificate"),
-        )),
+        Role::Client => {
+            let message = format!("{} needs the storage admin key or a node's certificate", name_of(request));
+            Err(Refusal::new(ErrorCode::NotAllowed, message))
+        }
+    }
+}
+
+/// What a request is called in messages and metrics.
+fn name_of(request: &Request) -> &'static str {
+    match request {
+        Request::Hello(_) => "hello",
+        Request::Put(_) => "put",
+        Request::PutLocator(_) => "put_locator",
+        Request::Get(_) => "get",
+        Request::Has(_) => "has",
+        Request::Stat(_) => "stat",
+        Request::Status => "status",
+        Request::Map => "map",
+        Request::PushMap(_) => "push_map",
+        Request::Delete(_) => "delete",
+        Request::RepairDigests(_) => "repair_digests",
+        Request::RepairItems(_) => "repair_items",
+        Request::Scrub => "scrub",
+        Request::Ping(_) => "ping",
+        Request::Hold(_) => "hold",
+        Request::Verify(_) => "verify",
+        Request::Repair => "repair",
+        Request::Report => "report",
+        Request::RetentionPreview(_) => "retention_preview",
     }
 }
 

@@ -47,8 +47,13 @@ impl Process {
 
     /// The same; what it wrote to stderr if it ended instead.
     pub fn try_start(args: &[&str]) -> Result<Self, String> {
+        Self::try_start_command(command(args))
+    }
+
+    /// Starts a command that runs lazaret in the end, and waits for lazaret's ready line.
+    pub fn try_start_command(mut command: Command) -> Result<Self, String> {
         let started = Instant::now();
-        let mut child = command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("lazaret runs");
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("lazaret runs");
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let mut stderr = child.stderr.take().unwrap();
@@ -146,7 +151,7 @@ impl Processes {
 }
 
 /// Loopback addresses that are free for QUIC at this moment.
-fn free_addresses(count: usize) -> Vec<SocketAddr> {
+pub fn free_addresses(count: usize) -> Vec<SocketAddr> {
     let sockets: Vec<UdpSocket> = (0..count).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
     sockets.iter().map(|socket| socket.local_addr().unwrap()).collect()
 }

@@ -6,5 +6,6 @@ mod harness;
 mod bad_input;
 mod blobs;
 mod durability;
+mod faults;
 mod refusals;
 mod scanning;

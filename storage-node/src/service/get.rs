@@ -10,7 +10,8 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{Inner, PROGRESS_TIMEOUT, Refusal};
-use crate::engine::{Engine, EngineError};
+use crate::engine::EngineError;
+use crate::store::Store;
 
 /// Bytes that go to the stream at once: two groups of the tree.
 const CHUNK_BYTES: usize = 128 * 1024;
@@ -42,13 +43,13 @@ impl Inner {
         // Work that runs on the spot must not wait for the stream.
         let ahead = if spawner.blocks_in_place() { Semaphore::MAX_PERMITS } else { CHUNKS_AHEAD_MAX };
         let (sender, mut reads) = mpsc::channel(ahead);
-        let engine = self.engine.clone();
-        spawner.run_blocking(Box::new(move || read(&engine, request, &sender, permit)));
+        let store = self.store.clone();
+        spawner.run_blocking(Box::new(move || read(&store, request, &sender, permit)));
 
         let header = match reads.recv().await {
             Some(Read::Header(header)) => header,
             Some(Read::Absent(None)) => {
-                return self.respond(send, Response::Absent(Absent { epoch: self.map.epoch })).await;
+                return self.respond(send, Response::Absent(Absent { epoch: self.node.map().epoch })).await;
             }
             Some(Read::Absent(Some(locator))) => return self.respond(send, Response::Located(locator)).await,
             Some(Read::Failed(error)) => return Err(error.into()),
@@ -89,16 +90,16 @@ fn hand_over(sender: &mpsc::Sender<Read>, read: Read) -> bool {
 }
 
 /// Runs on a blocking thread; ends when all is read, or when nobody takes it any more.
-fn read(engine: &Engine, request: GetRequest, sender: &mpsc::Sender<Read>, permit: OwnedSemaphorePermit) {
-    let outcome = read_blob(engine, request, sender);
+fn read(store: &Store, request: GetRequest, sender: &mpsc::Sender<Read>, permit: OwnedSemaphorePermit) {
+    let outcome = read_blob(store, request, sender);
     drop(permit);
     // Nobody may be there to hear it.
     hand_over(sender, outcome.unwrap_or_else(Read::Failed));
 }
 
-fn read_blob(engine: &Engine, request: GetRequest, sender: &mpsc::Sender<Read>) -> Result<Read, EngineError> {
+fn read_blob(store: &Store, request: GetRequest, sender: &mpsc::Sender<Read>) -> Result<Read, EngineError> {
     let GetRequest { name, range } = request;
-    let Some(blob) = engine.open_blob(name)? else { return absent(engine, name) };
+    let Some(blob) = store.open_blob(name)? else { return absent(store, name) };
     // Nobody may be there any more; writing the first chunk then fails as well.
     hand_over(sender, Read::Header(blob.header()));
     let mut chunks = Chunks { sender, gathered: BytesMut::with_capacity(CHUNK_BYTES) };
@@ -107,8 +108,8 @@ fn read_blob(engine: &Engine, request: GetRequest, sender: &mpsc::Sender<Read>) 
     Ok(Read::Done)
 }
 
-fn absent(engine: &Engine, name: BlobName) -> Result<Read, EngineError> {
-    Ok(Read::Absent(engine.stat(name)?.locator))
+fn absent(store: &Store, name: BlobName) -> Result<Read, EngineError> {
+    Ok(Read::Absent(store.stat(name)?.locator))
 }
 
 /// Gathers what is written into chunks.

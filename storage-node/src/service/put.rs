@@ -56,7 +56,7 @@ impl Inner {
         if trailer != (PutTrailer { name, length }) {
             return Err(Refusal::bad_request("the trailer differs from the header"));
         }
-        Ok(self.engine.put_whole(name, content, put_time_ms, origin).await?)
+        Ok(self.store.put_whole(name, content, put_time_ms, origin).await?)
     }
 
     /// A body of exactly `length` bytes. One that comes in one frame is not copied.
@@ -95,7 +95,7 @@ impl Inner {
     ) -> Result<PutDone, Refusal> {
         let lease_ms = header.lease_ms.min(UPLOAD_LEASE_MAX_MS);
         let received = self.environment.within(Duration::from_millis(lease_ms.into()), async {
-            let mut engine_upload = self.engine.begin_upload(upload, placement, header.put_time_ms, origin)?;
+            let mut engine_upload = self.store.begin_upload(upload, placement, header.put_time_ms, origin)?;
             let mut length = 0_u64;
             loop {
                 let frame_length =

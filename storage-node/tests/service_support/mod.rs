@@ -15,7 +15,7 @@ use lazaret_protocol::message::{Request, Response, Role};
 use lazaret_protocol::name::{BlobName, ClusterId, NodeId};
 use lazaret_storage_node::listener::Listener;
 use lazaret_storage_node::service::NodeService;
-use lazaret_storage_node::{Engine, EngineOptions, MemoryIndex, SimDisk};
+use lazaret_storage_node::{Engine, EngineOptions, MemoryIndex, NodeOptions, SimDisk};
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -28,6 +28,7 @@ pub struct Node {
     pub id: NodeId,
     pub disk: SimDisk,
     pub engine: Engine,
+    pub node: lazaret_storage_node::Node,
     pub service: NodeService,
 }
 
@@ -50,14 +51,36 @@ pub fn map(nodes: u8, min_replica: u8, max_replica: u8) -> ClusterMap {
     }
 }
 
+/// A node that knows its map and reaches nobody.
 pub fn node(id: NodeId, map: &ClusterMap) -> Node {
-    let disk = SimDisk::new();
+    node_among(id, map, &LocalNetwork::new(), Environment::system(), SimDisk::new())
+}
+
+/// A node on `disk` that reaches others over `peers`. Nothing happens in the background yet.
+pub fn node_among(id: NodeId, map: &ClusterMap, peers: &LocalNetwork, environment: Environment, disk: SimDisk) -> Node {
     let options = EngineOptions::new(CLUSTER, id);
-    let environment = Environment::system();
-    let engine =
-        Engine::open(Arc::new(disk.clone()), Arc::new(MemoryIndex::new()), environment.clone(), options).unwrap();
-    let service = NodeService::new(engine.clone(), id, map.clone(), environment);
-    Node { id, disk, engine, service }
+    let index = Arc::new(MemoryIndex::new());
+    let engine = Engine::open(Arc::new(disk.clone()), index, environment.clone(), options).unwrap();
+    let cluster =
+        Cluster::new(map.clone(), Arc::new(peers.clone()), environment.clone(), ClusterOptions::default()).unwrap();
+    let node = lazaret_storage_node::Node::new(id, store(&engine), cluster, environment, quick());
+    let service = NodeService::new(node.clone());
+    Node { id, disk, engine, node, service }
+}
+
+/// Background work without long waits.
+pub fn quick() -> NodeOptions {
+    NodeOptions {
+        ping_interval: Duration::from_millis(50),
+        lost_after: Duration::from_millis(600),
+        repair_interval: Duration::from_millis(300),
+        retention_interval: Duration::from_millis(100),
+        ..NodeOptions::default()
+    }
+}
+
+fn store(engine: &Engine) -> lazaret_storage_node::store::Store {
+    engine.clone()
 }
 
 /// Nodes in this process and a client of them.

@@ -1,0 +1,15 @@
+//! `lazaret bench`: how fast the parts are on this machine, with the limits they run against measured in the same run.
+
+pub mod limits;
+pub mod store;
+
+use std::process::ExitCode;
+
+use crate::cli::BenchCommand;
+
+/// Runs the command.
+pub async fn run(command: BenchCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        BenchCommand::Store(options) => store::run(options).await,
+    }
+}

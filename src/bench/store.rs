@@ -1,0 +1,394 @@
+//! `lazaret bench store`: puts and gets against three storage nodes as processes of their own over loopback QUIC (or against
+//! any running cluster), durable, with content that is unique and does not compress.
+//!
+//! A put counts when all its copies are durable, those past `min_replica` included. The load generator's own work is part of
+//! what is measured, as both share the machine.
+
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+use bytes::{Bytes, BytesMut};
+use comfy_table::{Table, presets};
+use lazaret_node_client::Environment;
+use lazaret_node_client::cluster::Cluster;
+use lazaret_node_client::cluster_file::ClusterFile;
+use lazaret_protocol::BlobName;
+use serde::Serialize;
+use tokio::task::JoinSet;
+
+use super::limits::{self, Limits};
+use crate::cli::{BenchStoreOptions, InitOptions};
+use crate::components::quic_cluster;
+use crate::init;
+
+/// Sizes measured when none is asked for, and how many requests are under way at once with each.
+const SIZES: [(usize, usize); 5] = [(4 << 10, 64), (10 << 10, 64), (140 << 10, 32), (4 << 20, 8), (16 << 20, 4)];
+/// Nodes of the cluster that is started when none is given.
+const NODES: u16 = 3;
+/// Random bytes that contents are cut from.
+const POOL_BYTES: usize = 64 << 20;
+/// What makes each content unique: a number in its first bytes.
+const STAMP_BYTES: usize = 8;
+
+/// One line of the result.
+#[derive(Debug, Clone, Serialize)]
+struct Figure {
+    operation: &'static str,
+    size_bytes: usize,
+    concurrency: usize,
+    requests: usize,
+    failures: usize,
+    seconds: f64,
+    per_second: f64,
+    bytes_per_second: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+    max_ms: f64,
+}
+
+/// The whole result.
+#[derive(Debug, Serialize)]
+struct Report {
+    nodes: usize,
+    min_replica: u8,
+    max_replica: u8,
+    limits: Option<Limits>,
+    figures: Vec<Figure>,
+}
+
+/// Runs the command.
+pub async fn run(options: BenchStoreOptions) -> anyhow::Result<ExitCode> {
+    let (file, own) = match &options.cluster.file {
+        Some(file) => (file.clone(), None),
+        None => {
+            let own = OwnCluster::start(options.min_replica, options.max_replica)?;
+            (own.file.clone(), Some(own))
+        }
+    };
+    let cluster = quic_cluster(&ClusterFile::load(&file)?)?;
+    let map = cluster.map();
+    let limits = match &own {
+        Some(own) if !options.no_limits => {
+            let node = map.nodes.first().context("the map has no node")?;
+            Some(limits::measure(own.dir.path(), node.id, &node.name).await?)
+        }
+        _ => None,
+    };
+    let sizes: Vec<(usize, usize)> = match options.size {
+        Some(size) => vec![(size, options.concurrency.map_or(default_concurrency(size), usize::from))],
+        None => SIZES.map(|(size, concurrency)| (size, options.concurrency.map_or(concurrency, usize::from))).to_vec(),
+    };
+    let contents = Arc::new(Contents::new());
+    let mut figures = Vec::new();
+    for (size, concurrency) in sizes {
+        let bench = Bench { cluster: cluster.clone(), contents: Arc::clone(&contents), size, concurrency };
+        figures.extend(bench.all(Duration::from_secs(options.seconds)).await?);
+    }
+    cluster.close().await;
+    let report =
+        Report { nodes: map.nodes.len(), min_replica: map.min_replica, max_replica: map.max_replica, limits, figures };
+    let text = if options.json { serde_json::to_string(&report)? } else { table(&report) };
+    writeln!(std::io::stdout(), "{text}")?;
+    let failed = report.figures.iter().any(|figure| figure.failures > 0);
+    Ok(if failed { ExitCode::from(2) } else { ExitCode::SUCCESS })
+}
+
+fn default_concurrency(size: usize) -> usize {
+    SIZES.iter().find(|(known, _)| size <= *known).map_or(4, |(_, concurrency)| *concurrency)
+}
+
+fn table(report: &Report) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(["Operation", "Size", "At once", "Requests", "Per second", "MB/s", "p50 ms", "p99 ms", "max ms"]);
+    for figure in &report.figures {
+        table.add_row([
+            figure.operation.to_owned(),
+            figure.size_bytes.to_string(),
+            figure.concurrency.to_string(),
+            figure.requests.to_string(),
+            format!("{:.0}", figure.per_second),
+            format!("{:.1}", figure.bytes_per_second / 1e6),
+            format!("{:.2}", figure.p50_ms),
+            format!("{:.2}", figure.p99_ms),
+            format!("{:.2}", figure.max_ms),
+        ]);
+    }
+    let mut text = table.to_string();
+    if let Some(limits) = &report.limits {
+        text += &format!(
+            "\nlimits: raw QUIC {:.0} MB/s, fdatasync {:.0}/s, BLAKE3 {:.0} MB/s, salt {:.0} MB/s",
+            limits.quic_bytes_per_second / 1e6,
+            limits.fdatasync_per_second,
+            limits.blake3_bytes_per_second / 1e6,
+            limits.salt_bytes_per_second / 1e6
+        );
+    }
+    text + &format!("\n{} nodes, replicas {} to {}", report.nodes, report.min_replica, report.max_replica)
+}
+
+/// Contents that are unique and do not compress: pieces of one random pool, each with a number of its own in front.
+struct Contents {
+    pool: Vec<u8>,
+    next: AtomicU64,
+}
+
+impl Contents {
+    fn new() -> Self {
+        let mut pool = vec![0; POOL_BYTES];
+        let seed = Environment::system().random_bytes::<32>();
+        blake3::Hasher::new_keyed(&seed).finalize_xof().fill(&mut pool);
+        Self { pool, next: AtomicU64::new(u64::from_le_bytes(Environment::system().random_bytes())) }
+    }
+
+    fn next(&self, size: usize) -> Bytes {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut content = BytesMut::with_capacity(size);
+        content.extend_from_slice(number.to_le_bytes().get(..size.min(STAMP_BYTES)).unwrap_or_default());
+        let mut from = (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % POOL_BYTES as u64) as usize;
+        while content.len() < size {
+            let piece = self.pool.get(from..).unwrap_or_default();
+            content.extend_from_slice(piece.get(..piece.len().min(size - content.len())).unwrap_or_default());
+            from = 0;
+        }
+        content.freeze()
+    }
+}
+
+/// One size.
+#[derive(Clone)]
+struct Bench {
+    cluster: Cluster,
+    contents: Arc<Contents>,
+    size: usize,
+    concurrency: usize,
+}
+
+/// What a phase saw.
+#[derive(Default)]
+struct Seen {
+    latencies: Mutex<Vec<Duration>>,
+    failures: AtomicUsize,
+}
+
+impl Seen {
+    fn note(&self, took: Duration, outcome: anyhow::Result<()>) {
+        match outcome {
+            Ok(()) => self.latencies.lock().unwrap_or_else(PoisonError::into_inner).push(took),
+            Err(error) => {
+                tracing::warn!(%error, "a request failed");
+                self.failures.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn figure(&self, operation: &'static str, bench: &Bench, took: Duration) -> anyhow::Result<Figure> {
+        let mut latencies = std::mem::take(&mut *self.latencies.lock().unwrap_or_else(PoisonError::into_inner));
+        if latencies.is_empty() {
+            bail!("no {operation} of {} bytes succeeded", bench.size);
+        }
+        latencies.sort_unstable();
+        let quantile = |share: f64| {
+            let at = ((latencies.len() - 1) as f64 * share).round() as usize;
+            latencies.get(at).map_or(0.0, |latency| latency.as_secs_f64() * 1e3)
+        };
+        let per_second = latencies.len() as f64 / took.as_secs_f64();
+        Ok(Figure {
+            operation,
+            size_bytes: bench.size,
+            concurrency: bench.concurrency,
+            requests: latencies.len(),
+            failures: self.failures.load(Ordering::Relaxed),
+            seconds: took.as_secs_f64(),
+            per_second,
+            bytes_per_second: per_second * bench.size as f64,
+            p50_ms: quantile(0.5),
+            p99_ms: quantile(0.99),
+            max_ms: quantile(1.0),
+        })
+    }
+}
+
+impl Bench {
+    async fn all(&self, duration: Duration) -> anyhow::Result<Vec<Figure>> {
+        let names = Arc::new(Mutex::new(Vec::new()));
+        let put = self.saturate("put", duration, {
+            let names = Arc::clone(&names);
+            move |bench| bench.put(Arc::clone(&names))
+        });
+        let put = put.await?;
+        let names: Arc<Vec<BlobName>> =
+            Arc::new(std::mem::take(&mut *names.lock().unwrap_or_else(PoisonError::into_inner)));
+        let next = Arc::new(AtomicUsize::new(0));
+        let get = self.saturate("get", duration, {
+            let (names, next) = (Arc::clone(&names), Arc::clone(&next));
+            move |bench| bench.get(Arc::clone(&names), Arc::clone(&next))
+        });
+        let get = get.await?;
+        let mixed = self.mixed(duration, (put.per_second / 4.0, get.per_second / 4.0), names, next).await?;
+        Ok([put, get].into_iter().chain(mixed).collect())
+    }
+
+    fn put(self, names: Arc<Mutex<Vec<BlobName>>>) -> impl Future<Output = anyhow::Result<()>> + Send {
+        async move {
+            let stored = self.cluster.put(self.contents.next(self.size)).await?;
+            names.lock().unwrap_or_else(PoisonError::into_inner).push(stored.name);
+            Ok(())
+        }
+    }
+
+    fn get(self, names: Arc<Vec<BlobName>>, next: Arc<AtomicUsize>) -> impl Future<Output = anyhow::Result<()>> + Send {
+        async move {
+            let at = next.fetch_add(1, Ordering::Relaxed) % names.len().max(1);
+            let name = *names.get(at).context("nothing was put")?;
+            let mut download = self.cluster.get(name, None).await?;
+            let mut length = 0;
+            while let Some(piece) = download.next().await? {
+                length += piece.len();
+            }
+            if length != self.size {
+                bail!("{name} came back with {length} bytes");
+            }
+            Ok(())
+        }
+    }
+
+    /// As many requests as go, `concurrency` at once.
+    async fn saturate<F, R>(&self, operation: &'static str, duration: Duration, request: F) -> anyhow::Result<Figure>
+    where
+        F: Fn(Bench) -> R + Clone + Send + 'static,
+        R: Future<Output = anyhow::Result<()>> + Send,
+    {
+        let seen = Arc::new(Seen::default());
+        let began = Instant::now();
+        let mut tasks = JoinSet::new();
+        for _ in 0..self.concurrency {
+            let (bench, seen, request) = (self.clone(), Arc::clone(&seen), request.clone());
+            tasks.spawn(async move {
+                while began.elapsed() < duration {
+                    let begun = Instant::now();
+                    let outcome = request(bench.clone()).await;
+                    seen.note(begun.elapsed(), outcome);
+                }
+            });
+        }
+        while tasks.join_next().await.is_some() {}
+        // Copies in the background are part of the price.
+        self.cluster.settle().await;
+        seen.figure(operation, self, began.elapsed())
+    }
+
+    /// Puts and gets side by side at fixed rates, latency counted from when each was due.
+    async fn mixed(
+        &self,
+        duration: Duration,
+        (puts, gets): (f64, f64),
+        names: Arc<Vec<BlobName>>,
+        next: Arc<AtomicUsize>,
+    ) -> anyhow::Result<[Figure; 2]> {
+        let stored = Arc::new(Mutex::new(Vec::new()));
+        let put = self.at_rate(puts, duration, move |bench| bench.put(Arc::clone(&stored)));
+        let get = self.at_rate(gets, duration, move |bench| bench.get(Arc::clone(&names), Arc::clone(&next)));
+        let (puts, gets) = tokio::join!(put, get);
+        Ok([puts.0.figure("put, mixed", self, puts.1)?, gets.0.figure("get, mixed", self, gets.1)?])
+    }
+
+    async fn at_rate<F, R>(&self, per_second: f64, duration: Duration, request: F) -> (Arc<Seen>, Duration)
+    where
+        F: Fn(Bench) -> R + Send,
+        R: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        let seen = Arc::new(Seen::default());
+        let began = tokio::time::Instant::now();
+        let mut tasks = JoinSet::new();
+        let mut number = 0_u32;
+        loop {
+            let due = began + Duration::from_secs_f64(f64::from(number) / per_second.max(0.1));
+            if due.duration_since(began) >= duration {
+                break;
+            }
+            tokio::time::sleep_until(due).await;
+            let (seen, request) = (Arc::clone(&seen), request(self.clone()));
+            tasks.spawn(async move {
+                let outcome = request.await;
+                seen.note(due.elapsed(), outcome);
+            });
+            while tasks.try_join_next().is_some() {}
+            number += 1;
+        }
+        while tasks.join_next().await.is_some() {}
+        (seen, began.elapsed())
+    }
+}
+
+/// Nodes in processes of their own, for as long as this lives.
+struct OwnCluster {
+    dir: tempfile::TempDir,
+    file: PathBuf,
+    nodes: Vec<Child>,
+}
+
+impl OwnCluster {
+    fn start(min_replica: u8, max_replica: u8) -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new().prefix("lazaret-bench").tempdir()?;
+        let file = init::init(
+            &InitOptions {
+                dir: dir.path().to_owned(),
+                nodes: NODES,
+                node_addresses: free_addresses(usize::from(NODES))?,
+                gateway_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+                min_replica,
+                max_replica,
+            },
+            &*Environment::system().random,
+        )?;
+        let mut cluster = Self { dir, file, nodes: Vec::new() };
+        for number in 1..=NODES {
+            let config = cluster.dir.path().join(format!("node{number}.yml"));
+            cluster.nodes.push(start_node(&config)?);
+        }
+        Ok(cluster)
+    }
+}
+
+impl Drop for OwnCluster {
+    fn drop(&mut self) {
+        for node in &mut self.nodes {
+            let _ = node.kill();
+            let _ = node.wait();
+        }
+    }
+}
+
+/// Starts a node and waits for its ready line.
+fn start_node(config: &Path) -> anyhow::Result<Child> {
+    use std::io::{BufRead, BufReader};
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(["storage-node", "--config"])
+        .arg(config)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start a storage node")?;
+    let mut line = String::new();
+    let stdout = child.stdout.take().context("the node has no standard output")?;
+    BufReader::new(stdout).read_line(&mut line)?;
+    if line.starts_with("ready ") {
+        Ok(child)
+    } else {
+        let _ = child.kill();
+        let _ = child.wait();
+        Err(anyhow!("a storage node did not start; its data was to be beside {}", config.display()))
+    }
+}
+
+fn free_addresses(count: usize) -> anyhow::Result<Vec<SocketAddr>> {
+    let sockets: Result<Vec<UdpSocket>, _> = (0..count).map(|_| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))).collect();
+    let addresses: Result<Vec<SocketAddr>, _> = sockets?.iter().map(UdpSocket::local_addr).collect();
+    Ok(addresses?)
+}

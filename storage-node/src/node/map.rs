@@ -1,0 +1,89 @@
+//! The cluster map on this node: kept on disk, replaced by an administrator one epoch at a time, learned from peers that
+//! are further on.
+//!
+//! Invariants: a map that was confirmed to an administrator is on disk; a node never goes back to an older map; of two maps
+//! of one epoch the one that came first stays, and the other is refused and reported.
+
+use std::sync::Arc;
+
+use lazaret_node_client::Cluster;
+use lazaret_protocol::ClusterMap;
+use lazaret_protocol::message::{ErrorCode, ErrorReply};
+
+use super::Shared;
+use crate::store::Store;
+
+const FILE: &str = "map.yml";
+
+/// The map that a store remembers, if it can be used.
+pub fn kept(store: &Store) -> Option<ClusterMap> {
+    let text = match store.read_small(FILE) {
+        Ok(kept) => kept?,
+        Err(error) => {
+            tracing::error!(%error, "the map kept on disk can't be read; the configured one is used");
+            return None;
+        }
+    };
+    let map = serde_saphyr::from_str::<ClusterMap>(&String::from_utf8_lossy(&text)).map_err(|error| error.to_string());
+    match map.and_then(|map| map.validate().map(|()| map).map_err(|error| error.to_string())) {
+        Ok(map) => Some(map),
+        Err(error) => {
+            tracing::error!(error, "the map kept on disk is damaged; the configured one is used");
+            None
+        }
+    }
+}
+
+/// Puts the map that the store remembers in force, if it is newer than the cluster's.
+pub(super) fn restore(store: &Store, cluster: &Cluster) {
+    if let Some(map) = kept(store).filter(|map| map.epoch > cluster.map().epoch)
+        && let Err(error) = cluster.adopt(map)
+    {
+        tracing::error!(%error, "the map kept on disk can't be used; the configured one is");
+    }
+}
+
+/// Keeps every map that comes into force on disk.
+pub(super) async fn keep(shared: Arc<Shared>) {
+    let mut maps = shared.cluster.watch_map();
+    maps.mark_changed();
+    while let Some(Ok(())) = shared.until(maps.changed()).await {
+        let map = Arc::clone(&maps.borrow_and_update());
+        tracing::info!(node = %shared.id, epoch = map.epoch, "cluster map in force");
+        if let Err(reply) = write(&shared, &map).await {
+            tracing::error!(error = reply.message, "the cluster map is not kept on disk");
+        }
+        shared.repair.wake();
+    }
+}
+
+/// Replaces the map at an administrator's wish: with one made from the map in force.
+pub(crate) async fn replace(shared: &Shared, map: ClusterMap) -> Result<(), ErrorReply> {
+    let refused = |message: String| ErrorReply { code: ErrorCode::MapRefused, message };
+    let current = shared.cluster.map();
+    if map == *current {
+        return Ok(());
+    }
+    if map.epoch != current.epoch + 1 {
+        let message = format!("this node holds epoch {}, which is followed by {}, not by {}", current.epoch,
+            current.epoch + 1, map.epoch);
+        return Err(refused(message));
+    }
+    map.validate().map_err(|error| refused(error.to_string()))?;
+    if map.cluster != current.cluster {
+        return Err(refused("it is the map of another cluster".to_owned()));
+    }
+    write(shared, &map).await?;
+    shared.cluster.adopt(map).map(|_| ()).map_err(|error| refused(error.to_string()))
+}
+
+async fn write(shared: &Shared, map: &ClusterMap) -> Result<(), ErrorReply> {
+    let internal = |message: String| ErrorReply { code: ErrorCode::Internal, message };
+    let text = serde_saphyr::to_string(map).map_err(|error| internal(error.to_string()))?;
+    let written = shared.blocking(move |store| store.write_small(FILE, text.as_bytes())).await;
+    match written {
+        Some(Ok(())) => Ok(()),
+        Some(Err(error)) => Err(internal(error.to_string())),
+        None => Err(internal("writing the map failed".to_owned())),
+    }
+}
