@@ -26,7 +26,7 @@ use crate::random::Decisions;
 /// length takes.
 const POLLS_MAX: u64 = 400_000_000;
 /// Events that are kept for the report of a failing run.
-const RECENT_EVENTS_MAX: usize = 400;
+const RECENT_EVENTS_MAX: usize = 400_000;
 
 /// Tasks that end together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,9 +64,10 @@ struct Shared {
     ready: Arc<Ready>,
 }
 
-/// Tasks that can go on, each at most once.
+/// Tasks that can go on. In the order of their numbers: tokio's `watch` wakes those who wait in a random order, which must
+/// not show.
 #[derive(Default)]
-struct Ready(Mutex<Vec<Arc<TaskWaker>>>);
+struct Ready(Mutex<BTreeMap<u64, Arc<TaskWaker>>>);
 
 struct State {
     now: Duration,
@@ -96,7 +97,7 @@ struct TaskWaker {
 impl Wake for TaskWaker {
     fn wake(self: Arc<Self>) {
         if !self.queued.swap(true, Ordering::Relaxed) {
-            lock(&self.ready.0).push(Arc::clone(&self));
+            lock(&self.ready.0).insert(self.task, Arc::clone(&self));
         }
     }
 }
@@ -275,7 +276,8 @@ impl Executor {
             return None;
         }
         let at = self.decide(|decisions| decisions.below(ready.len() as u64));
-        Some(ready.swap_remove(usize::try_from(at).unwrap_or(0)))
+        let task = ready.keys().nth(usize::try_from(at).unwrap_or(0)).copied()?;
+        ready.remove(&task)
     }
 
     fn take(&self, task: u64) -> Result<Option<BoxFuture<'static, ()>>, Stuck> {

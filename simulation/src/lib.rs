@@ -8,26 +8,36 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod random;
+
 mod environment;
 mod executor;
-mod machine;
-mod model;
-mod mutants;
-mod names;
 mod network;
-mod random;
-mod workload;
+
+mod counts;
+mod model;
+mod names;
 mod world;
+
+mod machine;
+mod mutants;
+mod operator;
+mod workload;
+
+mod faults;
+mod reckoning;
+mod run;
+mod temper;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-pub use model::Counts;
+pub use counts::Counts;
 pub use mutants::Mutant;
 use serde::Serialize;
 
 use crate::executor::Executor;
-use crate::world::Run;
+use crate::run::Run;
 
 /// Steps of a run unless told otherwise.
 pub const STEPS_DEFAULT: u64 = 150;
@@ -129,4 +139,12 @@ pub fn simulate(options: Options) -> Outcome {
         tasks_max: executor.tasks_max() as u64,
         counts,
     }
+}
+
+/// debug
+pub fn events_of(seed: u64) -> Vec<String> {
+    let executor = Executor::new(seed);
+    let run = Run::new(&executor, None);
+    let _ = executor.run(run.run(STEPS_DEFAULT));
+    executor.recent()
 }

@@ -5,20 +5,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lazaret_node_client::environment::Environment;
+use lazaret_node_client::{Cluster, ClusterOptions};
 use lazaret_protocol::message::Role;
-use lazaret_protocol::{ClusterMap, NodeId};
+use lazaret_protocol::{BlobName, ClusterMap, NodeId};
 use lazaret_storage_node::service::NodeService;
-use lazaret_storage_node::{Disk, Engine, EngineError, EngineOptions, Index, MemoryIndex, Pump, SimDisk};
+use lazaret_storage_node::store::Store;
+use lazaret_storage_node::{
+    Disk, Engine, EngineError, EngineOptions, Index, MemoryIndex, Node, NodeOptions, Pump, SimDisk,
+};
 use tokio::sync::watch;
 
 use crate::environment::{SimClock, environment};
 use crate::executor::{Executor, Group};
 use crate::mutants::{self, Mutant};
 use crate::names::node;
-use crate::network::Network;
+use crate::network::{Network, Party};
+use crate::temper::{CLUSTER, Temper};
 
+/// What a node's disk keeps free: enough for the tails that these short runs leave.
+pub(crate) const RESERVE_BYTES: u64 = 8 << 20;
 /// How long a process that is told to stop may take.
-const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// A group of writes becomes durable after this at most, unless the disk is slow.
 const SYNC_MAX: Duration = Duration::from_millis(3);
 /// How long a slow disk takes for a group.
@@ -30,7 +37,9 @@ pub(crate) struct Machine {
     executor: Executor,
     network: Network,
     mutant: Option<Mutant>,
-    options: EngineOptions,
+    engine_options: EngineOptions,
+    node_options: NodeOptions,
+    /// The map its configuration names.
     map: ClusterMap,
     disk: SimDisk,
     index: MemoryIndex,
@@ -43,6 +52,7 @@ pub(crate) struct Machine {
 struct Running {
     group: Group,
     engine: Engine,
+    node: Node,
     closed: watch::Receiver<bool>,
 }
 
@@ -50,26 +60,38 @@ impl Machine {
     pub(crate) fn new(
         executor: &Executor,
         network: &Network,
-        options: EngineOptions,
+        id: NodeId,
         map: ClusterMap,
+        temper: &Temper,
+        segment_bytes_max: u64,
         mutant: Option<Mutant>,
     ) -> Self {
-        let disk = SimDisk::new();
-        disk.never_sync(mutant == Some(Mutant::SkipSync));
-        Self {
-            id: options.node,
+        let mut engine_options = EngineOptions::new(CLUSTER, id);
+        engine_options.segment_bytes_max = segment_bytes_max;
+        engine_options.reserve_bytes = RESERVE_BYTES;
+        engine_options.storage_type = map.storage_type;
+        let mut machine = Self {
+            id,
             clock: SimClock::new(executor, 0),
             executor: executor.clone(),
             network: network.clone(),
             mutant,
-            options,
+            engine_options,
+            node_options: node_options(temper),
             map,
-            disk,
+            disk: SimDisk::new(),
             index: MemoryIndex::new(),
             life: 0,
             running: None,
             damaged: false,
-        }
+        };
+        machine.new_disk();
+        machine
+    }
+
+    fn new_disk(&mut self) {
+        (self.disk, self.index) = (SimDisk::new(), MemoryIndex::new());
+        self.disk.never_sync(self.mutant == Some(Mutant::SkipSync));
     }
 
     /// The disk as it is now: after a crash it is another one.
@@ -80,6 +102,12 @@ impl Machine {
     /// The engine, while the process runs.
     pub(crate) fn engine(&self) -> Option<&Engine> {
         self.running.as_ref().map(|running| &running.engine)
+    }
+
+    /// Whether the running process says that it holds a blob and knows of no damage.
+    pub(crate) fn holds(&self, name: BlobName) -> bool {
+        let entry = self.engine().and_then(|engine| engine.entry(name).ok().flatten());
+        entry.and_then(|entry| entry.blob).is_some_and(|blob| !blob.damaged)
     }
 
     pub(crate) fn is_running(&self) -> bool {
@@ -101,19 +129,32 @@ impl Machine {
         let environment = environment(&self.executor, &self.clock, group);
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         let index: Arc<dyn Index> = Arc::new(self.index.clone().powered_by(self.disk.power()));
-        // The mutant adopts what lies behind the synced offset without making it durable first.
         let lies = self.mutant == Some(Mutant::SkipSync);
+        // What recovery adopts is then not durable.
         self.disk.never_sync(lies || self.mutant == Some(Mutant::AdoptUnsyncedTail));
-        let opened =
-            Engine::open_pumped(disk, mutants::index(self.mutant, index), environment.clone(), self.options.clone());
+        let index = mutants::index(self.mutant, index);
+        let opened = Engine::open_pumped(disk.clone(), index, environment.clone(), self.engine_options.clone());
         self.disk.never_sync(lies);
         let (engine, pump) = opened.inspect_err(|_| self.executor.end(group))?;
-        let service = NodeService::new(engine.clone(), self.id, self.map.clone(), environment.clone());
+        let node = self.node(Store::with(engine.clone(), disk), environment.clone());
+        let service = NodeService::new(node.clone());
         let (closing, closed) = watch::channel(false);
         self.executor.spawn(group, Box::pin(self.write(pump, environment, group, closing)));
         self.network.attach(self.id, self.life, Arc::new(move |role: Role| service.handler(role)));
-        self.running = Some(Running { group, engine, closed });
+        node.start();
+        self.running = Some(Running { group, engine, node, closed });
         Ok(())
+    }
+
+    /// The node on a store that is open.
+    fn node(&self, store: Store, environment: Environment) -> Node {
+        let transport = self.network.transport(Party::Node(self.id), Role::Peer);
+        let transport = mutants::transport(self.mutant, transport, &self.clock);
+        // The map was checked when the run began, or when it was proposed.
+        #[allow(clippy::expect_used)]
+        let cluster = Cluster::new(self.map.clone(), transport, environment.clone(), ClusterOptions::default())
+            .expect("a proposed map is valid");
+        Node::new(self.id, store, cluster, environment, self.node_options.clone())
     }
 
     /// Drives the engine's writer. Ends the process if the power goes while it writes.
@@ -169,9 +210,7 @@ impl Machine {
     /// Replaces the disk by an empty one.
     pub(crate) fn lose_disk(&mut self) {
         self.vanish(true);
-        self.disk = SimDisk::new();
-        self.disk.never_sync(self.mutant == Some(Mutant::SkipSync));
-        self.index = MemoryIndex::new();
+        self.new_disk();
         self.damaged = false;
     }
 
@@ -179,6 +218,7 @@ impl Machine {
     pub(crate) async fn stop(&mut self) -> bool {
         let Some(running) = &mut self.running else { return true };
         self.network.detach(self.id, false);
+        running.node.stop();
         running.engine.close();
         let environment = environment(&self.executor, &self.clock, running.group);
         let stopped = environment.within(STOP_TIMEOUT, running.closed.wait_for(|&closed| closed)).await.is_ok();
@@ -194,5 +234,19 @@ impl Machine {
         if let Some(running) = self.running.take() {
             self.executor.end(running.group);
         }
+    }
+}
+
+/// Background work at the pace of the run.
+fn node_options(temper: &Temper) -> NodeOptions {
+    let seconds = |long, short| Duration::from_secs(if temper.long { long } else { short });
+    NodeOptions {
+        ping_interval: seconds(60, 5),
+        lost_after: seconds(1800, 60),
+        repair_interval: seconds(3600, 120),
+        retention_interval: seconds(300, 60),
+        scrub_interval: seconds(12 * 3600, 3600),
+        compact_interval: seconds(600, 30),
+        ..NodeOptions::default()
     }
 }

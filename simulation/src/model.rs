@@ -106,13 +106,7 @@ fn first_kept(cleanuprange_hours: u32, now_ms: u64) -> u32 {
 
 impl Model {
     pub(crate) fn new(map: ClusterMap) -> Self {
-        Self {
-            blobs: BTreeMap::new(),
-            maps: vec![map],
-            expired_before: 0,
-            violation: None,
-            counts: Counts::default(),
-        }
+        Self { blobs: BTreeMap::new(), maps: vec![map], expired_before: 0, violation: None, counts: Counts::default() }
     }
 
     /// The first violation there was.
@@ -186,7 +180,11 @@ impl Model {
         self.counts.acknowledged += 1;
         if stored.name != name || stored.length != length {
             let other = names::blob(stored.name);
-            self.violated(format!("{} of {length} bytes was stored as {other} of {}", names::blob(name), stored.length));
+            self.violated(format!(
+                "{} of {length} bytes was stored as {other} of {}",
+                names::blob(name),
+                stored.length
+            ));
         }
         // It may count from a later put of somebody else, or from an earlier one of the same hour.
         if bucket(put_time_ms) < bucket(from_ms) {
@@ -198,9 +196,9 @@ impl Model {
         }
     }
 
-    /// Copies were destroyed on purpose, of which there need not have been others: all but `kept` may be gone.
-    pub(crate) fn may_lose(&mut self, kept: impl Fn(BlobName) -> bool) {
-        for (_, blob) in self.blobs.iter_mut().filter(|(name, _)| !kept(**name)) {
+    /// Copies were destroyed on purpose, of which there need not have been others: everything so far may be gone.
+    pub(crate) fn may_lose(&mut self) {
+        for blob in self.blobs.values_mut() {
             for acknowledged in blob.puts.iter_mut().filter_map(|put| put.acknowledged.as_mut()) {
                 acknowledged.may_be_lost = true;
             }
@@ -298,6 +296,11 @@ impl Model {
         })
     }
 
+    /// Whether a hold on `name` was ever placed. What is held is given up by no node, be it its place or not.
+    pub(crate) fn may_be_held(&self, name: BlobName) -> bool {
+        self.blobs.get(&name).is_some_and(|blob| blob.holds.iter().any(|placed| placed.hold.placed))
+    }
+
     /// Why `name` must be gone, now that everything works, all nodes hold `map` and retention had its time; if it must.
     pub(crate) fn must_be_gone(&self, name: BlobName, map: &ClusterMap, now: Moment) -> Option<&'static str> {
         let blob = self.blobs.get(&name)?;
@@ -326,7 +329,8 @@ impl Blob {
         let latest = self.holds.iter().map(|placed| placed.hold.time_ms).max();
         self.holds.iter().all(|placed| Some(placed.hold.time_ms) < latest || placed.hold.placed)
             && self.holds.iter().any(|placed| {
-                let undone = self.holds.iter().any(|other| !other.hold.placed && other.hold.time_ms >= placed.hold.time_ms);
+                let undone =
+                    self.holds.iter().any(|other| !other.hold.placed && other.hold.time_ms >= placed.hold.time_ms);
                 placed.hold.placed && placed.complete && placed.in_time && !undone
             })
     }

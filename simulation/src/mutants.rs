@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
+use lazaret_node_client::Transport;
 use lazaret_storage_node::Index;
+
+use crate::environment::SimClock;
 
 /// A promise broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,4 +41,13 @@ impl Mutant {
 /// The index that a node of this kind uses.
 pub(crate) fn index(_mutant: Option<Mutant>, index: Arc<dyn Index>) -> Arc<dyn Index> {
     index
+}
+
+/// The network as a node of this kind reaches it.
+pub(crate) fn transport(
+    _mutant: Option<Mutant>,
+    transport: Arc<dyn Transport>,
+    _clock: &Arc<SimClock>,
+) -> Arc<dyn Transport> {
+    transport
 }

@@ -97,7 +97,8 @@ impl Operator {
     pub(crate) async fn push(&self, map: &ClusterMap, former: &ClusterMap) -> bool {
         let gone = former.nodes.iter().filter(|node| map.node(node.id).is_none());
         let told: Vec<&NodeEntry> = map.nodes.iter().chain(gone).collect();
-        let answers = join_all(told.iter().map(|node| self.cluster.ask_entry(node, Request::PushMap(map.clone())))).await;
+        let answers =
+            join_all(told.iter().map(|node| self.cluster.ask_entry(node, Request::PushMap(map.clone())))).await;
         let accepted: BTreeSet<NodeId> = told
             .iter()
             .zip(answers)
@@ -106,9 +107,8 @@ impl Operator {
             .collect();
         let have: Vec<NodeId> = accepted.iter().copied().collect();
         self.world.note(format!("map {} accepted by {}", map.epoch, nodes(&have)));
-        let majority = |of: &ClusterMap| {
-            2 * of.nodes.iter().filter(|node| accepted.contains(&node.id)).count() > of.nodes.len()
-        };
+        let majority =
+            |of: &ClusterMap| 2 * of.nodes.iter().filter(|node| accepted.contains(&node.id)).count() > of.nodes.len();
         let enough = majority(map) && majority(former);
         if enough {
             // A refusal is reported by the nodes as well.

@@ -15,7 +15,6 @@ use crate::executor::Executor;
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::mutants::Mutant;
-use crate::names::blob;
 use crate::network::{Network, Party};
 use crate::operator::Operator;
 use crate::temper::{Temper, draw_cleanuprange, draw_map, node_entry};
@@ -86,8 +85,15 @@ impl Run {
     }
 
     fn add_machine(&mut self, id: NodeId, map: ClusterMap) {
-        let machine =
-            Machine::new(&self.world.executor, &self.network, id, map, &self.temper, self.segment_bytes_max, self.mutant);
+        let machine = Machine::new(
+            &self.world.executor,
+            &self.network,
+            id,
+            map,
+            &self.temper,
+            self.segment_bytes_max,
+            self.mutant,
+        );
         self.machines.push(machine);
     }
 
@@ -123,7 +129,10 @@ impl Run {
     /// The whole run. What went wrong is in the model.
     pub(crate) async fn run(mut self, steps: u64) {
         let (nodes, min, max) = (self.map.nodes.len(), self.map.min_replica, self.map.max_replica);
-        self.note(format!("{nodes} nodes, replicas {min} to {max}, {} hours; {:?}", self.map.cleanuprange, self.temper));
+        self.note(format!(
+            "{nodes} nodes, replicas {min} to {max}, {} hours; {:?}",
+            self.map.cleanuprange, self.temper
+        ));
         for at in 0..self.machines.len() {
             self.start(at);
         }
@@ -256,8 +265,10 @@ impl Run {
             5 => map.cleanuprange = self.decide(|decisions| draw_cleanuprange(decisions, &self.temper)),
             _ => self.join_or_leave(&mut map)?,
         }
-        (map.validate().is_ok() && map.nodes != self.map.nodes || map.max_replica != self.map.max_replica
-            || map.min_replica != self.map.min_replica || map.cleanuprange != self.map.cleanuprange)
+        (map.validate().is_ok() && map.nodes != self.map.nodes
+            || map.max_replica != self.map.max_replica
+            || map.min_replica != self.map.min_replica
+            || map.cleanuprange != self.map.cleanuprange)
             .then_some(map)
     }
 

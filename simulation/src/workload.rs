@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use lazaret_node_client::environment::Clock;
 use lazaret_node_client::{Cluster, GetError, PutError, Stored};
 use lazaret_protocol::BlobName;
 use lazaret_protocol::limits::{HELD_BYTES_MAX, KIB};
 
+use crate::environment::SimClock;
 use crate::executor::Group;
 use crate::model::Read;
 use crate::names::{blob, nodes};
@@ -19,6 +21,7 @@ use crate::world::World;
 pub(crate) struct Client {
     pub(crate) world: Arc<World>,
     pub(crate) cluster: Cluster,
+    pub(crate) clock: Arc<SimClock>,
     pub(crate) group: Group,
 }
 
@@ -41,7 +44,7 @@ impl Client {
     pub(crate) fn put(&self, content: Bytes) {
         let client = self.clone();
         let name = BlobName::of(&content);
-        self.world.model().put_begins(name, &content);
+        let number = self.world.model().put_begins(name, &content, self.clock.unix_ms());
         self.world.executor.note(format!("put {} of {} bytes", blob(name), content.len()));
         self.spawn(async move {
             let result = client.upload(content).await;
@@ -50,7 +53,8 @@ impl Client {
                 Ok(stored) => format!("put {} acknowledged by {}", blob(name), nodes(&stored.durable_on)),
                 Err(error) => format!("put {} failed: {error}", blob(name)),
             });
-            world.model().put_ended(name, world.executor.now(), &result);
+            let ended = (world.executor.now(), client.clock.unix_ms());
+            world.model().put_ended(name, number, ended, &result);
         });
     }
 
@@ -87,7 +91,8 @@ impl Client {
             Ok(content) => format!("get {}: {} bytes", blob(name), content.len()),
             Err(error) => format!("get {}: {error}", blob(name)),
         });
-        world.model().read_ended(name, began, &Read::of(&result, |content| Read::Content(content)));
+        let now = world.now();
+        world.model().read_ended(name, began, now, &Read::of(&result, |content| Read::Content(content)));
         result.is_ok()
     }
 
@@ -111,7 +116,8 @@ impl Client {
                 Ok(stat) => format!("stat {}: on {}", blob(name), nodes(&stat.held_on)),
                 Err(error) => format!("stat {}: {error}", blob(name)),
             });
-            world.model().read_ended(name, began, &Read::of(&result, |stat| Read::Length(stat.length)));
+            let now = world.now();
+            world.model().read_ended(name, began, now, &Read::of(&result, |stat| Read::Length(stat.length)));
         });
     }
 

@@ -24,7 +24,7 @@ fn seeds_pass() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
     println!("{SEEDS} seeds: {counts}");
     // The runs must have come to the places that matter.
-    assert!(counts.acknowledged > 20 * SEEDS && counts.read > 10 * SEEDS, "{counts}");
+    assert!(counts.acknowledged > 20 * SEEDS && counts.found > 10 * SEEDS, "{counts}");
     assert!(counts.power_losses > SEEDS && counts.kills > SEEDS && counts.cuts > SEEDS / 2, "{counts}");
     assert!(counts.disks_lost > SEEDS / 20 && counts.disk_faults > SEEDS, "{counts}");
 }
@@ -33,7 +33,7 @@ fn seeds_pass() {
 fn the_same_seed_gives_the_same_run() {
     for seed in 0..REPLAYED {
         let (first, second) = (simulate(Options::new(seed)), simulate(Options::new(seed)));
-        assert_eq!(first, second, "seed {seed}");
+        assert!(first == second, "seed {seed} gives {first:?}\nand then {second:?}");
     }
     assert_ne!(simulate(Options::new(1)).fingerprint, simulate(Options::new(2)).fingerprint);
 }
