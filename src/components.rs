@@ -72,7 +72,9 @@ async fn serve_node(
     engine: Engine,
 ) -> anyhow::Result<()> {
     let identity = NodeIdentity { certificate: &config.certificate, private_key: &config.private_key };
-    let peers = cluster_over(cluster.map.clone(), Arc::new(peer_transport(cluster, &identity)?))?;
+    let credentials =
+        CredentialFiles::Peer { certificate: config.certificate.clone(), private_key: config.private_key.clone() };
+    let peers = quic_cluster_as(cluster, credentials)?;
     let node_at_work = Node::new(node.id, engine, peers, Environment::system(), config.background.options());
     let service = NodeService::new(node_at_work.clone());
     let listener = listen(config.listen.unwrap_or(node.address), &identity, cluster, service)?;
@@ -126,8 +128,12 @@ pub async fn open_engine(
     node: NodeId,
     (segment_bytes_max, reserve_bytes): (u64, u64),
 ) -> anyhow::Result<Engine> {
-    let options =
-        EngineOptions { cluster: map.cluster, node, storage_type: map.storage_type, segment_bytes_max, reserve_bytes };
+    let options = EngineOptions {
+        storage_type: map.storage_type,
+        segment_bytes_max,
+        reserve_bytes,
+        ..EngineOptions::new(map.cluster, node)
+    };
     let data = data.to_owned();
     tokio::task::spawn_blocking(move || {
         let disk = FsDisk::open(&data)?;
@@ -165,13 +171,6 @@ pub fn listen(
         admin_key: cluster.admin_key.clone(),
     };
     Ok(Listener::bind_files(address, files, cluster.map.cluster, service)?)
-}
-
-/// How a node reaches the others: by its own certificate.
-pub fn peer_transport(cluster: &ClusterFile, identity: &NodeIdentity<'_>) -> anyhow::Result<QuicTransport> {
-    let credentials =
-        Credentials::Peer { certificate_pem: read(identity.certificate)?, key_pem: read(identity.private_key)? };
-    Ok(QuicTransport::new(&cluster.read_ca()?, cluster.map.cluster, credentials)?)
 }
 
 /// The cluster as seen over QUIC with the connection key.

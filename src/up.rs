@@ -245,7 +245,7 @@ async fn start_nodes(
     let ids: Vec<NodeId> = file.map.nodes.iter().map(|node| node.id).collect();
     open_engines(data, &file, engines).await?;
     // An administrator may have changed the map since the file was written.
-    for kept in engines.iter().filter_map(|engine| node::map::kept(engine)) {
+    for kept in engines.iter().filter_map(node::map::kept) {
         if kept.epoch > file.map.epoch && kept.cluster == file.map.cluster {
             file.map = kept;
         }

@@ -43,7 +43,7 @@ pub async fn measure(dir: &Path, node: NodeId, name: &str) -> anyhow::Result<Lim
     let (syncs, blake3, salt) = tokio::task::spawn_blocking(move || {
         let piece = vec![0x5a; PIECE_BYTES];
         let mut salted = piece.clone();
-        let blake3 = per_second(|| drop(std::hint::black_box(blake3::hash(&piece))));
+        let blake3 = per_second(|| _ = std::hint::black_box(blake3::hash(&piece)));
         let salt = per_second(|| salt::apply(&[7; 16], 0, std::hint::black_box(&mut salted)));
         anyhow::Ok((syncs_per_second(&path)?, blake3, salt))
     })

@@ -235,28 +235,24 @@ impl Bench {
         Ok([put, get].into_iter().chain(mixed).collect())
     }
 
-    fn put(self, names: Arc<Mutex<Vec<BlobName>>>) -> impl Future<Output = anyhow::Result<()>> + Send {
-        async move {
-            let stored = self.cluster.put(self.contents.next(self.size)).await?;
-            names.lock().unwrap_or_else(PoisonError::into_inner).push(stored.name);
-            Ok(())
-        }
+    async fn put(self, names: Arc<Mutex<Vec<BlobName>>>) -> anyhow::Result<()> {
+        let stored = self.cluster.put(self.contents.next(self.size)).await?;
+        names.lock().unwrap_or_else(PoisonError::into_inner).push(stored.name);
+        Ok(())
     }
 
-    fn get(self, names: Arc<Vec<BlobName>>, next: Arc<AtomicUsize>) -> impl Future<Output = anyhow::Result<()>> + Send {
-        async move {
-            let at = next.fetch_add(1, Ordering::Relaxed) % names.len().max(1);
-            let name = *names.get(at).context("nothing was put")?;
-            let mut download = self.cluster.get(name, None).await?;
-            let mut length = 0;
-            while let Some(piece) = download.next().await? {
-                length += piece.len();
-            }
-            if length != self.size {
-                bail!("{name} came back with {length} bytes");
-            }
-            Ok(())
+    async fn get(self, names: Arc<Vec<BlobName>>, next: Arc<AtomicUsize>) -> anyhow::Result<()> {
+        let at = next.fetch_add(1, Ordering::Relaxed) % names.len().max(1);
+        let name = *names.get(at).context("nothing was put")?;
+        let mut download = self.cluster.get(name, None).await?;
+        let mut length = 0;
+        while let Some(piece) = download.next().await? {
+            length += piece.len();
         }
+        if length != self.size {
+            bail!("{name} came back with {length} bytes");
+        }
+        Ok(())
     }
 
     /// As many requests as go, `concurrency` at once.

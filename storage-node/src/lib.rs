@@ -22,5 +22,5 @@ mod writer;
 
 pub use disk::{Disk, DiskError, FsDisk, SimDisk};
 pub use engine::{BlobReader, Engine, EngineError, EngineOptions, EngineUpload, Origin, Pump};
-pub use node::{Node, NodeOptions};
 pub use index::{Index, IndexError, MemoryIndex, RocksIndex};
+pub use node::{Node, NodeOptions};

@@ -203,9 +203,7 @@ impl Inner {
             Request::RepairItems(page) => {
                 Response::RepairItems(answer::items(shared, page).await.map_err(Refusal::Told)?)
             }
-            Request::Verify(claims) => {
-                Response::Verified(answer::verify(shared, claims).await.map_err(Refusal::Told)?)
-            }
+            Request::Verify(claims) => Response::Verified(answer::verify(shared, claims).await.map_err(Refusal::Told)?),
             Request::Scrub => {
                 shared.scrub.begin();
                 Response::Scrubbing
@@ -296,7 +294,8 @@ impl Inner {
         if role == Role::Peer || skew_ms <= PUT_TIME_SKEW_MAX_MS {
             return Ok(());
         }
-        let message = format!("the time given is {skew_ms} ms off this node's clock, {PUT_TIME_SKEW_MAX_MS} are allowed");
+        let message =
+            format!("the time given is {skew_ms} ms off this node's clock, {PUT_TIME_SKEW_MAX_MS} are allowed");
         Err(Refusal::new(ErrorCode::ClockSkew, message))
     }
 }

@@ -332,6 +332,32 @@ async fn a_node_that_is_lost_is_made_good_by_the_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_behind_a_slow_network_holds_nobody_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let slow = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let real = free_addresses(3);
+    let mut addresses: Vec<String> = real.iter().map(ToString::to_string).collect();
+    addresses[1] = slow.local_addr().unwrap().to_string();
+    let mut storage = Storage::init(dir.path(), &addresses, 2, 3, &[]);
+    storage.set(1, "listen", &real[1].to_string());
+    crate::relay::start(slow, real[1], Duration::from_millis(200));
+    (0..3).for_each(|at| storage.start(at));
+    let client = cluster(&storage.file());
+    let load = Load::start(&client, 4, Duration::from_millis(5));
+    load.more(200).await;
+    let shared = load.stop().await;
+    client.settle().await;
+    let begun = Instant::now();
+    for name in shared.acknowledged.lock().await.keys().take(50) {
+        read(&client, *name).await.unwrap();
+    }
+    let mean = begun.elapsed() / 50;
+    let failures = conclude("200 ms delay before one of three nodes", &shared, &client, 3).await;
+    assert_eq!(failures, 0);
+    assert!(mean < Duration::from_millis(150), "a get took {mean:?}, though two nodes of three are near");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_full_file_system_refuses_writes_and_recovers_alone() {
     if !is_root() {
         return;

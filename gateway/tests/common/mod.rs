@@ -18,7 +18,7 @@ use lazaret_protocol::cluster_map::{ClusterMap, NodeEntry, NodeState, StorageTyp
 use lazaret_protocol::message::Role as StreamRole;
 use lazaret_protocol::name::{BlobName, ClusterId, NodeId};
 use lazaret_storage_node::service::NodeService;
-use lazaret_storage_node::{Engine, EngineOptions, MemoryIndex, SimDisk};
+use lazaret_storage_node::{Engine, EngineOptions, MemoryIndex, Node, NodeOptions, SimDisk};
 use serde_json::Value;
 use tower::ServiceExt;
 
@@ -123,7 +123,11 @@ fn storage_node(id: NodeId) -> Handler {
     let index = Arc::new(MemoryIndex::new());
     let environment = Environment::system();
     let engine = Engine::open(disk, index, environment.clone(), EngineOptions::new(map.cluster, id)).unwrap();
-    NodeService::new(engine, id, map, environment).handler(StreamRole::Client)
+    // It reaches no other node, and needs none.
+    let alone =
+        Cluster::new(map, Arc::new(LocalNetwork::new()), environment.clone(), ClusterOptions::default()).unwrap();
+    let node = Node::new(id, engine, alone, environment, NodeOptions::default());
+    NodeService::new(node).handler(StreamRole::Client)
 }
 
 fn map() -> ClusterMap {

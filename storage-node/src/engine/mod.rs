@@ -330,6 +330,16 @@ impl Engine {
         Ok(self.shared.store.index.flush()?)
     }
 
+    /// The content of a small file beside the segments, if there is one of that name. Blocks.
+    pub fn read_small(&self, name: &str) -> Result<Option<Vec<u8>>, EngineError> {
+        Ok(self.shared.store.disk.read_small(name)?)
+    }
+
+    /// Replaces a small file beside the segments, durably. Blocks.
+    pub fn write_small(&self, name: &str, content: &[u8]) -> Result<(), EngineError> {
+        Ok(self.shared.store.disk.write_small(name, content)?)
+    }
+
     /// Takes no more writes, finishes those that wait, and makes everything durable. Reads go on. Blocks; may be called
     /// again. An engine without a thread only stops taking writes.
     pub fn close(&self) {

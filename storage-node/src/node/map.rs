@@ -65,8 +65,12 @@ pub(crate) async fn replace(shared: &Shared, map: ClusterMap) -> Result<(), Erro
         return Ok(());
     }
     if map.epoch != current.epoch + 1 {
-        let message = format!("this node holds epoch {}, which is followed by {}, not by {}", current.epoch,
-            current.epoch + 1, map.epoch);
+        let message = format!(
+            "this node holds epoch {}, which is followed by {}, not by {}",
+            current.epoch,
+            current.epoch + 1,
+            map.epoch
+        );
         return Err(refused(message));
     }
     map.validate().map_err(|error| refused(error.to_string()))?;

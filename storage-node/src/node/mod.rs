@@ -21,8 +21,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use lazaret_node_client::{AdoptError, Cluster};
 use lazaret_node_client::environment::Environment;
+use lazaret_node_client::{AdoptError, Cluster};
 use lazaret_protocol::limits::{BUCKET_MS, MIB};
 use lazaret_protocol::message::NodeReport;
 use lazaret_protocol::{ClusterMap, NodeId};
@@ -159,7 +159,7 @@ impl Node {
             clock_trusted: shared.peers.clock_trusted(&shared.cluster.map()),
             expired_before_ms: u64::from(shared.store.horizon()) * BUCKET_MS,
             unreachable: shared.peers.unreachable(&shared.cluster.map(), shared.id),
-            disks: shared.store.report(),
+            disks: vec![shared.store.report()],
             repair: shared.repair.report(shared.environment.clock.monotonic()),
             scrub: shared.scrub.report(),
             reclaimed_bytes: shared.reclaimed_bytes.load(Ordering::Relaxed),

@@ -102,7 +102,10 @@ impl Peers {
             let expected_ms = last_unix_ms as i128 + now.saturating_sub(last_now).as_millis() as i128;
             let jump_ms = (i128::from(unix_ms) - expected_ms).unsigned_abs();
             if jump_ms >= u128::from(JUMP_MIN_MS) {
-                tracing::error!(jump_ms = jump_ms as u64, "this node's clock jumped: nothing expires until it has run evenly for an hour");
+                tracing::error!(
+                    jump_ms = jump_ms as u64,
+                    "this node's clock jumped: nothing expires until it has run evenly for an hour"
+                );
                 state.jumped_at = Some(now);
             }
         }

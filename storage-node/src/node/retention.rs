@@ -51,11 +51,12 @@ async fn pass(shared: &Shared, map: &ClusterMap, alarmed: &mut bool) {
         return;
     }
     *alarmed = false;
-    match shared.store.expire(before).await {
-        Ok(gone) => {
+    match shared.blocking(move |store| store.expire(before)).await {
+        Some(Ok(gone)) => {
             tracing::info!(node = %shared.id, before_bucket = before, blobs = gone.blobs, bytes = gone.bytes, "expired");
         }
-        Err(error) => tracing::error!(%error, "expiry failed and is tried again"),
+        Some(Err(error)) => tracing::error!(%error, "expiry failed and is tried again"),
+        None => tracing::error!("expiry failed and is tried again"),
     }
 }
 

@@ -146,7 +146,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
             tracing::info!(node = %shared.id, copied = report.copied_blobs, removed = report.removed_blobs,
                 failed = report.failed_blobs, undone = left.undone, "repair round");
         }
-        wait = if left.undone { RETRY_AFTER.min(shared.options.repair_interval) } else { shared.options.repair_interval };
+        wait =
+            if left.undone { RETRY_AFTER.min(shared.options.repair_interval) } else { shared.options.repair_interval };
         if shared.is_stopping() {
             return;
         }

@@ -52,14 +52,13 @@ pub(crate) fn items(name: BlobName, entry: &Entry) -> impl Iterator<Item = Repai
         name,
         length: blob.length,
         put_time_ms: blob.put_time_ms,
-        placement: blob.placement(name),
+        placement: blob.placement().unwrap_or_else(|| name.placement()),
     });
-    let locator = entry.locator.map(|held| {
-        RepairItem::Locator(PutLocator { name, locator: held.locator, put_time_ms: held.put_time_ms })
-    });
+    let locator = entry
+        .locator
+        .map(|held| RepairItem::Locator(PutLocator { name, locator: held.locator, put_time_ms: held.put_time_ms }));
     let tombstone = entry.killed_until_ms.map(|time_ms| RepairItem::Tombstone(Tombstone { name, time_ms }));
-    let hold =
-        entry.hold.map(|hold| RepairItem::Hold(Hold { name, time_ms: hold.time_ms, placed: hold.placed }));
+    let hold = entry.hold.map(|hold| RepairItem::Hold(Hold { name, time_ms: hold.time_ms, placed: hold.placed }));
     [blob, locator, tombstone, hold].into_iter().flatten()
 }
 

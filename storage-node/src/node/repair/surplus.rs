@@ -6,9 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lazaret_protocol::limits::{MIB, REPAIR_ITEMS_MAX, UPLOAD_LEASE_MAX_MS};
-use lazaret_protocol::message::{
-    CopyClaim, PutHeader, PutLocator, PutTarget, RepairItem, Request, Response,
-};
+use lazaret_protocol::message::{CopyClaim, PutHeader, PutLocator, PutTarget, RepairItem, Request, Response};
 use lazaret_protocol::{BlobName, NodeId, PlacementKey, UploadId};
 
 use super::{Left, Round};
@@ -153,7 +151,8 @@ async fn confirm(shared: &Shared, owner: NodeId, batch: &mut [Surplus]) -> Vec<u
 
 /// Sends this node's own copy to an owner. It is read back verified first, like any other.
 async fn send(shared: &Shared, owner: NodeId, copy: &Surplus) -> Result<(), String> {
-    let download = shared.cluster.get_from(copy.name, Some(shared.id), None).await.map_err(|error| error.to_string())?;
+    let download =
+        shared.cluster.get_from(copy.name, Some(shared.id), None).await.map_err(|error| error.to_string())?;
     let whole = copy.length <= lazaret_protocol::limits::HELD_BYTES_MAX as u64;
     let target = if whole {
         PutTarget::Whole { name: copy.name, length: copy.length }

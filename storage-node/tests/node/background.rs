@@ -1,14 +1,12 @@
 //! Whole nodes at work: what they do by themselves when nodes go, come back, join or leave, when maps change, when time passes
 //! and when bits rot. Real engines on simulated disks, in one process.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod service_support;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::{Node, ask, content, map, node_among, read};
 use lazaret_node_client::environment::{BoxFuture, Clock, Environment};
 use lazaret_node_client::{Cluster, ClusterOptions, GetError, LocalNetwork};
 use lazaret_protocol::cluster_map::{ClusterMap, NodeState};
@@ -17,7 +15,6 @@ use lazaret_protocol::message::{ErrorCode, Hold, Request, Response, Role, Tombst
 use lazaret_protocol::name::{BlobName, NodeId};
 use lazaret_protocol::placement::write_order;
 use lazaret_storage_node::SimDisk;
-use service_support::{Node, ask, content, map, node_among, read};
 
 /// How long anything may take here.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -1,16 +1,13 @@
 //! Keys and certificates are replaced under traffic, and no request fails for it; afterwards the old ones are worth nothing.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
 #[allow(dead_code)]
-mod service_support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::{Authority, CLUSTER, Node, anywhere, map, node, read};
 use bytes::Bytes;
 use lazaret_node_client::trust::previous_key_path;
 use lazaret_node_client::{
@@ -20,7 +17,6 @@ use lazaret_node_client::{
 use lazaret_protocol::ClusterMap;
 use lazaret_protocol::message::{Request, Response};
 use lazaret_storage_node::listener::{Listener, ListenerFiles};
-use service_support::{Authority, CLUSTER, Node, anywhere, map, node, read};
 use tokio::task::JoinHandle;
 
 /// How long anything may take before the test says that it hangs.
@@ -206,7 +202,7 @@ async fn a_connection_with_a_key_that_is_no_longer_good_is_closed() {
         Credentials::Connection("first connection key".to_owned()),
     );
     let (transport, entry) = (transport.unwrap(), &rotating.map.nodes[0]);
-    assert!(matches!(service_support::ask(&transport, entry, &Request::Status).await, Response::Status(_)));
+    assert!(matches!(crate::support::ask(&transport, entry, &Request::Status).await, Response::Status(_)));
     replace(&rotating.path("connection.key"), "second connection key");
     until("the connection lives on", async || {
         matches!(transport.open(entry).await, Err(TransportError::NotAllowed { .. }))
