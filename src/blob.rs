@@ -1,4 +1,5 @@
-//! `lazaret blob`: files into and out of the storage cluster, over QUIC with the connection key.
+//! `lazaret blob`: files into and out of the storage cluster, over QUIC with the connection key; deletion and holds with the
+//! storage admin key.
 
 use std::io::{ErrorKind, Write};
 use std::path::Path;
@@ -6,14 +7,15 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use bytes::BytesMut;
+use lazaret_node_client::Environment;
 use lazaret_node_client::cluster::Cluster;
 use lazaret_protocol::BlobName;
-use lazaret_protocol::message::ByteRange;
+use lazaret_protocol::message::{ByteRange, Hold, Request, Tombstone};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 
-use crate::cli::BlobCommand;
-use crate::cluster::with_cluster;
+use crate::cli::{BlobCommand, BlobNames};
+use crate::cluster::{Admin, ask_all, survey, told, with_admin, with_cluster};
 
 /// Bytes read from a file at a time.
 const PIECE_BYTES: usize = 1024 * 1024;
@@ -40,8 +42,72 @@ pub async fn run(command: BlobCommand) -> anyhow::Result<ExitCode> {
             let name: BlobName = name.parse()?;
             with_cluster(&cluster, async |cluster| stat(cluster, name).await).await?;
         }
+        BlobCommand::Rm(names) => return decide(&names, &Decision::Delete).await,
+        BlobCommand::Hold(names) => return decide(&names, &Decision::Hold).await,
+        BlobCommand::Release(names) => return decide(&names, &Decision::Release).await,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What an administrator decides about a blob. Every node of the map keeps it.
+enum Decision {
+    Delete,
+    Hold,
+    Release,
+}
+
+impl Decision {
+    fn in_words(&self) -> &'static str {
+        match self {
+            Self::Delete => "deleted",
+            Self::Hold => "held",
+            Self::Release => "released",
+        }
+    }
+
+    /// The request that carries it to a node.
+    fn request(&self, name: BlobName, time_ms: u64) -> Request {
+        match self {
+            Self::Delete => Request::Delete(Tombstone { name, time_ms }),
+            Self::Hold => Request::Hold(Hold { name, time_ms, placed: true }),
+            Self::Release => Request::Hold(Hold { name, time_ms, placed: false }),
+        }
+    }
+}
+
+/// Tells every node what was decided about the blobs. Exit code 2 unless all of them confirmed all of it.
+async fn decide(names: &BlobNames, decision: &Decision) -> anyhow::Result<ExitCode> {
+    let parsed = names.names.iter().map(|name| name.parse()).collect::<Result<Vec<BlobName>, _>>()?;
+    with_admin(&names.cluster, async |admin| {
+        let map = survey(&admin.cluster).await?.newest;
+        let mut all = true;
+        for name in parsed {
+            let request = decision.request(name, decision_time_ms(admin, name).await);
+            let answers = ask_all(&admin.cluster, &map.nodes, &request).await;
+            let (confirmed, missing) = (answers.iter().filter(|(_, answer)| answer.is_ok()).count(), told(&answers));
+            let (done, nodes) = (decision.in_words(), map.nodes.len());
+            if missing.is_empty() {
+                writeln!(std::io::stdout(), "{name} {done} on {confirmed} nodes")?;
+                continue;
+            }
+            all = false;
+            if confirmed == 0 {
+                eprintln!("lazaret: {name} is not {done}, no node confirmed it: {missing}");
+            } else {
+                eprintln!(
+                    "lazaret: {name} is {done} on {confirmed} of {nodes} nodes, and repair carries that on to the others                      when they answer: {missing}"
+                );
+            }
+        }
+        Ok(if all { ExitCode::SUCCESS } else { ExitCode::from(2) })
+    })
+    .await
+}
+
+/// Now; or, if the blob was put by a clock that is ahead of this one, as late as that.
+async fn decision_time_ms(admin: &Admin, name: BlobName) -> u64 {
+    let put_time_ms = admin.cluster.stat(name).await.map_or(0, |stat| stat.put_time_ms);
+    Environment::system().clock.unix_ms().max(put_time_ms)
 }
 
 async fn stat(cluster: &Cluster, name: BlobName) -> anyhow::Result<()> {

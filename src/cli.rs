@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// A quarantine station for files.
 #[derive(Debug, Parser)]
@@ -123,6 +123,20 @@ pub enum BlobCommand {
         cluster: ClusterFileOption,
         name: String,
     },
+    /// Delete blobs for every submitter; needs the storage admin key
+    Rm(BlobNames),
+    /// Keep blobs past their retention; needs the storage admin key
+    Hold(BlobNames),
+    /// End a hold; needs the storage admin key
+    Release(BlobNames),
+}
+
+#[derive(Debug, Args)]
+pub struct BlobNames {
+    #[command(flatten)]
+    pub cluster: ClusterFileOption,
+    #[arg(required = true)]
+    pub names: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -130,13 +144,145 @@ pub enum ClusterCommand {
     /// Make a new cluster's certificates, keys and configuration files
     Init(InitOptions),
     /// Show every node's state
-    Status {
+    Status(ShowOptions),
+    /// Show the cluster map
+    Map(ShowOptions),
+    /// Compare all nodes now and make good what is missing
+    Repair {
         #[command(flatten)]
         cluster: ClusterFileOption,
-        /// As JSON
-        #[arg(long)]
-        json: bool,
     },
+    /// Verify everything on all disks
+    Scrub {
+        #[command(flatten)]
+        cluster: ClusterFileOption,
+        /// Now, and not only when its turn comes
+        #[arg(long, required = true)]
+        now: bool,
+    },
+    /// Take no more writes on a node and move its blobs to others
+    Drain(DrainOptions),
+    /// Change the cluster's settings
+    Set(SetOptions),
+    /// Change a node's share of the data
+    Weight {
+        #[command(flatten)]
+        cluster: ClusterFileOption,
+        /// The node's name or id
+        node: String,
+        /// Its share relative to the others
+        #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(lazaret_protocol::limits::WEIGHT_MAX)))]
+        weight: u32,
+    },
+    /// Add nodes: make their certificates and configurations, and enter them in the map
+    Add {
+        #[command(flatten)]
+        cluster: ClusterFileOption,
+        /// ADDR:PORT of a node to be made here, or a file with the map entry (YAML) of one made elsewhere
+        #[arg(required = true, value_name = "FILE|ADDR:PORT")]
+        nodes: Vec<String>,
+        /// Their share of the data relative to other nodes
+        #[arg(long, default_value_t = crate::init::DEFAULT_WEIGHT)]
+        weight: u32,
+    },
+    /// Strike a node that is drained and empty from the map
+    Remove {
+        #[command(flatten)]
+        cluster: ClusterFileOption,
+        /// The node's name or id
+        node: String,
+        /// Even if it is not empty, or does not answer
+        #[arg(long)]
+        force: bool,
+    },
+    /// Replace a key or certificates while everything runs
+    Rotate(RotateOptions),
+}
+
+#[derive(Debug, Args)]
+pub struct ShowOptions {
+    #[command(flatten)]
+    pub cluster: ClusterFileOption,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DrainOptions {
+    #[command(flatten)]
+    pub cluster: ClusterFileOption,
+    /// The node's name or id
+    pub node: String,
+    /// Even if fewer nodes are left than max_replica
+    #[arg(long)]
+    pub force: bool,
+    /// Let it take writes again
+    #[arg(long)]
+    pub undo: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(id = "settings", required = true, multiple = true)]
+pub struct Settings {
+    /// Copies that must be durable before an upload is acknowledged
+    #[arg(long, value_name = "N")]
+    pub min_replica: Option<u8>,
+    /// Copies that a blob should have
+    #[arg(long, value_name = "N")]
+    pub max_replica: Option<u8>,
+    /// Hours after which blobs expire; 0 keeps them for ever
+    #[arg(long, value_name = "HOURS")]
+    pub cleanuprange: Option<u32>,
+    /// How blobs lie on disk from now on
+    #[arg(long)]
+    pub storage_type: Option<StorageTypeOption>,
+}
+
+#[derive(Debug, Args)]
+pub struct SetOptions {
+    #[command(flatten)]
+    pub cluster: ClusterFileOption,
+    #[command(flatten)]
+    pub settings: Settings,
+    /// Change nothing; say what would expire at once
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum StorageTypeOption {
+    /// Under a random keystream kept beside it
+    Salt,
+    /// As it came
+    None,
+}
+
+#[derive(Debug, Args)]
+pub struct RotateOptions {
+    #[command(flatten)]
+    pub cluster: ClusterFileOption,
+    /// What to replace
+    pub what: Rotated,
+    /// Replace the cluster's CA as well (certificates)
+    #[arg(long, conflicts_with = "finish")]
+    pub new_ca: bool,
+    /// Let the former key, or the former CA, be good no longer
+    #[arg(long)]
+    pub finish: bool,
+    /// Finish even if not every node goes by the new one yet
+    #[arg(long, requires = "finish")]
+    pub force: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Rotated {
+    /// What clients put and get with
+    ConnectionKey,
+    /// What administration needs
+    AdminKey,
+    /// The nodes' certificates
+    Certificates,
 }
 
 #[derive(Debug, Clone, Args)]

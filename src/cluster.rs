@@ -1,17 +1,25 @@
-//! `lazaret cluster`: make a cluster's files; show the state of a running one.
+//! `lazaret cluster`: make a cluster's files; show and change a running one.
+
+mod admin;
+mod change;
+mod members;
+mod rotate;
+mod status;
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use comfy_table::{ContentArrangement, Table, presets};
-use lazaret_node_client::Environment;
 use lazaret_node_client::cluster::Cluster;
 use lazaret_node_client::cluster_file::ClusterFile;
-use serde_json::json;
+use lazaret_node_client::{CredentialFiles, Environment};
+use lazaret_protocol::message::Request;
+
+pub use admin::{Admin, ask_all, survey, told};
 
 use crate::cli::{ClusterCommand, ClusterFileOption};
-use crate::components::quic_cluster;
+use crate::components::{quic_cluster, quic_cluster_as};
 use crate::init;
 
 /// Runs the command.
@@ -22,10 +30,42 @@ pub async fn run(command: ClusterCommand) -> anyhow::Result<ExitCode> {
             writeln!(std::io::stdout(), "{}", file.display())?;
             Ok(ExitCode::SUCCESS)
         }
-        ClusterCommand::Status { cluster, json } => {
-            with_cluster(&cluster, async |cluster| status(cluster, json).await).await
+        ClusterCommand::Status(options) => {
+            with_cluster(&options.cluster, async |cluster| status::status(cluster, options.json).await).await
         }
+        ClusterCommand::Map(options) => {
+            with_cluster(&options.cluster, async |cluster| status::map(cluster, options.json).await).await
+        }
+        ClusterCommand::Repair { cluster } => {
+            with_admin(&cluster, async |admin| begin(admin, Request::Repair, "a comparison has begun").await).await
+        }
+        ClusterCommand::Scrub { cluster, now: _ } => {
+            with_admin(&cluster, async |admin| begin(admin, Request::Scrub, "a scrub has begun").await).await
+        }
+        ClusterCommand::Drain(options) => {
+            with_admin(&options.cluster, async |admin| change::drain(admin, &options).await).await
+        }
+        ClusterCommand::Set(options) => {
+            with_admin(&options.cluster, async |admin| change::set(admin, &options).await).await
+        }
+        ClusterCommand::Weight { cluster, node, weight } => {
+            with_admin(&cluster, async |admin| change::weight(admin, &node, weight).await).await
+        }
+        ClusterCommand::Add { cluster, nodes, weight } => {
+            with_admin(&cluster, async |admin| members::add(admin, &nodes, weight).await).await
+        }
+        ClusterCommand::Remove { cluster, node, force } => {
+            with_admin(&cluster, async |admin| members::remove(admin, &node, force).await).await
+        }
+        ClusterCommand::Rotate(options) => rotate::run(&options).await,
     }
+}
+
+/// The path of the cluster's file, which the option or the environment names.
+fn path_of(option: &ClusterFileOption) -> anyhow::Result<&Path> {
+    option.file.as_deref().context(
+        "which cluster? name its file with --cluster FILE or LAZARET_CLUSTER (lazaret up writes it to DATA/cluster.yml)",
+    )
 }
 
 /// Does `work` with the cluster that the option names, over QUIC with the connection key, and closes its connections
@@ -34,62 +74,42 @@ pub async fn with_cluster<T>(
     option: &ClusterFileOption,
     work: impl AsyncFnOnce(&Cluster) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let path = option.file.as_deref().context(
-        "which cluster? name its file with --cluster FILE or LAZARET_CLUSTER (lazaret up writes it to DATA/cluster.yml)",
-    )?;
-    let cluster = quic_cluster(&ClusterFile::load(path)?)?;
+    let cluster = quic_cluster(&ClusterFile::load(path_of(option)?)?)?;
     let outcome = work(&cluster).await;
     cluster.close().await;
     outcome
 }
 
-/// Prints what every node says of itself. Exit code 2 if fewer nodes answer than a write needs.
-async fn status(cluster: &Cluster, as_json: bool) -> anyhow::Result<ExitCode> {
-    let map = cluster.map();
-    let nodes = cluster.status().await;
-    let reachable = nodes.iter().filter(|(_, status)| status.is_ok()).count();
-    if as_json {
-        let nodes: Vec<_> = nodes
-            .iter()
-            .map(|(node, status)| match status {
-                Ok(status) => json!({ "node": node, "reachable": true, "status": status }),
-                Err(error) => json!({ "node": node, "reachable": false, "error": error.to_string() }),
-            })
-            .collect();
-        let document = json!({
-            "cluster": map.cluster, "epoch": map.epoch, "min_replica": map.min_replica, "max_replica": map.max_replica,
-            "nodes": nodes,
-        });
-        writeln!(std::io::stdout(), "{document}")?;
-    } else {
-        let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
-        table.set_header(["Node", "Address", "State", "Blobs", "Segments", "Used", "Free", "Corrupt reads"]);
-        for (node, status) in &nodes {
-            let state = match status {
-                Ok(status) if status.full => "full".to_owned(),
-                Ok(_) => format!("{:?}", node.state).to_lowercase(),
-                Err(error) => error.to_string(),
-            };
-            let mut row = vec![node.name.clone(), node.address.to_string(), state];
-            if let Ok(status) = status {
-                row.extend([status.blobs, status.segments].map(|count| count.to_string()));
-                row.extend(
-                    [status.segment_bytes, status.disk_free_bytes].map(|bytes| format!("{:.1} MB", bytes as f64 / 1e6)),
-                );
-                row.push(status.corrupt_reads.to_string());
+/// The same with the storage admin key.
+pub async fn with_admin<T>(
+    option: &ClusterFileOption,
+    work: impl AsyncFnOnce(&Admin) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let path = path_of(option)?;
+    let file = ClusterFile::load(path)?;
+    let key = file.admin_key.clone().with_context(|| {
+        format!("{} names no storage admin key: this needs one, on the host where it is kept", path.display())
+    })?;
+    let cluster = quic_cluster_as(&file, CredentialFiles::Admin(key))?;
+    let admin = Admin { path: path.to_owned(), file, cluster };
+    let outcome = work(&admin).await;
+    admin.cluster.close().await;
+    outcome
+}
+
+/// Asks every node to begin something. Exit code 2 if one of them did not.
+async fn begin(admin: &Admin, request: Request, what: &str) -> anyhow::Result<ExitCode> {
+    let map = admin::survey(&admin.cluster).await?.newest;
+    let answers = admin::ask_all(&admin.cluster, &map.nodes, &request).await;
+    let mut all = true;
+    for (node, answer) in &answers {
+        match answer {
+            Ok(_) => writeln!(std::io::stdout(), "{}: {what}", node.name)?,
+            Err(error) => {
+                all = false;
+                eprintln!("lazaret: {}: {error}", node.name);
             }
-            table.add_row(row);
         }
-        writeln!(
-            std::io::stdout(),
-            "{table}\ncluster {}, epoch {}, replicas {} to {}, {reachable} of {} nodes answer",
-            map.cluster,
-            map.epoch,
-            map.min_replica,
-            map.max_replica,
-            nodes.len()
-        )?;
     }
-    Ok(if reachable >= usize::from(map.min_replica) { ExitCode::SUCCESS } else { ExitCode::from(2) })
+    Ok(if all { ExitCode::SUCCESS } else { ExitCode::from(2) })
 }

@@ -23,8 +23,10 @@ use crate::config::{GatewayConfig, ScanWorkerConfig, StorageNodeConfig, to_yaml}
 pub const CLUSTER_FILE: &str = "cluster.yml";
 /// The file that holds the secret from which nested ids and sealed passwords are keyed.
 pub const SECRET_FILE: &str = "cluster.secret";
+/// The key of the CA, beside the CA's certificate.
+pub const CA_KEY_FILE: &str = "ca.key";
 /// Weight of a node of which nothing else was said: leaves room for lighter ones.
-const DEFAULT_WEIGHT: u32 = 100;
+pub const DEFAULT_WEIGHT: u32 = 100;
 /// Ports of the nodes start at the reference's own and leave the other components' alone.
 const FIRST_NODE_PORT: u16 = 8890;
 const NODE_PORT_STEP: u16 = 10;
@@ -46,20 +48,16 @@ pub fn init(options: &InitOptions, random: &dyn Random) -> anyhow::Result<PathBu
         .with_context(|| format!("cannot make the directory {}", dir.display()))?;
 
     let ca_key = KeyPair::generate()?;
-    let mut ca = CertificateParams::new(Vec::new())?;
-    ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    ca.distinguished_name.push(DnType::CommonName, format!("lazaret cluster {}", map.cluster));
-    let ca_certificate = ca.self_signed(&ca_key)?;
-    write_new(&dir.join("ca.pem"), &ca_certificate.pem(), 0o644)?;
-    write_new(&dir.join("ca.key"), &ca_key.serialize_pem(), 0o600)?;
-    let issuer = Issuer::new(ca, ca_key);
+    write_new(&dir.join("ca.pem"), &ca_parameters(map.cluster)?.self_signed(&ca_key)?.pem(), 0o644)?;
+    write_new(&dir.join(CA_KEY_FILE), &ca_key.serialize_pem(), 0o600)?;
+    let issuer = issuer(map.cluster, ca_key)?;
 
     write_new(&dir.join("connection.key"), &random_hex(random), 0o600)?;
     write_new(&dir.join("storage-admin.key"), &random_hex(random), 0o600)?;
     write_new(&dir.join(SECRET_FILE), &random_hex(random), 0o600)?;
     for node in &map.nodes {
-        write_node(dir, node, &issuer)?;
+        let (certificate, key) = node_certificate(node, &issuer)?;
+        write_node(dir, node, (&certificate, &key))?;
     }
     write_new(
         &dir.join("gateway.yml"),
@@ -110,27 +108,57 @@ fn new_map(options: &InitOptions, random: &dyn Random) -> anyhow::Result<Cluster
     })
 }
 
-/// A node's certificate, key and configuration. The certificate names the node's id, so that a client knows it reached
-/// the node it meant.
-fn write_node(dir: &Path, node: &NodeEntry, issuer: &Issuer<'_, KeyPair>) -> anyhow::Result<()> {
+/// What signs a cluster's certificates.
+pub type ClusterIssuer = Issuer<'static, KeyPair>;
+
+/// The cluster's CA, which signs with `key`.
+pub fn issuer(cluster: ClusterId, key: KeyPair) -> anyhow::Result<ClusterIssuer> {
+    Ok(Issuer::new(ca_parameters(cluster)?, key))
+}
+
+/// A new CA for the cluster: its certificate, its key, and what signs with that.
+pub fn new_ca(cluster: ClusterId) -> anyhow::Result<(String, String, ClusterIssuer)> {
+    let key = KeyPair::generate()?;
+    let certificate = ca_parameters(cluster)?.self_signed(&key)?.pem();
+    Ok((certificate, key.serialize_pem(), issuer(cluster, key)?))
+}
+
+/// The CA as all of a cluster's certificates name it.
+fn ca_parameters(cluster: ClusterId) -> anyhow::Result<CertificateParams> {
+    let mut ca = CertificateParams::new(Vec::new())?;
+    ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    ca.distinguished_name.push(DnType::CommonName, format!("lazaret cluster {cluster}"));
+    Ok(ca)
+}
+
+/// A certificate for `node` and its key. The certificate names the node's id, so that a client knows it reached the node it
+/// meant.
+pub fn node_certificate(node: &NodeEntry, issuer: &ClusterIssuer) -> anyhow::Result<(String, String)> {
     let key = KeyPair::generate()?;
     let mut certificate = CertificateParams::new(vec![lazaret_node_client::tls::server_name(node.id)])?;
     certificate.distinguished_name.push(DnType::CommonName, node.name.clone());
     certificate.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    let certificate = certificate.signed_by(&key, issuer)?;
+    Ok((certificate.signed_by(&key, issuer)?.pem(), key.serialize_pem()))
+}
+
+/// A node's certificate, key and configuration.
+pub fn write_node(dir: &Path, node: &NodeEntry, (certificate, key): (&str, &str)) -> anyhow::Result<()> {
     let file = |suffix: &str| dir.join(format!("{}{suffix}", node.name));
-    write_new(&file(".pem"), &certificate.pem(), 0o644)?;
-    write_new(&file(".key"), &key.serialize_pem(), 0o600)?;
+    write_new(&file(".pem"), certificate, 0o644)?;
+    write_new(&file(".key"), key, 0o600)?;
     write_new(&file(".yml"), &to_yaml(&StorageNodeConfig::of_node(node))?, 0o644)
 }
 
-fn random_bytes<const N: usize>(random: &dyn Random) -> [u8; N] {
+/// Random bytes.
+pub fn random_bytes<const N: usize>(random: &dyn Random) -> [u8; N] {
     let mut bytes = [0; N];
     random.fill(&mut bytes);
     bytes
 }
 
-fn random_hex(random: &dyn Random) -> String {
+/// A new key.
+pub fn random_hex(random: &dyn Random) -> String {
     hex::encode(random_bytes::<32>(random))
 }
 

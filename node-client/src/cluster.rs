@@ -29,6 +29,9 @@ use crate::upload::Upload;
 
 /// Nodes that are asked the same question at once.
 pub(crate) const ASKED_AT_ONCE: usize = 16;
+/// Times that all nodes are asked again for a blob's state when none of them knew of it. Maps do not change more often in
+/// such a short time.
+const LOOKS_MAX: u32 = 4;
 
 /// What may be tuned.
 #[derive(Debug, Clone)]
@@ -78,6 +81,20 @@ pub enum PutError {
     /// Fewer nodes than `min_replica` hold it.
     #[error("{durable} of {needed} needed replicas are durable ({})", in_one_line(reasons))]
     NotEnoughReplicas {
+        /// `min_replica`.
+        needed: usize,
+        /// Nodes that hold it.
+        durable: usize,
+        /// What went wrong with the others.
+        reasons: Vec<NodeFailure>,
+    },
+    /// Nodes were lost while a long body went to them, and too few are left. What was sent is no longer in hand, so that other
+    /// nodes could not take their place; sent again, the body goes to nodes that live.
+    #[error(
+        "nodes were lost on the way and {durable} of {needed} needed replicas are durable; send it again ({})",
+        in_one_line(reasons)
+    )]
+    LostOnTheWay {
         /// `min_replica`.
         needed: usize,
         /// Nodes that hold it.
@@ -224,8 +241,46 @@ impl Cluster {
 
     /// What nodes say of a blob.
     pub async fn stat(&self, name: BlobName) -> Result<ClusterStat, GetError> {
-        let map = self.map();
-        let order = placement::read_order(&map, name.placement());
+        let mut looks_left = LOOKS_MAX;
+        loop {
+            let map = self.map();
+            let found = self.stat_by(&map, name).await;
+            if !matches!(found, Err(GetError::NotFound { .. })) || looks_left == 0 {
+                return found;
+            }
+            looks_left -= 1;
+            // Absent by an outdated map says nothing; and repair may have moved the blob from a node that was asked after
+            // it went to one that was asked before it came, so that one look is not enough.
+            match self.newer_than(&map).await {
+                Ok(false) if looks_left + 1 < LOOKS_MAX => return found,
+                Ok(_) => {}
+                Err(reason) => return Err(GetError::Unavailable { name, reasons: vec![reason] }),
+            }
+        }
+    }
+
+    /// Whether any node holds a newer map than `map`; if so, one is in force when this returns.
+    async fn newer_than(&self, map: &ClusterMap) -> Result<bool, NodeFailure> {
+        let mut pongs = stream::iter(map.nodes.clone())
+            .map(|node| async move {
+                let pong = self.ping(&node).await;
+                (node, pong)
+            })
+            .buffer_unordered(ASKED_AT_ONCE);
+        while let Some((node, pong)) = pongs.next().await {
+            let epoch = match pong {
+                Ok(pong) => pong.epoch,
+                Err(error) => return Err(NodeFailure::new(&node, error)),
+            };
+            if epoch > map.epoch && !self.fetch_map(map.epoch, Some(node.id)).await {
+                return Err(NodeFailure::new(&node, NodeError::NewerMap { epoch }));
+            }
+        }
+        Ok(self.map().epoch > map.epoch)
+    }
+
+    async fn stat_by(&self, map: &ClusterMap, name: BlobName) -> Result<ClusterStat, GetError> {
+        let order = placement::read_order(map, name.placement());
         let request = &Request::Stat(name);
         let mut answers = stream::iter(self.read_order(order))
             .map(async |node| match node::ask(self, &node, request).await {

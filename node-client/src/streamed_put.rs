@@ -3,7 +3,9 @@
 //!
 //! The slowest replica sets the pace, until it makes no progress for the progress timeout; then it is given up, and the
 //! put goes on while `min_replica` remain. While all that was sent is still in hand, a lost replica is replaced by the
-//! next node in order.
+//! next node in order. After that nothing can be handed off: the body is with the replicas alone, none of which has committed
+//! and could be read from. The put then survives `max_replica - min_replica` losses, with `min_replica = max_replica` none,
+//! and fails with an error that says so.
 
 use std::collections::VecDeque;
 
@@ -134,8 +136,7 @@ impl StreamedPut {
         while durable.len() < needed {
             self.tell_commit(trailer).await;
             if self.replicas.is_empty() {
-                let reasons = std::mem::take(&mut self.reasons);
-                return Err(PutError::NotEnoughReplicas { needed, durable: durable.len(), reasons });
+                return Err(self.too_few(durable.len()));
             }
             // `self` holds a sender, so there is always something to wait for; tasks end within their timeouts.
             let Some(Outcome { node, result }) = self.outcomes.recv().await else { break };
@@ -201,8 +202,7 @@ impl StreamedPut {
     async fn send(&mut self, piece: Bytes) -> Result<(), PutError> {
         self.notice_losses();
         if self.replicas.len() < self.needed() {
-            let reasons = std::mem::take(&mut self.reasons);
-            return Err(PutError::NotEnoughReplicas { needed: self.needed(), durable: 0, reasons });
+            return Err(self.too_few(0));
         }
         // An error means that the task has ended and will say why.
         join_all(self.replicas.iter().map(|replica| replica.queue.send(Item::Piece(piece.clone())))).await;
@@ -243,6 +243,16 @@ impl StreamedPut {
         if self.replicas.len() + durable < usize::from(self.cluster.map().max_replica) {
             self.begin_next();
         }
+    }
+
+    /// Why the put cannot go on.
+    fn too_few(&mut self, durable: usize) -> PutError {
+        let (needed, reasons) = (self.needed(), std::mem::take(&mut self.reasons));
+        if self.replay.is_some() {
+            // Every node was tried.
+            return PutError::NotEnoughReplicas { needed, durable, reasons };
+        }
+        PutError::LostOnTheWay { needed, durable, reasons }
     }
 
     fn needed(&self) -> usize {

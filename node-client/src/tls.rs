@@ -9,9 +9,11 @@ use std::time::Duration;
 use lazaret_protocol::name::NodeId;
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use rustls::RootCertStore;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 
 use crate::restart::{RandomConnectionIds, ResetKey};
@@ -108,6 +110,18 @@ pub fn server_endpoint(
     let mut config = quinn::EndpointConfig::new(Arc::new(ResetKey::of(key_pem)));
     config.cid_generator(|| Box::new(RandomConnectionIds));
     endpoint(address, config, Some(server)).map_err(|source| TlsError::Bind { address, source })
+}
+
+/// Whether whoever trusts `ca_pem` takes this certificate for `node`'s: before it replaces one that works.
+pub fn verify_node_certificate(ca_pem: &str, certificate_pem: &str, node: NodeId) -> Result<(), TlsError> {
+    let what = "node certificate";
+    let chain = certificates(what, certificate_pem)?;
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(ca_pem)?), provider()).build()?;
+    let refused = |source| TlsError::Tls { what, source };
+    let name =
+        ServerName::try_from(server_name(node)).map_err(|error| refused(rustls::Error::General(error.to_string())))?;
+    let Some((leaf, intermediates)) = chain.split_first() else { return Ok(()) };
+    verifier.verify_server_cert(leaf, intermediates, &name, &[], UnixTime::now()).map(|_| ()).map_err(refused)
 }
 
 /// A client's configuration that trusts `ca_pem` alone and presents `certificate` (chain and key), if any.

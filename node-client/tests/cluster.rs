@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[allow(dead_code, reason = "this test uses a part")]
 mod support;
 
 use std::sync::atomic::Ordering;

@@ -6,6 +6,7 @@ mod relay;
 
 mod bad_input;
 mod blobs;
+mod cluster_admin;
 mod durability;
 mod faults;
 mod refusals;

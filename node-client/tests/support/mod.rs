@@ -11,8 +11,8 @@ use lazaret_node_client::stream::{RecvHalf, SendHalf, StreamError};
 use lazaret_node_client::{Cluster, ClusterOptions, Environment, LocalNetwork};
 use lazaret_protocol::cluster_map::{ClusterMap, NodeEntry, NodeState, StorageType};
 use lazaret_protocol::message::{
-    Absent, BlobStat, ErrorCode, ErrorReply, GetHeader, GetRequest, Locator, NodeStatus, PutDone, PutHeader, PutTarget,
-    PutTrailer, Request, Response,
+    Absent, BlobStat, ErrorCode, ErrorReply, GetHeader, GetRequest, Locator, NodeStatus, Ping, PutDone, PutHeader,
+    PutTarget, PutTrailer, Request, Response,
 };
 use lazaret_protocol::name::{BlobName, ClusterId, NodeId};
 use lazaret_protocol::tree::{self, TreeBuilder};
@@ -48,6 +48,11 @@ pub struct MemoryNode {
 
 struct State {
     fault: Fault,
+    /// The map it holds, and the epoch it speaks of.
+    map: Option<ClusterMap>,
+    hides_map: bool,
+    /// Called before a get is answered.
+    before_get: Option<Arc<dyn Fn() + Send + Sync>>,
     full: bool,
     blobs: HashMap<BlobName, (Bytes, u64)>,
     locators: HashMap<BlobName, Locator>,
@@ -55,12 +60,41 @@ struct State {
 
 impl MemoryNode {
     fn new(id: NodeId) -> Self {
-        let state = State { fault: Fault::None, full: false, blobs: HashMap::new(), locators: HashMap::new() };
+        let state = State {
+            fault: Fault::None,
+            map: None,
+            hides_map: false,
+            before_get: None,
+            full: false,
+            blobs: HashMap::new(),
+            locators: HashMap::new(),
+        };
         Self { id, state: Arc::new(Mutex::new(state)), acknowledge: Arc::default(), requests: Arc::default() }
     }
 
     pub fn set(&self, fault: Fault) {
         self.state.lock().unwrap().fault = fault;
+    }
+
+    pub fn set_map(&self, map: ClusterMap) {
+        self.state.lock().unwrap().map = Some(map);
+    }
+
+    /// Whether it keeps its map to itself.
+    pub fn set_map_fault(&self, faulty: bool) {
+        self.state.lock().unwrap().hides_map = faulty;
+    }
+
+    fn epoch(&self) -> u64 {
+        self.state.lock().unwrap().map.as_ref().map_or(1, |map| map.epoch)
+    }
+
+    pub fn before_get(&self, call: impl Fn() + Send + Sync + 'static) {
+        self.state.lock().unwrap().before_get = Some(Arc::new(call));
+    }
+
+    pub fn give(&self, content: &Bytes) {
+        self.state.lock().unwrap().blobs.insert(BlobName::of(content), (content.clone(), 1));
     }
 
     pub fn set_full(&self, full: bool) {
@@ -126,6 +160,14 @@ impl MemoryNode {
                     ..NodeStatus::default()
                 })
             }
+            Request::Ping(_) => Response::Pong(Ping { epoch: self.epoch(), now_ms: 1 }),
+            Request::Map => {
+                let state = self.state.lock().unwrap();
+                match state.map.clone().filter(|_| !state.hides_map) {
+                    Some(map) => Response::Map(map),
+                    None => error(ErrorCode::Unsupported),
+                }
+            }
             _ => error(ErrorCode::Unsupported),
         };
         send.send_message(&response).await?;
@@ -162,12 +204,17 @@ impl MemoryNode {
     }
 
     async fn get(&self, request: GetRequest, fault: Fault, mut send: SendHalf) -> Result<(), StreamError> {
+        let before_get = self.state.lock().unwrap().before_get.clone();
+        if let Some(call) = before_get {
+            call();
+        }
         let (blob, locator) = {
             let state = self.state.lock().unwrap();
             (state.blobs.get(&request.name).cloned(), state.locators.get(&request.name).copied())
         };
         let Some((content, put_time_ms)) = blob else {
-            send.send_message(&locator.map_or(Response::Absent(Absent { epoch: 1 }), Response::Located)).await?;
+            send.send_message(&locator.map_or(Response::Absent(Absent { epoch: self.epoch() }), Response::Located))
+                .await?;
             return send.finish().await;
         };
         let mut builder = TreeBuilder::new();
@@ -255,6 +302,19 @@ impl TestCluster {
 
     pub fn stop(&self, node: &MemoryNode) {
         self.network.unregister(node.id);
+    }
+
+    /// Adds a node that the client's map does not have; the map that has it, one epoch on.
+    pub fn grow(&mut self) -> ClusterMap {
+        let mut map = self.cluster.map().as_ref().clone();
+        let id = NodeId([self.nodes.len() as u8 + 1; 16]);
+        let first = map.nodes[0].clone();
+        map.nodes.push(NodeEntry { id, name: format!("node{}", id.0[0]), ..first });
+        map.epoch += 1;
+        let node = MemoryNode::new(id);
+        self.start(&node);
+        self.nodes.push(node);
+        map
     }
 
     /// The nodes in a placement's order.

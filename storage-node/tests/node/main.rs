@@ -4,5 +4,6 @@
 mod support;
 
 mod background;
+mod replicas;
 mod rotation;
 mod service;
