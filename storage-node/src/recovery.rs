@@ -202,7 +202,9 @@ impl Recovery {
         let here = Location { segment: walked.address, offset };
         let Some(buffer) = read_record_buffer(&*self.disk, walked.address, offset, header)? else {
             if in_place && header.kind == RecordKind::Blob {
-                self.adopt(header.subject.name(), Change::Blob(BlobEntry { damaged: true, ..whole(header, here) }))?;
+                let blob = BlobEntry { damaged: true, ..whole(header, here) };
+                self.dropped.extend(blob.bytes());
+                self.adopt(header.subject.name(), Change::Blob(blob))?;
             }
             return Ok(false);
         };
@@ -284,6 +286,9 @@ impl Recovery {
         let owner = UploadOwner { name, bucket: if held { HELD_BUCKET } else { bucket_of(put_time_ms) } };
         self.uploads.push((commit.upload, owner));
         let blob = BlobEntry { length: commit.length, put_time_ms, layout: layout_of(commit), damaged };
+        if damaged {
+            self.dropped.extend(blob.bytes());
+        }
         self.adopt(name, Change::Blob(blob))
     }
 

@@ -225,6 +225,11 @@ impl Segments {
         self.failed.get(&location.segment.id).is_some_and(|&synced| location.offset >= synced)
     }
 
+    /// Whether a segment takes records, or has some that are not durable.
+    pub(crate) fn is_open(&self, address: SegmentAddress) -> bool {
+        self.active.values().chain(&self.retired).any(|segment| segment.address == address)
+    }
+
     /// Failures that the index must be told of, each once.
     pub(crate) fn take_failures(&mut self) -> Vec<Progress> {
         std::mem::take(&mut self.failures)

@@ -14,7 +14,7 @@ use lazaret_protocol::limits::{BUCKET_MS, MIB};
 use lazaret_protocol::{BlobName, PlacementKey, UploadId};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use crate::engine::{Changed, Changes, EngineError, Ledger, Progress, Store};
+use crate::engine::{Changed, Changes, EngineError, Ledger, Progress, Store, UnderWay};
 use crate::index::{BlobEntry, Change, Dropped, Entry, HoldEntry, Layout, LocatorEntry, UploadOwner};
 use crate::record::{
     Commit, HELD_BUCKET, Location, PreparedRecord, RecordKind, bucket_of, encode_locator, hold_position, record_buffer,
@@ -35,6 +35,8 @@ pub(crate) struct Write {
     pub(crate) reply: oneshot::Sender<Result<Written, EngineError>>,
     /// Its share of the memory that waiting writes may take.
     pub(crate) permit: Option<OwnedSemaphorePermit>,
+    /// Of a commit: its upload is under way until the index knows.
+    pub(crate) under_way: Option<Arc<UnderWay>>,
 }
 
 pub(crate) enum Meaning {
@@ -120,11 +122,11 @@ impl Writer {
         self.segments.abandon_before(ledger.horizon);
         let writes = self.admit(writes);
         let mut group = Group::default();
-        // Their shares of memory are held until the group is written.
-        let mut permits = Vec::with_capacity(writes.len());
+        // What they hold is held until the group is written.
+        let mut held = Vec::with_capacity(writes.len());
         for mut write in writes {
-            permits.push(write.permit.take());
-            self.plan(&mut group, ledger.horizon, write);
+            held.push((write.permit.take(), write.under_way.take()));
+            self.plan(&mut group, &ledger, write);
         }
         let outcome = self.make_durable(&mut group, &mut ledger);
         if let Err(error) = &outcome {
@@ -170,9 +172,9 @@ impl Writer {
     }
 
     /// Gives a write its place and notes what it changes; answers at once what needs no writing or can't be done.
-    fn plan(&mut self, group: &mut Group, horizon: u32, write: Write) {
+    fn plan(&mut self, group: &mut Group, ledger: &Ledger, write: Write) {
         let Write { record, meaning, reply, .. } = write;
-        match self.stage(group, horizon, record, meaning) {
+        match self.stage(group, ledger, record, meaning) {
             Ok(Planned::InGroup(written)) => group.waiting.push((reply, written)),
             Ok(Planned::Already(written)) => answer(reply, Ok(written)),
             Err(error) => answer(reply, Err(error)),
@@ -182,10 +184,11 @@ impl Writer {
     fn stage(
         &mut self,
         group: &mut Group,
-        horizon: u32,
+        ledger: &Ledger,
         record: PreparedRecord,
         meaning: Meaning,
     ) -> Result<Planned, EngineError> {
+        let horizon = ledger.horizon;
         let name = match &meaning {
             Meaning::Piece { bucket } => {
                 let bucket = bucket.unwrap_or_else(|| bucket_of(record.header().time_ms));
@@ -204,8 +207,8 @@ impl Writer {
         match meaning {
             Meaning::Tombstone { .. } => self.stage_tombstone(group, horizon, subject, record),
             Meaning::Hold { placed, .. } => self.stage_hold(group, horizon, subject, record.header().time_ms, placed),
-            Meaning::Moved { bucket, moved, .. } => self.stage_moved(group, subject, record, bucket, moved),
-            put => self.stage_put(group, horizon, subject, record, put),
+            Meaning::Moved { bucket, moved, .. } => self.stage_moved(group, ledger, subject, record, bucket, moved),
+            put => self.stage_put(group, ledger, subject, record, put),
         }
     }
 
@@ -223,11 +226,12 @@ impl Writer {
     fn stage_put(
         &mut self,
         group: &mut Group,
-        horizon: u32,
+        ledger: &Ledger,
         mut subject: Subject,
         record: PreparedRecord,
         meaning: Meaning,
     ) -> Result<Planned, EngineError> {
+        let horizon = ledger.horizon;
         let entry = &subject.entry;
         // What replaces a damaged copy is of its put time if that is newer, or the damaged one would still decide.
         let damaged_ms = match &meaning {
@@ -256,7 +260,7 @@ impl Writer {
             return Ok(subject.known(Written::Held(put_time_ms)));
         }
         if let Meaning::Commit { commit, .. } = &meaning {
-            self.check_pieces(group, commit)?;
+            self.check_pieces(group, ledger, commit)?;
             if bucket == HELD_BUCKET && !layout_of(commit).never_expires() {
                 return Ok(subject.known(Written::MustMove));
             }
@@ -277,9 +281,10 @@ impl Writer {
     }
 
     /// Refuses a commit whose pieces were lost, and wants them durable.
-    fn check_pieces(&self, group: &mut Group, commit: &Commit) -> Result<(), EngineError> {
+    fn check_pieces(&self, group: &mut Group, ledger: &Ledger, commit: &Commit) -> Result<(), EngineError> {
         let pieces = || commit.extents.iter().chain(&commit.tree);
-        if pieces().any(|location| self.segments.lost(location)) {
+        let gone = |address| !ledger.keeps(address) && !self.segments.is_open(address);
+        if pieces().any(|location| self.segments.lost(location) || gone(location.segment)) {
             return Err(EngineError::UploadLost { upload: commit.upload });
         }
         group.wanted.extend(pieces().map(|location| location.segment.id));
@@ -355,24 +360,32 @@ impl Writer {
     fn stage_moved(
         &mut self,
         group: &mut Group,
+        ledger: &Ledger,
         mut subject: Subject,
         record: PreparedRecord,
         bucket: u32,
         moved: Moved,
     ) -> Result<Planned, EngineError> {
+        // A hold may have been placed since it was decided where to.
+        let held = subject.entry.blob.as_ref().is_some_and(|blob| subject.entry.holds(blob.put_time_ms));
         let entry = &mut subject.entry;
         let stands = match &moved {
             Moved::Whole { from } => entry.blob.as_ref().is_some_and(|blob| blob.layout == Layout::Whole(*from)),
-            Moved::Commit { from, .. } => entry.blob.as_ref().is_some_and(|blob| blob.layout == *from),
+            Moved::Commit { from, commit } => {
+                let belongs = !held || layout_of(commit).never_expires();
+                belongs && entry.blob.as_ref().is_some_and(|blob| blob.layout == *from)
+            }
             Moved::Standing(change) => entry.states(change),
         };
         if !stands {
             return Ok(subject.known(Written::Overtaken));
         }
         if let Moved::Commit { commit, .. } = &moved {
-            self.check_pieces(group, commit)?;
+            self.check_pieces(group, ledger, commit)?;
             group.uploads.push((commit.upload, UploadOwner { name: subject.name, bucket }));
         }
+        let is_blob = !matches!(moved, Moved::Standing(_));
+        let bucket = if held && is_blob { HELD_BUCKET } else { bucket };
         let location = self.segments.stage(bucket, record)?;
         group.wanted.insert(location.segment.id);
         let layout = match moved {

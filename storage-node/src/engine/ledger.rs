@@ -77,6 +77,11 @@ impl Ledger {
         &self.segments
     }
 
+    /// Whether what lies in a segment may be relied on.
+    pub(crate) fn keeps(&self, address: SegmentAddress) -> bool {
+        self.segments.get(&address).is_some_and(|state| !state.removed)
+    }
+
     /// Keeps account of a segment that the index may not know.
     pub(crate) fn know(&mut self, address: SegmentAddress) {
         self.segments.entry(address).or_default();
@@ -140,6 +145,24 @@ impl Ledger {
     pub(crate) fn count(&self, counters: &Counters) {
         counters.blobs.set(sum(self.totals.values()).blobs);
         counters.dead_bytes.set(self.segments.values().map(|state| state.dead_bytes).sum());
+    }
+
+    /// Corrects how much of a segment is dead, after it was counted.
+    pub(crate) fn recount(
+        &mut self,
+        index: &dyn Index,
+        counters: &Counters,
+        address: SegmentAddress,
+        dead_bytes: u64,
+    ) -> Result<(), IndexError> {
+        let Some(state) = self.segments.get(&address).filter(|state| state.dead_bytes != dead_bytes) else {
+            return Ok(());
+        };
+        let state = SegmentState { dead_bytes, ..*state };
+        index.apply(IndexBatch { segments: vec![(address, Some(state))], ..IndexBatch::default() })?;
+        self.segments.insert(address, state);
+        self.count(counters);
+        Ok(())
     }
 
     fn changed_segments(&self, changes: &Changes) -> BTreeMap<SegmentAddress, Option<SegmentState>> {

@@ -7,6 +7,7 @@
 //! What it does about retention, deletion, holds, damage and space it does when it is told to, and for its own disk alone: it
 //! knows no setting, no peers and no wire.
 
+mod compaction;
 mod counters;
 mod error;
 mod identity;
@@ -15,6 +16,8 @@ mod moves;
 mod reader;
 mod removal;
 mod retention;
+mod scrub;
+mod standing;
 mod store;
 mod upload;
 
@@ -30,7 +33,8 @@ use lazaret_protocol::tree::TreeBuilder;
 use lazaret_protocol::{BlobName, ClusterId, NodeId, PlacementKey, StorageType, UploadId};
 pub(crate) use ledger::{Changed, Changes, Ledger, Progress};
 pub use reader::BlobReader;
-pub(crate) use store::Store;
+pub use scrub::Scrubbed;
+pub(crate) use store::{Store, UnderWay};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 pub use upload::EngineUpload;
 
@@ -112,6 +116,8 @@ pub(crate) struct Shared {
     /// `None` once the engine is closed.
     queue: Mutex<Option<mpsc::Sender<Write>>>,
     queue_memory: Arc<Semaphore>,
+    /// Held by the one compaction at a time.
+    compacting: tokio::sync::Mutex<()>,
     writer_done: Arc<Latch>,
 }
 
@@ -180,6 +186,7 @@ impl Engine {
             storage_type: options.storage_type,
             queue: Mutex::new(Some(sender)),
             queue_memory: Arc::new(Semaphore::new((QUEUE_BYTES_MAX / QUEUE_UNIT_BYTES) as usize)),
+            compacting: tokio::sync::Mutex::new(()),
             writer_done: Arc::default(),
         };
         Ok((Engine { shared: Arc::new(shared) }, Pump { writer, queue }))
@@ -379,25 +386,33 @@ impl Shared {
         record: PreparedRecord,
         meaning: Meaning,
         urgent: bool,
+        under_way: Option<Arc<UnderWay>>,
     ) -> Result<oneshot::Receiver<Result<Written, EngineError>>, EngineError> {
         // No record is longer than the queue bears, so waiting ends.
         let units = record.record_bytes().div_ceil(QUEUE_UNIT_BYTES).min(QUEUE_BYTES_MAX / QUEUE_UNIT_BYTES) as u32;
         let permit = Arc::clone(&self.queue_memory).acquire_many_owned(units).await.ok();
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(EngineError::Closed)?;
         let (reply, answer) = oneshot::channel();
-        let write = Write { record, meaning, urgent, reply, permit };
+        let write = Write { record, meaning, urgent, reply, permit, under_way };
         queue.send(write).await.map_err(|_| EngineError::Closed)?;
         Ok(answer)
     }
 
     /// Queues a write and waits for its answer.
     async fn write(&self, record: PreparedRecord, meaning: Meaning, urgent: bool) -> Result<Written, EngineError> {
-        self.send(record, meaning, urgent).await?.await.unwrap_or(Err(EngineError::Closed))
+        self.send(record, meaning, urgent, None).await?.await.unwrap_or(Err(EngineError::Closed))
     }
 
     /// Queues the record that makes a blob, and waits until it is durable.
-    async fn put(&self, record: PreparedRecord, meaning: Meaning, put_time_ms: u64) -> Result<Outcome, EngineError> {
-        let done = match self.write(record, meaning, false).await? {
+    async fn put(
+        &self,
+        record: PreparedRecord,
+        meaning: Meaning,
+        put_time_ms: u64,
+        under_way: Option<Arc<UnderWay>>,
+    ) -> Result<Outcome, EngineError> {
+        let answer = self.send(record, meaning, false, under_way).await?;
+        let done = match answer.await.unwrap_or(Err(EngineError::Closed))? {
             // Killed by a deletion, it is as if it had come before that.
             Written::At(_) | Written::Dead | Written::Overtaken => PutDone { put_time_ms, already_held: false },
             Written::Held(put_time_ms) => PutDone { put_time_ms, already_held: true },
@@ -414,7 +429,7 @@ impl Shared {
         meaning: Meaning,
         put_time_ms: u64,
     ) -> Result<PutDone, EngineError> {
-        match self.put(record, meaning, put_time_ms).await? {
+        match self.put(record, meaning, put_time_ms, None).await? {
             Outcome::Done(done) => Ok(done),
             Outcome::MustMove => Err(EngineError::Closed),
         }

@@ -5,4 +5,5 @@ mod blobs;
 mod common;
 mod crashes;
 mod faults;
+mod lifecycle;
 mod restarts;
