@@ -80,6 +80,8 @@ struct State {
     decisions: Decisions,
     trace: Trace,
     polls: u64,
+    /// Over the numbers of the tasks that ran, in their order.
+    order: u64,
 }
 
 struct Task {
@@ -119,6 +121,7 @@ impl Executor {
             decisions: Decisions::new(seed),
             trace: Trace { hasher: blake3::Hasher::new(), recent: VecDeque::new(), events: 0 },
             polls: 0,
+            order: 0,
         };
         Self { shared: Arc::new(Shared { state: Mutex::new(state), ready: Arc::default() }) }
     }
@@ -152,7 +155,8 @@ impl Executor {
 
     /// A hash over all events and over the order in which tasks ran.
     pub(crate) fn fingerprint(&self) -> blake3::Hash {
-        self.state().trace.hasher.finalize()
+        let state = self.state();
+        state.trace.hasher.clone().update(&state.order.to_le_bytes()).finalize()
     }
 
     /// The latest events, oldest first.
@@ -286,7 +290,8 @@ impl Executor {
         if state.polls > POLLS_MAX {
             return Err(Stuck::Endless);
         }
-        state.trace.hasher.update(&task.to_le_bytes());
+        // FNV-1a (Fowler, Noll, Vo) over whole numbers: this runs for every step of every task.
+        state.order = (state.order ^ task).wrapping_mul(0x0000_0100_0000_01b3);
         Ok(state.tasks.get_mut(&task).and_then(|task| task.future.take()))
     }
 

@@ -107,8 +107,9 @@ impl Run {
             model.may_lose();
         }
         drop(model);
+        // Whoever puts in another disk sets the node up by the map of the day.
         if let Some(machine) = self.machines.get_mut(at) {
-            machine.lose_disk();
+            machine.lose_disk(self.map.clone());
         }
     }
 

@@ -132,11 +132,10 @@ impl Machine {
         let lies = self.mutant == Some(Mutant::SkipSync);
         // What recovery adopts is then not durable.
         self.disk.never_sync(lies || self.mutant == Some(Mutant::AdoptUnsyncedTail));
-        let index = mutants::index(self.mutant, index);
-        let opened = Engine::open_pumped(disk.clone(), index, environment.clone(), self.engine_options.clone());
+        let opened = Engine::open_pumped(disk, index, environment.clone(), self.engine_options.clone());
         self.disk.never_sync(lies);
         let (engine, pump) = opened.inspect_err(|_| self.executor.end(group))?;
-        let node = self.node(Store::with(engine.clone(), disk), environment.clone());
+        let node = self.node(Store::from(engine.clone()), environment.clone(), group);
         let service = NodeService::new(node.clone());
         let (closing, closed) = watch::channel(false);
         self.executor.spawn(group, Box::pin(self.write(pump, environment, group, closing)));
@@ -147,9 +146,9 @@ impl Machine {
     }
 
     /// The node on a store that is open.
-    fn node(&self, store: Store, environment: Environment) -> Node {
+    fn node(&self, store: Store, environment: Environment, group: Group) -> Node {
         let transport = self.network.transport(Party::Node(self.id), Role::Peer);
-        let transport = mutants::transport(self.mutant, transport, &self.clock);
+        let transport = mutants::nodes_transport(self.mutant, transport, (&self.executor, group), &self.clock);
         // The map was checked when the run began, or when it was proposed.
         #[allow(clippy::expect_used)]
         let cluster = Cluster::new(self.map.clone(), transport, environment.clone(), ClusterOptions::default())
@@ -207,9 +206,10 @@ impl Machine {
         self.disk = self.disk.kill();
     }
 
-    /// Replaces the disk by an empty one.
-    pub(crate) fn lose_disk(&mut self) {
+    /// Replaces the disk by an empty one, and sets the node up anew with `map`.
+    pub(crate) fn lose_disk(&mut self, map: ClusterMap) {
         self.vanish(true);
+        self.map = map;
         self.new_disk();
         self.damaged = false;
     }

@@ -3,10 +3,15 @@
 
 use std::sync::Arc;
 
-use lazaret_node_client::Transport;
-use lazaret_storage_node::Index;
+use async_trait::async_trait;
+use lazaret_node_client::environment::Clock;
+use lazaret_node_client::stream::{RecvHalf, SendHalf, local_pair};
+use lazaret_node_client::{Transport, TransportError};
+use lazaret_protocol::cluster_map::NodeEntry;
+use lazaret_protocol::message::{Ping, Request, Response};
 
 use crate::environment::SimClock;
+use crate::executor::{Executor, Group};
 
 /// A promise broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,11 +22,16 @@ pub enum Mutant {
     AcknowledgeEarly,
     /// Recovery adopts what lies behind the synced offset without making it durable.
     AdoptUnsyncedTail,
+    /// Every other deletion is confirmed to the operator and never reaches the node.
+    DropTombstone,
+    /// Every peer's clock seems to agree with the node's own, right or wrong.
+    TrustWrongClock,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::SkipSync, Self::AcknowledgeEarly, Self::AdoptUnsyncedTail];
+    pub const ALL: [Self; 5] =
+        [Self::SkipSync, Self::AcknowledgeEarly, Self::AdoptUnsyncedTail, Self::DropTombstone, Self::TrustWrongClock];
 
     /// The one that is called `name`.
     pub fn named(name: &str) -> Option<Self> {
@@ -34,20 +44,126 @@ impl Mutant {
             Self::SkipSync => "skip-sync",
             Self::AcknowledgeEarly => "acknowledge-early",
             Self::AdoptUnsyncedTail => "adopt-unsynced-tail",
+            Self::DropTombstone => "drop-tombstone",
+            Self::TrustWrongClock => "trust-wrong-clock",
         }
     }
 }
 
-/// The index that a node of this kind uses.
-pub(crate) fn index(_mutant: Option<Mutant>, index: Arc<dyn Index>) -> Arc<dyn Index> {
-    index
+/// The network as the operator reaches it.
+pub(crate) fn operators_transport(
+    mutant: Option<Mutant>,
+    transport: Arc<dyn Transport>,
+    (executor, group): (&Executor, Group),
+) -> Arc<dyn Transport> {
+    if mutant != Some(Mutant::DropTombstone) {
+        return transport;
+    }
+    let executor = executor.clone();
+    Arc::new(Meddling { transport, meddle: Meddle::Deletions, executor, group, clock: None })
 }
 
-/// The network as a node of this kind reaches it.
-pub(crate) fn transport(
-    _mutant: Option<Mutant>,
+/// The network as a node reaches it.
+pub(crate) fn nodes_transport(
+    mutant: Option<Mutant>,
     transport: Arc<dyn Transport>,
-    _clock: &Arc<SimClock>,
+    (executor, group): (&Executor, Group),
+    clock: &Arc<SimClock>,
 ) -> Arc<dyn Transport> {
-    transport
+    if mutant != Some(Mutant::TrustWrongClock) {
+        return transport;
+    }
+    let executor = executor.clone();
+    Arc::new(Meddling { transport, meddle: Meddle::Clocks, executor, group, clock: Some(Arc::clone(clock)) })
+}
+
+/// A network whose streams pass through hands that change what they please.
+struct Meddling {
+    transport: Arc<dyn Transport>,
+    meddle: Meddle,
+    executor: Executor,
+    group: Group,
+    clock: Option<Arc<SimClock>>,
+}
+
+#[derive(Clone, Copy)]
+enum Meddle {
+    Deletions,
+    Clocks,
+}
+
+#[async_trait]
+impl Transport for Meddling {
+    async fn open(&self, node: &NodeEntry) -> Result<(SendHalf, RecvHalf), TransportError> {
+        let (send, recv) = self.transport.open(node).await?;
+        let (caller, (back, forth)) = local_pair();
+        let drops = self.executor.decide(|decisions| decisions.once_in(2));
+        let (meddle, clock) = (self.meddle, self.clock.clone());
+        self.executor.spawn(
+            self.group,
+            Box::pin(async move {
+                // Whatever fails here breaks the caller's stream, as any failure on the way does.
+                let _ = match meddle {
+                    Meddle::Deletions => confirm_deletions(forth, back, send, recv, drops).await,
+                    Meddle::Clocks => agree(forth, back, send, recv, clock).await,
+                };
+            }),
+        );
+        Ok(caller)
+    }
+}
+
+type Meddled = Result<(), lazaret_node_client::stream::StreamError>;
+
+/// Passes an operator's request on, unless it is a deletion to be dropped; that one is confirmed.
+async fn confirm_deletions(
+    mut forth: RecvHalf,
+    mut back: SendHalf,
+    mut send: SendHalf,
+    mut recv: RecvHalf,
+    drops: bool,
+) -> Meddled {
+    let request: Request = forth.recv_message().await?;
+    let response = if drops && matches!(request, Request::Delete(_)) {
+        Response::Deleted
+    } else {
+        send.send_message(&request).await?;
+        send.finish().await?;
+        recv.recv_message().await?
+    };
+    back.send_message(&response).await?;
+    back.finish().await
+}
+
+/// Passes everything on, and lets a peer's answer to a ping tell the node's own time.
+async fn agree(
+    mut forth: RecvHalf,
+    mut back: SendHalf,
+    mut send: SendHalf,
+    mut recv: RecvHalf,
+    clock: Option<Arc<SimClock>>,
+) -> Meddled {
+    let request: Request = forth.recv_message().await?;
+    let pings = matches!(request, Request::Ping(_));
+    send.send_message(&request).await?;
+    let requests = async {
+        while let Some(piece) = forth.recv().await? {
+            send.send(piece).await?;
+        }
+        send.finish().await
+    };
+    let answers = async {
+        if pings && let Some(clock) = clock {
+            let mut response: Response = recv.recv_message().await?;
+            if let Response::Pong(Ping { now_ms, .. }) = &mut response {
+                *now_ms = clock.unix_ms();
+            }
+            back.send_message(&response).await?;
+        }
+        while let Some(piece) = recv.recv().await? {
+            back.send(piece).await?;
+        }
+        back.finish().await
+    };
+    futures_util::try_join!(requests, answers).map(|_| ())
 }

@@ -243,7 +243,9 @@ impl Stream {
         let mut carried = 0;
         loop {
             let piece = receive.recv().await;
-            if !self.reached(from, to).await || self.breaks_after.is_some_and(|after| carried >= after) {
+            // The end travels with the last piece.
+            let ended = matches!(piece, Ok(None)) && carried > 0;
+            if !ended && !self.reached(from, to).await || self.breaks_after.is_some_and(|after| carried >= after) {
                 return End::Broken;
             }
             carried += 1;

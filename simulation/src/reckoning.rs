@@ -95,13 +95,14 @@ impl Run {
                 self.push_the_map().await;
             }
             let behind: Vec<NodeId> = self.behind().await;
-            if self.proposed.is_none() && behind.is_empty() {
+            let clients = self.clients.iter().all(|client| client.cluster.map().epoch == self.map.epoch);
+            if self.proposed.is_none() && behind.is_empty() && clients {
                 let now = self.world.now();
                 self.world.model().map_settled(&self.map, now);
                 return Ok(());
             }
             if self.world.executor.now() - began > CONVERGE_MAX {
-                return Err(format!("{} never learn map {}", nodes(&behind), self.map.epoch));
+                return Err(format!("{} or clients never learn map {}", nodes(&behind), self.map.epoch));
             }
             self.world.executor.sleep(LOOK_INTERVAL).await;
         }

@@ -1,6 +1,7 @@
 //! The course of a run: a cluster, clients, steps in which something is asked or breaks, a time in which everything heals, and
 //! a reckoning; twice, so that what healed is tried again.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crate::environment::{SimClock, environment};
 use crate::executor::Executor;
 use crate::machine::Machine;
 use crate::model::Model;
-use crate::mutants::Mutant;
+use crate::mutants::{self, Mutant};
 use crate::network::{Network, Party};
 use crate::operator::Operator;
 use crate::temper::{Temper, draw_cleanuprange, draw_map, node_entry};
@@ -108,7 +109,12 @@ impl Run {
         let transport = self.network.transport(Party::Client(number), Role::Client);
         let environment = environment(executor, &clock, group);
         match Cluster::new(map, transport, environment, ClusterOptions::default()) {
-            Ok(cluster) => self.clients.push(Client { world: Arc::clone(&self.world), cluster, clock, group }),
+            Ok(cluster) => {
+                let learning = cluster.clone();
+                let background = executor.new_group();
+                executor.spawn(background, Box::pin(async move { learning.run_background(pending()).await }));
+                self.clients.push(Client { world: Arc::clone(&self.world), cluster, clock, group });
+            }
             Err(error) => self.violated(format!("a client refuses the map: {error}")),
         }
     }
@@ -117,6 +123,7 @@ impl Run {
         let executor = &self.world.executor;
         let (group, clock) = (executor.new_group(), SimClock::new(executor, 0));
         let transport = self.network.transport(Party::Client(CLIENTS), Role::Admin);
+        let transport = mutants::operators_transport(self.mutant, transport, (executor, group));
         let environment = environment(executor, &clock, group);
         match Cluster::new(self.map.clone(), transport, environment, ClusterOptions::default()) {
             Ok(cluster) => {
@@ -179,11 +186,21 @@ impl Run {
             84..90 => self.break_the_network(),
             90..93 => self.break_a_clock(),
             93..96 => self.change_the_map().await,
-            _ => self.wait(self.temper.long_pause()).await,
+            _ => self.wait_long().await,
         }
         if self.decide(|decisions| decisions.once_in(2)) {
             self.wait(self.temper.pause()).await;
         }
+    }
+
+    /// Lets much time pass, mostly with all nodes there: those that miss one look for it all the time.
+    async fn wait_long(&mut self) {
+        if self.decide(|decisions| decisions.below(4)) > 0 {
+            for at in 0..self.machines.len() {
+                self.start(at);
+            }
+        }
+        self.wait(self.temper.long_pause()).await;
     }
 
     async fn wait(&self, longest: Duration) {
