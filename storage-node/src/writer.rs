@@ -10,6 +10,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use lazaret_node_client::environment::Clock;
 use lazaret_protocol::limits::{BUCKET_MS, MIB};
 use lazaret_protocol::{BlobName, PlacementKey, UploadId};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -84,6 +85,7 @@ pub(crate) enum Written {
 pub(crate) struct Writer {
     pub(crate) store: Arc<Store>,
     pub(crate) segments: Segments,
+    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) reserve_bytes: u64,
     pub(crate) urgent_reserve_bytes: u64,
 }
@@ -120,6 +122,7 @@ impl Writer {
         let store = Arc::clone(&self.store);
         let mut ledger = store.ledger.lock();
         self.segments.abandon_before(ledger.horizon);
+        self.segments.begin(self.clock.monotonic());
         let writes = self.admit(writes);
         let mut group = Group::default();
         // What they hold is held until the group is written.
@@ -152,8 +155,9 @@ impl Writer {
         let bytes = |urgent| -> u64 {
             writes.iter().filter(|write| write.urgent == urgent).map(|write| write.record.record_bytes()).sum()
         };
-        let hysteresis = if counters.full.get() != 0 { self.reserve_bytes / 4 } else { 0 };
-        let full = free_bytes < self.reserve_bytes.saturating_add(hysteresis).saturating_add(bytes(false));
+        let was_full = counters.full.get() != 0;
+        let enough = if was_full { enough_again(self.reserve_bytes) } else { self.reserve_bytes };
+        let full = free_bytes < enough.saturating_add(bytes(false));
         let last = free_bytes < self.urgent_reserve_bytes.saturating_add(bytes(true));
         if counters.full.set(u64::from(full)) != u64::from(full) {
             tracing::warn!(full, free_bytes, reserve_bytes = self.reserve_bytes, "disk space");
@@ -343,11 +347,11 @@ impl Writer {
                 let mut buffer = record_buffer(0);
                 encode_locator(&locator, &mut buffer);
                 let record = PreparedRecord::new(RecordKind::Locator, name, 0, put_time_ms, 0, None, buffer);
-                self.segments.stage(HELD_BUCKET, record)?;
+                group.wanted.insert(self.segments.stage(HELD_BUCKET, record)?.segment.id);
             }
             if let Some(time_ms) = entry.killed_until_ms {
                 let record = PreparedRecord::new(RecordKind::Tombstone, name, 0, time_ms, 0, None, record_buffer(0));
-                self.segments.stage(HELD_BUCKET, record)?;
+                group.wanted.insert(self.segments.stage(HELD_BUCKET, record)?.segment.id);
             }
         }
         // Released, it may have expired long ago.
@@ -466,6 +470,11 @@ pub(crate) fn layout_of(commit: &Commit) -> Layout {
     // Only recovery meets commits that tell no placement, and it tells it.
     let placement = commit.placement.unwrap_or(PlacementKey([0; 32]));
     Layout::Streamed { placement, extents: commit.extents.clone(), tree: commit.tree.clone() }
+}
+
+/// How much must be free before a disk that was full is not.
+pub(crate) fn enough_again(reserve_bytes: u64) -> u64 {
+    reserve_bytes.saturating_add(reserve_bytes / 4)
 }
 
 enum Planned {

@@ -47,6 +47,8 @@ pub(crate) struct Changes {
 pub(crate) struct Ledger {
     /// Buckets before this one have expired.
     pub(crate) horizon: u32,
+    /// Whether the index is told without its log, see [`Index::load`].
+    pub(crate) bulk: bool,
     totals: BTreeMap<u32, Totals>,
     segments: BTreeMap<SegmentAddress, SegmentState>,
 }
@@ -70,7 +72,7 @@ impl Ledger {
     /// What `index` says, whatever of it may have expired by `horizon`.
     pub(crate) fn load(index: &dyn Index, horizon: u32) -> Result<Self, IndexError> {
         let segments = index.segments()?.into_iter().collect();
-        Ok(Self { horizon, totals: index.totals()?.into_iter().collect(), segments })
+        Ok(Self { horizon, bulk: false, totals: index.totals()?.into_iter().collect(), segments })
     }
 
     pub(crate) fn segments(&self) -> &BTreeMap<SegmentAddress, SegmentState> {
@@ -128,7 +130,11 @@ impl Ledger {
             totals: totals.iter().map(|(&bucket, &totals)| (bucket, totals)).collect(),
             uploads: changes.uploads,
         };
-        index.apply(batch)?;
+        if self.bulk {
+            index.load(batch)?
+        } else {
+            index.apply(batch)?
+        }
         for (address, state) in segments {
             match state {
                 Some(state) => self.segments.insert(address, state),

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 use crate::common::{NOON_MS, Seeded, TestClock, content, environment_on_the_spot, options, read_all};
 
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 200;
 const LIVES: u64 = 6;
 const NAMES: u64 = 12;
 
@@ -421,9 +421,7 @@ fn what_comes_and_goes_does_so_for_good_whatever_is_cut_short() {
          {held} holds placed, {rebuilt} indexes lost"
     );
     // The runs must have come to the places that matter.
-    assert!(
-        acknowledged > 10_000 && cut_short > 300 && expired > 300 && compacted > 500 && held > 300 && rebuilt > 100
-    );
+    assert!(acknowledged > 8_000 && cut_short > 300 && expired > 300 && compacted > 400 && held > 300 && rebuilt > 100);
 }
 
 #[test]

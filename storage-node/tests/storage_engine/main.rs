@@ -6,4 +6,7 @@ mod common;
 mod crashes;
 mod faults;
 mod lifecycle;
+mod measured;
+mod removal;
 mod restarts;
+mod upkeep;
