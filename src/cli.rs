@@ -26,6 +26,8 @@ pub enum Command {
     /// Make a cluster's files; show its state
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Run whole clusters in virtual time under faults drawn from a seed, and check what they promise
+    Simulate(SimulateOptions),
     /// Measure how fast the parts are on this machine
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -336,6 +338,25 @@ pub struct BenchStoreOptions {
     /// Leave out what the machine allows
     #[arg(long)]
     pub no_limits: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct SimulateOptions {
+    /// Decides everything that happens: the same seed gives the same run
+    #[arg(long)]
+    pub seed: u64,
+    /// How many seeds, from --seed on
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub seeds: u64,
+    /// How often in a run something is asked of the cluster or breaks
+    #[arg(long, default_value_t = lazaret_simulation::STEPS_DEFAULT)]
+    pub steps: u64,
+    /// Break a promise on purpose, to see that it is noticed
+    #[arg(long, value_parser = lazaret_simulation::Mutant::ALL.map(lazaret_simulation::Mutant::name))]
+    pub mutant: Option<String>,
+    /// One JSON document a run, one a line
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -10,6 +10,7 @@ mod init;
 mod metrics;
 mod offline;
 mod scan;
+mod simulate;
 mod up;
 
 use std::process::ExitCode;
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return cli::usage_error(&error),
     };
-    start_telemetry();
+    start_telemetry(&cli.command);
     match run(cli.command) {
         Ok(code) => code,
         Err(error) => {
@@ -41,6 +42,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Scan(options) => scan::run(options).await,
             Command::Blob(command) => blob::run(command).await,
             Command::Cluster(command) => cluster::run(command).await,
+            Command::Simulate(options) => simulate::run(&options),
             Command::Bench(command) => bench::run(command).await,
             Command::StorageNode(options) => components::storage_node(options).await,
             Command::Gateway(options) => components::gateway(options).await,
@@ -49,9 +51,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Logs go to stderr, filtered by `LAZARET_LOG` (`warn` unless told otherwise).
-fn start_telemetry() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("LAZARET_LOG").unwrap_or_else(|_| "warn".into());
+/// Logs go to stderr, filtered by `LAZARET_LOG` (`warn` unless told otherwise; a simulation's faults are no news).
+fn start_telemetry(command: &Command) {
+    let usual = if matches!(command, Command::Simulate(_)) { "off" } else { "warn" };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LAZARET_LOG").unwrap_or_else(|_| usual.into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 

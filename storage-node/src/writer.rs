@@ -504,6 +504,14 @@ impl Pump {
         }
     }
 
+    /// Waits until there is a write, then for `delay`, and carries out what waits by then, as one group. Returns how many
+    /// writes that were; 0 once the engine is closed and nothing waits.
+    pub async fn step_after(&mut self, delay: impl Future<Output = ()>) -> usize {
+        let Some(first) = self.queue.recv().await else { return 0 };
+        delay.await;
+        self.group_of(first)
+    }
+
     /// Works until the engine is closed, then makes everything durable.
     pub fn run(mut self) {
         while let Some(first) = self.queue.blocking_recv() {
