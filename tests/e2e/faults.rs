@@ -444,7 +444,7 @@ async fn wrong_clocks_expire_nothing_and_late_returns_bring_nothing_back() {
 
 /// Begins a command that runs with its wall clock set ahead. (`faketime` itself would stand between it and its signals.)
 fn clock_ahead(by: &str) -> Vec<String> {
-    let preload = "LD_PRELOAD=/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+    let preload = "LD_PRELOAD=/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
     ["env", preload, &format!("FAKETIME={by}"), "FAKETIME_DONT_FAKE_MONOTONIC=1"].map(str::to_owned).to_vec()
 }
 
