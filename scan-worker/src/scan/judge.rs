@@ -8,17 +8,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lazaret_analysis::{EngineResult, FileInfo, ResultCode};
+use lazaret_containers::format::Found;
+use lazaret_containers::{Budget, ExtractionOutcome, FileType, Guarded, Limit, Passwords, detect};
 use lazaret_digests::{Digests, Set};
 use lazaret_protocol::BlobName;
 
 use super::members::Members;
 use super::node::{Judged, Node, Opened};
 use super::{Tree, ms_since};
-use crate::budget::{Budget, StopReason};
-use crate::detect::{FileType, detect};
+use crate::budget::{StopReason, limit_code, outcome_code};
 use crate::engine::{Engine, EngineVerdict, ScanContext};
-use crate::extractor::{Container, ExtractionOutcome, Guarded};
-use crate::extractors::ContainerFormat;
 use crate::sample::Sample;
 
 /// What is known of a file before it is scanned.
@@ -61,16 +60,16 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, known: Known) -> J
     judged.times.hash_ms = ms_since(began);
 
     let began = Instant::now();
-    let container = identify(sample, &mut judged);
+    let containers = identify(sample, &mut judged);
     judged.times.filetype_ms = ms_since(began);
 
     let began = Instant::now();
     judged.engines = run_engines(tree, node, sample);
     judged.times.scan_ms = ms_since(began);
 
-    if let Some(format) = container {
+    if !containers.is_empty() {
         let began = Instant::now();
-        judged.container = Some(open(tree, node, sample, format));
+        judged.container = Some(open(tree, node, sample, &containers));
         judged.times.extraction_ms = ms_since(began);
     }
     // A file whose scan was cut short must not look judged.
@@ -101,23 +100,23 @@ pub(super) fn info(name: &str, size_bytes: u64, digests: Option<&Digests>) -> Fi
     }
 }
 
-fn identify(sample: &Sample, judged: &mut Judged) -> Option<ContainerFormat> {
+fn identify(sample: &Sample, judged: &mut Judged) -> Vec<Found> {
     match detect(&mut sample.reader(), sample.length()) {
-        Ok(FileType { mime, extension, description, category, container, ambiguous }) => {
-            if ambiguous {
+        Ok(FileType { mime, extension, description, category, containers, suspicious }) => {
+            if let Some(suspicious) = suspicious {
                 judged.failure = Some(ResultCode::SUSPICIOUS);
-                judged.detail = "the file is a container of two formats at once".into();
+                judged.detail = suspicious;
             }
             judged.file.file_type = mime;
             judged.file.file_type_description = description;
             judged.file.type_category = category;
             judged.file.extension = extension;
-            container
+            containers
         }
         Err(error) => {
             judged.failure = Some(ResultCode::SCAN_FAILED);
             judged.detail = format!("the file's type could not be detected: {error}");
-            None
+            Vec::new()
         }
     }
 }
@@ -174,40 +173,53 @@ fn run_engine(tree: &Tree, engine: &dyn Engine, sample: &Sample) -> EngineVerdic
     }
 }
 
-/// Takes a container apart, within the tree's limits.
-fn open(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, format: ContainerFormat) -> Opened {
+/// Takes a file apart as all the containers that it is, within the tree's limits.
+fn open(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, containers: &[Found]) -> Opened {
     if !tree.budget.admits_depth(node.depth) {
-        let reason = Some(ResultCode::ARCHIVE_DEPTH);
-        return Opened { reason, detail: "the container lies too deep to be taken apart".into(), encrypted: false };
+        let reason = Some(limit_code(Limit::Depth, &tree.rule));
+        return Opened { reason, detail: Limit::Depth.to_string(), encrypted: false };
     }
     let budget = Budget::new(tree.budget.clone(), tree.stop.clone(), sample.length());
-    let is_root = node.parent.is_none();
-    if is_root {
+    if node.parent.is_none() {
         tree.progress.begin_extraction();
     }
+    let mut outcome = ExtractionOutcome::default();
+    for found in containers {
+        outcome.merge(extract(tree, node, sample, found, &budget));
+        if outcome.is_over() {
+            break;
+        }
+    }
+    let encrypted = outcome.protected.is_some();
+    Opened { reason: outcome_code(&outcome, &tree.rule), detail: outcome.detail(), encrypted }
+}
+
+/// Takes a file apart as one container. A panic is the container's failure.
+fn extract(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, found: &Found, budget: &Budget) -> ExtractionOutcome {
+    let is_root = node.parent.is_none();
     let mut reader = sample.reader();
     let mut input = Guarded {
         input: &mut reader,
-        budget: &budget,
+        budget,
         on_read: |bytes| {
             if is_root {
                 tree.progress.read(bytes);
             }
         },
     };
-    let mut container = Container { name: sample.name(), length: sample.length(), input: &mut input };
-    let mut members = Members::new(tree, node, &budget);
+    let mut members = Members::new(tree, node, budget);
     let extracted = catch_unwind(AssertUnwindSafe(|| {
-        format.extractor().extract(&mut container, &budget, &mut |member| members.take(member))
+        found.extract(sample.name(), sample.length(), &mut input, &Passwords::NONE, budget, &mut |member| {
+            members.take(member)
+        })
     }));
-    let outcome = extracted.unwrap_or_else(|panic| {
+    extracted.unwrap_or_else(|panic| {
         let detail = format!("the extractor panicked: {}", panic_text(&*panic));
-        tracing::error!(data_id = %node.data_id, format = format.extractor().format(), detail, "extractor panicked");
+        tracing::error!(data_id = %node.data_id, format = found.format.name(), detail, "extractor panicked");
         let mut outcome = ExtractionOutcome::default();
         outcome.note_broken(detail);
         outcome
-    });
-    Opened { reason: outcome.code(), detail: outcome.detail(), encrypted: outcome.encrypted }
+    })
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {

@@ -10,14 +10,13 @@ use std::io::Read;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use lazaret_containers::{Budget, Member, Refused};
 use lazaret_digests::{Digests, Set};
 use lazaret_protocol::BlobName;
 
 use super::Tree;
 use super::judge::{Known, info, process};
 use super::node::Node;
-use crate::budget::Budget;
-use crate::extractor::{Member, Stop};
 use crate::memory::{MemoryBudget, Reservation};
 use crate::sample::Sample;
 use crate::source::{BlobSource, BlobWriter};
@@ -60,7 +59,7 @@ impl<'m> Members<'m> {
     }
 
     /// Takes one member.
-    pub fn take(&mut self, member: Member<'_>) -> Result<(), Stop> {
+    pub fn take(&mut self, member: Member<'_>) -> Result<(), Refused> {
         let name = member.name.clone();
         let content = self.read(member)?;
         let node = self.parent.member(self.tree, name);
@@ -68,7 +67,7 @@ impl<'m> Members<'m> {
     }
 
     /// Reads a member to its end, or to the error that ends it.
-    fn read(&self, member: Member<'_>) -> Result<Content, Stop> {
+    fn read(&self, member: Member<'_>) -> Result<Content, Refused> {
         let mut scratch = SCRATCH.with(RefCell::take);
         scratch.resize(SCRATCH_BYTES, 0);
         let content = self.read_with(member.content, &mut scratch);
@@ -76,7 +75,7 @@ impl<'m> Members<'m> {
         content
     }
 
-    fn read_with(&self, content: &mut dyn Read, scratch: &mut [u8]) -> Result<Content, Stop> {
+    fn read_with(&self, content: &mut dyn Read, scratch: &mut [u8]) -> Result<Content, Refused> {
         let options = &self.tree.scanner.options;
         let mut permit = Permit::new(&self.tree.scanner.memory);
         let mut held: Vec<u8> = Vec::new();
@@ -100,11 +99,11 @@ impl<'m> Members<'m> {
     }
 
     /// Sends what was read and what is still to come to the store.
-    fn store(&self, held: &[u8], piece: &[u8], rest: &mut dyn Read, more: bool) -> Result<Content, Stop> {
+    fn store(&self, held: &[u8], piece: &[u8], rest: &mut dyn Read, more: bool) -> Result<Content, Refused> {
         let selection = self.tree.scanner.options.digests;
         // The source notes its own failures and stops the tree.
         let mut to_store =
-            ToStore { writer: self.tree.source.store().map_err(|_| Stop)?, digests: Set::new(selection), length: 0 };
+            ToStore { writer: self.tree.source.store().map_err(|_| Refused)?, digests: Set::new(selection), length: 0 };
         to_store.write(held)?;
         to_store.write(piece)?;
         if more {
@@ -117,12 +116,12 @@ impl<'m> Members<'m> {
                 }
             }
         }
-        let name = to_store.writer.finish().map_err(|_| Stop)?;
+        let name = to_store.writer.finish().map_err(|_| Refused)?;
         Ok(Content::Stored(name, to_store.length, to_store.digests.finish()))
     }
 
     /// Queues a member, or scans it at once.
-    fn hand_on(&self, node: &Arc<Node>, content: Content) -> Result<(), Stop> {
+    fn hand_on(&self, node: &Arc<Node>, content: Content) -> Result<(), Refused> {
         let may_nest = INLINE_DEPTH.get() < INLINE_DEPTH_MAX;
         match content {
             Content::Held(bytes, Permit::Reserved(reservation)) => {
@@ -137,10 +136,10 @@ impl<'m> Members<'m> {
             // Too deep to be scanned here, and no permission to be held until somebody else does.
             Content::Held(bytes, _) => match self.store(&bytes, &[], &mut std::io::empty(), false) {
                 Ok(stored) => return self.hand_on(node, stored),
-                Err(stop) => {
+                Err(refused) => {
                     // The node exists: it must be finished like every other one.
                     self.scan_now(node, Sample::memory(node.name.clone(), Bytes::new()));
-                    return Err(stop);
+                    return Err(refused);
                 }
             },
             Content::Stored(blob, length, digests) => {
@@ -186,11 +185,11 @@ struct ToStore<'s> {
 }
 
 impl ToStore<'_> {
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Stop> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Refused> {
         for piece in bytes.chunks(PIECE_BYTES) {
             self.digests.update(piece);
             self.length += piece.len() as u64;
-            self.writer.write(Bytes::copy_from_slice(piece)).map_err(|_| Stop)?;
+            self.writer.write(Bytes::copy_from_slice(piece)).map_err(|_| Refused)?;
         }
         Ok(())
     }

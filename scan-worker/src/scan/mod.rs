@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lazaret_analysis::{DataId, FileInfo, FileResult, NestedRecord, Progress, Rule};
+use lazaret_containers::TreeBudget;
 use lazaret_digests::Selection;
 use lazaret_node_client::environment::{Clock, Environment};
 use lazaret_protocol::BlobName;
@@ -29,7 +30,7 @@ use tokio::sync::oneshot;
 
 use self::judge::{Known, process};
 use self::node::Node;
-use crate::budget::{StopReason, StopSignal, TreeBudget};
+use crate::budget::{StopReason, StopSignal, limits};
 use crate::engine::Engine;
 use crate::memory::{MemoryBudget, Reservation};
 use crate::pool::{Lane, Pool};
@@ -128,7 +129,7 @@ impl Scanner {
         let source = Arc::new(Watched { source, stop: stop.clone(), failure: Mutex::new(None) });
         let length = root.content.as_ref().map_or(root.file.size_bytes, |(content, _)| content.len() as u64);
         let tree = Arc::new(Tree {
-            budget: Arc::new(TreeBudget::new(&root.rule, length)),
+            budget: Arc::new(TreeBudget::new(limits(&root.rule), length)),
             scanner: self.shared.clone(),
             root: root.data_id,
             rule: root.rule,

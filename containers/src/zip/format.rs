@@ -4,7 +4,7 @@
 
 use std::io::{self, Read, SeekFrom};
 
-use crate::extractor::{ReadSeek, read_full};
+use crate::container::{ReadSeek, read_full};
 
 pub(super) const LOCAL_SIGNATURE: [u8; 4] = *b"PK\x03\x04";
 pub(super) const CENTRAL_SIGNATURE: [u8; 4] = *b"PK\x01\x02";

@@ -4,7 +4,8 @@ use std::io::{self, BufRead, Read};
 
 use lzma_rust2::{LzmaReader, XzReader};
 
-use super::super::stream::{DICTIONARY_KIB_MAX, ZSTD_WINDOW_LOG_MAX};
+use crate::limits::admit_decoder;
+use crate::stream::{DICTIONARY_KIB_MAX, ZSTD_WINDOW_LOG_MAX};
 
 const STORED: u16 = 0;
 pub(super) const DEFLATED: u16 = 8;
@@ -39,9 +40,7 @@ pub(super) fn decoder<'i>(
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "malformed LZMA header"));
             };
             let dictionary_bytes = u32::from_le_bytes(dictionary);
-            if dictionary_bytes / 1024 > DICTIONARY_KIB_MAX {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "the LZMA dictionary is larger than allowed"));
-            }
+            admit_decoder(u64::from(dictionary_bytes))?;
             Box::new(LzmaReader::new_with_props(input, size_bytes, properties, dictionary_bytes, None)?)
         }
         ZSTD | ZSTD_OLD => {

@@ -7,12 +7,15 @@
 use std::io::{self, BufRead, BufReader, Read, SeekFrom};
 
 use crate::budget::Budget;
-use crate::extractor::{Container, ExtractionOutcome, Extractor, ReadSeek, Sink, hand_out};
+use crate::container::{Container, Extractor, ReadSeek, Sink, hand_out};
+use crate::format::{Format, whole_if};
+use crate::limits::DECODER_BYTES_MAX;
+use crate::outcome::ExtractionOutcome;
 
 /// What a decoder may allocate for its dictionary: the most that `xz -9` and `zstd --ultra` make.
-pub(super) const DICTIONARY_KIB_MAX: u32 = 192 * 1024;
+pub(crate) const DICTIONARY_KIB_MAX: u32 = (DECODER_BYTES_MAX / 1024) as u32;
 /// The same for Zstandard, as the logarithm of its window: 128 MiB.
-pub(super) const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+pub(crate) const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
 /// How much is read from the container at once.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -20,32 +23,88 @@ const BUFFER_BYTES: usize = 64 * 1024;
 type Input<'i> = BufReader<&'i mut dyn ReadSeek>;
 
 /// One compressed format.
-pub(super) struct Stream {
+struct Stream {
     format: &'static str,
     /// Suffixes that are cut off, and what takes their place.
     suffixes: &'static [(&'static str, &'static str)],
     decoder: for<'i> fn(Input<'i>) -> io::Result<Box<dyn Read + 'i>>,
 }
 
-pub(super) static GZIP: Stream = Stream {
+/// gzip.
+pub(crate) static GZIP: Format = Format {
+    name: "gzip",
+    description: "gzip",
+    mime: "application/gzip",
+    extension: "gz",
+    category: "A",
+    beside: &[],
+    probe: |probe| whole_if(matches!(probe.head, [0x1f, 0x8b, 8, ..])),
+    extractor: &GZIP_STREAM,
+};
+
+static GZIP_STREAM: Stream = Stream {
     format: "gzip",
     suffixes: &[(".tgz", ".tar"), (".svgz", ".svg"), (".gz", "")],
     decoder: |input| Ok(Box::new(Concatenated::new(input, flate2::bufread::GzDecoder::new, |gz| gz.into_inner()))),
 };
 
-pub(super) static BZIP2: Stream = Stream {
+/// bzip2.
+pub(crate) static BZIP2: Format = Format {
+    name: "bzip2",
+    description: "bzip2",
+    mime: "application/x-bzip2",
+    extension: "bz2",
+    category: "A",
+    beside: &[],
+    probe: |probe| {
+        // A block, or the end of an empty stream.
+        let [b'B', b'Z', b'h', b'1'..=b'9', rest @ ..] = probe.head else { return whole_if(false) };
+        let marks = [[0x31, 0x41, 0x59, 0x26, 0x53, 0x59], [0x17, 0x72, 0x45, 0x38, 0x50, 0x90]];
+        whole_if(marks.iter().any(|mark| rest.starts_with(mark)))
+    },
+    extractor: &BZIP2_STREAM,
+};
+
+static BZIP2_STREAM: Stream = Stream {
     format: "bzip2",
     suffixes: &[(".tbz2", ".tar"), (".tbz", ".tar"), (".bz2", "")],
     decoder: |input| Ok(Box::new(Concatenated::new(input, bzip2::bufread::BzDecoder::new, |bz| bz.into_inner()))),
 };
 
-pub(super) static XZ: Stream = Stream {
+/// XZ.
+pub(crate) static XZ: Format = Format {
+    name: "xz",
+    description: "XZ",
+    mime: "application/x-xz",
+    extension: "xz",
+    category: "A",
+    beside: &[],
+    probe: |probe| whole_if(matches!(probe.head, [0xfd, b'7', b'z', b'X', b'Z', 0, ..])),
+    extractor: &XZ_STREAM,
+};
+
+static XZ_STREAM: Stream = Stream {
     format: "xz",
     suffixes: &[(".txz", ".tar"), (".xz", "")],
     decoder: |input| Ok(Box::new(lzma_rust2::XzReader::new_mem_limit(input, true, DICTIONARY_KIB_MAX))),
 };
 
-pub(super) static ZSTD: Stream = Stream {
+/// Zstandard.
+pub(crate) static ZSTD: Format = Format {
+    name: "zstd",
+    description: "Zstandard",
+    mime: "application/zstd",
+    extension: "zst",
+    category: "A",
+    beside: &[],
+    probe: |probe| {
+        // A frame, or one to be skipped, behind which frames may follow.
+        whole_if(matches!(probe.head, [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..]))
+    },
+    extractor: &ZSTD_STREAM,
+};
+
+static ZSTD_STREAM: Stream = Stream {
     format: "zstd",
     suffixes: &[(".tzst", ".tar"), (".zst", "")],
     decoder: |input| {
@@ -56,10 +115,6 @@ pub(super) static ZSTD: Stream = Stream {
 };
 
 impl Extractor for Stream {
-    fn format(&self) -> &'static str {
-        self.format
-    }
-
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
         let mut outcome = ExtractionOutcome::default();
         let name = self.member_name(container.name);
@@ -169,11 +224,11 @@ mod tests {
 
     #[test]
     fn the_member_is_named_after_the_file() {
-        assert_eq!(GZIP.member_name("a.tar.gz"), "a.tar");
-        assert_eq!(GZIP.member_name("a.TGZ"), "a.tar");
-        assert_eq!(GZIP.member_name("a"), "a");
-        assert_eq!(GZIP.member_name(".gz"), ".gz");
-        assert_eq!(XZ.member_name("é.xz"), "é");
-        assert_eq!(ZSTD.member_name("é"), "é");
+        assert_eq!(GZIP_STREAM.member_name("a.tar.gz"), "a.tar");
+        assert_eq!(GZIP_STREAM.member_name("a.TGZ"), "a.tar");
+        assert_eq!(GZIP_STREAM.member_name("a"), "a");
+        assert_eq!(GZIP_STREAM.member_name(".gz"), ".gz");
+        assert_eq!(XZ_STREAM.member_name("é.xz"), "é");
+        assert_eq!(ZSTD_STREAM.member_name("é"), "é");
     }
 }

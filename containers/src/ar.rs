@@ -3,21 +3,31 @@
 use std::io::{self, Read, SeekFrom};
 
 use crate::budget::Budget;
-use crate::extractor::{Container, ExtractionOutcome, Extractor, ReadSeek, Sink, display_name, hand_out, read_full};
+use crate::container::{Container, Extractor, ReadSeek, Sink, display_name, hand_out, read_full};
+use crate::format::{Format, whole_if};
+use crate::outcome::ExtractionOutcome;
 
 /// What every archive begins with.
-pub(crate) const MAGIC: &[u8] = b"!<arch>\n";
+const MAGIC: &[u8] = b"!<arch>\n";
 const HEADER_BYTES: usize = 60;
 /// The longest table of long names, and the longest name in the BSD dialect, that is kept in memory.
 const NAMES_BYTES_MAX: u64 = 1 << 20;
 
-pub(super) struct Ar;
+/// Unix archives: Debian packages, static libraries.
+pub(crate) static FORMAT: Format = Format {
+    name: "ar",
+    description: "UNIX archiver",
+    mime: "application/x-archive",
+    extension: "a",
+    category: "A",
+    beside: &[],
+    probe: |probe| whole_if(probe.head.starts_with(MAGIC)),
+    extractor: &Ar,
+};
+
+struct Ar;
 
 impl Extractor for Ar {
-    fn format(&self) -> &'static str {
-        "ar"
-    }
-
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
         let mut outcome = ExtractionOutcome::default();
         let mut offset = MAGIC.len() as u64;

@@ -10,6 +10,7 @@
 
 mod decode;
 mod format;
+mod probe;
 
 use std::io::{self, BufReader, Read, SeekFrom};
 
@@ -18,20 +19,30 @@ use self::format::{
     METHOD_STORED, find_directories, read_local,
 };
 use crate::budget::Budget;
-use crate::extractor::{Container, ExtractionOutcome, Extractor, ReadSeek, Sink, display_name, hand_out};
+use crate::container::{Container, Extractor, ReadSeek, Sink, display_name, hand_out};
+use crate::format::Format;
+use crate::outcome::{ExtractionOutcome, Protection};
 
 /// How much is read from the container at once.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// How much is searched for local headers at once.
 const SEARCH_BYTES: usize = 64 * 1024;
 
-pub(super) struct Zip;
+/// ZIP, and whatever is one inside: office documents, Java archives, packages.
+pub(crate) static FORMAT: Format = Format {
+    name: "zip",
+    description: "ZIP",
+    mime: "application/zip",
+    extension: "zip",
+    category: "A",
+    beside: &[],
+    probe: probe::probe,
+    extractor: &Zip,
+};
+
+struct Zip;
 
 impl Extractor for Zip {
-    fn format(&self) -> &'static str {
-        "zip"
-    }
-
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
         let mut walk = Walk {
             input: &mut *container.input,
@@ -145,7 +156,7 @@ impl Walk<'_, '_> {
     fn member(&mut self, entry: &Entry, data_offset: u64, encrypted: bool) -> io::Result<()> {
         let shown = display_name(&entry.name);
         if encrypted {
-            self.outcome.encrypted = true;
+            self.outcome.note_protected(Protection::Archive);
             return Ok(());
         }
         self.input.seek(SeekFrom::Start(data_offset))?;

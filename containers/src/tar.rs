@@ -10,18 +10,32 @@ use std::io::{self, Read, SeekFrom};
 use tar::{EntryType, Header};
 
 use crate::budget::Budget;
-use crate::extractor::{Container, ExtractionOutcome, Extractor, ReadSeek, Sink, display_name, hand_out, read_full};
+use crate::container::{Container, Extractor, ReadSeek, Sink, display_name, hand_out, read_full};
+use crate::format::{Format, whole_if};
+use crate::outcome::ExtractionOutcome;
 
-pub(crate) const BLOCK_BYTES: usize = 512;
+const BLOCK_BYTES: usize = 512;
 /// The longest extension (long name, PAX records) that is kept in memory.
 const EXTENSION_BYTES_MAX: u64 = 1 << 20;
 /// The most blocks of a sparse map that are followed: each names 21 pieces.
 const SPARSE_BLOCKS_MAX: u32 = 1 << 16;
 
-pub(super) struct Tar;
+/// Tape archive in any of its dialects.
+pub(crate) static FORMAT: Format = Format {
+    name: "tar",
+    description: "Tape Archive",
+    mime: "application/x-tar",
+    extension: "tar",
+    category: "A",
+    beside: &[],
+    probe: |probe| whole_if(probe.head.first_chunk().is_some_and(is_header)),
+    extractor: &Tar,
+};
+
+struct Tar;
 
 /// Whether a block is a header: its checksum fits.
-pub(crate) fn is_header(block: &[u8; BLOCK_BYTES]) -> bool {
+fn is_header(block: &[u8; BLOCK_BYTES]) -> bool {
     let Some(claimed) = claimed_checksum(block) else { return false };
     // The checksum counts its own field as spaces. Old writers summed signed characters.
     let field = 148..156;
@@ -45,10 +59,6 @@ fn claimed_checksum(block: &[u8; BLOCK_BYTES]) -> Option<u64> {
 }
 
 impl Extractor for Tar {
-    fn format(&self) -> &'static str {
-        "tar"
-    }
-
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
         let mut walk = Walk { container, offset: 0, ended: false, extensions: Extensions::default() };
         let mut outcome = ExtractionOutcome::default();

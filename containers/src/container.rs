@@ -7,9 +7,10 @@
 
 use std::io::{self, Read, Seek};
 
-use lazaret_analysis::{ResultCode, worst};
-
-use crate::budget::{Budget, Halt};
+use crate::budget::Budget;
+use crate::limits::Halt;
+use crate::outcome::ExtractionOutcome;
+use crate::passwords::Passwords;
 
 /// The longest name that is kept of a member, in characters; what goes beyond is cut off.
 const NAME_CHARS_MAX: usize = 1024;
@@ -29,6 +30,8 @@ pub struct Container<'c> {
     pub length: u64,
     /// Its content, positioned anywhere.
     pub input: &'c mut dyn ReadSeek,
+    /// The passwords to try, in order, on whatever needs one.
+    pub passwords: &'c Passwords,
 }
 
 /// A member on its way out. Whoever takes it reads it to the end or to an error; what came before an error is part of it.
@@ -43,91 +46,16 @@ pub struct Member<'m> {
 
 /// Whoever takes members says so when it takes no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stop;
+pub struct Refused;
 
 /// Takes members.
-pub type Sink<'s> = dyn FnMut(Member<'_>) -> Result<(), Stop> + 's;
-
-/// How taking a container apart ended. Several things may be true of one container.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ExtractionOutcome {
-    /// The limit that ended it.
-    pub limit: Option<ResultCode>,
-    /// Something in it needs a password.
-    pub encrypted: bool,
-    /// What was broken, the first time.
-    pub broken: Option<String>,
-    /// What makes it suspicious, the first time: a container that shows different readers different members.
-    pub suspicious: Option<String>,
-    /// It ended because the tree is no longer scanned.
-    pub stopped: bool,
-}
-
-impl ExtractionOutcome {
-    /// Everything came out, and there is nothing to remark.
-    pub fn is_complete(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// Notes that something is broken.
-    pub fn note_broken(&mut self, reason: impl Into<String>) {
-        self.broken.get_or_insert_with(|| reason.into());
-    }
-
-    /// Notes that something is suspicious.
-    pub fn note_suspicious(&mut self, reason: impl Into<String>) {
-        self.suspicious.get_or_insert_with(|| reason.into());
-    }
-
-    /// Notes a halt.
-    pub fn note_halt(&mut self, halt: Halt) {
-        match halt {
-            Halt::Limit(code) => self.limit = Some(code),
-            Halt::Stopped => self.stopped = true,
-        }
-    }
-
-    /// Notes an error of the container's own input, or of a decoder.
-    pub fn note_error(&mut self, context: &str, error: &io::Error) {
-        match Halt::of(error) {
-            Some(halt) => self.note_halt(halt),
-            None => self.note_broken(format!("{context}: {error}")),
-        }
-    }
-
-    /// Whether the extractor must return.
-    pub fn is_over(&self) -> bool {
-        self.limit.is_some() || self.stopped
-    }
-
-    /// The container's result, as far as taking it apart decides it.
-    pub fn code(&self) -> Option<ResultCode> {
-        let codes = [
-            self.limit,
-            self.encrypted.then_some(ResultCode::ENCRYPTED_ARCHIVE),
-            self.broken.as_ref().map(|_| ResultCode::EXTRACTION_FAILED),
-            self.suspicious.as_ref().map(|_| ResultCode::SUSPICIOUS),
-        ];
-        codes.into_iter().flatten().reduce(worst)
-    }
-
-    /// The same in words; empty if it is complete.
-    pub fn detail(&self) -> String {
-        let mut parts: Vec<String> = Vec::new();
-        parts.extend(self.suspicious.clone());
-        parts.extend(self.broken.clone());
-        parts.extend(self.limit.map(|code| code.text().to_owned()));
-        parts.extend(self.encrypted.then(|| "a member is encrypted".to_owned()));
-        parts.join("; ")
-    }
-}
+pub type Sink<'s> = dyn FnMut(Member<'_>) -> Result<(), Refused> + 's;
 
 /// Takes containers of one format apart.
 pub trait Extractor: Send + Sync {
-    /// The format's short name.
-    fn format(&self) -> &'static str;
-
-    /// Hands out the members of a container, in order.
+    /// Hands out the members of a container, in order, each through [`hand_out`]. It never panics, whatever the container
+    /// holds; memory is bounded whatever it claims (see [`crate::limits::admit_decoder`]); and each loop that may go on without reading the
+    /// input or handing out asks [`Budget::check`].
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome;
 }
 
@@ -141,7 +69,7 @@ pub fn hand_out(
 ) -> Result<Option<io::Error>, Halt> {
     budget.count_file()?;
     let mut metered = Metered { content, budget, failure: None };
-    sink(Member { name, length_hint, content: &mut metered }).map_err(|Stop| Halt::Stopped)?;
+    sink(Member { name, length_hint, content: &mut metered }).map_err(|Refused| Halt::Stopped)?;
     match metered.failure {
         Some(error) => match Halt::of(&error) {
             Some(halt) => Err(halt),
@@ -245,18 +173,5 @@ mod tests {
         assert_eq!(display_name(b"a\0b\n\x1b[31m"), "a\\u{0}b\\n\\u{1b}[31m");
         assert_eq!(display_name(b"\xff\xfe.txt"), "\u{fffd}\u{fffd}.txt");
         assert_eq!(display_name(&[b'a'; 100_000]).len(), NAME_CHARS_MAX);
-    }
-
-    #[test]
-    fn the_worst_of_what_is_true_decides() {
-        let mut outcome = ExtractionOutcome { encrypted: true, ..Default::default() };
-        assert_eq!(outcome.code(), Some(ResultCode::ENCRYPTED_ARCHIVE));
-        outcome.note_broken("first");
-        outcome.note_broken("second");
-        assert_eq!(outcome.code(), Some(ResultCode::EXTRACTION_FAILED));
-        outcome.note_suspicious("two directories");
-        assert_eq!(outcome.code(), Some(ResultCode::SUSPICIOUS));
-        assert!(outcome.detail().contains("first") && !outcome.detail().contains("second"));
-        assert_eq!(ExtractionOutcome::default().code(), None);
     }
 }
