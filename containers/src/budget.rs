@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::limits::{Halt, Limit, Limits};
 
 /// Says whether a tree is no longer scanned. Asked at every read, so it must cost next to nothing.
@@ -21,6 +23,17 @@ impl Stop for AtomicBool {
     fn is_stopped(&self) -> bool {
         self.load(Ordering::Acquire)
     }
+}
+
+/// How much of a tree's budget is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeUse {
+    /// The length of its root.
+    pub root_bytes: u64,
+    /// How many nested files came out.
+    pub files: u64,
+    /// How many bytes came out.
+    pub produced_bytes: u64,
 }
 
 /// What one submission may cost in all.
@@ -38,6 +51,28 @@ impl TreeBudget {
     /// The budget of a root of so many bytes.
     pub fn new(limits: Limits, root_bytes: u64) -> Self {
         Self { limits, root_bytes, files: AtomicU64::new(0), produced_bytes: AtomicU64::new(0), hit: AtomicU8::new(0) }
+    }
+
+    /// A budget of which so much is used: another process's, or this one's at another time.
+    pub fn resumed(limits: Limits, used: TreeUse) -> Self {
+        let mut budget = Self::new(limits, used.root_bytes);
+        *budget.files.get_mut() = used.files;
+        *budget.produced_bytes.get_mut() = used.produced_bytes;
+        budget
+    }
+
+    /// What is used of it.
+    pub fn used(&self) -> TreeUse {
+        TreeUse {
+            root_bytes: self.root_bytes,
+            files: self.files.load(Ordering::Relaxed),
+            produced_bytes: self.produced_bytes(),
+        }
+    }
+
+    /// What it allows.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// How many bytes came out so far.
@@ -139,6 +174,11 @@ impl Budget {
             return Err(Halt::Limit(Limit::Size));
         }
         self.check()
+    }
+
+    /// What is used of the tree's budget.
+    pub fn tree_use(&self) -> TreeUse {
+        self.tree.used()
     }
 
     /// Does what is not taking the container apart, off its clock.

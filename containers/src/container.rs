@@ -8,6 +8,7 @@
 use std::io::{self, Read, Seek};
 
 use crate::budget::Budget;
+use crate::detect::FileType;
 use crate::limits::Halt;
 use crate::outcome::ExtractionOutcome;
 use crate::passwords::Passwords;
@@ -42,6 +43,8 @@ pub struct Member<'m> {
     pub length_hint: Option<u64>,
     /// Its content.
     pub content: &'m mut dyn Read,
+    /// Its type, if whoever hands it out knows it.
+    pub file_type: Option<FileType>,
 }
 
 /// Whoever takes members says so when it takes no more.
@@ -69,7 +72,7 @@ pub fn hand_out(
 ) -> Result<Option<io::Error>, Halt> {
     budget.count_file()?;
     let mut metered = Metered { content, budget, failure: None };
-    sink(Member { name, length_hint, content: &mut metered }).map_err(|Refused| Halt::Stopped)?;
+    sink(Member { name, length_hint, content: &mut metered, file_type: None }).map_err(|Refused| Halt::Stopped)?;
     match metered.failure {
         Some(error) => match Halt::of(&error) {
             Some(halt) => Err(halt),

@@ -29,7 +29,7 @@ mod stream;
 mod tar;
 mod zip;
 
-pub use budget::{Budget, Stop, TreeBudget};
+pub use budget::{Budget, Stop, TreeBudget, TreeUse};
 pub use container::{Container, Extractor, Guarded, Member, ReadSeek, Refused, Sink};
 pub use detect::{FileType, detect};
 pub use format::{Claim, Claims, ContainerFormat, Format, Probe};
