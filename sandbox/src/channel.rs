@@ -52,9 +52,10 @@ pub(crate) fn tell_with(socket: impl AsFd, message: &impl Serialize, descriptors
 
 /// Receives a message; none at the end.
 pub(crate) fn hear<M: DeserializeOwned>(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Option<M>> {
-    let read = match retry(|| recv(socket.as_fd(), &mut *buffer, RecvFlags::empty())) {
-        // Whoever dies with unread messages resets its socket.
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
+    let mut receive = || retry(|| recv(socket.as_fd(), &mut *buffer, RecvFlags::empty()));
+    let read = match receive() {
+        // Whoever ends without having read everything resets its socket; what it said before is behind that error.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => receive()?,
         read => read?,
     };
     decoded(buffer.get(..read).unwrap_or_default())

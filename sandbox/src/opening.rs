@@ -292,11 +292,12 @@ impl Opening<'_> {
                     self.block.resize(bytes, 0);
                     self.at = 0;
                     let offset = self.taken % BLOCKS * BLOCK_BYTES as u64;
-                    let copied = self.output_memory.read_exact_at(&mut self.block, offset);
-                    self.taken += 1;
-                    if copied.and_then(|()| tell(&self.socket, &ToJob::Copied)).is_err() {
-                        return Err(self.gone());
+                    if self.output_memory.read_exact_at(&mut self.block, offset).is_err() {
+                        return Err(self.confused());
                     }
+                    self.taken += 1;
+                    // A process that is gone needs no answer: it may have said all that it had to.
+                    let _ = tell(&self.socket, &ToJob::Copied);
                     return Ok(());
                 }
                 FromJob::Read(offset) => self.hand_in(offset)?,
