@@ -19,6 +19,7 @@ use lazaret_node_client::cluster_file::ClusterFile;
 use lazaret_node_client::quic::{Credentials, QuicTransport};
 use lazaret_node_client::transport::Transport;
 use lazaret_protocol::{ClusterMap, NodeEntry, NodeId};
+use lazaret_sandbox::{Sandbox, SandboxOptions};
 use lazaret_scan_worker::{ScanWorker, WorkerOptions, engines};
 use lazaret_storage_node::disk::FsDisk;
 use lazaret_storage_node::engine::{Engine, EngineOptions};
@@ -29,7 +30,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::cli::ComponentOptions;
-use crate::config::{self, Config, GatewayConfig, ScanWorkerConfig, StorageNodeConfig};
+use crate::config::{self, Config, GatewayConfig, SandboxMode, ScanWorkerConfig, StorageNodeConfig};
 
 /// Loads a component's configuration; `None` if it was only to be printed or checked, which is done.
 fn configured<C: Config>(options: &ComponentOptions) -> anyhow::Result<Option<C>> {
@@ -209,6 +210,17 @@ pub async fn open_worker(
     if config.concurrent_files > 0 {
         options.concurrent_files = config.concurrent_files;
     }
+    options.sandbox = match config.sandbox {
+        SandboxMode::Required => {
+            let sandboxing = SandboxOptions::new(options.scan_threads);
+            let started = tokio::task::spawn_blocking(|| Sandbox::start(sandboxing)).await?;
+            Some(started.context("`sandbox: off` in the worker's configuration does without, at the worker's risk")?)
+        }
+        SandboxMode::Off => {
+            tracing::warn!("files are taken apart without a sandbox: a fault in a reader is the worker's");
+            None
+        }
+    };
     options.sample_memory_max_bytes = config.sample_memory_max_bytes;
     options.sample_budget_bytes = config.sample_budget_bytes;
     options.lease_ms = config.lease_seconds * 1000;

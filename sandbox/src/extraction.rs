@@ -158,7 +158,9 @@ impl<'i> TaskInput<'i> {
         }
         let most = usize::try_from(self.window.1.saturating_sub(self.position)).unwrap_or(usize::MAX).min(into.len());
         let offset = self.position.saturating_sub(self.window.0);
-        self.file.read_at(into.get_mut(..most).unwrap_or_default(), offset)
+        let read = self.file.read_at(into.get_mut(..most).unwrap_or_default(), offset)?;
+        self.job.output.borrow_mut().count_input(read as u64);
+        Ok(read)
     }
 }
 

@@ -32,6 +32,8 @@ pub trait Input {
     fn whole(&self) -> Option<&[u8]>;
     /// Up to `most_bytes` of it from `offset` on; at least one, unless it ends there.
     fn read_at(&self, offset: u64, most_bytes: u64) -> io::Result<Vec<u8>>;
+    /// Is told now and then how many bytes of it the job process says it has read, which counts twice what it reads twice.
+    fn was_read(&self, _bytes: u64) {}
 }
 
 /// What is to be opened.
@@ -284,7 +286,8 @@ impl Opening<'_> {
                 return Err(Ended::Failed(None, "the sandboxed process ended before".to_owned()));
             }
             match self.heard(check)? {
-                FromJob::Block(bytes) => {
+                FromJob::Block(bytes, input_read) => {
+                    self.input.was_read(input_read);
                     let bytes = bytes as usize;
                     if bytes == 0 || bytes > BLOCK_BYTES {
                         return Err(self.confused());

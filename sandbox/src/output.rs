@@ -17,11 +17,21 @@ pub struct Output {
     told: u64,
     copied: u64,
     buffer: Vec<u8>,
+    /// How much of the file was read up to now.
+    input_read: u64,
 }
 
 impl Output {
     pub(crate) fn new(socket: OwnedFd, memory: File) -> Self {
-        Self { socket, memory, block: Vec::new(), told: 0, copied: 0, buffer: vec![0; MESSAGE_BYTES_MAX] }
+        Self {
+            socket,
+            memory,
+            block: Vec::new(),
+            told: 0,
+            copied: 0,
+            buffer: vec![0; MESSAGE_BYTES_MAX],
+            input_read: 0,
+        }
     }
 
     /// The shared memory, for tests of what can't be done with it.
@@ -53,6 +63,11 @@ impl Output {
         }
     }
 
+    /// Counts what was read of the file.
+    pub(crate) fn count_input(&mut self, bytes: u64) {
+        self.input_read = self.input_read.saturating_add(bytes);
+    }
+
     /// Writes a record, and what follows it.
     pub(crate) fn put(&mut self, record: &Record, content: &[u8]) -> io::Result<()> {
         let header = postcard::to_allocvec(record).map_err(io::Error::other)?;
@@ -78,7 +93,7 @@ impl Output {
             }
         }
         self.memory.write_all_at(&self.block, self.told % BLOCKS * BLOCK_BYTES as u64)?;
-        tell(&self.socket, &FromJob::Block(self.block.len() as u32))?;
+        tell(&self.socket, &FromJob::Block(self.block.len() as u32, self.input_read))?;
         self.told += 1;
         self.block.clear();
         Ok(())

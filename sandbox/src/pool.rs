@@ -4,6 +4,7 @@
 //! for each other. The number is bounded by the threads and by how deep each of them nests; what is not needed in
 //! ordinary times ends after its job.
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -65,6 +66,12 @@ pub struct Sandbox {
 struct Shared {
     options: SandboxOptions,
     idle: Mutex<Vec<Template>>,
+}
+
+impl fmt::Debug for Sandbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sandbox").field("options", &self.shared.options).finish_non_exhaustive()
+    }
 }
 
 impl Sandbox {

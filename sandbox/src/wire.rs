@@ -10,7 +10,7 @@ pub(crate) const BLOCK_BYTES: usize = 1 << 20;
 /// So many blocks may be on their way: the job process works on while the worker looks at what came.
 pub(crate) const BLOCKS: u64 = 4;
 /// How much of a file that is not in memory is handed in at once.
-pub(crate) const WINDOW_BYTES: u64 = 1 << 20;
+pub(crate) const WINDOW_BYTES: u64 = 4 << 20;
 /// The longest header of a record: the longest name, and a type with as many containers as there may be.
 pub(crate) const HEADER_BYTES_MAX: usize = 64 * 1024;
 
@@ -77,8 +77,8 @@ pub(crate) enum ToJob {
 /// A job process to the worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum FromJob {
-    /// So many bytes are in the next block.
-    Block(u32),
+    /// So many bytes are in the next block, and so much of the file was read up to now.
+    Block(u32, u64),
     /// It needs the file from this place on.
     Read(u64),
 }

@@ -8,15 +8,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lazaret_analysis::{EngineResult, FileInfo, ResultCode};
+use lazaret_containers::FileType;
 use lazaret_containers::format::Found;
-use lazaret_containers::{Budget, ExtractionOutcome, FileType, Guarded, Limit, Passwords, detect};
 use lazaret_digests::{Digests, Set};
 use lazaret_protocol::BlobName;
 
-use super::members::Members;
-use super::node::{Judged, Node, Opened};
+use super::node::{Judged, Node};
+use super::opening::{FileOpening, SandboxInput};
 use super::{Tree, ms_since};
-use crate::budget::{StopReason, limit_code, outcome_code};
+use crate::budget::StopReason;
 use crate::engine::{Engine, EngineVerdict, ScanContext};
 use crate::sample::Sample;
 
@@ -28,6 +28,8 @@ pub(super) struct Known {
     /// The content's name, if it was kept as a blob.
     pub blob: Option<BlobName>,
     pub fetch_ms: u64,
+    /// What it is.
+    pub file_type: Option<FileType>,
 }
 
 /// Scans one file and records what was found.
@@ -60,18 +62,18 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, known: Known) -> J
     judged.times.hash_ms = ms_since(began);
 
     let began = Instant::now();
-    let containers = identify(sample, &mut judged);
+    let input = SandboxInput::new(tree, node, sample);
+    let mut opening = FileOpening::new(tree, node, sample, &input);
+    let containers = identify(&mut opening, known.file_type, &mut judged);
     judged.times.filetype_ms = ms_since(began);
 
     let began = Instant::now();
-    judged.engines = run_engines(tree, node, sample);
+    judged.engines = opening.budget().pause(|| run_engines(tree, node, sample));
     judged.times.scan_ms = ms_since(began);
 
-    if !containers.is_empty() {
-        let began = Instant::now();
-        judged.container = Some(open(tree, node, sample, &containers));
-        judged.times.extraction_ms = ms_since(began);
-    }
+    let began = Instant::now();
+    judged.container = opening.take_apart(&containers);
+    judged.times.extraction_ms = ms_since(began);
     // A file whose scan was cut short must not look judged.
     judged.failure = judged.failure.or_else(|| tree.stop.reason().and_then(StopReason::code));
     judged
@@ -100,8 +102,9 @@ pub(super) fn info(name: &str, size_bytes: u64, digests: Option<&Digests>) -> Fi
     }
 }
 
-fn identify(sample: &Sample, judged: &mut Judged) -> Vec<Found> {
-    match detect(&mut sample.reader(), sample.length()) {
+/// Finds out what a file is; tells the containers that it is.
+fn identify(opening: &mut FileOpening<'_>, known: Option<FileType>, judged: &mut Judged) -> Vec<Found> {
+    match known.map_or_else(|| opening.file_type(), Ok) {
         Ok(FileType { mime, extension, description, category, containers, suspicious }) => {
             if let Some(suspicious) = suspicious {
                 judged.failure = Some(ResultCode::SUSPICIOUS);
@@ -113,9 +116,9 @@ fn identify(sample: &Sample, judged: &mut Judged) -> Vec<Found> {
             judged.file.extension = extension;
             containers
         }
-        Err(error) => {
-            judged.failure = Some(ResultCode::SCAN_FAILED);
-            judged.detail = format!("the file's type could not be detected: {error}");
+        Err((code, reason)) => {
+            judged.failure = code;
+            judged.detail = format!("the file's type could not be detected: {reason}");
             Vec::new()
         }
     }
@@ -173,56 +176,7 @@ fn run_engine(tree: &Tree, engine: &dyn Engine, sample: &Sample) -> EngineVerdic
     }
 }
 
-/// Takes a file apart as all the containers that it is, within the tree's limits.
-fn open(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, containers: &[Found]) -> Opened {
-    if !tree.budget.admits_depth(node.depth) {
-        let reason = Some(limit_code(Limit::Depth, &tree.rule));
-        return Opened { reason, detail: Limit::Depth.to_string(), encrypted: false };
-    }
-    let budget = Budget::new(tree.budget.clone(), tree.stop.clone(), sample.length());
-    if node.parent.is_none() {
-        tree.progress.begin_extraction();
-    }
-    let mut outcome = ExtractionOutcome::default();
-    for found in containers {
-        outcome.merge(extract(tree, node, sample, found, &budget));
-        if outcome.is_over() {
-            break;
-        }
-    }
-    let encrypted = outcome.protected.is_some();
-    Opened { reason: outcome_code(&outcome, &tree.rule), detail: outcome.detail(), encrypted }
-}
-
-/// Takes a file apart as one container. A panic is the container's failure.
-fn extract(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, found: &Found, budget: &Budget) -> ExtractionOutcome {
-    let is_root = node.parent.is_none();
-    let mut reader = sample.reader();
-    let mut input = Guarded {
-        input: &mut reader,
-        budget,
-        on_read: |bytes| {
-            if is_root {
-                tree.progress.read(bytes);
-            }
-        },
-    };
-    let mut members = Members::new(tree, node, budget);
-    let extracted = catch_unwind(AssertUnwindSafe(|| {
-        found.extract(sample.name(), sample.length(), &mut input, &Passwords::NONE, budget, &mut |member| {
-            members.take(member)
-        })
-    }));
-    extracted.unwrap_or_else(|panic| {
-        let detail = format!("the extractor panicked: {}", panic_text(&*panic));
-        tracing::error!(data_id = %node.data_id, format = found.format.name(), detail, "extractor panicked");
-        let mut outcome = ExtractionOutcome::default();
-        outcome.note_broken(detail);
-        outcome
-    })
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no reason given")
 }

@@ -10,7 +10,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lazaret_containers::{Budget, Member, Refused};
+use lazaret_containers::{Budget, FileType, Member, Refused};
 use lazaret_digests::{Digests, Set};
 use lazaret_protocol::BlobName;
 
@@ -60,17 +60,17 @@ impl<'m> Members<'m> {
 
     /// Takes one member.
     pub fn take(&mut self, member: Member<'_>) -> Result<(), Refused> {
-        let name = member.name.clone();
-        let content = self.read(member)?;
+        let Member { name, content, file_type, .. } = member;
+        let content = self.read(content)?;
         let node = self.parent.member(self.tree, name);
-        self.hand_on(&node, content)
+        self.hand_on(&node, content, file_type)
     }
 
     /// Reads a member to its end, or to the error that ends it.
-    fn read(&self, member: Member<'_>) -> Result<Content, Refused> {
+    fn read(&self, content: &mut dyn Read) -> Result<Content, Refused> {
         let mut scratch = SCRATCH.with(RefCell::take);
         scratch.resize(SCRATCH_BYTES, 0);
-        let content = self.read_with(member.content, &mut scratch);
+        let content = self.read_with(content, &mut scratch);
         SCRATCH.with(|slot| slot.replace(scratch));
         content
     }
@@ -121,24 +121,25 @@ impl<'m> Members<'m> {
     }
 
     /// Queues a member, or scans it at once.
-    fn hand_on(&self, node: &Arc<Node>, content: Content) -> Result<(), Refused> {
+    fn hand_on(&self, node: &Arc<Node>, content: Content, file_type: Option<FileType>) -> Result<(), Refused> {
+        let known = Known { file_type, ..Known::default() };
         let may_nest = INLINE_DEPTH.get() < INLINE_DEPTH_MAX;
         match content {
             Content::Held(bytes, Permit::Reserved(reservation)) => {
                 let sample = Sample::reserved(node.name.clone(), bytes, Some(reservation));
-                self.queue(node, sample, Known::default(), may_nest);
+                self.queue(node, sample, known, may_nest);
             }
             Content::Held(bytes, permit) if may_nest => {
                 let sample = Sample::memory(node.name.clone(), bytes);
-                self.scan_now(node, sample);
+                self.scan_now(node, sample, known);
                 drop(permit);
             }
             // Too deep to be scanned here, and no permission to be held until somebody else does.
             Content::Held(bytes, _) => match self.store(&bytes, &[], &mut std::io::empty(), false) {
-                Ok(stored) => return self.hand_on(node, stored),
+                Ok(stored) => return self.hand_on(node, stored, known.file_type),
                 Err(refused) => {
                     // The node exists: it must be finished like every other one.
-                    self.scan_now(node, Sample::memory(node.name.clone(), Bytes::new()));
+                    self.scan_now(node, Sample::memory(node.name.clone(), Bytes::new()), Known::default());
                     return Err(refused);
                 }
             },
@@ -146,7 +147,7 @@ impl<'m> Members<'m> {
                 let source: Arc<dyn BlobSource> = self.tree.source.clone();
                 let sample = Sample::remote(node.name.clone(), blob, length, source);
                 let file = Some(info(&node.name, length, Some(&digests)));
-                self.queue(node, sample, Known { file, blob: Some(blob), fetch_ms: 0 }, may_nest);
+                self.queue(node, sample, Known { file, blob: Some(blob), ..known }, may_nest);
             }
         }
         Ok(())
@@ -165,8 +166,8 @@ impl<'m> Members<'m> {
         }
     }
 
-    fn scan_now(&self, node: &Arc<Node>, sample: Sample) {
-        self.nested(|| process(self.tree, node, sample, Known::default()));
+    fn scan_now(&self, node: &Arc<Node>, sample: Sample, known: Known) {
+        self.nested(|| process(self.tree, node, sample, known));
     }
 
     /// Does the work of another job on this thread, off the clock of the container that is being taken apart.

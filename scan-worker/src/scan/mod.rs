@@ -13,6 +13,7 @@
 mod judge;
 mod members;
 mod node;
+mod opening;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,11 +22,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lazaret_analysis::{DataId, FileInfo, FileResult, NestedRecord, Progress, Rule};
-use lazaret_containers::TreeBudget;
+use lazaret_containers::{Passwords, TreeBudget};
 use lazaret_digests::Selection;
 use lazaret_node_client::environment::{Clock, Environment};
 use lazaret_protocol::BlobName;
 use lazaret_protocol::message::ByteRange;
+use lazaret_sandbox::Sandbox;
 use tokio::sync::oneshot;
 
 use self::judge::{Known, process};
@@ -48,6 +50,8 @@ pub struct ScannerOptions {
     pub sample_budget_bytes: u64,
     /// How long one engine may take for one file.
     pub engine_timeout: Duration,
+    /// Where files are identified and taken apart. None does so in this process, where a reader's fault is the worker's.
+    pub sandbox: Option<Sandbox>,
     /// The digests that are taken of nested files.
     pub digests: Selection,
     /// The key from which nested files' ids are made. It must be the same for all workers, for as long as results are kept.
@@ -68,6 +72,8 @@ pub struct Root {
     pub content: Option<(Bytes, Reservation)>,
     /// How long fetching it took.
     pub fetch_ms: u64,
+    /// The passwords for what is encrypted in it.
+    pub passwords: Passwords,
 }
 
 /// Where records of nested files go as they are finished. It may block the scan thread, which paces the scan.
@@ -133,6 +139,7 @@ impl Scanner {
             scanner: self.shared.clone(),
             root: root.data_id,
             rule: root.rule,
+            passwords: root.passwords,
             stop,
             source: source.clone(),
             records,
@@ -201,6 +208,7 @@ struct Tree {
     scanner: Arc<Shared>,
     root: DataId,
     rule: Rule,
+    passwords: Passwords,
     budget: Arc<TreeBudget>,
     stop: Arc<StopSignal>,
     source: Arc<Watched>,
