@@ -147,9 +147,14 @@ fn filter(for_template: bool) -> Result<BpfProgram, String> {
     // Memory that can't be executed.
     rules.insert(libc::SYS_mmap, flags_clear(2, libc::PROT_EXEC).map_err(words)?);
     rules.insert(libc::SYS_mprotect, flags_clear(2, libc::PROT_EXEC).map_err(words)?);
-    // Rust asks whether a descriptor is open before it closes it, in builds that check themselves.
-    let asks = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::F_GETFD as u64);
-    rules.insert(libc::SYS_fcntl, vec![asks.and_then(|asks| SeccompRule::new(vec![asks])).map_err(words)?]);
+    // Rust asks whether a descriptor is open before it closes it, in builds that check themselves; the input is asked
+    // whether it can change.
+    let mut asks = Vec::new();
+    for question in [libc::F_GETFD, libc::F_GET_SEALS] {
+        let asked = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, question as u64);
+        asks.push(asked.and_then(|asked| SeccompRule::new(vec![asked])).map_err(words)?);
+    }
+    rules.insert(libc::SYS_fcntl, asks);
     if for_template {
         rules.extend(TEMPLATE_CALLS.iter().map(|call| (*call, Vec::new())));
         // Processes, but no threads.

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use lazaret_containers::format::Found;
-use lazaret_containers::{Budget, ExtractionOutcome, FileType, Guarded, Member, Refused, TreeBudget, detect};
+use lazaret_containers::{Budget, ExtractionOutcome, FileType, Guarded, Member, ReadSeek, Refused, TreeBudget, detect};
 
 use crate::child::Work;
 use crate::output::Output;
+use crate::sys::Mapped;
 use crate::wire::{BLOCK_BYTES, Record, Task};
 
 /// Members are shown to their types' detection up to this length, and told in pieces of it.
@@ -27,24 +28,15 @@ impl Work for Extraction {
     fn work(&self, input: &File, output: &mut Output) -> io::Result<()> {
         let task = output.task()?;
         let job = Job { task: &task, output: RefCell::new(output) };
-        let mut input = TaskInput::new(input, &job);
-        let containers = match &task.containers {
-            Some(containers) => containers.clone(),
-            None => job.detect(&mut input)?,
-        };
-        if task.extract {
-            let budget = job.budget();
-            for found in containers.iter().skip(task.skip as usize) {
-                let outcome = job.take_apart(found, &mut input, &budget);
-                let over = outcome.is_over();
-                job.put(&Record::Outcome(outcome), &[])?;
-                if over {
-                    break;
-                }
+        if task.whole {
+            let mapped = Mapped::sealed(input)?;
+            if mapped.as_ref().len() as u64 != task.length {
+                return Err(io::ErrorKind::InvalidInput.into());
             }
+            job.run(&mut Mapping { input: Cursor::new(mapped.as_ref()), job: &job })
+        } else {
+            job.run(&mut OnDemand::new(input, &job))
         }
-        job.put(&Record::Done, &[])?;
-        job.output.borrow_mut().flush()
     }
 }
 
@@ -54,12 +46,32 @@ struct Job<'j> {
 }
 
 impl Job<'_> {
+    fn run(&self, input: &mut dyn ReadSeek) -> io::Result<()> {
+        let containers = match &self.task.containers {
+            Some(containers) => containers.clone(),
+            None => self.detect(input)?,
+        };
+        if self.task.extract {
+            let budget = self.budget();
+            for found in containers.iter().skip(self.task.skip as usize) {
+                let outcome = self.take_apart(found, input, &budget);
+                let over = outcome.is_over();
+                self.put(&Record::Outcome(outcome), &[])?;
+                if over {
+                    break;
+                }
+            }
+        }
+        self.put(&Record::Done, &[])?;
+        self.output.borrow_mut().flush()
+    }
+
     fn put(&self, record: &Record, content: &[u8]) -> io::Result<()> {
         self.output.borrow_mut().put(record, content)
     }
 
     /// Tells what the file is, and at once, so that the worker can go on with it meanwhile.
-    fn detect(&self, input: &mut TaskInput<'_>) -> io::Result<Vec<Found>> {
+    fn detect(&self, input: &mut dyn ReadSeek) -> io::Result<Vec<Found>> {
         let (record, containers) = match detect(input, self.task.length) {
             Ok(file_type) => {
                 let containers = file_type.containers.clone();
@@ -81,8 +93,8 @@ impl Job<'_> {
         Budget::new(tree, never, self.task.length)
     }
 
-    fn take_apart(&self, found: &Found, input: &mut TaskInput<'_>, budget: &Budget) -> ExtractionOutcome {
-        let mut scratch = Vec::with_capacity(PIECE_BYTES);
+    fn take_apart(&self, found: &Found, input: &mut dyn ReadSeek, budget: &Budget) -> ExtractionOutcome {
+        let mut scratch = vec![0; PIECE_BYTES];
         let mut input = Guarded { input, budget, on_read: |_| () };
         let task = self.task;
         let extracted = catch_unwind(AssertUnwindSafe(|| {
@@ -99,32 +111,36 @@ impl Job<'_> {
         })
     }
 
-    fn hand_on(&self, member: Member<'_>, scratch: &mut Vec<u8>, budget: &Budget) -> io::Result<()> {
+    fn hand_on(&self, member: Member<'_>, scratch: &mut [u8], budget: &Budget) -> io::Result<()> {
         let Member { name, length_hint, content, file_type: _ } = member;
-        let mut broken = fill(content, scratch);
-        let whole = scratch.len() < PIECE_BYTES || broken.is_some();
-        let file_type = if whole { type_of(scratch) } else { None };
+        let (mut piece, mut ended) = fill(content, scratch);
+        let file_type = ended.as_ref().and_then(|_| type_of(piece));
         // Waiting for the worker is not this container's time.
         budget.pause(|| {
             self.put(&Record::Member { name, length_hint, file_type }, &[])?;
-            self.put(&Record::Data(scratch.len() as u32), scratch)
+            self.put(&Record::Data(piece.len() as u32), piece)
         })?;
-        while !whole && broken.is_none() {
-            broken = fill(content, scratch);
-            if scratch.is_empty() {
-                break;
-            }
-            budget.pause(|| self.put(&Record::Data(scratch.len() as u32), scratch))?;
+        while ended.is_none() {
+            (piece, ended) = fill(content, scratch);
+            budget.pause(|| self.put(&Record::Data(piece.len() as u32), piece))?;
         }
-        self.put(&Record::MemberEnd(broken), &[])
+        self.put(&Record::MemberEnd(ended.flatten()), &[])
     }
 }
 
-/// Reads a piece; tells what broke the member, if it did.
-fn fill(content: &mut dyn Read, scratch: &mut Vec<u8>) -> Option<String> {
-    scratch.clear();
-    let read = content.take(PIECE_BYTES as u64).read_to_end(scratch);
-    read.err().map(|error| error.to_string())
+/// Reads a piece, as much as there is room for; tells whether the member ended with it, and what broke it.
+fn fill<'s>(content: &mut dyn Read, scratch: &'s mut [u8]) -> (&'s [u8], Option<Option<String>>) {
+    let mut filled = 0;
+    let ended = loop {
+        match scratch.get_mut(filled..).filter(|rest| !rest.is_empty()).map(|rest| content.read(rest)) {
+            None => break None,
+            Some(Ok(0)) => break Some(None),
+            Some(Ok(read)) => filled += read,
+            Some(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            Some(Err(error)) => break Some(Some(error.to_string())),
+        }
+    };
+    (scratch.get(..filled).unwrap_or_default(), ended)
 }
 
 fn type_of(content: &[u8]) -> Option<FileType> {
@@ -132,8 +148,28 @@ fn type_of(content: &[u8]) -> Option<FileType> {
     detect(&mut Cursor::new(content), content.len() as u64).ok()
 }
 
-/// The file as a job process has it: all of it in its input, or a part that the worker replaces on demand.
-struct TaskInput<'i> {
+/// A file that the input holds as a whole.
+struct Mapping<'i> {
+    input: Cursor<&'i [u8]>,
+    job: &'i Job<'i>,
+}
+
+impl Read for Mapping<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.input.read(into)?;
+        self.job.output.borrow_mut().count_input(read as u64);
+        Ok(read)
+    }
+}
+
+impl Seek for Mapping<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.input.seek(to)
+    }
+}
+
+/// A file of which the input holds a part, which the worker replaces on demand.
+struct OnDemand<'i> {
     file: &'i File,
     job: &'i Job<'i>,
     position: u64,
@@ -144,10 +180,9 @@ struct TaskInput<'i> {
     ahead_offset: u64,
 }
 
-impl<'i> TaskInput<'i> {
+impl<'i> OnDemand<'i> {
     fn new(file: &'i File, job: &'i Job<'i>) -> Self {
-        let window = if job.task.whole { (0, job.task.length) } else { (0, 0) };
-        Self { file, job, position: 0, window, ahead: Vec::new(), ahead_offset: 0 }
+        Self { file, job, position: 0, window: (0, 0), ahead: Vec::new(), ahead_offset: 0 }
     }
 
     /// Reads at the position, from the input alone.
@@ -164,7 +199,7 @@ impl<'i> TaskInput<'i> {
     }
 }
 
-impl Read for TaskInput<'_> {
+impl Read for OnDemand<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if self.position >= self.job.task.length {
             return Ok(0);
@@ -191,7 +226,7 @@ impl Read for TaskInput<'_> {
     }
 }
 
-impl Seek for TaskInput<'_> {
+impl Seek for OnDemand<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         let target = match to {
             SeekFrom::Start(offset) => Some(offset),

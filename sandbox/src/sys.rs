@@ -2,8 +2,11 @@
 
 #![allow(unsafe_code)]
 
-use std::io;
+use std::io::{self, Seek};
 use std::num::NonZeroI32;
+use std::os::fd::AsRawFd;
+
+use rustix_sandbox::fs::SealFlags;
 
 /// Proof that this process has one thread only, so that a fork copies a whole process.
 ///
@@ -34,6 +37,56 @@ pub(crate) fn close_inherited() -> io::Result<()> {
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: it does nothing but end the process.
     unsafe { libc::_exit(code) }
+}
+
+/// A file in shared memory that can't change any more, as bytes.
+pub(crate) struct Mapped {
+    address: std::ptr::NonNull<u8>,
+    length: usize,
+}
+
+impl Mapped {
+    /// Maps the whole of a file whose seals forbid that it is written or shortened; any other is refused.
+    pub fn sealed(file: &std::fs::File) -> io::Result<Self> {
+        let seals = rustix_sandbox::fs::fcntl_get_seals(file)?;
+        let needed = SealFlags::WRITE | SealFlags::SHRINK;
+        if !seals.contains(needed) {
+            return Err(io::Error::other("the file might change while it is mapped"));
+        }
+        let mut end = file;
+        let length = usize::try_from(end.seek(io::SeekFrom::End(0))?).map_err(io::Error::other)?;
+        if length == 0 {
+            return Ok(Self { address: std::ptr::NonNull::dangling(), length });
+        }
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let address = unsafe {
+            let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
+            libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, flags, file.as_raw_fd(), 0)
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        std::ptr::NonNull::new(address.cast())
+            .map(|address| Self { address, length })
+            .ok_or_else(|| io::Error::other("nothing was mapped"))
+    }
+}
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: the mapping is that long, lives as long as `self`, and is initialised, being a file's. Its seals keep
+        // every process from changing or shortening the file, so that the bytes are as constant as a slice's must be.
+        unsafe { std::slice::from_raw_parts(self.address.as_ptr(), self.length) }
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        if self.length > 0 {
+            // SAFETY: the mapping is this one's own, and no slice of it outlives it.
+            unsafe { libc::munmap(self.address.as_ptr().cast(), self.length) };
+        }
+    }
 }
 
 /// Which side of a fork this is.

@@ -134,9 +134,8 @@ pub(super) fn find_directories(input: &mut dyn ReadSeek, length: u64) -> io::Res
 
 /// The end record in a file's tail: the last whose comment fills the file exactly, else the last.
 fn end_record(tail: &[u8]) -> Option<usize> {
-    let mut candidates = (0..tail.len().saturating_sub(END_BYTES as usize - 1))
-        .rev()
-        .filter(|at| tail.get(*at..).is_some_and(|rest| rest.starts_with(&END_SIGNATURE)));
+    let mut candidates =
+        memchr::memmem::rfind_iter(tail, &END_SIGNATURE).filter(|at| at + END_BYTES as usize <= tail.len());
     let last = candidates.next()?;
     let fits = |at: &usize| at + END_BYTES as usize + usize::from(u16_at(tail, at + 20)) == tail.len();
     std::iter::once(last).chain(candidates).find(fits).or(Some(last))

@@ -162,7 +162,7 @@ impl Walk<'_, '_> {
         self.input.seek(SeekFrom::Start(data_offset))?;
         let data = BufReader::with_capacity(BUFFER_BYTES, (&mut *self.input).take(entry.compressed_bytes));
         let mut content = match decode::decoder(entry.method, entry.size_bytes, data) {
-            Ok(decoder) => Summed { content: decoder, crc: flate2::Crc::new(), bytes: 0 },
+            Ok(decoder) => Summed { content: decoder, crc: crc32fast::Hasher::new(), bytes: 0 },
             Err(error) => {
                 self.outcome.note_error(&format!("member {shown:?}"), &error);
                 return Ok(());
@@ -174,7 +174,7 @@ impl Walk<'_, '_> {
                 content.bytes, entry.size_bytes
             )),
             // AES members of version 2 have no checksum, but those are encrypted.
-            Ok(None) if content.crc.sum() != entry.crc32 => {
+            Ok(None) if content.crc.clone().finalize() != entry.crc32 => {
                 self.outcome.note_broken(format!("member {shown:?} doesn't have the checksum that its header says"));
             }
             Ok(None) => {}
@@ -262,7 +262,7 @@ impl Walk<'_, '_> {
             block.clear();
             self.input.seek(SeekFrom::Start(offset))?;
             (&mut *self.input).take((end - offset).min(SEARCH_BYTES as u64)).read_to_end(&mut block)?;
-            let found = block.windows(LOCAL_SIGNATURE.len()).position(|four| four == LOCAL_SIGNATURE);
+            let found = memchr::memmem::find(&block, &LOCAL_SIGNATURE);
             if let Some(at) = found {
                 return Ok(Some(offset + at as u64));
             }
@@ -301,7 +301,7 @@ fn is_plausible(entry: &Entry) -> bool {
 /// Sums up what is read.
 struct Summed<'d> {
     content: Box<dyn Read + 'd>,
-    crc: flate2::Crc,
+    crc: crc32fast::Hasher,
     bytes: u64,
 }
 
