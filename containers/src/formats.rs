@@ -8,8 +8,23 @@
 //! precise is known: formats that begin with a magic number before those that are told by structure.
 
 use crate::format::Format;
-use crate::{ar, stream, tar, zip};
+use crate::{ar, coded, cpio, rpm, sevenz, stream, tar, zip};
 
 /// Every format that this build takes apart.
-pub static FORMATS: &[&Format] =
-    &[&zip::FORMAT, &stream::GZIP, &stream::BZIP2, &stream::XZ, &stream::ZSTD, &ar::FORMAT, &tar::FORMAT];
+pub static FORMATS: &[&Format] = &[
+    &zip::FORMAT,
+    &sevenz::FORMAT,
+    &stream::GZIP,
+    &stream::BZIP2,
+    &stream::XZ,
+    &stream::ZSTD,
+    &coded::LZ4,
+    &coded::LZIP,
+    &coded::LZOP,
+    &coded::COMPRESS,
+    &ar::FORMAT,
+    &rpm::FORMAT,
+    &tar::FORMAT,
+    &cpio::FORMAT,
+    &coded::LZMA,
+];

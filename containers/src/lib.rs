@@ -25,6 +25,11 @@ pub mod outcome;
 pub mod passwords;
 
 mod ar;
+mod coded;
+mod cpio;
+mod parts;
+mod rpm;
+mod sevenz;
 mod stream;
 mod tar;
 mod zip;
