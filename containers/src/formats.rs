@@ -8,12 +8,15 @@
 //! precise is known: formats that begin with a magic number before those that are told by structure.
 
 use crate::format::Format;
-use crate::{ar, coded, cpio, rpm, sevenz, stream, tar, zip};
+use crate::{ar, cab, coded, cpio, iso9660, lzh, rar, rpm, sevenz, squashfs, stream, tar, xar, zip};
 
 /// Every format that this build takes apart.
 pub static FORMATS: &[&Format] = &[
     &zip::FORMAT,
     &sevenz::FORMAT,
+    &rar::FORMAT,
+    &cab::FORMAT,
+    &xar::FORMAT,
     &stream::GZIP,
     &stream::BZIP2,
     &stream::XZ,
@@ -24,7 +27,11 @@ pub static FORMATS: &[&Format] = &[
     &coded::COMPRESS,
     &ar::FORMAT,
     &rpm::FORMAT,
+    &squashfs::FORMAT,
     &tar::FORMAT,
     &cpio::FORMAT,
+    &iso9660::FORMAT,
+    &lzh::ARJ,
+    &lzh::LZH,
     &coded::LZMA,
 ];

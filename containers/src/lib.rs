@@ -25,13 +25,19 @@ pub mod outcome;
 pub mod passwords;
 
 mod ar;
+mod cab;
 mod coded;
 mod cpio;
+mod iso9660;
+mod lzh;
 mod parts;
+mod rar;
 mod rpm;
 mod sevenz;
+mod squashfs;
 mod stream;
 mod tar;
+mod xar;
 mod zip;
 
 pub use budget::{Budget, Stop, TreeBudget};

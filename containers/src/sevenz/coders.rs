@@ -99,9 +99,8 @@ impl<'i> Plumbing<'_, 'i, '_> {
         self.used.push(at);
         let length = usize::try_from(output).ok().and_then(|output| folder.unpacked_bytes.get(output)).copied();
         let length = length.ok_or_else(|| invalid("a stream without a length"))?;
-        let inputs = (first_input..first_input + coder.inputs)
-            .map(|input| self.input(input))
-            .collect::<io::Result<Vec<_>>>()?;
+        let inputs =
+            (first_input..first_input + coder.inputs).map(|input| self.input(input)).collect::<io::Result<Vec<_>>>()?;
         Ok(Box::new(Exactly::new(decoder(coder, inputs, length, self.keys)?, length)))
     }
 
@@ -154,12 +153,7 @@ fn lzma2_dictionary(coder: &Coder) -> io::Result<u32> {
     }
 }
 
-fn decoder<'i>(
-    coder: &Coder,
-    mut inputs: Vec<Stream<'i>>,
-    length: u64,
-    keys: &mut Keys<'_>,
-) -> io::Result<Stream<'i>> {
+fn decoder<'i>(coder: &Coder, mut inputs: Vec<Stream<'i>>, length: u64, keys: &mut Keys<'_>) -> io::Result<Stream<'i>> {
     if coder.method == BCJ2 {
         return Ok(Box::new(Bcj2Reader::try_new(inputs, length)?));
     }
@@ -182,9 +176,7 @@ fn decoder<'i>(
             Box::new(decoder.map_err(|error| invalid(format!("PPMd: {error}")))?)
         }
         DEFLATE => Box::new(flate2::bufread::DeflateDecoder::new(BufReader::with_capacity(BUFFER_BYTES, input))),
-        DEFLATE64 => {
-            Box::new(deflate64::Deflate64Decoder::with_buffer(BufReader::with_capacity(BUFFER_BYTES, input)))
-        }
+        DEFLATE64 => Box::new(deflate64::Deflate64Decoder::with_buffer(BufReader::with_capacity(BUFFER_BYTES, input))),
         BZIP2 => Box::new(bzip2::bufread::MultiBzDecoder::new(BufReader::with_capacity(BUFFER_BYTES, input))),
         ZSTD => {
             let input = BufReader::with_capacity(BUFFER_BYTES, input);

@@ -129,12 +129,7 @@ impl<'b> Archive<'_, 'b> {
     }
 
     /// Hands out all files.
-    fn files(
-        &mut self,
-        streams: Option<Streams<'_>>,
-        mut files: Files<'_>,
-        out: &mut Out<'_, '_>,
-    ) -> io::Result<()> {
+    fn files(&mut self, streams: Option<Streams<'_>>, mut files: Files<'_>, out: &mut Out<'_, '_>) -> io::Result<()> {
         if let Some(streams) = streams {
             let mut walk = streams.walk();
             while let Some(folder) = walk.folder()? {

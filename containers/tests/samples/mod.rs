@@ -10,7 +10,8 @@ use std::io::Read;
 pub struct Sample {
     /// The name of its format in the table.
     pub format: &'static str,
-    /// What made it.
+    /// The file that holds it.
+    #[allow(dead_code, reason = "not every test program shows it")]
     pub name: &'static str,
     /// The password that it needs.
     pub password: Option<&'static str>,
@@ -77,6 +78,12 @@ pub static SAMPLES: &[Sample] = &[
     sample!("7z", "7z-aes", Some("secret")),
     sample!("7z", "7z-aes-header", Some("secret")),
     sample!("7z", "7z-aes-copy", Some("secret")),
+    sample!("arj", "arj"),
+    sample!("arj", "arj-fastest"),
+    sample!("arj", "arj-stored"),
+    sample!("arj", "arj-garbled", Some("secret")),
+    sample!("cab", "cab-mszip"),
+    sample!("cab", "cab-stored"),
     sample!("compress", "compress", None, End::Unknown),
     sample!("compress", "compress-clears", None, End::Unknown),
     sample!("compress", "compress-twelve", None, End::Unknown),
@@ -84,6 +91,9 @@ pub static SAMPLES: &[Sample] = &[
     sample!("cpio", "cpio-crc"),
     sample!("cpio", "cpio-newc"),
     sample!("cpio", "cpio-odc"),
+    sample!("iso9660", "iso-joliet"),
+    sample!("iso9660", "iso-joliet-rock"),
+    sample!("iso9660", "iso-plain"),
     sample!("lz4", "lz4"),
     sample!("lz4", "lz4-legacy"),
     sample!("lz4", "lz4-linked"),
@@ -92,5 +102,25 @@ pub static SAMPLES: &[Sample] = &[
     sample!("lzma", "lzma"),
     sample!("lzop", "lzop"),
     sample!("lzop", "lzop-best"),
+    sample!("lzh", "lzh", None, End::Open),
+    sample!("rar", "rar-14"),
+    sample!("rar", "rar-15"),
+    sample!("rar", "rar-2"),
+    sample!("rar", "rar-4"),
+    sample!("rar", "rar-4-solid"),
+    sample!("rar", "rar-5"),
+    sample!("rar", "rar-5-solid"),
+    sample!("rar", "rar-5-stored"),
+    sample!("rar", "rar-7"),
+    sample!("rar", "rar-4-aes", Some("secret")),
+    sample!("rar", "rar-5-aes", Some("secret")),
+    sample!("rar", "rar-5-aes-header", Some("secret")),
     sample!("rpm", "rpm"),
+    sample!("squashfs", "squashfs-gzip"),
+    sample!("squashfs", "squashfs-lz4"),
+    sample!("squashfs", "squashfs-lzma"),
+    sample!("squashfs", "squashfs-lzo"),
+    sample!("squashfs", "squashfs-xz"),
+    sample!("squashfs", "squashfs-zstd"),
+    sample!("xar", "xar"),
 ];
