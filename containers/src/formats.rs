@@ -8,7 +8,9 @@
 //! precise is known: formats that begin with a magic number before those that are told by structure.
 
 use crate::format::Format;
-use crate::{ar, cab, coded, cpio, iso9660, lzh, rar, rpm, sevenz, squashfs, stream, tar, xar, zip};
+use crate::{
+    ar, cab, coded, cpio, disk, fat, iso9660, lzh, pe, rar, rpm, sevenz, squashfs, stream, tar, textual, xar, zip,
+};
 
 /// Every format that this build takes apart.
 pub static FORMATS: &[&Format] = &[
@@ -31,7 +33,13 @@ pub static FORMATS: &[&Format] = &[
     &tar::FORMAT,
     &cpio::FORMAT,
     &iso9660::FORMAT,
+    &fat::FORMAT,
+    &disk::VHD,
+    &disk::DISK,
     &lzh::ARJ,
     &lzh::LZH,
     &coded::LZMA,
+    &textual::UUENCODE,
+    &textual::YENC,
+    &pe::FORMAT,
 ];

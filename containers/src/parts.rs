@@ -139,6 +139,13 @@ impl<R> Checked<R> {
     }
 }
 
+impl<R> Checked<R> {
+    /// The checksum of what was read.
+    pub(crate) fn sum(&self) -> u32 {
+        self.crc.sum()
+    }
+}
+
 impl<R> Checked<Exactly<R>> {
     /// Whether all of it was read, whatever its checksum.
     pub(crate) fn is_read(&self) -> bool {
