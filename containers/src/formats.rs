@@ -8,8 +8,38 @@
 //! precise is known: formats that begin with a magic number before those that are told by structure.
 
 use crate::format::Format;
-use crate::{ar, stream, tar, zip};
+use crate::{
+    ar, cab, coded, cpio, disk, fat, iso9660, lzh, pe, rar, rpm, sevenz, squashfs, stream, tar, textual, xar, zip,
+};
 
 /// Every format that this build takes apart.
-pub static FORMATS: &[&Format] =
-    &[&zip::FORMAT, &stream::GZIP, &stream::BZIP2, &stream::XZ, &stream::ZSTD, &ar::FORMAT, &tar::FORMAT];
+pub static FORMATS: &[&Format] = &[
+    &zip::FORMAT,
+    &sevenz::FORMAT,
+    &rar::FORMAT,
+    &cab::FORMAT,
+    &xar::FORMAT,
+    &stream::GZIP,
+    &stream::BZIP2,
+    &stream::XZ,
+    &stream::ZSTD,
+    &coded::LZ4,
+    &coded::LZIP,
+    &coded::LZOP,
+    &coded::COMPRESS,
+    &ar::FORMAT,
+    &rpm::FORMAT,
+    &squashfs::FORMAT,
+    &tar::FORMAT,
+    &cpio::FORMAT,
+    &iso9660::FORMAT,
+    &fat::FORMAT,
+    &disk::VHD,
+    &disk::DISK,
+    &lzh::ARJ,
+    &lzh::LZH,
+    &coded::LZMA,
+    &textual::UUENCODE,
+    &textual::YENC,
+    &pe::FORMAT,
+];

@@ -25,8 +25,23 @@ pub mod outcome;
 pub mod passwords;
 
 mod ar;
+mod cab;
+mod coded;
+mod cpio;
+mod disk;
+mod fat;
+mod iso9660;
+mod lzh;
+mod parts;
+mod pe;
+mod rar;
+mod rpm;
+mod sevenz;
+mod squashfs;
 mod stream;
 mod tar;
+mod textual;
+mod xar;
 mod zip;
 
 pub use budget::{Budget, Stop, TreeBudget, TreeUse};

@@ -7,6 +7,10 @@ use std::io::{Cursor, Write};
 use lazaret_containers::conformance::{self, Case, eicar};
 use lazaret_containers::{ContainerFormat, Passwords};
 
+mod samples;
+
+use samples::{End, SAMPLES};
+
 /// Random changes of each file.
 const ROUNDS: u32 = 500;
 
@@ -62,7 +66,19 @@ fn zstd(content: &[u8]) -> Vec<u8> {
 }
 
 /// One container of each format of the table, around the EICAR test file and something else.
+///
+/// What only other programs write comes from the samples, the first of each format.
 fn containers() -> Vec<(&'static str, Vec<u8>, bool)> {
+    let mut all = written_here();
+    for sample in SAMPLES.iter().filter(|sample| sample.password.is_none() && sample.end != End::Unknown) {
+        if !all.iter().any(|(format, ..)| *format == sample.format) {
+            all.push((sample.format, sample.file(), sample.end == End::Open));
+        }
+    }
+    all
+}
+
+fn written_here() -> Vec<(&'static str, Vec<u8>, bool)> {
     let members: &[(&str, &[u8])] = &[("readme.txt", b"read me, read me, read me"), ("eicar.com", &eicar())];
     vec![
         ("zip", zip(zip::CompressionMethod::Deflated, members), false),
@@ -83,7 +99,8 @@ fn each(suite: impl Fn(&Case<'_>)) {
 
 #[test]
 fn the_table_is_covered() {
-    let tested: Vec<_> = containers().into_iter().map(|(format, ..)| format).collect();
+    let mut tested: Vec<_> = containers().into_iter().map(|(format, ..)| format).collect();
+    tested.extend(SAMPLES.iter().map(|sample| sample.format));
     for format in ContainerFormat::all() {
         assert!(tested.contains(&format.name()), "{format:?} has no test file");
     }
@@ -115,7 +132,7 @@ fn every_method_of_zip_survives() {
 
 #[test]
 fn content_is_found_three_deep_in_mixed_formats() {
-    for (outer, _, _) in containers() {
+    for (outer, _, _) in written_here() {
         let wrap = |content: &[u8]| match outer {
             "zip" => zip(zip::CompressionMethod::Deflated, &[("member", content)]),
             "tar" => tar(&[("member", content)]),
