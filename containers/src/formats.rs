@@ -8,8 +8,8 @@
 //! precise is known: formats that begin with a magic number before those that are told by structure.
 
 use crate::format::Format;
-use crate::{ar, stream, tar, zip};
+use crate::{ar, ole, stream, tar, zip};
 
 /// Every format that this build takes apart.
 pub static FORMATS: &[&Format] =
-    &[&zip::FORMAT, &stream::GZIP, &stream::BZIP2, &stream::XZ, &stream::ZSTD, &ar::FORMAT, &tar::FORMAT];
+    &[&zip::FORMAT, &stream::GZIP, &stream::BZIP2, &stream::XZ, &stream::ZSTD, &ole::FORMAT, &ar::FORMAT, &tar::FORMAT];

@@ -25,8 +25,12 @@ pub mod outcome;
 pub mod passwords;
 
 mod ar;
+mod cipher;
+mod fields;
+mod ole;
 mod stream;
 mod tar;
+mod transfer;
 mod zip;
 
 pub use budget::{Budget, Stop, TreeBudget};

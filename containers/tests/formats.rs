@@ -61,6 +61,13 @@ fn zstd(content: &[u8]) -> Vec<u8> {
     zstd::encode_all(content, 1).unwrap()
 }
 
+fn ole(content: &[u8]) -> Vec<u8> {
+    let mut file = cfb::CompoundFile::create(Cursor::new(Vec::new())).unwrap();
+    file.create_stream("/member").unwrap().write_all(content).unwrap();
+    file.flush().unwrap();
+    file.into_inner().into_inner()
+}
+
 /// One container of each format of the table, around the EICAR test file and something else.
 fn containers() -> Vec<(&'static str, Vec<u8>, bool)> {
     let members: &[(&str, &[u8])] = &[("readme.txt", b"read me, read me, read me"), ("eicar.com", &eicar())];
@@ -72,6 +79,7 @@ fn containers() -> Vec<(&'static str, Vec<u8>, bool)> {
         ("bzip2", bzip2(&eicar()), false),
         ("xz", xz(&eicar()), false),
         ("zstd", zstd(&eicar()), false),
+        ("ole", ole(&eicar()), false),
     ]
 }
 
@@ -123,6 +131,7 @@ fn content_is_found_three_deep_in_mixed_formats() {
             "gzip" => gzip(content),
             "bzip2" => bzip2(content),
             "xz" => xz(content),
+            "ole" => ole(content),
             _ => zstd(content),
         };
         for (inner, file, _) in containers() {
