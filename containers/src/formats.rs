@@ -8,8 +8,24 @@
 //! precise is known: formats that begin with a magic number before those that are told by structure.
 
 use crate::format::Format;
-use crate::{ar, ole, stream, tar, zip};
+use crate::{activemime, ar, mail, ole, onenote, pdf, rtf, stream, tar, text, zip};
 
 /// Every format that this build takes apart.
-pub static FORMATS: &[&Format] =
-    &[&zip::FORMAT, &stream::GZIP, &stream::BZIP2, &stream::XZ, &stream::ZSTD, &ole::FORMAT, &ar::FORMAT, &tar::FORMAT];
+pub static FORMATS: &[&Format] = &[
+    &zip::FORMAT,
+    &stream::GZIP,
+    &stream::BZIP2,
+    &stream::XZ,
+    &stream::ZSTD,
+    &ole::FORMAT,
+    &pdf::FORMAT,
+    &rtf::FORMAT,
+    &onenote::FORMAT,
+    &activemime::FORMAT,
+    &mail::tnef::FORMAT,
+    &mail::MBOX,
+    &mail::EML,
+    &ar::FORMAT,
+    &tar::FORMAT,
+    &text::FORMAT,
+];

@@ -24,12 +24,18 @@ pub mod limits;
 pub mod outcome;
 pub mod passwords;
 
+mod activemime;
 mod ar;
 mod cipher;
 mod fields;
+mod mail;
 mod ole;
+mod onenote;
+mod pdf;
+mod rtf;
 mod stream;
 mod tar;
+mod text;
 mod transfer;
 mod zip;
 

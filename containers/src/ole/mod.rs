@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::io::{self, Cursor, Read};
 
 use self::compound::{Compound, Kind};
+pub(crate) use self::outlook::decompress as compressed_text;
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, Sink, display_name, hand_out};
 use crate::fields::{read_at_most, u16_le, u32_le, until_zero, utf16_le};

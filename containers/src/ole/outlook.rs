@@ -21,7 +21,7 @@ const DICTIONARY_BYTES: usize = 4096;
 pub(super) const TEXT_BYTES_MAX: u64 = 16 << 20;
 
 /// Decompresses a text. What could be decompressed comes out even if the rest is broken.
-pub(super) fn decompress(data: &[u8]) -> (Vec<u8>, io::Result<()>) {
+pub(crate) fn decompress(data: &[u8]) -> (Vec<u8>, io::Result<()>) {
     const COMPRESSED: u32 = 0x7546_5a4c;
     const STORED: u32 = 0x414c_454d;
     let content = data.get(16..).unwrap_or_default();
