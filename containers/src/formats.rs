@@ -9,7 +9,8 @@
 
 use crate::format::Format;
 use crate::{
-    ar, cab, coded, cpio, disk, fat, iso9660, lzh, pe, rar, rpm, sevenz, squashfs, stream, tar, textual, xar, zip,
+    activemime, ar, cab, coded, cpio, disk, fat, iso9660, lzh, mail, ole, onenote, pdf, pe, rar, rpm, rtf, sevenz,
+    squashfs, stream, tar, text, textual, xar, zip,
 };
 
 /// Every format that this build takes apart.
@@ -27,6 +28,14 @@ pub static FORMATS: &[&Format] = &[
     &coded::LZIP,
     &coded::LZOP,
     &coded::COMPRESS,
+    &ole::FORMAT,
+    &pdf::FORMAT,
+    &rtf::FORMAT,
+    &onenote::FORMAT,
+    &activemime::FORMAT,
+    &mail::tnef::FORMAT,
+    &mail::MBOX,
+    &mail::EML,
     &ar::FORMAT,
     &rpm::FORMAT,
     &squashfs::FORMAT,
@@ -41,5 +50,6 @@ pub static FORMATS: &[&Format] = &[
     &coded::LZMA,
     &textual::UUENCODE,
     &textual::YENC,
+    &text::FORMAT,
     &pe::FORMAT,
 ];
