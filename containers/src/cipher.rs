@@ -48,6 +48,11 @@ impl Aes {
         *block = array.into();
     }
 
+    /// Encrypts one block on its own.
+    pub(crate) fn encrypt_one(&self, block: &mut [u8; BLOCK_BYTES]) {
+        self.encrypt_block(block);
+    }
+
     /// Decrypts whole blocks, each on its own; what is left over stays.
     pub(crate) fn decrypt_ecb(&self, data: &mut [u8]) {
         for block in data.as_chunks_mut().0 {

@@ -74,8 +74,10 @@ impl ExtractionOutcome {
         if let Some(halt) = Halt::of(error) {
             return self.note_halt(halt);
         }
-        if TooMuchMemory::of(error).is_some() {
-            self.note_limit(Limit::Memory);
+        // The zstd library says it in words.
+        let in_words = || error.to_string().contains("requires too much memory");
+        if TooMuchMemory::of(error).is_some() || error.kind() == io::ErrorKind::OutOfMemory || in_words() {
+            return self.note_limit(Limit::Memory);
         }
         self.note_broken(format!("{context}: {error}"));
     }

@@ -45,7 +45,9 @@ pub(crate) static GZIP: Format = Format {
 static GZIP_STREAM: Stream = Stream {
     format: "gzip",
     suffixes: &[(".tgz", ".tar"), (".svgz", ".svg"), (".gz", "")],
-    decoder: |input| Ok(Box::new(Concatenated::new(input, flate2::bufread::GzDecoder::new, |gz| gz.into_inner()))),
+    decoder: |input| {
+        Ok(Box::new(Concatenated::new(input, flate2::bufread::GzDecoder::new, |gz| gz.into_inner(), |_| 0)))
+    },
 };
 
 /// bzip2.
@@ -68,7 +70,9 @@ pub(crate) static BZIP2: Format = Format {
 static BZIP2_STREAM: Stream = Stream {
     format: "bzip2",
     suffixes: &[(".tbz2", ".tar"), (".tbz", ".tar"), (".bz2", "")],
-    decoder: |input| Ok(Box::new(Concatenated::new(input, bzip2::bufread::BzDecoder::new, |bz| bz.into_inner()))),
+    decoder: |input| {
+        Ok(Box::new(Concatenated::new(input, bzip2::bufread::BzDecoder::new, |bz| bz.into_inner(), empty_bzip2)))
+    },
 };
 
 /// XZ.
@@ -160,17 +164,34 @@ struct Concatenated<R, D> {
     begun: bool,
     begin: fn(R) -> D,
     end: fn(D) -> R,
+    /// How long an empty stream is that the input begins with; 0 if it begins with none. Decoders are costly to make, and
+    /// millions of empty streams need none.
+    empty: fn(&[u8]) -> usize,
+}
+
+/// The length of the empty bzip2 stream that these bytes begin with.
+fn empty_bzip2(bytes: &[u8]) -> usize {
+    let end = [0x17, 0x72, 0x45, 0x38, 0x50, 0x90, 0, 0, 0, 0];
+    let is_one = matches!(bytes, [b'B', b'Z', b'h', b'1'..=b'9', rest @ ..] if rest.starts_with(&end));
+    if is_one { 4 + end.len() } else { 0 }
 }
 
 impl<R: BufRead, D: Read> Concatenated<R, D> {
-    fn new(input: R, begin: fn(R) -> D, end: fn(D) -> R) -> Self {
-        Self { decoder: None, input: Some(input), begun: false, begin, end }
+    fn new(input: R, begin: fn(R) -> D, end: fn(D) -> R, empty: fn(&[u8]) -> usize) -> Self {
+        Self { decoder: None, input: Some(input), begun: false, begin, end, empty }
     }
 
     /// Begins the next stream. False if there is none.
     fn next_stream(&mut self) -> io::Result<bool> {
         let Some(mut input) = self.input.take() else { return Ok(false) };
-        let first = input.fill_buf()?.first().copied();
+        let first = loop {
+            let available = input.fill_buf()?;
+            match (self.empty)(available) {
+                0 => break available.first().copied(),
+                length => input.consume(length),
+            }
+            self.begun = true;
+        };
         match first {
             None => Ok(false),
             Some(0) if self.begun => skip_zeros(&mut input).map(|()| false),

@@ -22,6 +22,8 @@ const COMMENT_BYTES_MAX: u64 = u16::MAX as u64;
 
 /// General purpose flag: encrypted.
 pub(super) const FLAG_ENCRYPTED: u16 = 1;
+/// General purpose flag: encrypted in a way that only PKWARE's programs know.
+pub(super) const FLAG_STRONG: u16 = 1 << 6;
 /// General purpose flag: lengths and checksum follow the data.
 pub(super) const FLAG_DESCRIPTOR: u16 = 1 << 3;
 /// The method that stands for AES encryption.
@@ -53,6 +55,30 @@ pub(super) struct Entry {
     pub size_bytes: u64,
     /// Where the local header is, in the file.
     pub header_offset: u64,
+    /// When it was last changed, in DOS's words.
+    pub time: u16,
+    /// How it is encrypted, if that is AES.
+    pub aes: Option<AesField>,
+}
+
+/// WinZip's extra field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct AesField {
+    /// 1, or 2 for members without a checksum.
+    pub version: u16,
+    /// 1 for 128 bits, 2 for 192, 3 for 256.
+    pub strength: u8,
+    /// How the member is compressed.
+    pub method: u16,
+}
+
+fn aes_field(extra: &[u8]) -> Option<AesField> {
+    match extra_field(extra, 0x9901)? {
+        field @ [_, _, b'A', b'E', strength, _, _, ..] => {
+            Some(AesField { version: u16_at(field, 0), strength: *strength, method: u16_at(field, 5) })
+        }
+        _ => None,
+    }
 }
 
 impl Entry {
@@ -213,6 +239,8 @@ impl CentralHeaders {
             compressed_bytes: values[1],
             size_bytes: values[0],
             header_offset: values[2].saturating_add(self.directory.base),
+            time: u16_at(rest, 12),
+            aes: aes_field(extra),
         };
         self.used += end;
         Ok(Some(entry))
@@ -241,6 +269,11 @@ fn extra_field(mut extra: &[u8], wanted: u16) -> Option<&[u8]> {
     None
 }
 
+/// The compression method that a local header says, when nothing else of it matters.
+pub(super) fn local_method(header: &[u8]) -> u16 {
+    u16_at(header, 8)
+}
+
 /// The local header at `offset`, if there is one.
 pub(super) fn read_local(input: &mut dyn ReadSeek, offset: u64) -> io::Result<Option<Local>> {
     let Some(header) = read_at::<{ LOCAL_BYTES as usize }>(input, offset)? else { return Ok(None) };
@@ -264,6 +297,8 @@ pub(super) fn read_local(input: &mut dyn ReadSeek, offset: u64) -> io::Result<Op
         compressed_bytes: values[1],
         size_bytes: values[0],
         header_offset: offset,
+        time: u16_at(&header, 10),
+        aes: aes_field(extra),
     };
     Ok(Some(Local { entry, data_offset: offset + LOCAL_BYTES + texts.len() as u64 }))
 }

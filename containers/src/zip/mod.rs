@@ -8,6 +8,7 @@
 //! The whole is walked here rather than by a library, since those keep one entry a name and believe one directory. The `zip`
 //! crate writes the archives that the tests read.
 
+mod crypt;
 mod decode;
 mod format;
 mod probe;
@@ -22,6 +23,7 @@ use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name, hand_out};
 use crate::format::Format;
 use crate::outcome::{ExtractionOutcome, Protection};
+use crate::passwords::Passwords;
 
 /// How much is read from the container at once.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -51,6 +53,8 @@ impl Extractor for Zip {
             sink,
             outcome: ExtractionOutcome::default(),
             covered: Vec::new(),
+            passwords: container.passwords,
+            last_password: 0,
         };
         if let Err(error) = walk.run() {
             walk.outcome.note_error("the archive is broken", &error);
@@ -73,6 +77,9 @@ struct Walk<'w, 's> {
     sink: &'w mut Sink<'s>,
     outcome: ExtractionOutcome,
     covered: Vec<Span>,
+    passwords: &'w Passwords,
+    /// Which of them opened the last encrypted member.
+    last_password: usize,
 }
 
 impl Walk<'_, '_> {
@@ -155,13 +162,24 @@ impl Walk<'_, '_> {
     /// Hands out the member whose data begins at `data_offset`.
     fn member(&mut self, entry: &Entry, data_offset: u64, encrypted: bool) -> io::Result<()> {
         let shown = display_name(&entry.name);
-        if encrypted {
+        let key = if encrypted { self.key(entry, data_offset)? } else { None };
+        if encrypted && key.is_none() {
             self.outcome.note_protected(Protection::Archive);
             return Ok(());
         }
-        self.input.seek(SeekFrom::Start(data_offset))?;
-        let data = BufReader::with_capacity(BUFFER_BYTES, (&mut *self.input).take(entry.compressed_bytes));
-        let mut content = match decode::decoder(entry.method, entry.size_bytes, data) {
+        let summed_up = entry.aes.is_none_or(|aes| !encrypted || aes.version != 2);
+        self.input.seek(SeekFrom::Start(data_offset.saturating_add(key.as_ref().map_or(0, |key| key.skip_bytes))))?;
+        let decoder = match key {
+            Some(key) => {
+                let method = key.method;
+                decode::decoder(method, entry.size_bytes, crypt::Decrypting::new(&mut *self.input, key))
+            }
+            None => {
+                let data = BufReader::with_capacity(BUFFER_BYTES, (&mut *self.input).take(entry.compressed_bytes));
+                decode::decoder(entry.method, entry.size_bytes, data)
+            }
+        };
+        let mut content = match decoder {
             Ok(decoder) => Summed { content: decoder, crc: crc32fast::Hasher::new(), bytes: 0 },
             Err(error) => {
                 self.outcome.note_error(&format!("member {shown:?}"), &error);
@@ -173,8 +191,8 @@ impl Walk<'_, '_> {
                 "member {shown:?} has {} bytes, its header says {}",
                 content.bytes, entry.size_bytes
             )),
-            // AES members of version 2 have no checksum, but those are encrypted.
-            Ok(None) if content.crc.clone().finalize() != entry.crc32 => {
+            // AES members of version 2 have no checksum.
+            Ok(None) if summed_up && content.crc.clone().finalize() != entry.crc32 => {
                 self.outcome.note_broken(format!("member {shown:?} doesn't have the checksum that its header says"));
             }
             Ok(None) => {}
@@ -182,6 +200,30 @@ impl Walk<'_, '_> {
             Err(halt) => self.outcome.note_halt(halt),
         }
         Ok(())
+    }
+
+    /// What opens an encrypted member, if one of the passwords does.
+    fn key(&mut self, entry: &Entry, data_offset: u64) -> io::Result<Option<crypt::Opened>> {
+        if self.passwords.is_empty() {
+            return Ok(None);
+        }
+        self.input.seek(SeekFrom::Start(data_offset))?;
+        let mut start = Vec::new();
+        (&mut *self.input).take(crypt::START_BYTES.min(entry.compressed_bytes)).read_to_end(&mut start)?;
+        // Most archives have one password: the one that opened the last member comes first.
+        let (last, count) = (self.last_password, self.passwords.iter().count());
+        let order = std::iter::once(last).chain((0..count).filter(|at| *at != last));
+        let list = order.filter_map(|at| self.passwords.iter().nth(at).map(|password| (at, password)));
+        let (input, budget) = (&mut *self.input, self.budget);
+        let mut check = |opened: &crypt::Opened| {
+            input.seek(SeekFrom::Start(data_offset.saturating_add(opened.skip_bytes)))?;
+            crypt::fits(entry, opened, &mut *input)
+        };
+        let found = crypt::open(entry, list, budget, &start, &mut check)?;
+        Ok(found.map(|(at, opened)| {
+            self.last_password = at;
+            opened
+        }))
     }
 
     /// Hands out what local headers lead to in the parts of the file that are not covered yet.
@@ -202,17 +244,36 @@ impl Walk<'_, '_> {
         Ok(())
     }
 
+    /// Looks for local headers in a part of the file, block by block, so that bytes which merely look like many of them cost
+    /// one look each.
     fn search(&mut self, start: u64, end: u64, has_directory: bool) -> io::Result<()> {
+        const HEADER: usize = LOCAL_BYTES as usize;
+        let mut block = Vec::with_capacity(SEARCH_BYTES);
         let mut offset = start;
-        while let Some(found) = self.find_local(offset, end)? {
+        // A header that begins so close to the end of the gap would reach into what is covered.
+        while offset.saturating_add(LOCAL_BYTES) <= end {
             self.budget.check()?;
-            offset = match read_local(self.input, found)? {
-                Some(local) if is_plausible(&local.entry) => self.hidden_member(&local, has_directory)?,
-                _ => found + 1,
-            };
-            if self.outcome.is_over() {
-                return Ok(());
+            block.clear();
+            self.input.seek(SeekFrom::Start(offset))?;
+            (&mut *self.input).take((end - offset).min(SEARCH_BYTES as u64)).read_to_end(&mut block)?;
+            // Headers that lie whole in this block are looked at now, the others with the next one.
+            let Some(whole) = (block.len() + 1).checked_sub(HEADER).filter(|whole| *whole > 0) else { return Ok(()) };
+            let mut from = offset;
+            for at in memchr::memmem::find_iter(&block, &LOCAL_SIGNATURE).take_while(|at| *at < whole) {
+                let found = offset + at as u64;
+                let header = block.get(at..at + HEADER).unwrap_or_default();
+                if found < from || !is_plausible(format::local_method(header)) {
+                    continue;
+                }
+                self.budget.check()?;
+                if let Some(local) = read_local(self.input, found)? {
+                    from = self.hidden_member(&local, has_directory)?.max(found + 1);
+                }
+                if self.outcome.is_over() {
+                    return Ok(());
+                }
             }
+            offset = from.max(offset + whole as u64);
         }
         Ok(())
     }
@@ -252,27 +313,6 @@ impl Walk<'_, '_> {
         }
         Ok(data_offset.saturating_add(content.total_in()))
     }
-
-    /// The first local signature that begins in `offset..end`.
-    fn find_local(&mut self, mut offset: u64, end: u64) -> io::Result<Option<u64>> {
-        let mut block = Vec::with_capacity(SEARCH_BYTES);
-        // A header that begins so close to the end of the gap would reach into what is covered.
-        while offset.saturating_add(LOCAL_BYTES) <= end {
-            self.budget.check()?;
-            block.clear();
-            self.input.seek(SeekFrom::Start(offset))?;
-            (&mut *self.input).take((end - offset).min(SEARCH_BYTES as u64)).read_to_end(&mut block)?;
-            let found = memchr::memmem::find(&block, &LOCAL_SIGNATURE);
-            if let Some(at) = found {
-                return Ok(Some(offset + at as u64));
-            }
-            if block.len() < LOCAL_SIGNATURE.len() {
-                return Ok(None);
-            }
-            offset += (block.len() - LOCAL_SIGNATURE.len() + 1) as u64;
-        }
-        Ok(None)
-    }
 }
 
 /// In what a central and a local header differ, if in anything that changes what is extracted.
@@ -294,8 +334,8 @@ fn difference(central: &Entry, local: &Entry) -> Option<&'static str> {
 }
 
 /// Whether a signature found by searching is likely a header: chance matches are not.
-fn is_plausible(entry: &Entry) -> bool {
-    decode::is_known(entry.method) || entry.method == METHOD_AES
+fn is_plausible(method: u16) -> bool {
+    decode::is_known(method) || method == METHOD_AES
 }
 
 /// Sums up what is read.
