@@ -280,6 +280,16 @@ impl Config for GatewayConfig {
     }
 }
 
+/// Whether hostile bytes are read in processes of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SandboxMode {
+    /// They are, or the worker does not start.
+    Required,
+    /// They are not.
+    Off,
+}
+
 /// One scan worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -296,6 +306,9 @@ pub struct ScanWorkerConfig {
     pub concurrent_files: usize,
     /// Threads that extract and scan; 0 takes as many as there are cores.
     pub scan_threads: usize,
+    /// Where files are identified and taken apart: in processes that can do nothing else (`required`, and the worker does
+    /// not start where the kernel can't confine them), or in the worker itself (`off`), where a fault in a reader is the worker's.
+    pub sandbox: SandboxMode,
     /// A file up to this length is scanned in memory as a whole; a longer one in windows.
     pub sample_memory_max_bytes: u64,
     /// Memory of all samples together.
@@ -313,6 +326,7 @@ impl Default for ScanWorkerConfig {
             secret: crate::init::SECRET_FILE.into(),
             concurrent_files: 0,
             scan_threads: 0,
+            sandbox: SandboxMode::Required,
             sample_memory_max_bytes: 256 * MIB,
             sample_budget_bytes: 512 * MIB,
             lease_seconds: 30,

@@ -8,17 +8,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lazaret_analysis::{EngineResult, FileInfo, ResultCode};
+use lazaret_containers::FileType;
+use lazaret_containers::format::Found;
 use lazaret_digests::{Digests, Set};
 use lazaret_protocol::BlobName;
 
-use super::members::Members;
-use super::node::{Judged, Node, Opened};
+use super::node::{Judged, Node};
+use super::opening::{FileOpening, SandboxInput};
 use super::{Tree, ms_since};
-use crate::budget::{Budget, StopReason};
-use crate::detect::{FileType, detect};
+use crate::budget::StopReason;
 use crate::engine::{Engine, EngineVerdict, ScanContext};
-use crate::extractor::{Container, ExtractionOutcome, Guarded};
-use crate::extractors::ContainerFormat;
 use crate::sample::Sample;
 
 /// What is known of a file before it is scanned.
@@ -29,6 +28,8 @@ pub(super) struct Known {
     /// The content's name, if it was kept as a blob.
     pub blob: Option<BlobName>,
     pub fetch_ms: u64,
+    /// What it is.
+    pub file_type: Option<FileType>,
 }
 
 /// Scans one file and records what was found.
@@ -61,18 +62,18 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, known: Known) -> J
     judged.times.hash_ms = ms_since(began);
 
     let began = Instant::now();
-    let container = identify(sample, &mut judged);
+    let input = SandboxInput::new(tree, node, sample);
+    let mut opening = FileOpening::new(tree, node, sample, &input);
+    let containers = identify(&mut opening, known.file_type, &mut judged);
     judged.times.filetype_ms = ms_since(began);
 
     let began = Instant::now();
-    judged.engines = run_engines(tree, node, sample);
+    judged.engines = opening.budget().pause(|| run_engines(tree, node, sample));
     judged.times.scan_ms = ms_since(began);
 
-    if let Some(format) = container {
-        let began = Instant::now();
-        judged.container = Some(open(tree, node, sample, format));
-        judged.times.extraction_ms = ms_since(began);
-    }
+    let began = Instant::now();
+    judged.container = opening.take_apart(&containers);
+    judged.times.extraction_ms = ms_since(began);
     // A file whose scan was cut short must not look judged.
     judged.failure = judged.failure.or_else(|| tree.stop.reason().and_then(StopReason::code));
     judged
@@ -101,23 +102,24 @@ pub(super) fn info(name: &str, size_bytes: u64, digests: Option<&Digests>) -> Fi
     }
 }
 
-fn identify(sample: &Sample, judged: &mut Judged) -> Option<ContainerFormat> {
-    match detect(&mut sample.reader(), sample.length()) {
-        Ok(FileType { mime, extension, description, category, container, ambiguous }) => {
-            if ambiguous {
+/// Finds out what a file is; tells the containers that it is.
+fn identify(opening: &mut FileOpening<'_>, known: Option<FileType>, judged: &mut Judged) -> Vec<Found> {
+    match known.map_or_else(|| opening.file_type(), Ok) {
+        Ok(FileType { mime, extension, description, category, containers, suspicious }) => {
+            if let Some(suspicious) = suspicious {
                 judged.failure = Some(ResultCode::SUSPICIOUS);
-                judged.detail = "the file is a container of two formats at once".into();
+                judged.detail = suspicious;
             }
             judged.file.file_type = mime;
             judged.file.file_type_description = description;
             judged.file.type_category = category;
             judged.file.extension = extension;
-            container
+            containers
         }
-        Err(error) => {
-            judged.failure = Some(ResultCode::SCAN_FAILED);
-            judged.detail = format!("the file's type could not be detected: {error}");
-            None
+        Err((code, reason)) => {
+            judged.failure = code;
+            judged.detail = format!("the file's type could not be detected: {reason}");
+            Vec::new()
         }
     }
 }
@@ -174,43 +176,7 @@ fn run_engine(tree: &Tree, engine: &dyn Engine, sample: &Sample) -> EngineVerdic
     }
 }
 
-/// Takes a container apart, within the tree's limits.
-fn open(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, format: ContainerFormat) -> Opened {
-    if !tree.budget.admits_depth(node.depth) {
-        let reason = Some(ResultCode::ARCHIVE_DEPTH);
-        return Opened { reason, detail: "the container lies too deep to be taken apart".into(), encrypted: false };
-    }
-    let budget = Budget::new(tree.budget.clone(), tree.stop.clone(), sample.length());
-    let is_root = node.parent.is_none();
-    if is_root {
-        tree.progress.begin_extraction();
-    }
-    let mut reader = sample.reader();
-    let mut input = Guarded {
-        input: &mut reader,
-        budget: &budget,
-        on_read: |bytes| {
-            if is_root {
-                tree.progress.read(bytes);
-            }
-        },
-    };
-    let mut container = Container { name: sample.name(), length: sample.length(), input: &mut input };
-    let mut members = Members::new(tree, node, &budget);
-    let extracted = catch_unwind(AssertUnwindSafe(|| {
-        format.extractor().extract(&mut container, &budget, &mut |member| members.take(member))
-    }));
-    let outcome = extracted.unwrap_or_else(|panic| {
-        let detail = format!("the extractor panicked: {}", panic_text(&*panic));
-        tracing::error!(data_id = %node.data_id, format = format.extractor().format(), detail, "extractor panicked");
-        let mut outcome = ExtractionOutcome::default();
-        outcome.note_broken(detail);
-        outcome
-    });
-    Opened { reason: outcome.code(), detail: outcome.detail(), encrypted: outcome.encrypted }
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no reason given")
 }
