@@ -9,7 +9,8 @@
 
 use crate::format::Format;
 use crate::{
-    ar, cab, coded, cpio, disk, fat, iso9660, lzh, pe, rar, rpm, sevenz, squashfs, stream, tar, textual, xar, zip,
+    ar, cab, chm, coded, cpio, disk, fat, iso9660, lzh, nsis, pe, rar, rpm, sevenz, squashfs, stream, tar, textual,
+    xar, zip,
 };
 
 /// Every format that this build takes apart.
@@ -19,6 +20,8 @@ pub static FORMATS: &[&Format] = &[
     &rar::FORMAT,
     &cab::FORMAT,
     &xar::FORMAT,
+    &chm::FORMAT,
+    &nsis::FORMAT,
     &stream::GZIP,
     &stream::BZIP2,
     &stream::XZ,
@@ -27,6 +30,7 @@ pub static FORMATS: &[&Format] = &[
     &coded::LZIP,
     &coded::LZOP,
     &coded::COMPRESS,
+    &coded::SZDD,
     &ar::FORMAT,
     &rpm::FORMAT,
     &squashfs::FORMAT,

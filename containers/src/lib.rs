@@ -26,12 +26,14 @@ pub mod passwords;
 
 mod ar;
 mod cab;
+mod chm;
 mod coded;
 mod cpio;
 mod disk;
 mod fat;
 mod iso9660;
 mod lzh;
+mod nsis;
 mod parts;
 mod pe;
 mod rar;

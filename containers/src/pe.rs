@@ -41,9 +41,8 @@ pub(crate) static FORMAT: Format = Format {
             return Ok(Vec::new());
         }
         // Headers that can't be read are those of no program.
-        let carries = Program::read(probe.input, probe.length).and_then(|program| {
-            Ok(!program.behind.is_empty() || program.resources(probe.input, &mut |_| Ok(false))?)
-        });
+        let carries = Program::read(probe.input, probe.length)
+            .and_then(|program| Ok(!program.behind.is_empty() || program.resources(probe.input, &mut |_| Ok(false))?));
         Ok(if carries.unwrap_or(false) { vec![Claim::Whole(0)] } else { Vec::new() })
     },
     extractor: &Pe,
