@@ -16,7 +16,7 @@ use crate::{Digests, Selection};
 
 /// Pieces shorter than this are copied together before they are handed on, so that the way to a thread is a small part of
 /// the work on them.
-const GATHER_BYTES: usize = 16 * 1024;
+const GATHER_BYTES: usize = 2 * 1024;
 
 /// A file that is being digested by a [`Pool`]. Dropped before its end, it leaves the pool.
 ///
