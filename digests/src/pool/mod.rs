@@ -89,6 +89,17 @@ impl Pool {
         Ok(Self { handle })
     }
 
+    /// The pool that all parts of a process share, with the default settings: the more files there are together, the fuller
+    /// its lanes. Its threads are started when it is first asked for, and stay.
+    pub fn of_process() -> std::io::Result<Self> {
+        static SHARED: Mutex<Option<Pool>> = Mutex::new(None);
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*shared {
+            Some(pool) => Ok(pool.clone()),
+            None => Ok(shared.insert(Self::new(Settings::default())?).clone()),
+        }
+    }
+
     /// Begins a file.
     pub fn stream(&self, selection: Selection) -> Stream {
         Stream::new(self.clone(), selection)
