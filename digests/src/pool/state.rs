@@ -41,6 +41,8 @@ pub(super) struct Entry {
     outcome: Option<Result<Digests, Lost>>,
     /// The owner, if it waits.
     waker: Option<Waker>,
+    /// It waits until fewer bytes of all files do.
+    in_room: bool,
     /// The owner is gone; whoever meets the file next takes it away.
     dropped: bool,
 }
@@ -92,10 +94,12 @@ pub(super) enum Next {
     Gone,
 }
 
-/// Owners to be woken and memory to be freed once the lock is released.
+/// Owners to be woken and things to be dropped once the lock is released: wakers and bytes are other people's code, which
+/// could come back here.
 #[derive(Default)]
 pub(super) struct Aftermath {
     wakers: Vec<Waker>,
+    retired: Vec<Waker>,
     pieces: Vec<Bytes>,
     files: Vec<Option<Box<File>>>,
 }
@@ -103,6 +107,7 @@ pub(super) struct Aftermath {
 impl Aftermath {
     /// To be called without the lock.
     pub(super) fn settle(self) {
+        drop(self.retired);
         drop(self.pieces);
         drop(self.files);
         for waker in self.wakers {
@@ -129,8 +134,8 @@ pub(super) struct State {
     waited_for: usize,
     queued_bytes: usize,
     queued_bytes_max: usize,
-    /// Owners that wait until fewer bytes do.
-    room: Vec<Waker>,
+    /// Files whose owners wait until fewer bytes do.
+    room: Vec<Key>,
     /// Threads that are at work, and the files in their lanes.
     running: usize,
     in_lanes: usize,
@@ -177,26 +182,33 @@ impl State {
             place: Place::Idle,
             outcome: None,
             waker: None,
+            in_room: false,
             dropped: false,
         })
     }
 
     /// Whether there is room for another piece of this file; if not, `waker` is told when to ask again. Also whether a thread
     /// should look, because somebody waits now.
-    pub(super) fn has_room(&mut self, key: Key, waker: &Waker) -> (bool, bool) {
+    pub(super) fn has_room(&mut self, key: Key, waker: Waker, aftermath: &mut Aftermath) -> (bool, bool) {
         let Some(entry) = self.files.get_mut(key) else { return (true, false) };
         if entry.outcome.is_some() {
             // Lost: nothing more is taken in, and the owner learns it at the end.
             return (true, false);
         }
         if entry.pieces_bytes >= FILE_BYTES_MAX {
-            let before = entry.waker.replace(waker.clone());
-            self.waited_for += usize::from(before.is_none());
-            return (false, before.is_none());
+            let first = entry.waker.is_none();
+            aftermath.retired.extend(entry.waker.replace(waker));
+            self.waited_for += usize::from(first);
+            return (false, first);
         }
         if self.queued_bytes >= self.queued_bytes_max {
-            self.room.push(waker.clone());
-            return (false, self.room.len() == 1);
+            let first = entry.waker.is_none();
+            aftermath.retired.extend(entry.waker.replace(waker));
+            self.waited_for += usize::from(first);
+            if !std::mem::replace(&mut entry.in_room, true) {
+                self.room.push(key);
+            }
+            return (false, first);
         }
         (true, false)
     }
@@ -244,7 +256,7 @@ impl State {
     }
 
     /// The file's digests, or `waker` is told when they are there. Also whether a thread should look.
-    pub(super) fn outcome(&mut self, key: Key, waker: &Waker) -> (Outcome, bool) {
+    pub(super) fn outcome(&mut self, key: Key, waker: Waker, aftermath: &mut Aftermath) -> (Outcome, bool) {
         let lost = Outcome::There(Err(Lost));
         let alone = self.open == 1;
         let Some(entry) = self.files.get_mut(key) else { return (lost, false) };
@@ -260,6 +272,7 @@ impl State {
             let pieces = std::mem::take(&mut entry.pieces);
             self.queued_bytes -= entry.pieces_bytes;
             self.waited_for -= usize::from(entry.waker.is_some());
+            aftermath.retired.extend(entry.waker.take());
             self.open -= 1;
             self.files.remove(key);
             self.ready_short -= 1;
@@ -268,16 +281,18 @@ impl State {
             self.note_empty();
             return (Outcome::Yours(file, pieces, rest), false);
         }
-        let before = entry.waker.replace(waker.clone());
-        self.waited_for += usize::from(before.is_none());
-        (Outcome::Wait, before.is_none() && self.ready() > 0)
+        let first = entry.waker.is_none();
+        aftermath.retired.extend(entry.waker.replace(waker));
+        self.waited_for += usize::from(first);
+        (Outcome::Wait, first && self.ready() > 0)
     }
 
     /// The owner goes. If nobody else has the file it is gone, else as soon as somebody meets it.
     pub(super) fn abandon(&mut self, key: Key) -> Aftermath {
         let mut aftermath = Aftermath::default();
         let Some(entry) = self.files.get_mut(key) else { return aftermath };
-        self.waited_for -= usize::from(entry.waker.take().is_some());
+        self.waited_for -= usize::from(entry.waker.is_some());
+        aftermath.retired.extend(entry.waker.take());
         if entry.outcome.is_none() {
             self.open -= 1;
         }
@@ -309,7 +324,7 @@ impl State {
         }
         if self.open <= SPREAD_FILES {
             // So few don't wait for company. But a short one whose owner does something else does: it may come.
-            return self.waited_for > 0 || !self.room.is_empty() || ready > self.ready_short;
+            return self.waited_for > 0 || ready > self.ready_short;
         }
         // Those who are at work take up to sixteen each at their next step.
         if self.running > 0 && ready + self.in_lanes <= self.running * LANES_MAX {
@@ -320,8 +335,7 @@ impl State {
 
     /// When the files that wait have waited for company long enough.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let urgent = self.waited_for > 0 || !self.room.is_empty();
-        let linger = if urgent { self.linger.min(URGENT) } else { self.linger };
+        let linger = if self.waited_for > 0 { self.linger.min(URGENT) } else { self.linger };
         self.ready_since.and_then(|since| since.checked_add(linger))
     }
 
@@ -467,7 +481,14 @@ impl State {
     fn free(&mut self, bytes: usize, aftermath: &mut Aftermath) {
         self.queued_bytes -= bytes;
         if self.queued_bytes < self.queued_bytes_max {
-            aftermath.wakers.append(&mut self.room);
+            for key in self.room.drain(..) {
+                // A file that gave up may have left its key to another.
+                let Some(entry) = self.files.get_mut(key).filter(|entry| entry.in_room) else { continue };
+                entry.in_room = false;
+                let waker = entry.waker.take();
+                self.waited_for -= usize::from(waker.is_some());
+                aftermath.wakers.extend(waker);
+            }
         }
     }
 
@@ -508,13 +529,13 @@ mod tests {
         let (one, two) = (state.open(Selection::ALL), state.open(Selection::ALL));
         let counting = Arc::new(Counting::default());
         let waker = Waker::from(counting.clone());
-        assert!(state.has_room(one, &waker).0);
+        assert!(state.has_room(one, waker.clone(), &mut Aftermath::default()).0);
         // The last piece may pass the bound, but nothing after it.
         state.push(one, piece(128_000));
-        assert!(!state.has_room(two, &waker).0);
+        assert!(!state.has_room(two, waker.clone(), &mut Aftermath::default()).0);
         state.abandon(one).settle();
         assert_eq!(counting.0.load(Ordering::SeqCst), 1);
-        assert!(state.has_room(two, &waker).0);
+        assert!(state.has_room(two, waker.clone(), &mut Aftermath::default()).0);
         assert_eq!(state.queued_bytes, 0);
     }
 
@@ -525,13 +546,13 @@ mod tests {
         let counting = Arc::new(Counting::default());
         let waker = Waker::from(counting.clone());
         state.push(key, piece(FILE_BYTES_MAX));
-        assert!(!state.has_room(key, &waker).0);
+        assert!(!state.has_room(key, waker.clone(), &mut Aftermath::default()).0);
         let mut aftermath = Aftermath::default();
         state.begin_running();
         let seat = state.take(0, &mut aftermath).unwrap();
         aftermath.settle();
         assert_eq!(counting.0.load(Ordering::SeqCst), 1);
-        assert!(state.has_room(key, &waker).0);
+        assert!(state.has_room(key, waker.clone(), &mut Aftermath::default()).0);
         assert_eq!(seat.piece.len(), FILE_BYTES_MAX);
         assert_eq!(state.waited_for, 0);
     }
@@ -548,11 +569,11 @@ mod tests {
         state.begin_running();
         let seat = state.take(0, &mut aftermath).unwrap();
         state.end(key, vec![piece(256)], Bytes::new(), false);
-        assert!(matches!(state.outcome(key, &waker).0, Outcome::Wait));
+        assert!(matches!(state.outcome(key, waker.clone(), &mut Aftermath::default()).0, Outcome::Wait));
         state.lose(seat.key, &seat.piece, &mut aftermath);
         aftermath.settle();
         assert_eq!(counting.0.load(Ordering::SeqCst), 1);
-        assert!(matches!(state.outcome(key, &waker).0, Outcome::There(Err(Lost))));
+        assert!(matches!(state.outcome(key, waker.clone(), &mut Aftermath::default()).0, Outcome::There(Err(Lost))));
         let left = (state.queued_bytes, state.open, state.in_lanes, state.waited_for, state.files.len());
         assert_eq!(left, (0, 0, 0, 0, 0));
     }

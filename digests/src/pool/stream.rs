@@ -9,7 +9,7 @@ use std::thread::Thread;
 
 use bytes::Bytes;
 
-use super::state::{Key, Outcome};
+use super::state::{Aftermath, Key, Outcome};
 use super::{Lost, Pool, SHORT_BYTES};
 use crate::file::{BLOCK_BYTES, File, Part, advance, close_one};
 use crate::{Digests, Selection};
@@ -120,7 +120,7 @@ impl Future for Pending {
     type Output = Result<Digests, Lost>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        self.place.outcome(context.waker())
+        self.place.outcome(context.waker().clone())
     }
 }
 
@@ -134,8 +134,10 @@ impl Place {
     async fn room(&self) {
         let Some(key) = self.key else { return };
         let room = |context: &mut Context<'_>| {
-            let (has_room, look) = self.pool.shared().lock().has_room(key, context.waker());
+            let (waker, mut aftermath) = (context.waker().clone(), Aftermath::default());
+            let (has_room, look) = self.pool.shared().lock().has_room(key, waker, &mut aftermath);
             self.tell(look);
+            aftermath.settle();
             if has_room { Poll::Ready(()) } else { Poll::Pending }
         };
         poll_fn(room).await;
@@ -161,10 +163,12 @@ impl Place {
 
     /// The file's digests, or a wait. A short file that nobody has begun and that is the only one is digested here and now,
     /// which is quicker than the way through a thread.
-    fn outcome(&mut self, waker: &Waker) -> Poll<Result<Digests, Lost>> {
+    fn outcome(&mut self, waker: Waker) -> Poll<Result<Digests, Lost>> {
         let Some(key) = self.key else { return Poll::Ready(Err(Lost)) };
-        let (outcome, look) = self.pool.shared().lock().outcome(key, waker);
+        let mut aftermath = Aftermath::default();
+        let (outcome, look) = self.pool.shared().lock().outcome(key, waker, &mut aftermath);
         self.tell(look);
+        aftermath.settle();
         let digests = match outcome {
             Outcome::Wait => return Poll::Pending,
             Outcome::There(outcome) => outcome,
