@@ -226,6 +226,7 @@ pub async fn open_gateway(
         inflight_bytes_max: config.inflight_bytes_max,
         inflight_uploads_max: config.inflight_uploads_max,
         rules,
+        digests: config.digests,
         ..GatewayOptions::default()
     };
     let (results, queue, progress) = (Arc::new(backend.clone()), Arc::new(backend.clone()), Arc::new(backend.clone()));
@@ -263,6 +264,7 @@ pub async fn open_worker(
     options.sample_memory_max_bytes = config.sample_memory_max_bytes;
     options.sample_budget_bytes = config.sample_budget_bytes;
     options.lease_ms = config.lease_seconds * 1000;
+    options.digests = config.digests;
     let (results, queue, progress) = (Arc::new(backend.clone()), Arc::new(backend.clone()), Arc::new(backend.clone()));
     Ok(ScanWorker::new(options, results, queue, progress, cluster, Environment::system(), engines)?)
 }

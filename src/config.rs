@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use figment::Figment;
 use figment::providers::{Env, Serialized};
+use lazaret_digests::Selection;
 use lazaret_protocol::limits::MIB;
 use lazaret_protocol::{NodeEntry, NodeId};
 use lazaret_storage_node::NodeOptions;
@@ -232,6 +233,8 @@ pub struct GatewayConfig {
     pub inflight_bytes_max: u64,
     /// Uploads at once; past it 503.
     pub inflight_uploads_max: usize,
+    /// The digests that are computed of uploads (`md5: false` leaves one out). BLAKE3, a blob's name, always is.
+    pub digests: Selection,
 }
 
 impl Default for GatewayConfig {
@@ -247,6 +250,7 @@ impl Default for GatewayConfig {
             rules: None,
             inflight_bytes_max: 256 * MIB,
             inflight_uploads_max: 256,
+            digests: Selection::ALL,
         }
     }
 }
@@ -315,6 +319,8 @@ pub struct ScanWorkerConfig {
     pub sample_budget_bytes: u64,
     /// A task whose worker says nothing for so long is given to another.
     pub lease_seconds: u64,
+    /// The digests that are computed of nested files; all four off, none is.
+    pub digests: Selection,
 }
 
 impl Default for ScanWorkerConfig {
@@ -330,6 +336,7 @@ impl Default for ScanWorkerConfig {
             sample_memory_max_bytes: 256 * MIB,
             sample_budget_bytes: 512 * MIB,
             lease_seconds: 30,
+            digests: Selection::ALL,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! One file's own scan: digests, type, engines, and taking it apart.
+//! One file's own scan: digests, type, engines, and taking it apart. The digests are computed meanwhile, by threads of
+//! their own; what a file waits for them at its end is its time for them.
 //!
 //! Invariant: it always ends with something judged. A panic of an engine is that engine's failure, a panic of an extractor
 //! the container's, any other the file's.
@@ -7,10 +8,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use lazaret_analysis::{EngineResult, FileInfo, ResultCode};
 use lazaret_containers::FileType;
 use lazaret_containers::format::Found;
-use lazaret_digests::{Digests, Set};
+use lazaret_digests::{Digests, Pending, Selection, Set};
 use lazaret_protocol::BlobName;
 
 use super::node::{Judged, Node};
@@ -25,6 +27,8 @@ use crate::sample::Sample;
 pub(super) struct Known {
     /// Name, length and digests, if they were taken.
     pub file: Option<FileInfo>,
+    /// Digests that are being computed.
+    pub digests: Option<Pending>,
     /// The content's name, if it was kept as a blob.
     pub blob: Option<BlobName>,
     pub fetch_ms: u64,
@@ -57,9 +61,12 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, known: Known) -> J
     }
     tree.progress.begin_file(&node.name);
 
-    let began = Instant::now();
-    judged.file = known.file.unwrap_or_else(|| with_digests(tree, sample));
-    judged.times.hash_ms = ms_since(began);
+    let pending = match &known.file {
+        Some(_) => None,
+        // Only contents in memory come without: what goes to the store is digested on the way.
+        None => known.digests.or_else(|| begin_digests(tree, sample.bytes()?)),
+    };
+    judged.file = known.file.unwrap_or_else(|| bare_info(sample));
 
     let began = Instant::now();
     let input = SandboxInput::new(tree, node, sample);
@@ -74,6 +81,11 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, known: Known) -> J
     let began = Instant::now();
     judged.container = opening.take_apart(&containers);
     judged.times.extraction_ms = ms_since(began);
+    if let Some(pending) = pending {
+        let began = Instant::now();
+        set_digests(&mut judged.file, &settle(tree, sample, pending));
+        judged.times.hash_ms = ms_since(began);
+    }
     // A file whose scan was cut short must not look judged.
     judged.failure = judged.failure.or_else(|| tree.stop.reason().and_then(StopReason::code));
     judged
@@ -83,23 +95,34 @@ fn bare_info(sample: &Sample) -> FileInfo {
     FileInfo { display_name: sample.name().to_owned(), size_bytes: sample.length(), ..FileInfo::default() }
 }
 
-fn with_digests(tree: &Tree, sample: &Sample) -> FileInfo {
-    // Only contents in memory come here: what goes to the store is digested on the way.
-    let digests = sample.bytes().map(|content| Set::digest(tree.scanner.options.digests, content));
-    info(sample.name(), sample.length(), digests.as_ref())
+/// Begins the digests of a file in memory, unless none are wanted. Blocks while too many bytes wait for theirs.
+pub(super) fn begin_digests(tree: &Tree, content: &Bytes) -> Option<Pending> {
+    let selection = tree.scanner.options.digests;
+    if selection == Selection::NONE {
+        return None;
+    }
+    let mut stream = tree.scanner.digests.stream(selection);
+    stream.update_blocking(content.clone());
+    Some(stream.end())
 }
 
-/// A file's description but for its type.
-pub(super) fn info(name: &str, size_bytes: u64, digests: Option<&Digests>) -> FileInfo {
-    FileInfo {
-        display_name: name.to_owned(),
-        size_bytes,
-        md5: digests.map(Digests::md5_hex).unwrap_or_default(),
-        sha1: digests.map(Digests::sha1_hex).unwrap_or_default(),
-        sha256: digests.map(Digests::sha256_hex).unwrap_or_default(),
-        sha512: digests.map(Digests::sha512_hex).unwrap_or_default(),
-        ..FileInfo::default()
-    }
+/// Waits for a file's digests; computes them here if the thread that had them failed.
+fn settle(tree: &Tree, sample: &Sample, pending: Pending) -> Option<Digests> {
+    pending.wait().map_or_else(
+        |lost| {
+            tracing::error!(error = %lost, "digests lost");
+            sample.bytes().map(|content| Set::digest(tree.scanner.options.digests, content))
+        },
+        Some,
+    )
+}
+
+fn set_digests(file: &mut FileInfo, digests: &Option<Digests>) {
+    let hex = |hex: fn(&Digests) -> String| digests.as_ref().map(hex).unwrap_or_default();
+    file.md5 = hex(Digests::md5_hex);
+    file.sha1 = hex(Digests::sha1_hex);
+    file.sha256 = hex(Digests::sha256_hex);
+    file.sha512 = hex(Digests::sha512_hex);
 }
 
 /// Finds out what a file is; tells the containers that it is.

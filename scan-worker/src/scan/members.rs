@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lazaret_containers::{Budget, FileType, Member, Refused};
-use lazaret_digests::{Digests, Set};
+use lazaret_digests::{Pending, Stream};
 use lazaret_protocol::BlobName;
 
 use super::Tree;
-use super::judge::{Known, info, process};
+use super::judge::{Known, begin_digests, process};
 use super::node::Node;
 use crate::memory::{MemoryBudget, Reservation};
 use crate::sample::Sample;
@@ -50,7 +50,7 @@ enum Content {
     /// Into memory, with the permission that it was held with.
     Held(Bytes, Permit),
     /// Into the store.
-    Stored(BlobName, u64, Digests),
+    Stored(BlobName, u64, Pending),
 }
 
 impl<'m> Members<'m> {
@@ -100,10 +100,11 @@ impl<'m> Members<'m> {
 
     /// Sends what was read and what is still to come to the store.
     fn store(&self, held: &[u8], piece: &[u8], rest: &mut dyn Read, more: bool) -> Result<Content, Refused> {
-        let selection = self.tree.scanner.options.digests;
+        let scanner = &self.tree.scanner;
         // The source notes its own failures and stops the tree.
-        let mut to_store =
-            ToStore { writer: self.tree.source.store().map_err(|_| Refused)?, digests: Set::new(selection), length: 0 };
+        let writer = self.tree.source.store().map_err(|_| Refused)?;
+        let digests = scanner.digests.stream(scanner.options.digests);
+        let mut to_store = ToStore { writer, digests, length: 0 };
         to_store.write(held)?;
         to_store.write(piece)?;
         if more {
@@ -117,7 +118,7 @@ impl<'m> Members<'m> {
             }
         }
         let name = to_store.writer.finish().map_err(|_| Refused)?;
-        Ok(Content::Stored(name, to_store.length, to_store.digests.finish()))
+        Ok(Content::Stored(name, to_store.length, to_store.digests.end()))
     }
 
     /// Queues a member, or scans it at once.
@@ -126,8 +127,10 @@ impl<'m> Members<'m> {
         let may_nest = INLINE_DEPTH.get() < INLINE_DEPTH_MAX;
         match content {
             Content::Held(bytes, Permit::Reserved(reservation)) => {
+                // Begun here, they are there when a thread comes to the file, and computed with those of its neighbours.
+                let digests = begin_digests(self.tree, &bytes);
                 let sample = Sample::reserved(node.name.clone(), bytes, Some(reservation));
-                self.queue(node, sample, known, may_nest);
+                self.queue(node, sample, Known { digests, ..known }, may_nest);
             }
             Content::Held(bytes, permit) if may_nest => {
                 let sample = Sample::memory(node.name.clone(), bytes);
@@ -146,8 +149,8 @@ impl<'m> Members<'m> {
             Content::Stored(blob, length, digests) => {
                 let source: Arc<dyn BlobSource> = self.tree.source.clone();
                 let sample = Sample::remote(node.name.clone(), blob, length, source);
-                let file = Some(info(&node.name, length, Some(&digests)));
-                self.queue(node, sample, Known { file, blob: Some(blob), ..known }, may_nest);
+                let known = Known { digests: Some(digests), blob: Some(blob), ..known };
+                self.queue(node, sample, known, may_nest);
             }
         }
         Ok(())
@@ -181,16 +184,17 @@ impl<'m> Members<'m> {
 /// A member on its way to the store.
 struct ToStore<'s> {
     writer: Box<dyn BlobWriter + 's>,
-    digests: Set,
+    digests: Stream,
     length: u64,
 }
 
 impl ToStore<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), Refused> {
         for piece in bytes.chunks(PIECE_BYTES) {
-            self.digests.update(piece);
+            let piece = Bytes::copy_from_slice(piece);
+            self.digests.update_blocking(piece.clone());
             self.length += piece.len() as u64;
-            self.writer.write(Bytes::copy_from_slice(piece)).map_err(|_| Refused)?;
+            self.writer.write(piece).map_err(|_| Refused)?;
         }
         Ok(())
     }

@@ -108,6 +108,8 @@ struct Shared {
     memory: Arc<MemoryBudget>,
     clock: Arc<dyn Clock>,
     pool: Pool,
+    /// Digests of nested files, many at once.
+    digests: lazaret_digests::Pool,
 }
 
 impl Scanner {
@@ -120,7 +122,8 @@ impl Scanner {
         let pool = Pool::start(options.scan_threads, &*environment.spawner)?;
         let memory = MemoryBudget::new(options.sample_budget_bytes);
         let clock = environment.clock.clone();
-        Ok(Self { shared: Arc::new(Shared { options, engines, memory, clock, pool }) })
+        let digests = lazaret_digests::Pool::of_process()?;
+        Ok(Self { shared: Arc::new(Shared { options, engines, memory, clock, pool, digests }) })
     }
 
     /// The byte budget over all samples, for fetching a root into memory.
