@@ -103,6 +103,8 @@ impl Engine {
                 let on_disk = store.disk.segments()?;
                 let newest = ledger.segments().keys().chain(&on_disk).map(|address| address.id).max();
                 let first_segment_id = newest.map_or(1, |id| id.saturating_add(1));
+                // None of those that were there at the last expiry may be left.
+                let first_segment_id = first_segment_id.max(Retention::load(&*store.disk)?.first_segment_id);
                 Retention { expired_before_bucket: bucket, first_segment_id }.save(&*store.disk)?;
             }
             // From here on nothing of them is answered, whatever fails.
