@@ -7,7 +7,7 @@ export CARGO_TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(HOME)/.cache/lazaret/targe
 
 CARGO_DENY_VERSION := 0.20.2
 CRATES := lazaret lazaret-protocol lazaret-node-client lazaret-storage-node lazaret-analysis lazaret-identity \
-          lazaret-containers lazaret-sandbox lazaret-digests lazaret-scan-worker lazaret-gateway
+          lazaret-containers lazaret-sandbox lazaret-digests lazaret-scan-worker lazaret-gateway lazaret-simulation
 # Tests check our own crates' debug assertions and integer overflow; dependencies stay as they were built.
 CHECKED := $(foreach crate,$(CRATES),--config profile.release.package.$(crate).debug-assertions=true \
                                      --config profile.release.package.$(crate).overflow-checks=true)
