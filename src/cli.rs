@@ -30,7 +30,7 @@ pub enum Command {
     #[command(subcommand)]
     Bench(BenchCommand),
     /// Run one storage node
-    StorageNode(ComponentOptions),
+    StorageNode(StorageNodeOptions),
     /// Run one gateway
     Gateway(ComponentOptions),
     /// Run one scan worker
@@ -349,6 +349,21 @@ pub struct ComponentOptions {
     /// Check the configuration and exit
     #[arg(long)]
     pub check_config: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct StorageNodeOptions {
+    #[command(flatten)]
+    pub component: ComponentOptions,
+    /// Rebuild the index of every disk from its segments and exit; the node must not run
+    #[arg(long, conflicts_with_all = ["fsck", "print_config", "check_config"])]
+    pub rebuild_index: bool,
+    /// Read and check everything on every disk, change nothing, and exit: 0 sound, 1 damaged, 2 not checked; the node must not run
+    #[arg(long, conflicts_with_all = ["print_config", "check_config"])]
+    pub fsck: bool,
+    /// With --fsck: the whole report as JSON
+    #[arg(long, requires = "fsck")]
+    pub json: bool,
 }
 
 /// Help and version are answers; anything else is one line on stderr and exit code 2.

@@ -22,17 +22,16 @@ use lazaret_node_client::{CredentialFiles, TrustFiles};
 use lazaret_protocol::{ClusterMap, NodeEntry, NodeId};
 use lazaret_scan_worker::{ScanWorker, WorkerOptions, engines};
 use lazaret_storage_node::Node;
-use lazaret_storage_node::disk::FsDisk;
-use lazaret_storage_node::engine::{Engine, EngineOptions};
-use lazaret_storage_node::index::RocksIndex;
+use lazaret_storage_node::engine::EngineOptions;
 use lazaret_storage_node::listener::{Listener, ListenerFiles};
 use lazaret_storage_node::service::NodeService;
+use lazaret_storage_node::store::{DiskSource, Store};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::cli::ComponentOptions;
+use crate::cli::{ComponentOptions, StorageNodeOptions};
 use crate::config::{self, Config, GatewayConfig, ScanWorkerConfig, StorageNodeConfig};
-use crate::metrics;
+use crate::{metrics, offline};
 
 /// Loads a component's configuration; `None` if it was only to be printed or checked, which is done.
 fn configured<C: Config>(options: &ComponentOptions) -> anyhow::Result<Option<C>> {
@@ -49,19 +48,27 @@ fn configured<C: Config>(options: &ComponentOptions) -> anyhow::Result<Option<C>
 }
 
 /// `lazaret storage-node`.
-pub async fn storage_node(options: ComponentOptions) -> anyhow::Result<ExitCode> {
-    let Some(config) = configured::<StorageNodeConfig>(&options)? else { return Ok(ExitCode::SUCCESS) };
+pub async fn storage_node(options: StorageNodeOptions) -> anyhow::Result<ExitCode> {
+    let Some(config) = configured::<StorageNodeConfig>(&options.component)? else { return Ok(ExitCode::SUCCESS) };
+    if options.fsck {
+        return offline::fsck(config, options.json).await;
+    }
     let cluster = ClusterFile::load(&config.cluster)?;
     let node = cluster
         .map
         .node(config.node)
         .with_context(|| format!("{} has no node {}", config.cluster.display(), config.node))?
         .clone();
-    let engine =
-        open_engine(&config.data, &cluster.map, config.node, (config.segment_bytes_max, config.reserve_bytes)).await?;
-    let served = serve_node(&config, &cluster, &node, engine.clone()).await;
+    let sizes = (config.segment_bytes_max, config.reserve_bytes);
+    if options.rebuild_index {
+        return offline::rebuild_index(config.disks().collect(), engine_options(&cluster.map, config.node, sizes))
+            .await;
+    }
+    let sources = config.disks().map(|(path, must_exist)| DiskSource::directory(path, must_exist)).collect();
+    let store = open_store(sources, &cluster.map, config.node, sizes).await?;
+    let served = serve_node(&config, &cluster, &node, store.clone()).await;
     // Also after a failure: a process must not end while an engine's threads still run.
-    close(engine).await;
+    close(store).await;
     served.map(|()| ExitCode::SUCCESS)
 }
 
@@ -69,13 +76,13 @@ async fn serve_node(
     config: &StorageNodeConfig,
     cluster: &ClusterFile,
     node: &NodeEntry,
-    engine: Engine,
+    store: Store,
 ) -> anyhow::Result<()> {
     let identity = NodeIdentity { certificate: &config.certificate, private_key: &config.private_key };
     let credentials =
         CredentialFiles::Peer { certificate: config.certificate.clone(), private_key: config.private_key.clone() };
     let peers = quic_cluster_as(cluster, credentials)?;
-    let node_at_work = Node::new(node.id, engine, peers, Environment::system(), config.background.options());
+    let node_at_work = Node::new(node.id, store, peers, Environment::system(), config.background.options());
     let service = NodeService::new(node_at_work.clone());
     let listener = listen(config.listen.unwrap_or(node.address), &identity, cluster, service)?;
     if let Some(address) = config.metrics {
@@ -121,31 +128,34 @@ pub async fn scan_worker(options: ComponentOptions) -> anyhow::Result<ExitCode> 
     Ok(ExitCode::SUCCESS)
 }
 
-/// Opens a node's engine in `data`, off the async threads, since recovery reads segments.
-pub async fn open_engine(
-    data: &Path,
+/// Opens a node's disks, off the async threads, since recovery reads segments.
+pub async fn open_store(
+    sources: Vec<DiskSource>,
     map: &ClusterMap,
     node: NodeId,
-    (segment_bytes_max, reserve_bytes): (u64, u64),
-) -> anyhow::Result<Engine> {
-    let options = EngineOptions {
-        storage_type: map.storage_type,
-        segment_bytes_max,
-        reserve_bytes,
-        ..EngineOptions::new(map.cluster, node)
-    };
-    let data = data.to_owned();
-    tokio::task::spawn_blocking(move || {
-        let disk = FsDisk::open(&data)?;
-        let index = RocksIndex::open(data.join("index"))?;
-        anyhow::Ok(Engine::open(Arc::new(disk), Arc::new(index), Environment::system(), options)?)
-    })
-    .await?
+    sizes: (u64, u64),
+) -> anyhow::Result<Store> {
+    let options = engine_options(map, node, sizes);
+    let open = move || Store::open(sources, Environment::system(), options);
+    let store = tokio::task::spawn_blocking(open).await??;
+    let agreeing = store.clone();
+    tokio::spawn(async move {
+        // It is tried again before anything expires.
+        if let Err(error) = agreeing.agree().await {
+            tracing::error!(%error, "the disks could not be brought into agreement");
+        }
+    });
+    Ok(store)
 }
 
-/// Lets the engine finish what it took, off the async threads.
-pub async fn close(engine: Engine) {
-    let _ = tokio::task::spawn_blocking(move || engine.close()).await;
+fn engine_options(map: &ClusterMap, node: NodeId, (segment_bytes_max, reserve_bytes): (u64, u64)) -> EngineOptions {
+    let options = EngineOptions::new(map.cluster, node);
+    EngineOptions { storage_type: map.storage_type, segment_bytes_max, reserve_bytes, ..options }
+}
+
+/// Lets the store finish what it took, off the async threads.
+pub async fn close(store: Store) {
+    let _ = tokio::task::spawn_blocking(move || store.close()).await;
 }
 
 /// A node's certificate and key.

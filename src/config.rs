@@ -35,8 +35,12 @@ pub struct StorageNodeConfig {
     pub node: NodeId,
     /// The cluster's file.
     pub cluster: PathBuf,
-    /// Where the node keeps its segments and index.
+    /// Where the node keeps its segments and index. Made when it is not there.
     pub data: PathBuf,
+    /// More disks, each a directory with segments and an index of its own. They must be there: a mount point that is not
+    /// counts as a disk out of use, and the node goes on with the others. Blobs are spread over `data` and these alike.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<PathBuf>,
     /// The node's certificate (PEM).
     pub certificate: PathBuf,
     /// The certificate's key (PEM).
@@ -156,6 +160,7 @@ impl StorageNodeConfig {
             node: node.id,
             cluster: crate::init::CLUSTER_FILE.into(),
             data: node.name.clone().into(),
+            disks: Vec::new(),
             certificate: format!("{}.pem", node.name).into(),
             private_key: format!("{}.key", node.name).into(),
             listen: None,
@@ -167,11 +172,20 @@ impl StorageNodeConfig {
     }
 }
 
+impl StorageNodeConfig {
+    /// All disks, and of each whether it must be there.
+    pub fn disks(&self) -> impl Iterator<Item = (PathBuf, bool)> + '_ {
+        std::iter::once((self.data.clone(), false)).chain(self.disks.iter().map(|disk| (disk.clone(), true)))
+    }
+}
+
 impl Config for StorageNodeConfig {
     const ENV_PREFIX: &'static str = "LAZARET_STORAGE_NODE_";
 
     fn paths(&mut self) -> Vec<&mut PathBuf> {
-        vec![&mut self.cluster, &mut self.data, &mut self.certificate, &mut self.private_key]
+        let mut paths = vec![&mut self.cluster, &mut self.data, &mut self.certificate, &mut self.private_key];
+        paths.extend(&mut self.disks);
+        paths
     }
 
     fn check(&self) -> anyhow::Result<()> {
@@ -179,6 +193,16 @@ impl Config for StorageNodeConfig {
         const SEGMENT_BYTES_MIN: u64 = 8 * MIB;
         if self.segment_bytes_max < SEGMENT_BYTES_MIN {
             bail!("segment_bytes_max must be at least {SEGMENT_BYTES_MIN}, got {}", self.segment_bytes_max);
+        }
+        // Every read asks every disk's index.
+        const DISKS_MAX: usize = 64;
+        if self.disks.len() >= DISKS_MAX {
+            bail!("a node has at most {DISKS_MAX} disks, got {}", self.disks.len() + 1);
+        }
+        let mut all: Vec<&PathBuf> = self.disks.iter().chain([&self.data]).collect();
+        all.sort_unstable();
+        if let Some([twin, _]) = all.windows(2).find_map(|pair| <[_; 2]>::try_from(pair).ok().filter(|[a, b]| a == b)) {
+            bail!("disk {} is given twice", twin.display());
         }
         self.background.check()
     }

@@ -8,6 +8,7 @@ mod components;
 mod config;
 mod init;
 mod metrics;
+mod offline;
 mod scan;
 mod up;
 

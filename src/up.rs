@@ -19,10 +19,10 @@ use lazaret_node_client::cluster_file::ClusterFile;
 use lazaret_node_client::local::LocalNetwork;
 use lazaret_protocol::message::Role;
 use lazaret_protocol::{NodeEntry, NodeId};
-use lazaret_storage_node::engine::Engine;
 use lazaret_storage_node::listener::Listener;
 use lazaret_storage_node::node;
 use lazaret_storage_node::service::NodeService;
+use lazaret_storage_node::store::{DiskSource, Store};
 use lazaret_storage_node::{Node, NodeOptions};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -56,7 +56,7 @@ pub struct EmbeddedCluster {
     worker: Running,
     listeners: Running,
     nodes: Vec<Node>,
-    engines: Vec<Engine>,
+    stores: Vec<Store>,
     cluster: Cluster,
     client_key_file: PathBuf,
     /// Held for as long as the cluster runs.
@@ -94,19 +94,19 @@ async fn asked(mut shutdown: watch::Receiver<bool>) {
 impl EmbeddedCluster {
     /// Starts a cluster in `options.data`, which is made if it is not there. When it returns, everything serves.
     pub async fn start(options: &UpOptions) -> anyhow::Result<Self> {
-        let mut engines = Vec::new();
-        match Self::start_with(options, &mut engines).await {
-            Ok(cluster) => Ok(Self { engines, ..cluster }),
+        let mut stores = Vec::new();
+        match Self::start_with(options, &mut stores).await {
+            Ok(cluster) => Ok(Self { stores, ..cluster }),
             Err(error) => {
                 // A process must not end while an engine's threads still run.
-                close_all(engines).await;
+                close_all(stores).await;
                 Err(error)
             }
         }
     }
 
-    /// Starts everything; what was opened of `engines` is the caller's to close.
-    async fn start_with(options: &UpOptions, engines: &mut Vec<Engine>) -> anyhow::Result<Self> {
+    /// Starts everything; what was opened of `stores` is the caller's to close.
+    async fn start_with(options: &UpOptions, stores: &mut Vec<Store>) -> anyhow::Result<Self> {
         let data = options.data.as_path();
         let lock = lock(data)?;
         // Before anything is written: the most likely thing to be wrong.
@@ -115,7 +115,7 @@ impl EmbeddedCluster {
         let file = cluster_file(options)?;
 
         let network = LocalNetwork::new();
-        let Started { file, listeners, nodes } = start_nodes(data, file, &network, engines).await?;
+        let Started { file, listeners, nodes } = start_nodes(data, file, &network, stores).await?;
         if let Some(address) = options.metrics {
             metrics::serve(address, nodes.clone()).await?;
         }
@@ -144,7 +144,7 @@ impl EmbeddedCluster {
             worker: running_worker,
             listeners,
             nodes,
-            engines: Vec::new(),
+            stores: Vec::new(),
             cluster,
             client_key_file: config.client_key_file,
             _lock: lock,
@@ -163,7 +163,7 @@ impl EmbeddedCluster {
         Ok(key.trim().to_owned())
     }
 
-    /// Finishes uploads in flight, gives back what is being scanned, completes background copies, closes the engines.
+    /// Finishes uploads in flight, gives back what is being scanned, completes background copies, closes the stores.
     pub async fn stop(self) {
         self.gateway.stop().await;
         self.worker.stop().await;
@@ -171,13 +171,13 @@ impl EmbeddedCluster {
         self.cluster.close().await;
         self.nodes.iter().for_each(Node::stop);
         self.listeners.stop().await;
-        close_all(self.engines).await;
+        close_all(self.stores).await;
     }
 }
 
-async fn close_all(engines: Vec<Engine>) {
-    for engine in engines {
-        components::close(engine).await;
+async fn close_all(stores: Vec<Store>) {
+    for store in stores {
+        components::close(store).await;
     }
 }
 
@@ -235,28 +235,28 @@ struct Started {
 }
 
 /// Opens and serves every node of the map, in the process and over QUIC, and writes down where they listen. Engines that
-/// were opened are in `engines` even if it fails.
+/// were opened are in `stores` even if it fails.
 async fn start_nodes(
     data: &Path,
     mut file: ClusterFile,
     network: &LocalNetwork,
-    engines: &mut Vec<Engine>,
+    stores: &mut Vec<Store>,
 ) -> anyhow::Result<Started> {
     let ids: Vec<NodeId> = file.map.nodes.iter().map(|node| node.id).collect();
-    open_engines(data, &file, engines).await?;
+    open_stores(data, &file, stores).await?;
     // An administrator may have changed the map since the file was written.
-    for kept in engines.iter().filter_map(node::map::kept) {
+    for kept in stores.iter().filter_map(node::map::kept) {
         if kept.epoch > file.map.epoch && kept.cluster == file.map.cluster {
             file.map = kept;
         }
     }
     let peers = LocalNetwork::new();
     let (mut nodes, mut bound, mut moved) = (Vec::new(), Vec::new(), false);
-    for (id, engine) in ids.into_iter().zip(engines.iter()) {
+    for (id, store) in ids.into_iter().zip(stores.iter()) {
         // A node that was removed is opened once more at most, and serves nobody.
         let Some(entry) = file.map.node(id).cloned() else { continue };
         let cluster = components::cluster_over(file.map.clone(), Arc::new(peers.clone()))?;
-        let node = Node::new(id, engine.clone(), cluster, Environment::system(), NodeOptions::default());
+        let node = Node::new(id, store.clone(), cluster, Environment::system(), NodeOptions::default());
         let service = NodeService::new(node.clone());
         network.register(id, service.handler(Role::Client));
         peers.register(id, service.handler(Role::Peer));
@@ -282,18 +282,19 @@ async fn start_nodes(
     Ok(Started { file, listeners, nodes })
 }
 
-/// Opens every node's engine, all at once, since recovery reads segments.
-async fn open_engines(data: &Path, file: &ClusterFile, engines: &mut Vec<Engine>) -> anyhow::Result<()> {
+/// Opens every node's disk, all at once, since recovery reads segments.
+async fn open_stores(data: &Path, file: &ClusterFile, stores: &mut Vec<Store>) -> anyhow::Result<()> {
     let mut opening = Vec::new();
     for node in &file.map.nodes {
         let (folder, map, id) = (data.join(&node.name), file.map.clone(), node.id);
         let sizes = (default_segment_bytes_max(), default_reserve_bytes());
-        opening.push(tokio::spawn(async move { components::open_engine(&folder, &map, id, sizes).await }));
+        let source = vec![DiskSource::directory(folder, false)];
+        opening.push(tokio::spawn(async move { components::open_store(source, &map, id, sizes).await }));
     }
     let mut outcome = Ok(());
     for (opening, node) in opening.into_iter().zip(&file.map.nodes) {
         match opening.await? {
-            Ok(engine) => engines.push(engine),
+            Ok(store) => stores.push(store),
             Err(error) => outcome = outcome.and(Err(error.context(format!("cannot open {}", node.name)))),
         }
     }

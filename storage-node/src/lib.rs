@@ -10,6 +10,8 @@ pub mod index;
 pub mod record;
 pub mod salt;
 
+pub mod fsck;
+
 pub mod listener;
 pub mod node;
 pub mod service;
@@ -18,6 +20,7 @@ pub mod store;
 mod recovery;
 mod scan;
 mod segments;
+mod walk;
 mod writer;
 
 pub use disk::{Disk, DiskError, FsDisk, SimDisk};

@@ -40,6 +40,15 @@ pub(crate) fn read_segment_header(
     Ok(SegmentHeader::decode(&bytes))
 }
 
+/// How a segment's records begin: its header tells, or its first record if the header is damaged.
+pub(crate) fn find_marker(disk: &dyn Disk, address: SegmentAddress) -> Result<Option<Marker>, DiskError> {
+    if let Ok(header) = read_segment_header(disk, address)? {
+        return Ok(Some(header.marker));
+    }
+    let first = read_record_header(disk, address, SEGMENT_HEADER_BYTES as u64)?;
+    Ok(first.map(|header| header.marker))
+}
+
 /// The record header at `offset`, if there is one.
 pub(crate) fn read_record_header(
     disk: &dyn Disk,
@@ -78,6 +87,11 @@ impl Scan {
     ) -> Result<Self, DiskError> {
         let length = disk.length(address)?;
         Ok(Self { disk, address, marker, offset: offset.max(SEGMENT_HEADER_BYTES as u64), length })
+    }
+
+    /// Where the next step begins.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
     }
 
     /// The next step; `None` at the segment's end.

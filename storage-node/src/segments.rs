@@ -2,10 +2,15 @@
 //!
 //! Records are staged (given a place), then written, then synced, all for a whole group at a time. A segment whose write
 //! or sync failed is never touched again, and nothing behind its synced offset counts from then on. Ids are never reused.
+//!
+//! Repair brings puts of many old buckets in turn. So that this does not begin a segment each time, a bucket whose file is
+//! closed to make room for others keeps its segment, idle, and goes on with it. A segment is sealed when it is full, or
+//! when nothing was written to it for an hour.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IoSlice;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lazaret_node_client::environment::Random;
 use lazaret_protocol::limits::MIB;
@@ -15,9 +20,15 @@ use crate::disk::{Disk, DiskError, SegmentFile};
 use crate::engine::{Counters, Progress};
 use crate::record::{Location, Marker, PreparedRecord, SEGMENT_HEADER_BYTES, SegmentAddress, SegmentHeader};
 
-/// Most segments open for appending. Put times may be five minutes off, so two buckets are in use at a time; long uploads
-/// may keep older ones.
-const ACTIVE_SEGMENTS_MAX: usize = 8;
+/// Most segments open for appending. Clients use two buckets at a time and long uploads older ones; repair goes through
+/// the 24 of a day.
+const ACTIVE_SEGMENTS_MAX: usize = 64;
+/// Most segments that are neither open nor sealed: half a year of buckets. Each costs recovery a look at its end.
+const IDLE_SEGMENTS_MAX: usize = 4096;
+/// After so long without a record a segment is sealed, so that scrub and compaction may have it.
+const SEAL_AFTER: Duration = Duration::from_secs(3600);
+/// How often segments are looked at for that.
+const SEAL_CHECK_EVERY: Duration = Duration::from_secs(60);
 /// Most bytes of a segment that wait for a sync. It bounds how long a commit may have to wait for its own, and how much a
 /// recovery reads.
 const UNSYNCED_BYTES_MAX: u64 = 64 * MIB;
@@ -40,8 +51,15 @@ pub(crate) struct Segments {
     source: SegmentSource,
     /// The segment that a bucket's records go to.
     active: BTreeMap<u32, OpenSegment>,
-    /// Takes no more records, but has some that are not durable yet.
-    retired: Vec<OpenSegment>,
+    /// To be closed, once what they have is durable.
+    retired: Vec<Retired>,
+    /// Closed and not sealed: the segment that a bucket's records go to.
+    idle: BTreeMap<u32, IdleSegment>,
+    /// Idle segments that were sealed, of which the index has not been told.
+    sealed: Vec<Progress>,
+    /// The time, as of the group's beginning.
+    now: Duration,
+    sealed_stale_at: Duration,
     /// Synced offsets of the segments that failed since the node was opened.
     failed: BTreeMap<u64, u64>,
     /// Failures that the index has not been told of.
@@ -56,6 +74,28 @@ struct OpenSegment {
     synced: u64,
     staged: Vec<Vec<u8>>,
     staged_bytes: u64,
+    /// When it last took a record.
+    used: Duration,
+}
+
+struct Retired {
+    segment: OpenSegment,
+    /// For good.
+    sealed: bool,
+}
+
+/// All of it is durable.
+struct IdleSegment {
+    address: SegmentAddress,
+    marker: Marker,
+    written: u64,
+    used: Duration,
+}
+
+impl IdleSegment {
+    fn sealed(&self) -> Progress {
+        Progress { address: self.address, synced: self.written, sealed: true }
+    }
 }
 
 impl OpenSegment {
@@ -96,13 +136,58 @@ impl SegmentSource {
             synced: 0,
             staged: vec![header.encode().to_vec()],
             staged_bytes: SEGMENT_HEADER_BYTES as u64,
+            used: Duration::ZERO,
+        })
+    }
+
+    fn reopen(&self, idle: &IdleSegment) -> Result<OpenSegment, DiskError> {
+        Ok(OpenSegment {
+            address: idle.address,
+            file: self.disk.open_segment(idle.address)?,
+            marker: idle.marker,
+            written: idle.written,
+            synced: idle.written,
+            staged: Vec::new(),
+            staged_bytes: 0,
+            used: idle.used,
         })
     }
 }
 
 impl Segments {
     pub(crate) fn new(source: SegmentSource) -> Self {
-        Self { source, active: BTreeMap::new(), retired: Vec::new(), failed: BTreeMap::new(), failures: Vec::new() }
+        Self {
+            source,
+            active: BTreeMap::new(),
+            retired: Vec::new(),
+            idle: BTreeMap::new(),
+            sealed: Vec::new(),
+            now: Duration::ZERO,
+            sealed_stale_at: Duration::ZERO,
+            failed: BTreeMap::new(),
+            failures: Vec::new(),
+        }
+    }
+
+    /// Begins a group at `now`, by a clock that does not jump: retires what was not written to for long.
+    pub(crate) fn begin(&mut self, now: Duration) {
+        self.now = now;
+        if now.saturating_sub(self.sealed_stale_at) < SEAL_CHECK_EVERY {
+            return;
+        }
+        self.sealed_stale_at = now;
+        let stale = |used: Duration| now.saturating_sub(used) >= SEAL_AFTER;
+        let active = self.active.iter().filter(|(_, segment)| stale(segment.used));
+        for bucket in active.map(|(&bucket, _)| bucket).collect::<Vec<_>>() {
+            self.retire(bucket, true);
+        }
+        self.idle.retain(|_, segment| {
+            let keep = !stale(segment.used);
+            if !keep {
+                self.sealed.push(segment.sealed());
+            }
+            keep
+        });
     }
 
     /// Gives a record its place in the active segment of `bucket`.
@@ -111,16 +196,15 @@ impl Segments {
             let reason = "too many writes failed: check the disk, then restart the node";
             return Err(DiskError::new("write to", "the data directory", std::io::Error::other(reason)));
         }
+        if !self.active.contains_key(&bucket) {
+            self.resume(bucket)?;
+        }
         let full = |segment: &OpenSegment| segment.end() + record.record_bytes() > self.source.segment_bytes_max;
         if self.active.get(&bucket).is_some_and(full) {
-            self.retire(bucket);
+            self.retire(bucket, true);
         }
         if !self.active.contains_key(&bucket) {
-            if self.active.len() >= ACTIVE_SEGMENTS_MAX
-                && let Some(&oldest) = self.active.keys().next()
-            {
-                self.retire(oldest);
-            }
+            self.make_room();
             let opened = self.source.open(bucket)?;
             self.active.insert(bucket, opened);
         }
@@ -128,23 +212,55 @@ impl Segments {
             let reason = std::io::Error::other("it vanished");
             return Err(DiskError::new("write to the segment of bucket", bucket, reason));
         };
+        segment.used = self.now;
         let location = Location { segment: segment.address, offset: segment.end() };
         segment.staged_bytes += record.record_bytes();
         segment.staged.push(record.placed(segment.marker, segment.synced));
         Ok(location)
     }
 
-    fn retire(&mut self, bucket: u32) {
-        self.retired.extend(self.active.remove(&bucket));
+    fn retire(&mut self, bucket: u32, sealed: bool) {
+        self.retired.extend(self.active.remove(&bucket).map(|segment| Retired { segment, sealed }));
+    }
+
+    /// Opens the segment that a bucket went on with, if there is one.
+    fn resume(&mut self, bucket: u32) -> Result<(), DiskError> {
+        let closing = |retired: &Retired| !retired.sealed && retired.segment.address.bucket == bucket;
+        let segment = if let Some(at) = self.retired.iter().position(closing) {
+            self.retired.remove(at).segment
+        } else if let Some(idle) = self.idle.remove(&bucket) {
+            self.source.reopen(&idle).inspect_err(|_| self.sealed.push(idle.sealed()))?
+        } else {
+            return Ok(());
+        };
+        self.make_room();
+        self.active.insert(bucket, segment);
+        Ok(())
+    }
+
+    /// Closes the segment that was not used for longest if too many are open.
+    fn make_room(&mut self) {
+        let oldest = || self.active.iter().min_by_key(|(_, segment)| segment.used).map(|(&bucket, _)| bucket);
+        if self.active.len() >= ACTIVE_SEGMENTS_MAX
+            && let Some(bucket) = oldest()
+        {
+            self.retire(bucket, false);
+        }
+    }
+
+    /// All segments with open files.
+    fn open_segments(&mut self) -> impl Iterator<Item = &mut OpenSegment> {
+        self.active.values_mut().chain(self.retired.iter_mut().map(|retired| &mut retired.segment))
     }
 
     /// Writes what is staged. After a failure nothing of it counts, wherever it was to go.
     pub(crate) fn write(&mut self) -> Result<(), DiskError> {
         let mut outcome = Ok(());
         let mut failed = None;
-        for segment in self.active.values_mut().chain(&mut self.retired).filter(|segment| !segment.staged.is_empty()) {
+        let counters = Arc::clone(&self.source.counters);
+        for segment in self.open_segments().filter(|segment| !segment.staged.is_empty()) {
             match segment.write() {
-                Ok(bytes) => self.source.counters.segment_bytes.add(bytes),
+                Ok(bytes) => counters.segment_bytes.add(bytes),
                 Err(error) => {
                     failed = Some(segment.address.id);
                     outcome = Err(error);
@@ -163,14 +279,14 @@ impl Segments {
 
     /// Forgets what is staged and not written.
     pub(crate) fn unstage(&mut self) {
-        self.active.values_mut().chain(&mut self.retired).for_each(OpenSegment::unstage);
+        self.open_segments().for_each(OpenSegment::unstage);
         // A segment whose header was staged only begins with nothing: it takes no records.
         let empty: Vec<u32> =
             self.active.iter().filter(|(_, segment)| segment.written == 0).map(|(&bucket, _)| bucket).collect();
         for bucket in empty {
             self.active.remove(&bucket);
         }
-        self.retired.retain(|segment| segment.written > 0);
+        self.retired.retain(|retired| retired.segment.written > 0);
     }
 
     /// Syncs the segments `wanted` (by id), those that take no more records and those with too much unsynced. Returns
@@ -183,12 +299,17 @@ impl Segments {
         });
         let due: Vec<(&mut OpenSegment, bool)> = active
             .map(|segment| (segment, false))
-            .chain(self.retired.iter_mut().map(|segment| (segment, true)))
+            .chain(self.retired.iter_mut().map(|retired| (&mut retired.segment, retired.sealed)))
             .collect();
         let mut failed = None;
         for (segment, sealed) in due {
-            self.source.counters.syncs.add(1);
-            match segment.file.sync() {
+            let synced = if segment.written > segment.synced {
+                self.source.counters.syncs.add(1);
+                segment.file.sync()
+            } else {
+                Ok(())
+            };
+            match synced {
                 Ok(()) => {
                     segment.synced = segment.written;
                     states.push(Progress { address: segment.address, synced: segment.synced, sealed });
@@ -203,8 +324,22 @@ impl Segments {
             self.fail(id);
             return Err(error);
         }
-        self.retired.clear();
+        states.append(&mut self.sealed);
+        self.close_retired(&mut states);
         Ok(states)
+    }
+
+    /// Closes what is durable and takes no records for now.
+    fn close_retired(&mut self, states: &mut Vec<Progress>) {
+        for Retired { segment, .. } in self.retired.drain(..).filter(|retired| !retired.sealed) {
+            let OpenSegment { address, marker, written, used, .. } = segment;
+            self.idle.insert(address.bucket, IdleSegment { address, marker, written, used });
+        }
+        while self.idle.len() > IDLE_SEGMENTS_MAX
+            && let Some(&bucket) = self.idle.iter().min_by_key(|(_, segment)| segment.used).map(|(bucket, _)| bucket)
+        {
+            states.extend(self.idle.remove(&bucket).map(|segment| segment.sealed()));
+        }
     }
 
     /// Syncs everything that is not durable yet.
@@ -216,13 +351,21 @@ impl Segments {
     /// Syncs and closes everything.
     pub(crate) fn close(&mut self) -> Result<Vec<Progress>, DiskError> {
         let active = std::mem::take(&mut self.active);
-        self.retired.extend(active.into_values());
+        self.retired.extend(active.into_values().map(|segment| Retired { segment, sealed: true }));
+        self.retired.iter_mut().for_each(|retired| retired.sealed = true);
+        self.sealed.extend(std::mem::take(&mut self.idle).into_values().map(|segment| segment.sealed()));
         self.sync(&BTreeSet::new())
     }
 
     /// Whether the record at `location` was lost when its segment failed.
     pub(crate) fn lost(&self, location: &Location) -> bool {
         self.failed.get(&location.segment.id).is_some_and(|&synced| location.offset >= synced)
+    }
+
+    /// Whether a segment takes records, or has some that are not durable.
+    pub(crate) fn is_open(&self, address: SegmentAddress) -> bool {
+        let retired = self.retired.iter().map(|retired| &retired.segment);
+        self.active.values().chain(retired).any(|segment| segment.address == address)
     }
 
     /// Failures that the index must be told of, each once.
@@ -233,15 +376,18 @@ impl Segments {
     /// Lets go of the segments of buckets before `bucket`, which have expired: nothing of them is worth a sync.
     pub(crate) fn abandon_before(&mut self, bucket: u32) {
         self.active.retain(|&of, _| of >= bucket);
-        self.retired.retain(|segment| segment.address.bucket >= bucket);
+        self.retired.retain(|retired| retired.segment.address.bucket >= bucket);
+        self.idle.retain(|&of, _| of >= bucket);
+        self.sealed.retain(|progress| progress.address.bucket >= bucket);
         self.failures.retain(|progress| progress.address.bucket >= bucket);
     }
 
     fn fail(&mut self, id: u64) {
         let bucket = self.active.iter().find(|(_, segment)| segment.address.id == id).map(|(&bucket, _)| bucket);
-        let retired = self.retired.iter().position(|segment| segment.address.id == id);
-        let segment =
-            bucket.and_then(|bucket| self.active.remove(&bucket)).or_else(|| retired.map(|at| self.retired.remove(at)));
+        let retired = self.retired.iter().position(|retired| retired.segment.address.id == id);
+        let segment = bucket
+            .and_then(|bucket| self.active.remove(&bucket))
+            .or_else(|| retired.map(|at| self.retired.remove(at).segment));
         if let Some(segment) = segment {
             self.failed.insert(id, segment.synced);
             self.failures.push(Progress { address: segment.address, synced: segment.synced, sealed: true });

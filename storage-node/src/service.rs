@@ -37,7 +37,7 @@ const DELIVERY_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a peer may take for one step: to send a frame it began, to take a piece of an answer.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Serves one node's engine. Clones serve the same one, within the same bounds.
+/// Serves one node's store. Clones serve the same one, within the same bounds.
 #[derive(Clone)]
 pub struct NodeService {
     inner: Arc<Inner>,

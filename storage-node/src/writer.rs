@@ -10,11 +10,12 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use lazaret_node_client::environment::Clock;
 use lazaret_protocol::limits::{BUCKET_MS, MIB};
 use lazaret_protocol::{BlobName, PlacementKey, UploadId};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use crate::engine::{Changed, Changes, EngineError, Ledger, Progress, Store};
+use crate::engine::{Changed, Changes, EngineError, Ledger, Progress, Store, UnderWay};
 use crate::index::{BlobEntry, Change, Dropped, Entry, HoldEntry, Layout, LocatorEntry, UploadOwner};
 use crate::record::{
     Commit, HELD_BUCKET, Location, PreparedRecord, RecordKind, bucket_of, encode_locator, hold_position, record_buffer,
@@ -35,6 +36,8 @@ pub(crate) struct Write {
     pub(crate) reply: oneshot::Sender<Result<Written, EngineError>>,
     /// Its share of the memory that waiting writes may take.
     pub(crate) permit: Option<OwnedSemaphorePermit>,
+    /// Of a commit: its upload is under way until the index knows.
+    pub(crate) under_way: Option<Arc<UnderWay>>,
 }
 
 pub(crate) enum Meaning {
@@ -82,6 +85,7 @@ pub(crate) enum Written {
 pub(crate) struct Writer {
     pub(crate) store: Arc<Store>,
     pub(crate) segments: Segments,
+    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) reserve_bytes: u64,
     pub(crate) urgent_reserve_bytes: u64,
 }
@@ -118,13 +122,14 @@ impl Writer {
         let store = Arc::clone(&self.store);
         let mut ledger = store.ledger.lock();
         self.segments.abandon_before(ledger.horizon);
+        self.segments.begin(self.clock.monotonic());
         let writes = self.admit(writes);
         let mut group = Group::default();
-        // Their shares of memory are held until the group is written.
-        let mut permits = Vec::with_capacity(writes.len());
+        // What they hold is held until the group is written.
+        let mut held = Vec::with_capacity(writes.len());
         for mut write in writes {
-            permits.push(write.permit.take());
-            self.plan(&mut group, ledger.horizon, write);
+            held.push((write.permit.take(), write.under_way.take()));
+            self.plan(&mut group, &ledger, write);
         }
         let outcome = self.make_durable(&mut group, &mut ledger);
         if let Err(error) = &outcome {
@@ -150,8 +155,9 @@ impl Writer {
         let bytes = |urgent| -> u64 {
             writes.iter().filter(|write| write.urgent == urgent).map(|write| write.record.record_bytes()).sum()
         };
-        let hysteresis = if counters.full.get() != 0 { self.reserve_bytes / 4 } else { 0 };
-        let full = free_bytes < self.reserve_bytes.saturating_add(hysteresis).saturating_add(bytes(false));
+        let was_full = counters.full.get() != 0;
+        let enough = if was_full { enough_again(self.reserve_bytes) } else { self.reserve_bytes };
+        let full = free_bytes < enough.saturating_add(bytes(false));
         let last = free_bytes < self.urgent_reserve_bytes.saturating_add(bytes(true));
         if counters.full.set(u64::from(full)) != u64::from(full) {
             tracing::warn!(full, free_bytes, reserve_bytes = self.reserve_bytes, "disk space");
@@ -170,9 +176,9 @@ impl Writer {
     }
 
     /// Gives a write its place and notes what it changes; answers at once what needs no writing or can't be done.
-    fn plan(&mut self, group: &mut Group, horizon: u32, write: Write) {
+    fn plan(&mut self, group: &mut Group, ledger: &Ledger, write: Write) {
         let Write { record, meaning, reply, .. } = write;
-        match self.stage(group, horizon, record, meaning) {
+        match self.stage(group, ledger, record, meaning) {
             Ok(Planned::InGroup(written)) => group.waiting.push((reply, written)),
             Ok(Planned::Already(written)) => answer(reply, Ok(written)),
             Err(error) => answer(reply, Err(error)),
@@ -182,10 +188,11 @@ impl Writer {
     fn stage(
         &mut self,
         group: &mut Group,
-        horizon: u32,
+        ledger: &Ledger,
         record: PreparedRecord,
         meaning: Meaning,
     ) -> Result<Planned, EngineError> {
+        let horizon = ledger.horizon;
         let name = match &meaning {
             Meaning::Piece { bucket } => {
                 let bucket = bucket.unwrap_or_else(|| bucket_of(record.header().time_ms));
@@ -204,8 +211,8 @@ impl Writer {
         match meaning {
             Meaning::Tombstone { .. } => self.stage_tombstone(group, horizon, subject, record),
             Meaning::Hold { placed, .. } => self.stage_hold(group, horizon, subject, record.header().time_ms, placed),
-            Meaning::Moved { bucket, moved, .. } => self.stage_moved(group, subject, record, bucket, moved),
-            put => self.stage_put(group, horizon, subject, record, put),
+            Meaning::Moved { bucket, moved, .. } => self.stage_moved(group, ledger, subject, record, bucket, moved),
+            put => self.stage_put(group, ledger, subject, record, put),
         }
     }
 
@@ -223,11 +230,12 @@ impl Writer {
     fn stage_put(
         &mut self,
         group: &mut Group,
-        horizon: u32,
+        ledger: &Ledger,
         mut subject: Subject,
         record: PreparedRecord,
         meaning: Meaning,
     ) -> Result<Planned, EngineError> {
+        let horizon = ledger.horizon;
         let entry = &subject.entry;
         // What replaces a damaged copy is of its put time if that is newer, or the damaged one would still decide.
         let damaged_ms = match &meaning {
@@ -256,7 +264,7 @@ impl Writer {
             return Ok(subject.known(Written::Held(put_time_ms)));
         }
         if let Meaning::Commit { commit, .. } = &meaning {
-            self.check_pieces(group, commit)?;
+            self.check_pieces(group, ledger, commit)?;
             if bucket == HELD_BUCKET && !layout_of(commit).never_expires() {
                 return Ok(subject.known(Written::MustMove));
             }
@@ -277,9 +285,10 @@ impl Writer {
     }
 
     /// Refuses a commit whose pieces were lost, and wants them durable.
-    fn check_pieces(&self, group: &mut Group, commit: &Commit) -> Result<(), EngineError> {
+    fn check_pieces(&self, group: &mut Group, ledger: &Ledger, commit: &Commit) -> Result<(), EngineError> {
         let pieces = || commit.extents.iter().chain(&commit.tree);
-        if pieces().any(|location| self.segments.lost(location)) {
+        let gone = |address| !ledger.keeps(address) && !self.segments.is_open(address);
+        if pieces().any(|location| self.segments.lost(location) || gone(location.segment)) {
             return Err(EngineError::UploadLost { upload: commit.upload });
         }
         group.wanted.extend(pieces().map(|location| location.segment.id));
@@ -338,11 +347,11 @@ impl Writer {
                 let mut buffer = record_buffer(0);
                 encode_locator(&locator, &mut buffer);
                 let record = PreparedRecord::new(RecordKind::Locator, name, 0, put_time_ms, 0, None, buffer);
-                self.segments.stage(HELD_BUCKET, record)?;
+                group.wanted.insert(self.segments.stage(HELD_BUCKET, record)?.segment.id);
             }
             if let Some(time_ms) = entry.killed_until_ms {
                 let record = PreparedRecord::new(RecordKind::Tombstone, name, 0, time_ms, 0, None, record_buffer(0));
-                self.segments.stage(HELD_BUCKET, record)?;
+                group.wanted.insert(self.segments.stage(HELD_BUCKET, record)?.segment.id);
             }
         }
         // Released, it may have expired long ago.
@@ -355,24 +364,32 @@ impl Writer {
     fn stage_moved(
         &mut self,
         group: &mut Group,
+        ledger: &Ledger,
         mut subject: Subject,
         record: PreparedRecord,
         bucket: u32,
         moved: Moved,
     ) -> Result<Planned, EngineError> {
+        // A hold may have been placed since it was decided where to.
+        let held = subject.entry.blob.as_ref().is_some_and(|blob| subject.entry.holds(blob.put_time_ms));
         let entry = &mut subject.entry;
         let stands = match &moved {
             Moved::Whole { from } => entry.blob.as_ref().is_some_and(|blob| blob.layout == Layout::Whole(*from)),
-            Moved::Commit { from, .. } => entry.blob.as_ref().is_some_and(|blob| blob.layout == *from),
+            Moved::Commit { from, commit } => {
+                let belongs = !held || layout_of(commit).never_expires();
+                belongs && entry.blob.as_ref().is_some_and(|blob| blob.layout == *from)
+            }
             Moved::Standing(change) => entry.states(change),
         };
         if !stands {
             return Ok(subject.known(Written::Overtaken));
         }
         if let Moved::Commit { commit, .. } = &moved {
-            self.check_pieces(group, commit)?;
+            self.check_pieces(group, ledger, commit)?;
             group.uploads.push((commit.upload, UploadOwner { name: subject.name, bucket }));
         }
+        let is_blob = !matches!(moved, Moved::Standing(_));
+        let bucket = if held && is_blob { HELD_BUCKET } else { bucket };
         let location = self.segments.stage(bucket, record)?;
         group.wanted.insert(location.segment.id);
         let layout = match moved {
@@ -453,6 +470,11 @@ pub(crate) fn layout_of(commit: &Commit) -> Layout {
     // Only recovery meets commits that tell no placement, and it tells it.
     let placement = commit.placement.unwrap_or(PlacementKey([0; 32]));
     Layout::Streamed { placement, extents: commit.extents.clone(), tree: commit.tree.clone() }
+}
+
+/// How much must be free before a disk that was full is not.
+pub(crate) fn enough_again(reserve_bytes: u64) -> u64 {
+    reserve_bytes.saturating_add(reserve_bytes / 4)
 }
 
 enum Planned {

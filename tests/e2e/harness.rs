@@ -70,6 +70,11 @@ impl Process {
         Ok(Self { child, ready, ready_after: started.elapsed() })
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGKILL, and waits until it is gone.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();

@@ -7,6 +7,7 @@ mod relay;
 mod bad_input;
 mod blobs;
 mod cluster_admin;
+mod disks;
 mod durability;
 mod faults;
 mod refusals;

@@ -126,7 +126,7 @@ fn storage_node(id: NodeId) -> Handler {
     // It reaches no other node, and needs none.
     let alone =
         Cluster::new(map, Arc::new(LocalNetwork::new()), environment.clone(), ClusterOptions::default()).unwrap();
-    let node = Node::new(id, engine, alone, environment, NodeOptions::default());
+    let node = Node::new(id, engine.into(), alone, environment, NodeOptions::default());
     NodeService::new(node).handler(StreamRole::Client)
 }
 

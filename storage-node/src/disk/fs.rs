@@ -21,11 +21,17 @@ const READ_FILES_MAX: usize = 256;
 /// Most pieces that one `pwritev` takes (`IOV_MAX` on Linux).
 const PIECES_MAX: usize = 1024;
 
+/// What a node puts into its directory; the small files' names are those of whoever writes them.
+const OWN_FILES: [&str; 9] =
+    ["lock", "segments", "index", "index.damaged", "index.log", "node.yml", "retention.yml", "map.yml", "agreed"];
+/// What the name of a small file ends in while it is being written.
+const NEW_SUFFIX: &str = ".new";
+
 /// A directory, locked against other engines.
 pub struct FsDisk {
     root: PathBuf,
     /// Holds the lock; the kernel lets go of it when the process ends, however it ends.
-    _lock: File,
+    _lock: Option<File>,
     read_files: Mutex<ReadFiles>,
 }
 
@@ -36,10 +42,56 @@ struct ReadFiles {
 }
 
 impl FsDisk {
+    /// Takes the directory `root`, which must exist.
+    pub fn open_existing(root: impl Into<PathBuf>) -> Result<Self, DiskError> {
+        let root: PathBuf = root.into();
+        fs::read_dir(&root).map_err(|source| DiskError::new("open", root.display(), source))?;
+        Self::open(root)
+    }
+
+    /// Takes the directory `root` to look at it and change nothing. It must exist; a lock is taken only if there is one,
+    /// which there is wherever a node ever ran.
+    pub fn inspect(root: impl Into<PathBuf>) -> Result<Self, DiskError> {
+        let root: PathBuf = root.into();
+        fs::read_dir(&root).map_err(|source| DiskError::new("open", root.display(), source))?;
+        let lock_path = root.join("lock");
+        let lock = match File::open(&lock_path) {
+            Ok(lock) => lock_file(lock, &root).map(Some)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(source) => return Err(DiskError::new("open", lock_path.display(), source)),
+        };
+        Ok(Self { root, _lock: lock, read_files: Mutex::default() })
+    }
+
+    /// Files in the directory that no node puts there.
+    pub fn foreign_files(&self) -> Result<Vec<String>, DiskError> {
+        let mut foreign = Vec::new();
+        let own = |name: &str| OWN_FILES.contains(&name) || name.ends_with(NEW_SUFFIX);
+        let mut look = |directory: &Path, own: &dyn Fn(&str) -> bool| -> Result<(), DiskError> {
+            let failed = |source| DiskError::new("list", directory.display(), source);
+            for entry in fs::read_dir(directory).map_err(failed)? {
+                let entry = entry.map_err(failed)?;
+                if !entry.file_name().to_str().is_some_and(own) {
+                    foreign.push(entry.path().display().to_string());
+                }
+            }
+            Ok(())
+        };
+        look(&self.root, &own)?;
+        let segments = self.root.join("segments");
+        if segments.exists() {
+            look(&segments, &|name| bucket_of_name(name).is_some())?;
+            for (bucket, _) in entries(&segments, bucket_of_name)? {
+                look(&bucket, &|name| id_of_name(name).is_some())?;
+            }
+        }
+        foreign.sort_unstable();
+        Ok(foreign)
+    }
+
     /// Takes the directory `root`, which is created if it does not exist.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, DiskError> {
         let root: PathBuf = root.into();
-        let shown = root.display();
         let segments = root.join("segments");
         fs::create_dir_all(&segments).map_err(|source| DiskError::new("create", segments.display(), source))?;
         sync_directory(&root)?;
@@ -50,13 +102,7 @@ impl FsDisk {
             .write(true)
             .open(&lock_path)
             .map_err(|source| DiskError::new("open", lock_path.display(), source))?;
-        lock.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => {
-                let reason = "it is in use by another node: stop that one, or choose another data directory";
-                DiskError::new("take", format!("data directory {shown}"), io::Error::other(reason))
-            }
-            TryLockError::Error(source) => DiskError::new("lock", lock_path.display(), source),
-        })?;
+        let lock = Some(lock_file(lock, &root)?);
         Ok(Self { root, _lock: lock, read_files: Mutex::default() })
     }
 
@@ -108,6 +154,13 @@ impl Disk for FsDisk {
         Ok(Box::new(FsSegment { file, path }))
     }
 
+    fn open_segment(&self, address: SegmentAddress) -> Result<Box<dyn SegmentFile>, DiskError> {
+        let path = self.segment_path(address);
+        let opened = OpenOptions::new().write(true).open(&path);
+        let file = opened.map_err(|source| DiskError::new("open", path.display(), source))?;
+        Ok(Box::new(FsSegment { file, path }))
+    }
+
     fn read_at(&self, address: SegmentAddress, offset: u64, bytes: &mut [u8]) -> Result<usize, DiskError> {
         let file = self.read_file(address)?;
         let mut filled = 0;
@@ -120,6 +173,13 @@ impl Disk for FsDisk {
             }
         }
         Ok(filled)
+    }
+
+    fn read_ahead(&self, address: SegmentAddress, offset: u64, length: u64) {
+        if let (Ok(file), Some(length)) = (self.read_file(address), std::num::NonZeroU64::new(length)) {
+            // Advice: whether it was taken shows in how long the read takes.
+            let _ = rustix::fs::fadvise(&*file, offset, Some(length), rustix::fs::Advice::WillNeed);
+        }
     }
 
     fn length(&self, address: SegmentAddress) -> Result<u64, DiskError> {
@@ -151,9 +211,8 @@ impl Disk for FsDisk {
 
     fn segments(&self) -> Result<Vec<SegmentAddress>, DiskError> {
         let mut found = Vec::new();
-        for (bucket_path, bucket) in entries(&self.root.join("segments"), |name| name.parse::<u32>().ok())? {
-            let id_of = |name: &str| u64::from_str_radix(name.strip_suffix(".seg")?, 16).ok();
-            found.extend(entries(&bucket_path, id_of)?.into_iter().map(|(_, id)| SegmentAddress { bucket, id }));
+        for (bucket_path, bucket) in entries(&self.root.join("segments"), bucket_of_name)? {
+            found.extend(entries(&bucket_path, id_of_name)?.into_iter().map(|(_, id)| SegmentAddress { bucket, id }));
         }
         Ok(found)
     }
@@ -169,7 +228,7 @@ impl Disk for FsDisk {
 
     fn write_small(&self, name: &str, content: &[u8]) -> Result<(), DiskError> {
         let path = self.root.join(name);
-        let new_path = self.root.join(format!("{name}.new"));
+        let new_path = self.root.join(format!("{name}{NEW_SUFFIX}"));
         let written = File::create(&new_path).and_then(|mut file| {
             file.write_all(content)?;
             file.sync_all()
@@ -239,6 +298,26 @@ fn entries<T>(directory: &Path, meaning: impl Fn(&str) -> Option<T>) -> Result<V
     Ok(found)
 }
 
+fn bucket_of_name(name: &str) -> Option<u32> {
+    name.parse().ok()
+}
+
+fn id_of_name(name: &str) -> Option<u64> {
+    u64::from_str_radix(name.strip_suffix(".seg")?, 16).ok()
+}
+
+fn lock_file(lock: File, root: &Path) -> Result<File, DiskError> {
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            let reason = "it is in use by another node: stop that one, or choose another data directory";
+            let source = io::Error::new(io::ErrorKind::ResourceBusy, reason);
+            Err(DiskError::new("take", format!("data directory {}", root.display()), source))
+        }
+        Err(TryLockError::Error(source)) => Err(DiskError::new("lock", root.join("lock").display(), source)),
+    }
+}
+
 fn sync_directory(path: &Path) -> Result<(), DiskError> {
     File::open(path)
         .and_then(|directory| directory.sync_all())
@@ -268,6 +347,9 @@ mod tests {
         assert_eq!(disk.read_at(one, 10, &mut read).unwrap(), 9_000);
         assert_eq!(read[..9_000], pieces.concat());
         assert_eq!(disk.length(one).unwrap(), 9_010);
+        disk.open_segment(one).unwrap().write_at(9_010, &[IoSlice::new(b"more")]).unwrap();
+        assert_eq!(disk.length(one).unwrap(), 9_014);
+        assert!(disk.open_segment(SegmentAddress { bucket: 5, id: 2 }).is_err());
         let mut segments = disk.segments().unwrap();
         segments.sort_unstable();
         assert_eq!(segments, [one, two]);

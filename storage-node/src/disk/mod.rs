@@ -33,6 +33,12 @@ impl DiskError {
         Self { operation, object: object.to_string(), source: Arc::new(source) }
     }
 
+    /// Whether the device could not read or write the place. Elsewhere it may still work.
+    pub fn is_unreadable(&self) -> bool {
+        // EIO has no kind of its own.
+        self.source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+    }
+
     /// Whether there was no space left.
     pub fn is_full(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
@@ -56,8 +62,14 @@ pub trait Disk: Send + Sync {
     /// Creates a segment, which must not exist, and makes its directory entry durable.
     fn create_segment(&self, address: SegmentAddress) -> Result<Box<dyn SegmentFile>, DiskError>;
 
+    /// Opens a segment that is there, to write more of it.
+    fn open_segment(&self, address: SegmentAddress) -> Result<Box<dyn SegmentFile>, DiskError>;
+
     /// Reads into `bytes` from `offset` on; returns how many there were, fewer only at the segment's end.
     fn read_at(&self, address: SegmentAddress, offset: u64, bytes: &mut [u8]) -> Result<usize, DiskError>;
+
+    /// Says that this part of a segment is going to be read next. It may help and changes nothing.
+    fn read_ahead(&self, _address: SegmentAddress, _offset: u64, _length: u64) {}
 
     /// A segment's length in bytes.
     fn length(&self, address: SegmentAddress) -> Result<u64, DiskError>;

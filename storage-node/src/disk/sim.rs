@@ -50,6 +50,7 @@ struct State {
     failing_syncs: u32,
     failing_writes: u32,
     power_fails_at: Option<u64>,
+    lost_ranges: Vec<(SegmentAddress, Range<u64>)>,
 }
 
 #[derive(Default)]
@@ -147,6 +148,11 @@ impl SimDisk {
         self.state().failing_writes = count;
     }
 
+    /// Lets every read that touches this range of a segment fail, as a bad sector does.
+    pub fn lose_range(&self, address: SegmentAddress, range: Range<u64>) {
+        self.state().lost_ranges.push((address, range));
+    }
+
     /// Sets the size of the disk.
     pub fn set_total_bytes(&self, total_bytes: u64) {
         self.state().total_bytes = total_bytes;
@@ -208,6 +214,7 @@ impl State {
             failing_syncs: 0,
             failing_writes: 0,
             power_fails_at: None,
+            lost_ranges: Vec::new(),
         }
     }
 
@@ -296,8 +303,20 @@ impl Disk for SimDisk {
         Ok(Box::new(SimFile { disk: self.clone(), address }))
     }
 
+    fn open_segment(&self, address: SegmentAddress) -> Result<Box<dyn SegmentFile>, DiskError> {
+        if !self.begin("open", address)?.segments.contains_key(&address) {
+            return Err(DiskError::new("open", address, io::ErrorKind::NotFound.into()));
+        }
+        Ok(Box::new(SimFile { disk: self.clone(), address }))
+    }
+
     fn read_at(&self, address: SegmentAddress, offset: u64, bytes: &mut [u8]) -> Result<usize, DiskError> {
         let state = self.begin("read", address)?;
+        let end = offset.saturating_add(bytes.len() as u64);
+        if state.lost_ranges.iter().any(|(of, lost)| *of == address && offset < lost.end && lost.start < end) {
+            // 5 is EIO.
+            return Err(DiskError::new("read", address, io::Error::from_raw_os_error(5)));
+        }
         let segment = state
             .segments
             .get(&address)

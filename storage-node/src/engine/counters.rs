@@ -38,6 +38,8 @@ pub(crate) struct Counters {
     pub(crate) corrupt_reads: Counter,
     pub(crate) syncs: Counter,
     pub(crate) recovered_records: Counter,
+    /// Bytes of segments that were read when the engine opened.
+    pub(crate) recovery_bytes: Counter,
     /// 1 while writes are refused for want of space.
     pub(crate) full: Counter,
 }

@@ -119,6 +119,18 @@ pub enum EngineError {
     /// One of the data directory's own files says nothing that this build understands.
     #[error("the data directory is unreadable: {0}")]
     Identity(String),
+    /// None of the node's disks is in use.
+    #[error("no disk of this node is in use: {reasons}")]
+    NoDisk {
+        /// Why, disk by disk.
+        reasons: String,
+    },
+    /// What was asked for may lie on a disk whose index is being rebuilt.
+    #[error("the index of disk {disk} is being rebuilt, what lies on it is not known yet: try again")]
+    Rebuilding {
+        /// Which.
+        disk: String,
+    },
     /// The disk failed.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -150,10 +162,12 @@ impl EngineError {
             Self::BodyTooLong(_) | Self::BlobTooLong | Self::Range { .. } => ErrorCode::BadRequest,
             Self::Corrupt { .. } => ErrorCode::Corrupt,
             Self::Closed => ErrorCode::Draining,
+            Self::Rebuilding { .. } => ErrorCode::Busy,
             Self::UploadLost { .. }
             | Self::Foreign { .. }
             | Self::Format { .. }
             | Self::Identity(_)
+            | Self::NoDisk { .. }
             | Self::Disk(_)
             | Self::Index(_)
             | Self::Sink(_)

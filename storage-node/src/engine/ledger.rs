@@ -47,6 +47,8 @@ pub(crate) struct Changes {
 pub(crate) struct Ledger {
     /// Buckets before this one have expired.
     pub(crate) horizon: u32,
+    /// Whether the index is told without its log, see [`Index::load`].
+    pub(crate) bulk: bool,
     totals: BTreeMap<u32, Totals>,
     segments: BTreeMap<SegmentAddress, SegmentState>,
 }
@@ -70,11 +72,16 @@ impl Ledger {
     /// What `index` says, whatever of it may have expired by `horizon`.
     pub(crate) fn load(index: &dyn Index, horizon: u32) -> Result<Self, IndexError> {
         let segments = index.segments()?.into_iter().collect();
-        Ok(Self { horizon, totals: index.totals()?.into_iter().collect(), segments })
+        Ok(Self { horizon, bulk: false, totals: index.totals()?.into_iter().collect(), segments })
     }
 
     pub(crate) fn segments(&self) -> &BTreeMap<SegmentAddress, SegmentState> {
         &self.segments
+    }
+
+    /// Whether what lies in a segment may be relied on.
+    pub(crate) fn keeps(&self, address: SegmentAddress) -> bool {
+        self.segments.get(&address).is_some_and(|state| !state.removed)
     }
 
     /// Keeps account of a segment that the index may not know.
@@ -123,7 +130,11 @@ impl Ledger {
             totals: totals.iter().map(|(&bucket, &totals)| (bucket, totals)).collect(),
             uploads: changes.uploads,
         };
-        index.apply(batch)?;
+        if self.bulk {
+            index.load(batch)?
+        } else {
+            index.apply(batch)?
+        }
         for (address, state) in segments {
             match state {
                 Some(state) => self.segments.insert(address, state),
@@ -140,6 +151,24 @@ impl Ledger {
     pub(crate) fn count(&self, counters: &Counters) {
         counters.blobs.set(sum(self.totals.values()).blobs);
         counters.dead_bytes.set(self.segments.values().map(|state| state.dead_bytes).sum());
+    }
+
+    /// Corrects how much of a segment is dead, after it was counted.
+    pub(crate) fn recount(
+        &mut self,
+        index: &dyn Index,
+        counters: &Counters,
+        address: SegmentAddress,
+        dead_bytes: u64,
+    ) -> Result<(), IndexError> {
+        let Some(state) = self.segments.get(&address).filter(|state| state.dead_bytes != dead_bytes) else {
+            return Ok(());
+        };
+        let state = SegmentState { dead_bytes, ..*state };
+        index.apply(IndexBatch { segments: vec![(address, Some(state))], ..IndexBatch::default() })?;
+        self.segments.insert(address, state);
+        self.count(counters);
+        Ok(())
     }
 
     fn changed_segments(&self, changes: &Changes) -> BTreeMap<SegmentAddress, Option<SegmentState>> {

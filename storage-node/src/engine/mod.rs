@@ -7,6 +7,7 @@
 //! What it does about retention, deletion, holds, damage and space it does when it is told to, and for its own disk alone: it
 //! knows no setting, no peers and no wire.
 
+mod compaction;
 mod counters;
 mod error;
 mod identity;
@@ -15,6 +16,8 @@ mod moves;
 mod reader;
 mod removal;
 mod retention;
+mod scrub;
+mod standing;
 mod store;
 mod upload;
 
@@ -30,11 +33,14 @@ use lazaret_protocol::tree::TreeBuilder;
 use lazaret_protocol::{BlobName, ClusterId, NodeId, PlacementKey, StorageType, UploadId};
 pub(crate) use ledger::{Changed, Changes, Ledger, Progress};
 pub use reader::BlobReader;
-pub(crate) use store::Store;
+pub use scrub::Scrubbed;
+pub(crate) use store::{Store, UnderWay};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 pub use upload::EngineUpload;
 
-use retention::Retention;
+pub use identity::DiskId;
+pub(crate) use identity::{Identity, check_owner};
+pub(crate) use retention::Retention;
 
 use crate::disk::Disk;
 use crate::index::{BlobEntry, Entry, Index, LocatorEntry};
@@ -43,7 +49,7 @@ use crate::recovery::{self, Recovered};
 use crate::salt::SaltKey;
 use crate::segments::SegmentSource;
 pub use crate::writer::Pump;
-use crate::writer::{Meaning, QUEUE_WRITES_MAX, Write, Writer, Written};
+use crate::writer::{self, Meaning, QUEUE_WRITES_MAX, Write, Writer, Written};
 
 /// Segments are begun anew at this size unless told otherwise: large enough to be few, small enough to be rewritten.
 pub const SEGMENT_BYTES_DEFAULT: u64 = 512 * MIB;
@@ -109,9 +115,13 @@ pub(crate) struct Shared {
     store: Arc<Store>,
     environment: Environment,
     storage_type: StorageType,
+    disk_id: DiskId,
+    reserve_bytes: u64,
     /// `None` once the engine is closed.
     queue: Mutex<Option<mpsc::Sender<Write>>>,
     queue_memory: Arc<Semaphore>,
+    /// Held by the one compaction at a time.
+    compacting: tokio::sync::Mutex<()>,
     writer_done: Arc<Latch>,
 }
 
@@ -143,7 +153,7 @@ impl Engine {
         environment: Environment,
         options: EngineOptions,
     ) -> Result<(Engine, Pump), EngineError> {
-        identity::check(&*disk, options.cluster, options.node)?;
+        let disk_id = identity::check(&*disk, &options, &*environment.random)?;
         let retention = Retention::load(&*disk)?;
         let counters = Arc::new(Counters::default());
         let source = SegmentSource {
@@ -170,6 +180,7 @@ impl Engine {
         let writer = Writer {
             store: Arc::clone(&store),
             segments,
+            clock: Arc::clone(&environment.clock),
             reserve_bytes: options.reserve_bytes,
             urgent_reserve_bytes: options.urgent_reserve_bytes.min(options.reserve_bytes),
         };
@@ -178,8 +189,11 @@ impl Engine {
             store,
             environment,
             storage_type: options.storage_type,
+            disk_id,
+            reserve_bytes: options.reserve_bytes,
             queue: Mutex::new(Some(sender)),
             queue_memory: Arc::new(Semaphore::new((QUEUE_BYTES_MAX / QUEUE_UNIT_BYTES) as usize)),
+            compacting: tokio::sync::Mutex::new(()),
             writer_done: Arc::default(),
         };
         Ok((Engine { shared: Arc::new(shared) }, Pump { writer, queue }))
@@ -325,19 +339,39 @@ impl Engine {
         }
     }
 
+    /// Which disk this is.
+    pub fn disk_id(&self) -> DiskId {
+        self.shared.disk_id
+    }
+
+    /// What opening took: bytes of segments read and damaged records found on the way.
+    pub(crate) fn recovery(&self) -> (u64, u64) {
+        let counters = &self.shared.store.counters;
+        (counters.recovery_bytes.get(), counters.corrupt_reads.get())
+    }
+
+    /// Whether a write would find space. Asks the file system only after one did not.
+    pub(crate) fn has_space(&self) -> bool {
+        let Shared { store, reserve_bytes, .. } = &*self.shared;
+        store.counters.full.get() == 0
+            || store.disk.space().is_ok_and(|space| space.free_bytes > writer::enough_again(*reserve_bytes))
+    }
+
+    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.shared.store.disk
+    }
+
+    pub(crate) fn environment(&self) -> &Environment {
+        &self.shared.environment
+    }
+
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// Makes the index durable, so that the next opening has little to recover. Blocks.
     pub fn flush(&self) -> Result<(), EngineError> {
         Ok(self.shared.store.index.flush()?)
-    }
-
-    /// The content of a small file beside the segments, if there is one of that name. Blocks.
-    pub fn read_small(&self, name: &str) -> Result<Option<Vec<u8>>, EngineError> {
-        Ok(self.shared.store.disk.read_small(name)?)
-    }
-
-    /// Replaces a small file beside the segments, durably. Blocks.
-    pub fn write_small(&self, name: &str, content: &[u8]) -> Result<(), EngineError> {
-        Ok(self.shared.store.disk.write_small(name, content)?)
     }
 
     /// Takes no more writes, finishes those that wait, and makes everything durable. Reads go on. Blocks; may be called
@@ -379,25 +413,33 @@ impl Shared {
         record: PreparedRecord,
         meaning: Meaning,
         urgent: bool,
+        under_way: Option<Arc<UnderWay>>,
     ) -> Result<oneshot::Receiver<Result<Written, EngineError>>, EngineError> {
         // No record is longer than the queue bears, so waiting ends.
         let units = record.record_bytes().div_ceil(QUEUE_UNIT_BYTES).min(QUEUE_BYTES_MAX / QUEUE_UNIT_BYTES) as u32;
         let permit = Arc::clone(&self.queue_memory).acquire_many_owned(units).await.ok();
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(EngineError::Closed)?;
         let (reply, answer) = oneshot::channel();
-        let write = Write { record, meaning, urgent, reply, permit };
+        let write = Write { record, meaning, urgent, reply, permit, under_way };
         queue.send(write).await.map_err(|_| EngineError::Closed)?;
         Ok(answer)
     }
 
     /// Queues a write and waits for its answer.
     async fn write(&self, record: PreparedRecord, meaning: Meaning, urgent: bool) -> Result<Written, EngineError> {
-        self.send(record, meaning, urgent).await?.await.unwrap_or(Err(EngineError::Closed))
+        self.send(record, meaning, urgent, None).await?.await.unwrap_or(Err(EngineError::Closed))
     }
 
     /// Queues the record that makes a blob, and waits until it is durable.
-    async fn put(&self, record: PreparedRecord, meaning: Meaning, put_time_ms: u64) -> Result<Outcome, EngineError> {
-        let done = match self.write(record, meaning, false).await? {
+    async fn put(
+        &self,
+        record: PreparedRecord,
+        meaning: Meaning,
+        put_time_ms: u64,
+        under_way: Option<Arc<UnderWay>>,
+    ) -> Result<Outcome, EngineError> {
+        let answer = self.send(record, meaning, false, under_way).await?;
+        let done = match answer.await.unwrap_or(Err(EngineError::Closed))? {
             // Killed by a deletion, it is as if it had come before that.
             Written::At(_) | Written::Dead | Written::Overtaken => PutDone { put_time_ms, already_held: false },
             Written::Held(put_time_ms) => PutDone { put_time_ms, already_held: true },
@@ -414,7 +456,7 @@ impl Shared {
         meaning: Meaning,
         put_time_ms: u64,
     ) -> Result<PutDone, EngineError> {
-        match self.put(record, meaning, put_time_ms).await? {
+        match self.put(record, meaning, put_time_ms, None).await? {
             Outcome::Done(done) => Ok(done),
             Outcome::MustMove => Err(EngineError::Closed),
         }
@@ -439,7 +481,7 @@ enum Outcome {
     MustMove,
 }
 
-fn refuse_damaged(name: BlobName, blob: &BlobEntry) -> Result<(), EngineError> {
+pub(crate) fn refuse_damaged(name: BlobName, blob: &BlobEntry) -> Result<(), EngineError> {
     if blob.damaged {
         return Err(EngineError::Corrupt { name, reason: "it was found damaged before".to_owned() });
     }
@@ -481,7 +523,7 @@ pub(crate) async fn off_thread<T: Send + 'static>(
 
 /// Something that happens once and can be waited for. Nothing to wait for is as good as happened.
 #[derive(Default)]
-struct Latch {
+pub(crate) struct Latch {
     pending: Mutex<bool>,
     changed: Condvar,
 }
@@ -492,17 +534,17 @@ impl Latch {
         self.changed.notify_all();
     }
 
-    fn wait(&self) {
+    pub(crate) fn wait(&self) {
         let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         drop(self.changed.wait_while(pending, |pending| *pending));
     }
 }
 
 /// The latch is pending for as long as this lives, so that it opens even if the writer panics.
-struct LatchGuard(Arc<Latch>);
+pub(crate) struct LatchGuard(Arc<Latch>);
 
 impl LatchGuard {
-    fn new(latch: Arc<Latch>) -> Self {
+    pub(crate) fn new(latch: Arc<Latch>) -> Self {
         latch.set(true);
         Self(latch)
     }

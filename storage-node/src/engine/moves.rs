@@ -9,7 +9,9 @@ use lazaret_protocol::{BlobName, UploadId};
 
 use super::{EngineError, Shared};
 use crate::index::{BlobEntry, Layout};
-use crate::record::{Commit, Location, PreparedRecord, RecordHeader, RecordKind, Subject, record_buffer};
+use crate::record::{
+    Commit, Location, PreparedRecord, RecordHeader, RecordKind, SegmentAddress, Subject, record_buffer,
+};
 use crate::scan::{read_record_buffer, read_record_header};
 use crate::writer::{Meaning, Moved, Written};
 
@@ -38,36 +40,47 @@ impl Shared {
                 let meaning = Meaning::Moved { name, bucket, moved: Moved::Whole { from } };
                 self.write(record, meaning, urgent).await.map(|_| ())
             }
-            from @ Layout::Streamed { .. } => {
-                let Some(upload) = self.upload_of(&blob).await? else {
-                    return Err(self.damaged(name, &blob).await);
-                };
-                let Layout::Streamed { placement, extents, tree } = from.clone() else { return Ok(()) };
-                let commit = Commit { upload, length: blob.length, placement: Some(placement), extents, tree };
-                let commit = match self.copy_pieces(commit, bucket, urgent).await {
-                    Err(EngineError::UploadLost { .. }) => return Err(self.damaged(name, &blob).await),
-                    copied => copied?,
-                };
-                let record = commit_record(name, blob.put_time_ms, &commit);
-                let meaning = Meaning::Moved { name, bucket, moved: Moved::Commit { from, commit } };
-                self.write(record, meaning, urgent).await.map(|_| ())
-            }
+            Layout::Streamed { .. } => self.move_streamed(name, &blob, bucket, None, urgent).await.map(|_| ()),
         }
     }
 
-    /// Copies the pieces of a commit that do not lie in `bucket` to it, one at a time, and returns the commit with their new
-    /// places. A piece that is not whole makes it an upload that was lost.
+    /// Moves the pieces of a blob that lie in `only`, or all that do not lie in `bucket`, and its commit.
+    pub(crate) async fn move_streamed(
+        self: &Arc<Self>,
+        name: BlobName,
+        blob: &BlobEntry,
+        bucket: u32,
+        only: Option<SegmentAddress>,
+        urgent: bool,
+    ) -> Result<Written, EngineError> {
+        let Layout::Streamed { placement, extents, tree } = blob.layout.clone() else { return Ok(Written::Overtaken) };
+        let Some(upload) = self.upload_of(blob).await? else { return Err(self.damaged(name, blob).await) };
+        let under_way = self.store.begin(upload);
+        let commit = Commit { upload, length: blob.length, placement: Some(placement), extents, tree };
+        let commit = match self.copy_pieces(commit, bucket, only, urgent).await {
+            Err(EngineError::UploadLost { .. }) => return Err(self.damaged(name, blob).await),
+            copied => copied?,
+        };
+        let record = commit_record(name, blob.put_time_ms, &commit);
+        let moved = Moved::Commit { from: blob.layout.clone(), commit };
+        let reply = self.send(record, Meaning::Moved { name, bucket, moved }, urgent, Some(under_way)).await?;
+        reply.await.unwrap_or(Err(EngineError::Closed))
+    }
+
+    /// Copies the pieces of a commit that lie in `only`, or all that do not lie in `bucket`, to that bucket, one at a time, and
+    /// returns the commit with their new places. A piece that is not whole makes it an upload that was lost.
     pub(crate) async fn copy_pieces(
         self: &Arc<Self>,
         commit: Commit,
         bucket: u32,
+        only: Option<SegmentAddress>,
         urgent: bool,
     ) -> Result<Commit, EngineError> {
         let mut moved = commit.clone();
         let subject = Subject::from(commit.upload);
         let extents = moved.extents.iter_mut().map(|location| (RecordKind::Extent, location));
         for (kind, location) in extents.chain(moved.tree.iter_mut().map(|location| (RecordKind::Tree, location))) {
-            if location.segment.bucket == bucket {
+            if only.map_or(location.segment.bucket == bucket, |only| location.segment != only) {
                 continue;
             }
             *location = self.copy_piece(commit.upload, kind, subject, *location, bucket, urgent).await?;
@@ -128,7 +141,7 @@ impl Shared {
     }
 
     /// Notes that a blob could not be copied because it is damaged.
-    async fn damaged(self: &Arc<Self>, name: BlobName, blob: &BlobEntry) -> EngineError {
+    pub(crate) async fn damaged(self: &Arc<Self>, name: BlobName, blob: &BlobEntry) -> EngineError {
         let layout = blob.layout.clone();
         let mark = move |shared: &Shared| {
             shared.store.counters.corrupt_reads.add(1);

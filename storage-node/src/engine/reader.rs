@@ -157,10 +157,13 @@ impl Stream<'_> {
             .ok_or_else(|| self.corrupt(position, "a record's header is damaged"))
     }
 
-    /// A segment that is gone is damage, which other copies make good; other errors are the disk's own.
+    /// A segment that is gone and a sector that can't be read are damage, which other copies make good; other errors are
+    /// the disk's own.
     fn failed(&self, position: u64, error: crate::disk::DiskError) -> EngineError {
         if error.source.kind() == io::ErrorKind::NotFound {
             self.corrupt(position, "its segment is gone")
+        } else if error.is_unreadable() {
+            self.corrupt(position, "the disk can't read it")
         } else {
             EngineError::Disk(error)
         }

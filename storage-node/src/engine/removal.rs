@@ -53,24 +53,17 @@ impl Engine {
         }
     }
 
-    /// Drops this disk's copy of a blob and its locator, if they are still of that put and not held. Returns whether there
-    /// was anything to drop. It is not a deletion: the blob may be put again, and until compaction has been over its
-    /// segment, an index that is rebuilt finds the copy again.
+    /// Drops this disk's copy of a blob, held or not, if it is still of that put; a locator stays. Returns whether there was
+    /// one. It is not a deletion: the blob may be put again, and until compaction has been over its segment, an index that
+    /// is rebuilt finds the copy again.
     pub async fn forget(&self, name: BlobName, put_time_ms: u64) -> Result<bool, EngineError> {
         let forget = move |shared: &super::Shared| {
             let store = &shared.store;
             let mut ledger = store.ledger.lock();
             let Some(before) = store.index.get(name)? else { return Ok(false) };
             let (mut after, mut dropped) = before.clone().live(ledger.horizon);
-            if after.holds(put_time_ms) {
-                return Ok(false);
-            }
-            let blob = after.blob.take_if(|blob| blob.put_time_ms == put_time_ms);
-            let locator = after.locator.take_if(|locator| locator.put_time_ms == put_time_ms);
-            if blob.is_none() && locator.is_none() {
-                return Ok(false);
-            }
-            dropped.extend(blob.map(|blob| blob.dropped(None)).unwrap_or_default());
+            let Some(blob) = after.blob.take_if(|blob| blob.put_time_ms == put_time_ms) else { return Ok(false) };
+            dropped.extend(blob.dropped(None));
             let changes = Changes { entries: vec![(name, Changed { before, after })], dropped, ..Changes::default() };
             ledger.apply(&*store.index, &store.counters, changes)?;
             Ok(true)

@@ -4,16 +4,16 @@
 //! new one, and wait until every reader of the old ones is gone. A segment goes only after the index has ceased to point
 //! into it, so that whoever begins later does not need it.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lazaret_protocol::BlobName;
+use lazaret_protocol::{BlobName, UploadId};
 
 use super::ledger::{Changed, Changes, Ledger, SharedLedger};
 use super::{Counters, EngineError};
 use crate::disk::Disk;
-use crate::index::{Entry, Index, Layout};
+use crate::index::{BlobEntry, Entry, Index, Layout};
 use crate::record::SegmentAddress;
 
 /// What the engine, its writer and its readers share.
@@ -25,6 +25,26 @@ pub(crate) struct Store {
     pub(crate) removals: Removals,
     /// The ledger's horizon, for reads, which do not wait for the ledger. It only grows.
     horizon: AtomicU32,
+    /// Uploads, and moves of them, whose pieces the index may come to point to.
+    under_way: Mutex<HashMap<UploadId, usize>>,
+}
+
+/// An upload, or a move of one, that is under way for as long as this lives.
+pub(crate) struct UnderWay {
+    store: Arc<Store>,
+    upload: UploadId,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let mut under_way = self.store.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = under_way.get_mut(&self.upload) {
+            *count -= 1;
+            if *count == 0 {
+                under_way.remove(&self.upload);
+            }
+        }
+    }
 }
 
 /// Keeps the segments that were there when it was taken.
@@ -82,7 +102,17 @@ impl Store {
         ledger.count(&counters);
         let horizon = AtomicU32::new(ledger.horizon);
         let ledger = SharedLedger::new(ledger);
-        Self { disk, index, counters, ledger, removals: Removals::default(), horizon }
+        Self { disk, index, counters, ledger, removals: Removals::default(), horizon, under_way: Mutex::default() }
+    }
+
+    /// Counts an upload as under way. Its pieces are not taken for garbage meanwhile.
+    pub(crate) fn begin(self: &Arc<Self>, upload: UploadId) -> Arc<UnderWay> {
+        *self.under_way.lock().unwrap_or_else(PoisonError::into_inner).entry(upload).or_default() += 1;
+        Arc::new(UnderWay { store: Arc::clone(self), upload })
+    }
+
+    pub(crate) fn is_under_way(&self, upload: UploadId) -> bool {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&upload)
     }
 
     /// The bucket before which everything has expired.
@@ -138,7 +168,8 @@ impl Store {
             Some(blob) if !blob.damaged && blob.layout == *layout => blob.damaged = true,
             _ => return Ok(false),
         }
-        let changes = Changes { entries: vec![(name, Changed { before, after })], ..Changes::default() };
+        let dropped = before.blob.as_ref().map(BlobEntry::bytes).unwrap_or_default();
+        let changes = Changes { entries: vec![(name, Changed { before, after })], dropped, ..Changes::default() };
         ledger.apply(&*self.index, &self.counters, changes)?;
         Ok(true)
     }

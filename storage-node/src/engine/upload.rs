@@ -12,7 +12,7 @@ use lazaret_protocol::{BlobName, PlacementKey, UploadId};
 use tokio::sync::oneshot;
 
 use super::moves::commit_record;
-use super::{EngineError, Outcome, Shared, off_thread};
+use super::{EngineError, Outcome, Shared, UnderWay, off_thread};
 use crate::record::{
     Commit, HELD_BUCKET, Location, PreparedRecord, RECORD_HEADER_BYTES, RecordKind, TREE_PIECE_BYTES, record_buffer,
 };
@@ -25,6 +25,8 @@ const PIECES_IN_FLIGHT_MAX: usize = 2;
 pub struct EngineUpload {
     shared: Arc<Shared>,
     upload: UploadId,
+    /// Keeps its pieces from being taken for garbage.
+    under_way: Arc<UnderWay>,
     placement: PlacementKey,
     put_time_ms: u64,
     /// `None` while it is worked on elsewhere, and for good if that was cut short.
@@ -61,9 +63,11 @@ impl Content {
 impl EngineUpload {
     pub(crate) fn new(shared: Arc<Shared>, upload: UploadId, placement: PlacementKey, put_time_ms: u64) -> Self {
         let content = Content { builder: TreeBuilder::new(), extent: record_buffer(0), pairs: Vec::new() };
+        let under_way = shared.store.begin(upload);
         Self {
             shared,
             upload,
+            under_way,
             placement,
             put_time_ms,
             content: Some(content),
@@ -119,7 +123,8 @@ impl EngineUpload {
         let (extents, tree) = (std::mem::take(&mut self.extents), std::mem::take(&mut self.tree));
         let commit = Commit { upload: self.upload, length, placement: Some(self.placement), extents, tree };
         let record = commit_record(name, self.put_time_ms, &commit);
-        match self.shared.put(record, Meaning::Commit { name, commit: commit.clone() }, self.put_time_ms).await? {
+        let meaning = Meaning::Commit { name, commit: commit.clone() };
+        match self.shared.put(record, meaning, self.put_time_ms, Some(Arc::clone(&self.under_way))).await? {
             Outcome::Done(done) => Ok(done),
             Outcome::MustMove => self.commit_held(name, commit).await,
         }
@@ -127,9 +132,10 @@ impl EngineUpload {
 
     /// A hold stands for this name, which nobody could know before: the pieces are moved where nothing expires.
     async fn commit_held(self, name: BlobName, commit: Commit) -> Result<PutDone, EngineError> {
-        let commit = self.shared.copy_pieces(commit, HELD_BUCKET, false).await?;
+        let commit = self.shared.copy_pieces(commit, HELD_BUCKET, None, false).await?;
         let record = commit_record(name, self.put_time_ms, &commit);
-        match self.shared.put(record, Meaning::Commit { name, commit }, self.put_time_ms).await? {
+        let meaning = Meaning::Commit { name, commit };
+        match self.shared.put(record, meaning, self.put_time_ms, Some(self.under_way)).await? {
             Outcome::Done(done) => Ok(done),
             Outcome::MustMove => Err(EngineError::Unsettled { name }),
         }
@@ -187,7 +193,7 @@ impl EngineUpload {
             self.settle_one().await?;
         }
         let kind = record.header().kind;
-        let reply = self.shared.send(record, Meaning::Piece { bucket: None }, false).await?;
+        let reply = self.shared.send(record, Meaning::Piece { bucket: None }, false, None).await?;
         self.in_flight.push_back((kind, reply));
         Ok(())
     }

@@ -118,9 +118,14 @@ impl BlobEntry {
         !self.damaged && put_time_ms / BUCKET_MS <= self.put_time_ms / BUCKET_MS
     }
 
-    /// What only `self` refers to, if `kept` stays and `self` goes.
+    /// The bytes of all its records.
+    pub fn bytes(&self) -> Dropped {
+        self.layout.parts(self.length).into_iter().map(|(at, bytes)| (at.segment, bytes)).collect()
+    }
+
+    /// What only `self` refers to, if `kept` stays and `self` goes. A damaged copy's bytes are dead already.
     pub fn dropped(&self, kept: Option<&BlobEntry>) -> Dropped {
-        if kept.is_some_and(|kept| kept.layout == self.layout) {
+        if self.damaged || kept.is_some_and(|kept| kept.layout == self.layout) {
             return Dropped::new();
         }
         let kept: HashSet<&Location> = kept.into_iter().flat_map(|kept| kept.layout.locations()).collect();
@@ -457,9 +462,11 @@ mod tests {
         let damaged = BlobEntry { damaged: true, layout: place(7, 99), ..blob(8) };
         let mut entry = Entry::default();
         assert_eq!(entry.absorb(Change::Blob(damaged.clone())), []);
-        let dropped = entry.absorb(Change::Blob(blob(8)));
-        assert_eq!((entry.blob.clone(), dropped.len()), (Some(blob(8)), 1));
-        assert_eq!(entry.absorb(Change::Blob(damaged)).len(), 1, "the loser's own bytes");
+        assert_eq!(entry.absorb(Change::Blob(blob(8))), [], "a damaged copy is dead already");
+        assert_eq!(entry.blob, Some(blob(8)));
+        entry.absorb(Change::Blob(damaged));
+        assert_eq!(entry.blob, Some(blob(8)));
+        assert_eq!(entry.absorb(Change::Blob(blob(7))).len(), 1, "the loser's own bytes");
         for (bucket, id) in [(7, 10), (HELD_BUCKET, 8)] {
             let moved = BlobEntry { layout: place(bucket, id), ..blob(8) };
             let mut entry = entry.clone();

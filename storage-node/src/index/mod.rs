@@ -27,6 +27,8 @@ pub struct IndexError {
     pub object: String,
     /// Why it failed.
     pub source: Arc<dyn std::error::Error + Send + Sync>,
+    /// The index itself is damaged: opened again, it begins anew and is rebuilt from the segments.
+    pub damaged: bool,
 }
 
 impl IndexError {
@@ -36,7 +38,12 @@ impl IndexError {
         object: impl ToString,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self { operation, object: object.to_string(), source: Arc::from(source.into()) }
+        Self { operation, object: object.to_string(), source: Arc::from(source.into()), damaged: false }
+    }
+
+    /// The same, of an index that is damaged.
+    pub fn damaged(self) -> Self {
+        Self { damaged: true, ..self }
     }
 }
 
@@ -83,6 +90,12 @@ pub trait Index: Send + Sync {
     /// Makes changes take effect, all or none. It survives the process at once, and the machine after [`Index::flush`].
     fn apply(&self, batch: IndexBatch) -> Result<(), IndexError>;
 
+    /// As [`Index::apply`], but what is loaded may be forgotten as soon as the process dies, latest first, until
+    /// [`Index::flush`]. It must be flushed before anything is applied again. For rebuilding from the segments.
+    fn load(&self, batch: IndexBatch) -> Result<(), IndexError> {
+        self.apply(batch)
+    }
+
     /// All segments it was told of and did not forget, in no particular order.
     fn segments(&self) -> Result<Vec<(SegmentAddress, SegmentState)>, IndexError>;
 
@@ -99,6 +112,9 @@ pub trait Index: Send + Sync {
     /// later or never. `blobs` says about how many that are.
     fn expire(&self, horizon: u32, blobs: u64) -> Result<(), IndexError>;
 
-    /// Makes durable what was applied.
+    /// Makes durable what was applied or loaded.
     fn flush(&self) -> Result<(), IndexError>;
+
+    /// Lets go of everything: whatever is asked after that fails. Whoever asks already gets an answer first.
+    fn close(&self) {}
 }

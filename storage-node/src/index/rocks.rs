@@ -12,11 +12,16 @@
 //! a good part of it has expired, which then costs less than reading past it would.
 //!
 //! Its write-ahead log is on and not synced: it survives the process, and of a power failure it loses a suffix, which the
-//! segments bring back. For the same reason a damaged database, or one of another version, is removed and begun anew.
+//! segments bring back. For the same reason a damaged database, or one of another version, is removed and begun anew when it
+//! is opened: missing, cut or flipped files of its own are damage, what the disk or the system refuses is not. Damage that
+//! shows only later is noted durably beside the directory, in `<name>.damaged`, so that the next opening begins anew
+//! whatever it would find.
 
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use lazaret_protocol::{BlobName, UploadId};
 use rocksdb::{
@@ -55,12 +60,18 @@ type KeyValue = (Box<[u8]>, Box<[u8]>);
 
 /// An index in a directory of its own.
 pub struct RocksIndex {
-    database: DB,
+    /// `None` once it is closed.
+    database: RwLock<Option<DB>>,
     path: PathBuf,
     /// Read by the compaction filter.
     horizon: Arc<AtomicU32>,
     /// About how many entries have expired since the last compaction of everything.
     expired: AtomicU64,
+    /// Whether something was written past the log since the last flush.
+    unlogged: AtomicBool,
+    /// Whether damage was noted.
+    damaged: AtomicBool,
+    closing: AtomicBool,
 }
 
 impl RocksIndex {
@@ -68,46 +79,196 @@ impl RocksIndex {
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, IndexError> {
         let path: PathBuf = path.into();
         let horizon = Arc::new(AtomicU32::new(0));
+        if let Some(reason) = noted_damage(&path)? {
+            return Self::of(begin_anew(&path, &horizon, &reason)?, path, horizon);
+        }
+        if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
+            return Self::of(begin_anew(&path, &horizon, "a file is in its place")?, path, horizon);
+        }
         let database = match open_database(&path, &horizon) {
-            Err(error) if error.kind() == ErrorKind::Corruption => begin_anew(&path, &horizon, error.as_ref())?,
+            Err(error) if opens_anew(&error) => begin_anew(&path, &horizon, error.as_ref())?,
             Err(error) => return Err(IndexError::new("open", path.display(), error)),
             Ok(database) => database,
         };
-        let mut index = Self { database, path, horizon, expired: AtomicU64::new(0) };
-        let version = index.get_raw(VERSION_KEY)?;
-        if version.as_deref().is_some_and(|version| version != [ENTRY_VERSION]) {
-            let Self { database, path, horizon, expired } = index;
-            // It holds the directory's lock.
-            drop(database);
-            index = Self { database: begin_anew(&path, &horizon, "it is of another version")?, path, horizon, expired };
+        let database = match database.get(VERSION_KEY) {
+            Ok(Some(version)) if version != [ENTRY_VERSION] => {
+                // It holds the directory's lock.
+                drop(database);
+                begin_anew(&path, &horizon, "it is of another version")?
+            }
+            Err(error) if is_damage(&error) => {
+                drop(database);
+                begin_anew(&path, &horizon, error.as_ref())?
+            }
+            Err(error) => return Err(IndexError::new("read", path.display(), error)),
+            Ok(_) => database,
+        };
+        Self::of(database, path, horizon)
+    }
+
+    /// Removes the index in `path`, whatever it is, and begins one.
+    pub fn begin_anew(path: impl Into<PathBuf>) -> Result<Self, IndexError> {
+        let path: PathBuf = path.into();
+        let horizon = Arc::new(AtomicU32::new(0));
+        Self::of(begin_anew(&path, &horizon, "it was asked for")?, path, horizon)
+    }
+
+    /// Opens the index in `path` to read it and change nothing. `None` if there is none that [`RocksIndex::open`] would not
+    /// begin anew.
+    pub fn open_read_only(path: impl Into<PathBuf>) -> Result<Option<Self>, IndexError> {
+        let path: PathBuf = path.into();
+        if noted_damage(&path)?.is_some() || !path.join("CURRENT").exists() {
+            return Ok(None);
         }
-        index.database.put(VERSION_KEY, [ENTRY_VERSION]).map_err(|error| index.error("write to", error))?;
+        let horizon = Arc::new(AtomicU32::new(0));
+        let mut options = database_options(&horizon);
+        options.create_if_missing(false);
+        // RocksDB writes a log of what it does even then, and here must not.
+        let logs = std::env::temp_dir().join(format!("lazaret-index-log-{}", std::process::id()));
+        options.set_db_log_dir(&logs);
+        let opened = DB::open_for_read_only(&options, &path, false);
+        // Nothing needs it.
+        let _ = fs::remove_dir_all(&logs);
+        let database = opened.map_err(|error| {
+            let damaged = opens_anew(&error);
+            let error = IndexError::new("open", path.display(), error);
+            if damaged { error.damaged() } else { error }
+        })?;
+        let index = Self::around(database, path, horizon);
+        let version = index.with(|database| database.get(VERSION_KEY).map_err(|error| index.error("read", error)))?;
+        Ok(Some(index).filter(|_| version.as_deref() == Some(&[ENTRY_VERSION])))
+    }
+
+    fn of(database: DB, path: PathBuf, horizon: Arc<AtomicU32>) -> Result<Self, IndexError> {
+        let index = Self::around(database, path, horizon);
+        index.with(|database| {
+            database.put(VERSION_KEY, [ENTRY_VERSION]).map_err(|error| index.error("write to", error))
+        })?;
         Ok(index)
     }
 
-    fn error(&self, operation: &'static str, error: rocksdb::Error) -> IndexError {
-        IndexError::new(operation, self.path.display(), error)
+    fn around(database: DB, path: PathBuf, horizon: Arc<AtomicU32>) -> Self {
+        Self {
+            database: RwLock::new(Some(database)),
+            path,
+            horizon,
+            expired: AtomicU64::new(0),
+            unlogged: AtomicBool::new(false),
+            damaged: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+        }
     }
 
-    fn damaged(&self, what: &str) -> IndexError {
-        let advice = "stop the node, remove the directory and start it again: it is rebuilt from the segments";
-        IndexError::new("read", self.path.display(), format!("{what} is malformed; {advice}"))
+    /// Works with the database, as long as it is open.
+    fn with<T>(&self, work: impl FnOnce(&DB) -> Result<T, IndexError>) -> Result<T, IndexError> {
+        let closed = || IndexError::new("use", self.path.display(), "it is closed");
+        if self.closing.load(Ordering::SeqCst) {
+            return Err(closed());
+        }
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        work(database.as_ref().ok_or_else(closed)?)
+    }
+
+    fn error(&self, operation: &'static str, error: rocksdb::Error) -> IndexError {
+        let damaged = is_damage(&error);
+        let error = IndexError::new(operation, self.path.display(), error);
+        if damaged { self.damage(error) } else { error }
+    }
+
+    fn malformed(&self, what: &str) -> IndexError {
+        self.damage(IndexError::new("read", self.path.display(), format!("{what} is malformed")))
+    }
+
+    /// Notes that the index is damaged, so that the next opening begins anew.
+    fn damage(&self, error: IndexError) -> IndexError {
+        if !self.damaged.swap(true, Ordering::SeqCst) {
+            tracing::error!(%error, "the index is damaged; it is rebuilt from the segments when it is opened again");
+            if let Err(unwritten) = note_damage(&self.path, &error.to_string()) {
+                tracing::error!(error = %unwritten, "the damage could not be noted");
+            }
+        }
+        error.damaged()
     }
 
     fn get_raw(&self, key: &[u8]) -> Result<Option<Vec<u8>>, IndexError> {
-        self.database.get(key).map_err(|error| self.error("read", error))
+        self.with(|database| database.get(key).map_err(|error| self.error("read", error)))
     }
 
     /// Keys of a kind and their values, from `from` on.
-    fn scan(&self, from: &[u8], kind: u8) -> impl Iterator<Item = Result<KeyValue, IndexError>> + '_ {
-        self.database
+    fn scan<'a>(
+        &'a self,
+        database: &'a DB,
+        from: &[u8],
+        kind: u8,
+    ) -> impl Iterator<Item = Result<KeyValue, IndexError>> + 'a {
+        database
             .iterator(IteratorMode::From(from, Direction::Forward))
             .map(|item| item.map_err(|error| self.error("read", error)))
             .take_while(move |item| item.as_ref().map_or(true, |(key, _)| key.first() == Some(&kind)))
     }
+
+    fn write(&self, changes: WriteBatch, logged: bool) -> Result<(), IndexError> {
+        self.with(|database| {
+            let written = if logged { database.write(changes) } else { database.write_without_wal(changes) };
+            written.map_err(|error| self.error("write to", error))
+        })
+    }
+}
+
+/// Whether the database itself is damaged: its files are not what it wrote, or are gone.
+fn is_damage(error: &rocksdb::Error) -> bool {
+    match error.kind() {
+        ErrorKind::Corruption => true,
+        // RocksDB tells a missing file from others by the system's text alone.
+        ErrorKind::IOError => error.as_ref().contains("No such file or directory"),
+        _ => false,
+    }
+}
+
+/// Whether a database that can't be opened is begun anew. Another process's lock, a refused permission and what the disk
+/// fails to read are I/O errors of other texts: a new database would meet them too, or hide them.
+fn opens_anew(error: &rocksdb::Error) -> bool {
+    is_damage(error)
+        || matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotSupported | ErrorKind::InvalidArgument)
+}
+
+fn damage_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".damaged");
+    name.into()
+}
+
+/// Why the index must be begun anew, if that was noted.
+fn noted_damage(path: &Path) -> Result<Option<String>, IndexError> {
+    let note = damage_path(path);
+    match fs::read(&note) {
+        Ok(reason) => Ok(Some(String::from_utf8_lossy(&reason).into_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(IndexError::new("read the note beside", note.display(), error)),
+    }
+}
+
+fn note_damage(path: &Path, reason: &str) -> io::Result<()> {
+    let mut note = File::create(damage_path(path))?;
+    note.write_all(reason.as_bytes())?;
+    note.sync_all()?;
+    sync_parent(path)
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+}
+
+/// What there is no more is removed.
+fn removed(outcome: io::Result<()>) -> io::Result<()> {
+    outcome.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 fn open_database(path: &Path, horizon: &Arc<AtomicU32>) -> Result<DB, rocksdb::Error> {
+    DB::open(&database_options(horizon), path)
+}
+
+fn database_options(horizon: &Arc<AtomicU32>) -> Options {
     let mut tables = BlockBasedOptions::default();
     tables.set_block_cache(&Cache::new_lru_cache(BLOCK_CACHE_BYTES));
     tables.set_bloom_filter(BLOOM_BITS, false);
@@ -125,13 +286,19 @@ fn open_database(path: &Path, horizon: &Arc<AtomicU32>) -> Result<DB, rocksdb::E
     options.set_compaction_filter("lazaret-expiry", move |_, key, value| {
         if expired(key, value, horizon.load(Ordering::Relaxed)) { Decision::Remove } else { Decision::Keep }
     });
-    DB::open(&options, path)
+    options
 }
 
 fn begin_anew(path: &Path, horizon: &Arc<AtomicU32>, reason: &str) -> Result<DB, IndexError> {
     tracing::warn!(path = %path.display(), reason, "the index can't be used and is rebuilt from the segments");
-    std::fs::remove_dir_all(path).map_err(|error| IndexError::new("remove", path.display(), error))?;
-    open_database(path, horizon).map_err(|error| IndexError::new("open", path.display(), error))
+    let failed = |error: io::Error| IndexError::new("remove", path.display(), error);
+    // Noted first, since half a directory may look whole.
+    note_damage(path, reason).map_err(failed)?;
+    let is_file = fs::symlink_metadata(path).is_ok_and(|metadata| !metadata.is_dir());
+    removed(if is_file { fs::remove_file(path) } else { fs::remove_dir_all(path) }).map_err(failed)?;
+    let database = open_database(path, horizon).map_err(|error| IndexError::new("open", path.display(), error))?;
+    removed(fs::remove_file(damage_path(path))).and_then(|()| sync_parent(path)).map_err(failed)?;
+    Ok(database)
 }
 
 /// Whether nothing of what a key stands for is left. What can't be read is kept, for a read to complain about.
@@ -202,100 +369,129 @@ fn decode_named(key: &[u8], value: &[u8]) -> Option<(BlobName, Entry)> {
     Some((BlobName(take(&mut key)?), Entry::decode(value)?))
 }
 
+fn batch_of(batch: &IndexBatch) -> WriteBatch {
+    let mut changes = WriteBatch::default();
+    for (name, entry) in &batch.entries {
+        if entry.is_empty() {
+            changes.delete(name_key(*name));
+        } else {
+            changes.put(name_key(*name), entry.encode());
+        }
+    }
+    for (address, state) in &batch.segments {
+        match state {
+            Some(state) => changes.put(segment_key(*address), encode_segment(state)),
+            None => changes.delete(segment_key(*address)),
+        }
+    }
+    for (bucket, totals) in &batch.totals {
+        if *totals == Totals::default() {
+            changes.delete(totals_key(*bucket));
+        } else {
+            let value = [totals.blobs.to_le_bytes(), totals.bytes.to_le_bytes()].concat();
+            changes.put(totals_key(*bucket), value);
+        }
+    }
+    for (upload, owner) in &batch.uploads {
+        let value = [owner.name.as_bytes().as_slice(), &owner.bucket.to_le_bytes()].concat();
+        changes.put(upload_key(*upload), value);
+    }
+    changes
+}
+
 impl Index for RocksIndex {
     fn get(&self, name: BlobName) -> Result<Option<Entry>, IndexError> {
-        let found = self.database.get_pinned(name_key(name)).map_err(|error| self.error("read", error))?;
-        let Some(value) = found else { return Ok(None) };
-        Entry::decode(&value).map(Some).ok_or_else(|| self.damaged(&format!("the entry of {name}")))
+        self.with(|database| {
+            let found = database.get_pinned(name_key(name)).map_err(|error| self.error("read", error))?;
+            let Some(value) = found else { return Ok(None) };
+            Entry::decode(&value).map(Some).ok_or_else(|| self.malformed(&format!("the entry of {name}")))
+        })
     }
 
     fn apply(&self, batch: IndexBatch) -> Result<(), IndexError> {
-        let mut changes = WriteBatch::default();
-        for (name, entry) in &batch.entries {
-            if entry.is_empty() {
-                changes.delete(name_key(*name));
-            } else {
-                changes.put(name_key(*name), entry.encode());
-            }
-        }
-        for (address, state) in &batch.segments {
-            match state {
-                Some(state) => changes.put(segment_key(*address), encode_segment(state)),
-                None => changes.delete(segment_key(*address)),
-            }
-        }
-        for (bucket, totals) in &batch.totals {
-            if *totals == Totals::default() {
-                changes.delete(totals_key(*bucket));
-            } else {
-                let value = [totals.blobs.to_le_bytes(), totals.bytes.to_le_bytes()].concat();
-                changes.put(totals_key(*bucket), value);
-            }
-        }
-        for (upload, owner) in &batch.uploads {
-            let value = [owner.name.as_bytes().as_slice(), &owner.bucket.to_le_bytes()].concat();
-            changes.put(upload_key(*upload), value);
-        }
-        self.database.write(changes).map_err(|error| self.error("write to", error))
+        self.write(batch_of(&batch), true)
+    }
+
+    fn load(&self, batch: IndexBatch) -> Result<(), IndexError> {
+        self.unlogged.store(true, Ordering::SeqCst);
+        self.write(batch_of(&batch), false)
     }
 
     fn segments(&self) -> Result<Vec<(SegmentAddress, SegmentState)>, IndexError> {
-        self.scan(&[SEGMENT], SEGMENT)
-            .map(|item| {
+        self.with(|database| {
+            let decode = |item: Result<KeyValue, IndexError>| {
                 let (key, value) = item?;
-                decode_segment(&key, &value).ok_or_else(|| self.damaged("the state of a segment"))
-            })
-            .collect()
+                decode_segment(&key, &value).ok_or_else(|| self.malformed("the state of a segment"))
+            };
+            self.scan(database, &[SEGMENT], SEGMENT).map(decode).collect()
+        })
     }
 
     fn entries(&self, after: Option<BlobName>, limit: usize) -> Result<Vec<(BlobName, Entry)>, IndexError> {
         let from = after.map_or_else(|| vec![NAME], |name| name_key(name).to_vec());
         let after = after.map(name_key);
-        self.scan(&from, NAME)
-            .filter(|item| item.as_ref().map_or(true, |(key, _)| Some(&key[..]) != after.as_ref().map(|key| &key[..])))
-            .take(limit)
-            .map(|item| {
-                let (key, value) = item?;
-                decode_named(&key, &value).ok_or_else(|| self.damaged("an entry"))
-            })
-            .collect()
+        let is_after = |key: &[u8]| Some(key) != after.as_ref().map(|key| &key[..]);
+        self.with(|database| {
+            self.scan(database, &from, NAME)
+                .filter(|item| item.as_ref().map_or(true, |(key, _)| is_after(key)))
+                .take(limit)
+                .map(|item| {
+                    let (key, value) = item?;
+                    decode_named(&key, &value).ok_or_else(|| self.malformed("an entry"))
+                })
+                .collect()
+        })
     }
 
     fn totals(&self) -> Result<Vec<(u32, Totals)>, IndexError> {
-        self.scan(&[TOTALS], TOTALS)
-            .map(|item| {
+        self.with(|database| {
+            let decode = |item: Result<KeyValue, IndexError>| {
                 let (key, value) = item?;
-                decode_totals(&key, &value).ok_or_else(|| self.damaged("what is held of a bucket"))
-            })
-            .collect()
+                decode_totals(&key, &value).ok_or_else(|| self.malformed("what is held of a bucket"))
+            };
+            self.scan(database, &[TOTALS], TOTALS).map(decode).collect()
+        })
     }
 
     fn upload(&self, upload: UploadId) -> Result<Option<UploadOwner>, IndexError> {
         let Some(value) = self.get_raw(&upload_key(upload))? else { return Ok(None) };
-        decode_owner(&value).map(Some).ok_or_else(|| self.damaged("the owner of an upload"))
+        decode_owner(&value).map(Some).ok_or_else(|| self.malformed("the owner of an upload"))
     }
 
     fn expire(&self, horizon: u32, blobs: u64) -> Result<(), IndexError> {
         self.horizon.fetch_max(horizon, Ordering::Relaxed);
         let expired = self.expired.fetch_add(blobs, Ordering::Relaxed).saturating_add(blobs);
-        let keys = self.database.property_int_value("rocksdb.estimate-num-keys");
-        let keys = keys.map_err(|error| self.error("read", error))?.unwrap_or_default();
-        if expired >= COMPACT_ENTRIES_MIN && expired >= keys / COMPACT_SHARE {
-            self.expired.store(0, Ordering::Relaxed);
-            self.database.compact_range(Some([NAME]), Some([NAME + 1]));
-            self.database.compact_range(Some([UPLOAD]), Some([UPLOAD + 1]));
-        }
-        Ok(())
+        self.with(|database| {
+            let keys = database.property_int_value("rocksdb.estimate-num-keys");
+            let keys = keys.map_err(|error| self.error("read", error))?.unwrap_or_default();
+            if expired >= COMPACT_ENTRIES_MIN && expired >= keys / COMPACT_SHARE {
+                self.expired.store(0, Ordering::Relaxed);
+                database.compact_range(Some([NAME]), Some([NAME + 1]));
+                database.compact_range(Some([UPLOAD]), Some([UPLOAD + 1]));
+            }
+            Ok(())
+        })
     }
 
     fn flush(&self) -> Result<(), IndexError> {
-        self.database.flush_wal(true).map_err(|error| self.error("flush", error))
+        self.with(|database| {
+            // What was written past the log is durable only as a table.
+            let unlogged = self.unlogged.swap(false, Ordering::SeqCst);
+            let flushed = if unlogged { database.flush() } else { database.flush_wal(true) };
+            flushed.map_err(|error| self.error("flush", error))
+        })
+    }
+
+    fn close(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        drop(self.database.write().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::HoldEntry;
 
     #[test]
     fn conforms() {
@@ -323,7 +519,7 @@ mod tests {
         let index = RocksIndex::open(directory.path()).unwrap();
         assert_eq!(index.totals().unwrap(), [(7, Totals { blobs: 3, bytes: 3 })]);
         assert_eq!(index.get(BlobName([3; 32])).unwrap().unwrap().killed_until_ms, Some(3));
-        index.database.put(VERSION_KEY, [ENTRY_VERSION + 1]).unwrap();
+        index.with(|database| Ok(database.put(VERSION_KEY, [ENTRY_VERSION + 1]).unwrap())).unwrap();
         drop(index);
         let index = RocksIndex::open(directory.path()).unwrap();
         assert_eq!(index.entries(None, 10).unwrap(), []);
@@ -341,5 +537,53 @@ mod tests {
         assert_eq!(index.entries(None, 10).unwrap(), []);
         index.apply(killed(4)).unwrap();
         assert_eq!(index.totals().unwrap(), [(7, Totals { blobs: 4, bytes: 4 })]);
+    }
+
+    #[test]
+    fn expired_keys_leave_the_database_when_it_compacts() {
+        const KEYS: u64 = 40_000;
+        let directory = tempfile::tempdir().unwrap();
+        let index = RocksIndex::open(directory.path()).unwrap();
+        let keys = |index: &RocksIndex| index.database.iterator(IteratorMode::Start).count();
+        let name = |at: u64| {
+            let mut name = [0; 32];
+            name[..8].copy_from_slice(&at.to_be_bytes());
+            BlobName(name)
+        };
+        for at in 0..KEYS {
+            // Three of four are of an hour that expires; of these one in ten has a hold.
+            let bucket = if at % 4 == 0 { 9 } else { 5 };
+            let entry = Entry {
+                killed_until_ms: Some(bucket * 3_600_000),
+                hold: (at % 10 == 0).then_some(HoldEntry { time_ms: 1, placed: at % 20 == 0, from_bucket: 0 }),
+                ..Entry::default()
+            };
+            let owner = UploadOwner { name: name(at), bucket: bucket as u32 };
+            let upload = UploadId(name(at).0[..16].try_into().unwrap());
+            let batch = IndexBatch {
+                entries: vec![(name(at), entry)],
+                uploads: vec![(upload, owner)],
+                ..IndexBatch::default()
+            };
+            index.apply(batch).unwrap();
+        }
+        let all = 2 * KEYS as usize + 1;
+        assert_eq!(keys(&index), all);
+        index.expire(5, KEYS).unwrap();
+        assert_eq!(keys(&index), all, "nothing has expired");
+        index.expire(9, 10).unwrap();
+        assert_eq!(keys(&index), all, "for so few it is not worth it");
+        index.expire(9, KEYS).unwrap();
+        let gone = |at: &u64| at % 4 != 0 && at % 10 != 0;
+        let left = (0..KEYS).filter(|at| !gone(at)).count() + (0..KEYS).filter(|at| at % 4 == 0).count() + 1;
+        assert_eq!(keys(&index), left);
+        for at in 0..100 {
+            assert_eq!(index.get(name(at)).unwrap().is_none(), gone(&at), "{at}");
+        }
+        // One that comes back is a new one.
+        let entry = Entry { killed_until_ms: Some(9 * 3_600_000), ..Entry::default() };
+        index.apply(IndexBatch { entries: vec![(name(1), entry.clone())], ..IndexBatch::default() }).unwrap();
+        index.expire(9, KEYS).unwrap();
+        assert_eq!(index.get(name(1)).unwrap(), Some(entry));
     }
 }

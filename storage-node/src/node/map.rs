@@ -15,23 +15,25 @@ use crate::store::Store;
 
 const FILE: &str = "map.yml";
 
-/// The map that a store remembers, if it can be used.
+/// The newest map that a store's disks remember, if there is one that can be used.
 pub fn kept(store: &Store) -> Option<ClusterMap> {
-    let text = match store.read_small(FILE) {
-        Ok(kept) => kept?,
+    let texts = match store.read_small(FILE) {
+        Ok(texts) => texts,
         Err(error) => {
             tracing::error!(%error, "the map kept on disk can't be read; the configured one is used");
             return None;
         }
     };
-    let map = serde_saphyr::from_str::<ClusterMap>(&String::from_utf8_lossy(&text)).map_err(|error| error.to_string());
-    match map.and_then(|map| map.validate().map(|()| map).map_err(|error| error.to_string())) {
-        Ok(map) => Some(map),
-        Err(error) => {
-            tracing::error!(error, "the map kept on disk is damaged; the configured one is used");
-            None
-        }
-    }
+    let usable = |text: Vec<u8>| {
+        let text = String::from_utf8_lossy(&text);
+        let map: ClusterMap = serde_saphyr::from_str(&text).map_err(|error| error.to_string())?;
+        map.validate().map_err(|error| error.to_string())?;
+        Ok::<_, String>(map)
+    };
+    let maps = texts.into_iter().filter_map(|text| {
+        usable(text).inspect_err(|error| tracing::error!(error, "a map kept on disk is damaged")).ok()
+    });
+    maps.max_by_key(|map| map.epoch)
 }
 
 /// Puts the map that the store remembers in force, if it is newer than the cluster's.

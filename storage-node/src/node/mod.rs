@@ -159,7 +159,7 @@ impl Node {
             clock_trusted: shared.peers.clock_trusted(&shared.cluster.map()),
             expired_before_ms: u64::from(shared.store.horizon()) * BUCKET_MS,
             unreachable: shared.peers.unreachable(&shared.cluster.map(), shared.id),
-            disks: vec![shared.store.report()],
+            disks: shared.store.report(),
             repair: shared.repair.report(shared.environment.clock.monotonic()),
             scrub: shared.scrub.report(),
             reclaimed_bytes: shared.reclaimed_bytes.load(Ordering::Relaxed),

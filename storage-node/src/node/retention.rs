@@ -51,12 +51,11 @@ async fn pass(shared: &Shared, map: &ClusterMap, alarmed: &mut bool) {
         return;
     }
     *alarmed = false;
-    match shared.blocking(move |store| store.expire(before)).await {
-        Some(Ok(gone)) => {
+    match shared.store.expire(before).await {
+        Ok(gone) => {
             tracing::info!(node = %shared.id, before_bucket = before, blobs = gone.blobs, bytes = gone.bytes, "expired");
         }
-        Some(Err(error)) => tracing::error!(%error, "expiry failed and is tried again"),
-        None => tracing::error!("expiry failed and is tried again"),
+        Err(error) => tracing::error!(%error, "expiry failed and is tried again"),
     }
 }
 

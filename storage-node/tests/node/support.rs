@@ -80,7 +80,7 @@ pub fn quick() -> NodeOptions {
 }
 
 fn store(engine: &Engine) -> lazaret_storage_node::store::Store {
-    engine.clone()
+    engine.clone().into()
 }
 
 /// Nodes in this process and a client of them.

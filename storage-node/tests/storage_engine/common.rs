@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use lazaret_node_client::environment::{BoxFuture, Clock, Environment, Random};
+use lazaret_node_client::environment::{BoxFuture, Clock, Environment, Random, Spawner};
 use lazaret_protocol::PlacementKey;
 use lazaret_protocol::message::{ByteRange, PutDone};
 use lazaret_protocol::tree::Decoder;
@@ -67,6 +67,33 @@ pub fn environment(seed: u64) -> (Environment, Arc<TestClock>) {
     let clock = Arc::new(TestClock(AtomicU64::new(NOON_MS)));
     let random = Arc::new(TestRandom(Mutex::new(Seeded(seed))));
     (Environment { clock: clock.clone(), random, ..Environment::system() }, clock)
+}
+
+/// Runs what blocks on the spot, so that a run depends on nothing but its seed.
+struct OnTheSpot;
+
+impl Spawner for OnTheSpot {
+    fn spawn(&self, task: BoxFuture<'static, ()>) {
+        tokio::spawn(task);
+    }
+
+    fn spawn_thread(&self, _: &str, _: Box<dyn FnOnce() + Send>) -> std::io::Result<()> {
+        Err(std::io::Error::other("there are no threads here"))
+    }
+
+    fn run_blocking(&self, run: Box<dyn FnOnce() + Send>) {
+        run();
+    }
+
+    fn blocks_in_place(&self) -> bool {
+        true
+    }
+}
+
+/// As [`environment`], without threads.
+pub fn environment_on_the_spot(seed: u64) -> (Environment, Arc<TestClock>) {
+    let (environment, clock) = environment(seed);
+    (Environment { spawner: Arc::new(OnTheSpot), ..environment }, clock)
 }
 
 pub fn options() -> EngineOptions {

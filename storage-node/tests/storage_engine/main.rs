@@ -5,4 +5,8 @@ mod blobs;
 mod common;
 mod crashes;
 mod faults;
+mod lifecycle;
+mod measured;
+mod removal;
 mod restarts;
+mod upkeep;

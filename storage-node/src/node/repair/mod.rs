@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use lazaret_protocol::message::{DayDigest, RepairItem, RepairReport, RepairScope, Request, Response};
+use lazaret_protocol::message::{DayDigest, Hold, RepairItem, RepairReport, RepairScope, Request, Response};
 use lazaret_protocol::{BlobName, ClusterMap, NodeId};
 use tokio::sync::Notify;
 
@@ -216,7 +216,11 @@ impl Round {
     }
 
     /// Adds a page to the digests shared with each peer; returns what of it belongs elsewhere.
-    fn digest(&self, page: &[(BlobName, Entry)], digests: &mut [BTreeMap<u32, DayDigest>]) -> Vec<RepairItem> {
+    fn digest(
+        &self,
+        page: &[(BlobName, Entry)],
+        digests: &mut [BTreeMap<u32, DayDigest>],
+    ) -> Vec<(RepairItem, Option<Hold>)> {
         let view = self.view();
         let mut surplus = Vec::new();
         for (name, entry) in page {
@@ -225,7 +229,7 @@ impl Round {
             for item in share::items(*name, entry) {
                 let owners = view.owners_of(&item);
                 if owners.as_ref().is_some_and(|owners| !owners.contains(&self.shared.id)) {
-                    surplus.push(item);
+                    surplus.push((item, share::hold(*name, entry).filter(|hold| hold.placed)));
                     continue;
                 }
                 for (peer, digests) in self.peers.iter().zip(digests.iter_mut()) {

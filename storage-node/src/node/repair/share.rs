@@ -58,8 +58,13 @@ pub(crate) fn items(name: BlobName, entry: &Entry) -> impl Iterator<Item = Repai
         .locator
         .map(|held| RepairItem::Locator(PutLocator { name, locator: held.locator, put_time_ms: held.put_time_ms }));
     let tombstone = entry.killed_until_ms.map(|time_ms| RepairItem::Tombstone(Tombstone { name, time_ms }));
-    let hold = entry.hold.map(|hold| RepairItem::Hold(Hold { name, time_ms: hold.time_ms, placed: hold.placed }));
+    let hold = hold(name, entry).map(RepairItem::Hold);
     [blob, locator, tombstone, hold].into_iter().flatten()
+}
+
+/// The newest hold that was placed or released.
+pub(crate) fn hold(name: BlobName, entry: &Entry) -> Option<Hold> {
+    entry.hold.map(|hold| Hold { name, time_ms: hold.time_ms, placed: hold.placed })
 }
 
 /// Whether an entry holds the copy that is claimed, or a newer one.

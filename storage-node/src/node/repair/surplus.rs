@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lazaret_protocol::limits::{MIB, REPAIR_ITEMS_MAX, UPLOAD_LEASE_MAX_MS};
-use lazaret_protocol::message::{CopyClaim, PutHeader, PutLocator, PutTarget, RepairItem, Request, Response};
+use lazaret_protocol::message::{CopyClaim, Hold, PutHeader, PutLocator, PutTarget, RepairItem, Request, Response};
 use lazaret_protocol::{BlobName, NodeId, PlacementKey, UploadId};
 
 use super::{Left, Round};
@@ -26,16 +26,18 @@ struct Surplus {
     length: u64,
     put_time_ms: u64,
     placement: PlacementKey,
+    /// The hold that stands on it, which every owner is told before it confirms.
+    hold: Option<Hold>,
     owners: Vec<NodeId>,
     confirmed: BTreeSet<NodeId>,
 }
 
 /// Hands over a page of items.
-pub(super) async fn hand_over(round: &Round, items: Vec<RepairItem>) -> Left {
+pub(super) async fn hand_over(round: &Round, items: Vec<(RepairItem, Option<Hold>)>) -> Left {
     let mut left = Left::default();
     let mut batch: Vec<Surplus> = Vec::new();
     let mut batch_bytes = 0;
-    for item in items {
+    for (item, hold) in items {
         match item {
             RepairItem::Blob { name, length, put_time_ms, placement } => {
                 round.shared.repair.surplus_blobs.fetch_add(1, Ordering::Relaxed);
@@ -45,7 +47,7 @@ pub(super) async fn hand_over(round: &Round, items: Vec<RepairItem>) -> Left {
                     batch_bytes = 0;
                 }
                 batch_bytes += length;
-                batch.push(Surplus { name, length, put_time_ms, placement, owners, confirmed: BTreeSet::new() });
+                batch.push(Surplus { name, length, put_time_ms, placement, hold, owners, confirmed: BTreeSet::new() });
             }
             RepairItem::Locator(put) => left.and(hand_over_locator(round, put).await),
             // All nodes own these.
@@ -121,6 +123,12 @@ async fn hand_over_batch(round: &Round, mut batch: Vec<Surplus>) -> Left {
 
 /// Asks an owner which of its copies are sound; returns the places in the batch of those that it lacks.
 async fn confirm(shared: &Shared, owner: NodeId, batch: &mut [Surplus]) -> Vec<usize> {
+    for hold in batch.iter().filter(|copy| copy.owners.contains(&owner)).filter_map(|copy| copy.hold) {
+        // An owner that does not know of a hold might let the blob expire.
+        if !matches!(shared.cluster.ask(owner, Request::Hold(hold)).await, Ok(Response::HoldSet)) {
+            return Vec::new();
+        }
+    }
     let own: BTreeMap<usize, CopyClaim> = batch
         .iter()
         .enumerate()

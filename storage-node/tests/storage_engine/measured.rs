@@ -1,0 +1,69 @@
+//! What expiry costs on a real disk with the real index. Not run by default:
+//! `cargo test --release --workspace --test storage_engine -- --ignored --nocapture measured`
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use lazaret_protocol::BlobName;
+use lazaret_protocol::limits::BUCKET_MS;
+use lazaret_storage_node::{Engine, FsDisk, Index, Origin, RocksIndex};
+
+use crate::common::{NOON_MS, content, environment, options};
+
+const BLOB_BYTES: usize = 4096;
+/// Segments that both counts of blobs are spread over.
+const SEGMENTS: u64 = 100;
+const TASKS: u64 = 64;
+
+/// CPU seconds of this process, all threads, user and system.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+    // In hundredths of a second (proc(5), fields 14 and 15).
+    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+}
+
+async fn expire(blobs: u64) -> (f64, f64) {
+    let directory = tempfile::tempdir_in(std::env::var("CARGO_TARGET_TMPDIR").unwrap_or_else(|_| ".".into())).unwrap();
+    let disk = Arc::new(FsDisk::open(directory.path()).unwrap());
+    let index = Arc::new(RocksIndex::open(directory.path().join("index")).unwrap());
+    let mut options = options();
+    options.segment_bytes_max = (blobs / SEGMENTS) * (BLOB_BYTES as u64 + 104) + 1000;
+    let engine = Engine::open(disk, Arc::clone(&index) as Arc<dyn Index>, environment(1).0, options).unwrap();
+    let mut puts = tokio::task::JoinSet::new();
+    for task in 0..TASKS {
+        let engine = engine.clone();
+        puts.spawn(async move {
+            for at in (task..blobs).step_by(TASKS as usize) {
+                let blob = content(at, BLOB_BYTES);
+                engine.put_whole(BlobName::of(&blob), blob, NOON_MS, Origin::Client).await.unwrap();
+            }
+        });
+    }
+    while let Some(done) = puts.join_next().await {
+        done.unwrap();
+    }
+    let kept = content(u64::MAX, 100);
+    engine.put_whole(BlobName::of(&kept), kept.clone(), NOON_MS + BUCKET_MS, Origin::Peer).await.unwrap();
+    let segments = engine.report().segments;
+    // RocksDB's work on what was put is not expiry's.
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    let (cpu, wall) = (cpu_seconds(), Instant::now());
+    let expired = engine.expire((NOON_MS / BUCKET_MS) as u32 + 1).unwrap();
+    let wall = wall.elapsed().as_secs_f64();
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    let cpu = cpu_seconds() - cpu;
+    assert_eq!((expired.blobs, engine.status().blobs, engine.report().segments), (blobs, 1, 1));
+    assert_eq!(index.entries(None, 10).unwrap().len(), 1, "the compaction filter has been over it");
+    println!("{blobs} blobs in {segments} segments: {cpu:.2} s of CPU, {wall:.2} s in all");
+    (cpu, wall)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "writes 4 GiB and takes minutes"]
+async fn measured_expiry() {
+    let (_, few) = expire(100_000).await;
+    let (cpu, many) = expire(1_000_000).await;
+    println!("ten times the blobs in as many segments took {:.1} times as long", many / few);
+    assert!(cpu <= 2.0, "{cpu} s of CPU");
+}
