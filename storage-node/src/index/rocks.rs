@@ -519,7 +519,11 @@ mod tests {
         let index = RocksIndex::open(directory.path()).unwrap();
         assert_eq!(index.totals().unwrap(), [(7, Totals { blobs: 3, bytes: 3 })]);
         assert_eq!(index.get(BlobName([3; 32])).unwrap().unwrap().killed_until_ms, Some(3));
-        index.with(|database| database.put(VERSION_KEY, [ENTRY_VERSION + 1]).map_err(|error| index.error("write to", error))).unwrap();
+        index
+            .with(|database| {
+                database.put(VERSION_KEY, [ENTRY_VERSION + 1]).map_err(|error| index.error("write to", error))
+            })
+            .unwrap();
         drop(index);
         let index = RocksIndex::open(directory.path()).unwrap();
         assert_eq!(index.entries(None, 10).unwrap(), []);
