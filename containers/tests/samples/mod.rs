@@ -130,4 +130,11 @@ pub static SAMPLES: &[Sample] = &[
     sample!("vhd", "vhd"),
     sample!("xar", "xar"),
     sample!("yenc", "yenc", None, End::Open),
+    sample!("zip", "zip-traditional", Some("secret")),
+    sample!("zip", "zip-aes128", Some("secret")),
+    sample!("zip", "zip-aes192", Some("secret")),
+    sample!("zip", "zip-aes256", Some("secret")),
+    sample!("zip", "zip-deflate64"),
+    sample!("zip", "zip-lzma"),
+    sample!("zip", "zip-ppmd"),
 ];
