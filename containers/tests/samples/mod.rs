@@ -117,7 +117,7 @@ pub static SAMPLES: &[Sample] = &[
     sample!("nsis", "nsis-zlib"),
     sample!("nsis", "nsis-zlib-solid"),
     sample!("pe", "pe-resource"),
-    sample!("pe", "pe-sfx"),
+    sample!("pe", "pe-sfx", None, End::Unknown),
     sample!("rar", "rar-14", None, End::Open),
     sample!("rar", "rar-15", None, End::Open),
     sample!("rar", "rar-2", None, End::Open),
