@@ -9,8 +9,8 @@
 
 use crate::format::Format;
 use crate::{
-    activemime, ar, cab, coded, cpio, disk, fat, iso9660, lzh, mail, ole, onenote, pdf, pe, rar, rpm, rtf, sevenz,
-    squashfs, stream, tar, text, textual, xar, zip,
+    activemime, ar, cab, chm, coded, cpio, disk, fat, iso9660, lzh, mail, nsis, ole, onenote, pdf, pe, rar, rpm, rtf,
+    sevenz, squashfs, stream, tar, text, textual, xar, zip,
 };
 
 /// Every format that this build takes apart.
@@ -20,6 +20,8 @@ pub static FORMATS: &[&Format] = &[
     &rar::FORMAT,
     &cab::FORMAT,
     &xar::FORMAT,
+    &chm::FORMAT,
+    &nsis::FORMAT,
     &stream::GZIP,
     &stream::BZIP2,
     &stream::XZ,
@@ -28,6 +30,7 @@ pub static FORMATS: &[&Format] = &[
     &coded::LZIP,
     &coded::LZOP,
     &coded::COMPRESS,
+    &coded::SZDD,
     &ole::FORMAT,
     &pdf::FORMAT,
     &rtf::FORMAT,

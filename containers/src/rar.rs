@@ -122,8 +122,19 @@ fn archive(bytes: Vec<u8>, passwords: &Passwords, out: &mut Out<'_, '_>) {
         }
         Err(error) => return note(&error, "the archive is broken", &mut out.outcome),
     };
-    if !out.is_over() {
-        members(&archive, password, out);
+    if out.is_over() {
+        return;
+    }
+    members(&archive, password, out);
+    // Before version 5 writers could leave the end out.
+    if let Some(archive) = archive.as_rar50() {
+        match archive.blocks.last() {
+            Some(rars::rar50::Block::End(end)) if end.has_next_volume() => {
+                out.outcome.note_broken("the archive goes on in another volume");
+            }
+            Some(rars::rar50::Block::End(_)) => {}
+            _ => out.outcome.note_broken("the archive has no end"),
+        }
     }
 }
 

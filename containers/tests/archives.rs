@@ -4,8 +4,8 @@
 
 mod samples;
 
-use lazaret_containers::Passwords;
 use lazaret_containers::conformance::{self, Case, eicar, take_apart};
+use lazaret_containers::{ContainerFormat, Limit, Limits, Passwords};
 
 use samples::{End, SAMPLES, Sample};
 
@@ -57,7 +57,7 @@ fn the_squares_come_out_as_they_went_in() {
     each(|sample, case| {
         let taken = take_apart(case.file, &case.passwords);
         let whole: Vec<u8> = taken.members.iter().flat_map(|(_, content)| content.clone()).collect();
-        let is_nested = ["rpm"].contains(&sample.format);
+        let is_nested = ["rpm", "pe"].contains(&sample.format);
         let is_short = ["lz4", "lzip-two"].contains(&sample.name);
         assert!(
             is_nested || is_short || whole.windows(squares.len()).any(|window| window == squares.as_bytes()),
@@ -65,6 +65,50 @@ fn the_squares_come_out_as_they_went_in() {
             sample.name,
             taken.members.iter().map(|(name, content)| (name, content.len())).collect::<Vec<_>>()
         );
+    });
+}
+
+/// A file that is no container of the table's, or no whole one.
+fn stray(digits: &str) -> Vec<u8> {
+    samples::unpack(digits)
+}
+
+#[test]
+fn a_first_volume_alone_is_told_as_one() {
+    let taken = take_apart(&stray(include_str!("samples/rar-5-volume.hex")), &Passwords::NONE);
+    assert!(taken.outcome.broken.as_deref().is_some_and(|reason| reason.contains("volume")), "{:?}", taken.outcome);
+    let whole = SAMPLES.iter().find(|sample| sample.name == "7z-lzma").unwrap().file();
+    let taken = take_apart(&whole[..200], &Passwords::NONE);
+    assert!(taken.outcome.broken.as_deref().is_some_and(|reason| reason.contains("volume")), "{:?}", taken.outcome);
+}
+
+#[test]
+fn a_dictionary_of_four_gibibytes_is_a_limit_and_costs_nothing() {
+    let small = Limits { files: 3, ..conformance::limits() };
+    for (name, format) in [("7z-lzma", "7z"), ("lzma", "lzma"), ("nsis-lzma-solid", "nsis")] {
+        let sample = SAMPLES.iter().find(|sample| sample.name == name).unwrap();
+        let mut file = sample.file();
+        // The properties of LZMA: lc 3, lp 0, pb 2, and the dictionary's length behind.
+        let at = file.windows(4).rposition(|four| matches!(four, [0x5d, _, _, _]) && four[1] == 0).unwrap();
+        file[at + 1..at + 5].copy_from_slice(&u32::MAX.to_le_bytes());
+        let format = ContainerFormat::named(format).unwrap();
+        let taken = conformance::take_apart_within(format, &file, 0, &Passwords::NONE, small.clone());
+        assert!(!taken.outcome.is_complete(), "{name}");
+    }
+}
+
+#[test]
+fn limits_of_count_and_length_hold_in_each_format() {
+    each(|sample, case| {
+        let format = ContainerFormat::named(sample.format).unwrap();
+        let run = |limits: Limits| conformance::take_apart_within(format, case.file, 0, &case.passwords, limits);
+        let whole = run(conformance::limits());
+        if whole.members.len() > 1 {
+            let taken = run(Limits { files: 1, ..conformance::limits() });
+            assert_eq!((taken.outcome.limit, taken.members.len()), (Some(Limit::Files), 1), "{}", sample.name);
+        }
+        let taken = run(Limits { produced_bytes: 10, ..conformance::limits() });
+        assert_eq!(taken.outcome.limit, Some(Limit::Size), "{}", sample.name);
     });
 }
 

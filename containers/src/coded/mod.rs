@@ -1,4 +1,4 @@
-//! More compressed streams: LZ4 (frames and the legacy format), lzip, LZMA alone, compress (.Z), lzop. Each has one member, the
+//! More compressed streams: LZ4 (frames and the legacy format), lzip, LZMA alone, compress (.Z), lzop, SZDD. Each has one member, the
 //! content of all that the file holds one after the other, named after the file without its suffix.
 //!
 //! What follows the last stream must be nothing or zeros. Decoders get bounded memory, whatever a header asks for. A .Z file doesn't
@@ -9,13 +9,14 @@ mod lz4;
 mod lzip;
 pub(crate) mod lzo;
 mod lzop;
+mod szdd;
 
-use std::io::{self, BufReader, Read, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, SeekFrom};
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink};
 use crate::format::{Format, whole_if};
-use crate::limits::DECODER_BYTES_MAX;
+use crate::limits::admit_decoder;
 use crate::outcome::ExtractionOutcome;
 use crate::parts::{BUFFER_BYTES, Out, le32, le64};
 
@@ -83,9 +84,9 @@ pub(crate) static LZMA: Format = Format {
     },
     extractor: &Coded {
         suffixes: &[(".tlz", ".tar"), (".lzma", "")],
-        decoder: |input| {
-            let most_kib = (DECODER_BYTES_MAX / 1024) as u32;
-            Ok(Box::new(lzma_rust2::LzmaReader::new_mem_limit(input, most_kib, None)?))
+        decoder: |mut input| {
+            admit_decoder(u64::from(le32(input.fill_buf()?, 1).unwrap_or(0)))?;
+            Ok(Box::new(lzma_rust2::LzmaReader::new_mem_limit(input, u32::MAX, None)?))
         },
     },
 };
@@ -121,6 +122,18 @@ pub(crate) static LZOP: Format = Format {
         suffixes: &[(".tzo", ".tar"), (".lzo", "")],
         decoder: |input| Ok(Box::new(lzop::Decoder::new(input))),
     },
+};
+
+/// SZDD.
+pub(crate) static SZDD: Format = Format {
+    name: "szdd",
+    description: "Microsoft COMPRESS",
+    mime: "application/x-ms-compress-szdd",
+    extension: "ex_",
+    category: "A",
+    beside: &[],
+    probe: |probe| whole_if(probe.head.starts_with(&szdd::MAGIC)),
+    extractor: &Coded { suffixes: &[("_", "")], decoder: |input| Ok(Box::new(szdd::Decoder::new(input)?)) },
 };
 
 impl Extractor for Coded {

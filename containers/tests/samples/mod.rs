@@ -34,13 +34,18 @@ pub enum End {
 impl Sample {
     /// Its bytes.
     pub fn file(&self) -> Vec<u8> {
-        let digits: Vec<u8> = self.digits.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
-        let pairs = digits.chunks(2).map(|pair| std::str::from_utf8(pair).unwrap());
-        let packed: Vec<u8> = pairs.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect();
-        let mut file = Vec::new();
-        flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut file).unwrap();
-        file
+        unpack(self.digits)
     }
+}
+
+/// The bytes that digits of a sample stand for.
+pub fn unpack(digits: &str) -> Vec<u8> {
+    let digits: Vec<u8> = digits.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    let pairs = digits.chunks(2).map(|pair| std::str::from_utf8(pair).unwrap());
+    let packed: Vec<u8> = pairs.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect();
+    let mut file = Vec::new();
+    flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut file).unwrap();
+    file
 }
 
 macro_rules! sample {
@@ -84,6 +89,7 @@ pub static SAMPLES: &[Sample] = &[
     sample!("arj", "arj-garbled", Some("secret")),
     sample!("cab", "cab-mszip"),
     sample!("cab", "cab-stored"),
+    sample!("chm", "chm"),
     sample!("compress", "compress", None, End::Unknown),
     sample!("compress", "compress-clears", None, End::Unknown),
     sample!("compress", "compress-twelve", None, End::Unknown),
@@ -106,11 +112,17 @@ pub static SAMPLES: &[Sample] = &[
     sample!("lzop", "lzop"),
     sample!("lzop", "lzop-best"),
     sample!("lzh", "lzh", None, End::Open),
+    sample!("nsis", "nsis-lzma"),
+    sample!("nsis", "nsis-lzma-solid"),
+    sample!("nsis", "nsis-zlib"),
+    sample!("nsis", "nsis-zlib-solid"),
+    sample!("pe", "pe-resource"),
+    sample!("pe", "pe-sfx", None, End::Unknown),
     sample!("rar", "rar-14", None, End::Open),
     sample!("rar", "rar-15", None, End::Open),
     sample!("rar", "rar-2", None, End::Open),
-    sample!("rar", "rar-4"),
-    sample!("rar", "rar-4-solid"),
+    sample!("rar", "rar-4", None, End::Open),
+    sample!("rar", "rar-4-solid", None, End::Open),
     sample!("rar", "rar-5"),
     sample!("rar", "rar-5-solid"),
     sample!("rar", "rar-5-stored"),
@@ -125,6 +137,7 @@ pub static SAMPLES: &[Sample] = &[
     sample!("squashfs", "squashfs-lzo"),
     sample!("squashfs", "squashfs-xz"),
     sample!("squashfs", "squashfs-zstd"),
+    sample!("szdd", "szdd"),
     sample!("uuencode", "uuencode", None, End::Open),
     sample!("uuencode", "uuencode-base64", None, End::Open),
     sample!("vhd", "vhd"),
