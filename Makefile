@@ -1,4 +1,4 @@
-# make run | test | lint | audit: see README.md. One release profile and one target directory for everything, so that
+# make run | test | lint | audit | soak: see README.md. One release profile and one target directory for everything, so that
 # RocksDB, yara-x and aws-lc are compiled once.
 
 SHELL := /bin/bash
@@ -12,7 +12,13 @@ CRATES := lazaret lazaret-protocol lazaret-node-client lazaret-storage-node laza
 CHECKED := $(foreach crate,$(CRATES),--config profile.release.package.$(crate).debug-assertions=true \
                                      --config profile.release.package.$(crate).overflow-checks=true)
 
-.PHONY: run build test lint audit system-packages claim-target
+# Changes files of every format at random for so many seconds: a loop over the conformance suite's mutations, without
+# feedback from coverage.
+SOAK_SECONDS ?= 600
+soak: system-packages claim-target
+	LAZARET_SOAK_SECONDS=$(SOAK_SECONDS) cargo test --release --locked -p lazaret-containers --test soak $(CHECKED) -- --ignored --nocapture
+
+.PHONY: run build test lint audit soak system-packages claim-target
 
 run: build
 	scripts/first-run "$(CARGO_TARGET_DIR)/release/lazaret"

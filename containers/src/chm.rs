@@ -264,29 +264,47 @@ impl Stream<'_> {
 
     /// Decodes the next block. False behind the last.
     fn next_block(&mut self) -> io::Result<bool> {
+        let (number, reset_blocks) = (self.next, self.layout.reset_blocks);
+        if number >= self.layout.blocks.len() as u64 {
+            return Ok(false);
+        }
+        let length = self.layout.length.saturating_sub(number * BLOCK_BYTES).min(BLOCK_BYTES);
+        self.block = match self.decode(number, length) {
+            // Some writers fill the last block up, and a match may reach over the end of what counts.
+            Err(_) if length < BLOCK_BYTES => {
+                for before in number - number % reset_blocks..number {
+                    self.decode(before, BLOCK_BYTES)?;
+                }
+                let mut block = self.decode(number, BLOCK_BYTES)?;
+                block.truncate(length as usize);
+                block
+            }
+            block => block?,
+        };
+        (self.read, self.next) = (0, number + 1);
+        Ok(true)
+    }
+
+    fn decode(&mut self, number: u64, length: u64) -> io::Result<Vec<u8>> {
         let layout = &self.layout;
-        let number = usize::try_from(self.next).map_err(|_| cut_off())?;
-        let Some(start) = layout.blocks.get(number).copied() else { return Ok(false) };
-        let end = layout.blocks.get(number + 1).copied().unwrap_or(layout.packed_bytes);
+        let at = |number: u64| layout.blocks.get(usize::try_from(number).ok()?).copied();
+        let start = at(number).ok_or_else(cut_off)?;
+        let end = at(number + 1).unwrap_or(layout.packed_bytes);
         let packed_bytes = end.checked_sub(start).ok_or_else(|| invalid("a malformed table of blocks"))?;
-        let at = layout.offset.saturating_add(start);
         // A block that doesn't compress grows by its headers.
-        let packed = read_vec(self.input, at, packed_bytes, BLOCK_BYTES * 2)?;
-        if self.next.is_multiple_of(layout.reset_blocks) {
+        let packed = read_vec(self.input, layout.offset.saturating_add(start), packed_bytes, BLOCK_BYTES * 2)?;
+        if number.is_multiple_of(layout.reset_blocks) {
             self.decoder.reset();
         }
-        let length = layout.length.saturating_sub(self.next * BLOCK_BYTES).min(BLOCK_BYTES) as usize;
         let decoder = &mut self.decoder;
         // The crate asserts what a hostile block may break.
-        let block = catch_unwind(AssertUnwindSafe(|| decoder.decompress_next(&packed, length).map(<[u8]>::to_vec)));
-        self.block = match block {
-            Ok(Ok(block)) => block,
-            Ok(Err(error)) => return Err(invalid(format!("a block doesn't decode: {error}"))),
-            Err(_) => return Err(invalid("a block doesn't decode")),
-        };
-        self.read = 0;
-        self.next += 1;
-        Ok(true)
+        let block =
+            catch_unwind(AssertUnwindSafe(|| decoder.decompress_next(&packed, length as usize).map(<[u8]>::to_vec)));
+        match block {
+            Ok(Ok(block)) => Ok(block),
+            Ok(Err(error)) => Err(invalid(format!("a block doesn't decode: {error}"))),
+            Err(_) => Err(invalid("a block doesn't decode")),
+        }
     }
 }
 

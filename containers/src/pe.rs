@@ -76,6 +76,8 @@ struct Program {
     resources: Option<u32>,
     /// What is behind the last section, without signatures.
     behind: Vec<Span>,
+    /// The last section goes on beyond the file's end.
+    is_cut_off: bool,
 }
 
 /// A resource: what it is called, and where it is.
@@ -103,7 +105,7 @@ fn program(input: &mut dyn ReadSeek, length: u64, out: &mut Out<'_, '_>) -> io::
         }
         out.stored("behind the program".to_owned(), input, span.offset, span.length);
     }
-    result.map(drop)
+    if program.is_cut_off { Err(cut_off()) } else { result.map(drop) }
 }
 
 impl Program {
@@ -141,7 +143,7 @@ impl Program {
         // The fifth directory is a place in the file, not an address: signatures.
         let signatures = directory(4).map(|(offset, bytes)| Span { offset: offset.into(), length: bytes.into() });
         let resources = directory(2).map(|(address, _)| address);
-        Ok(Self { sections, resources, behind: behind(end, length, signatures) })
+        Ok(Self { sections, resources, behind: behind(end, length, signatures), is_cut_off: end > length })
     }
 
     /// Where an address lies in the file.

@@ -38,9 +38,13 @@ pub(crate) static YENC: Format = Format {
     extractor: &Text(Begin::yenc),
 };
 
+/// How much of a text is searched for the beginning of a file: every file is, so that it must cost next to nothing.
+const SEARCHED_BYTES: usize = 4096;
+
 /// A text that begins with a file is one for whoever opens it; one that holds a file somewhere may be anything.
 fn claims(probe: &Probe<'_>, begins: impl Fn(&[u8]) -> bool) -> Claims {
-    let mut lines = probe.head.split(|byte| *byte == b'\n');
+    let head = probe.head.get(..SEARCHED_BYTES).unwrap_or(probe.head);
+    let mut lines = head.split(|byte| *byte == b'\n');
     if lines.next().is_some_and(&begins) {
         return vec![Claim::Whole(0)];
     }

@@ -3,6 +3,7 @@
 use std::io::{self, BufRead, Read};
 
 use lzma_rust2::{LzmaReader, XzReader};
+use ppmd_rust::{Ppmd8Decoder, RestoreMethod};
 
 use crate::limits::admit_decoder;
 use crate::stream::{DICTIONARY_KIB_MAX, ZSTD_WINDOW_LOG_MAX};
@@ -15,10 +16,11 @@ const LZMA: u16 = 14;
 const ZSTD_OLD: u16 = 20;
 const ZSTD: u16 = 93;
 const XZ: u16 = 95;
+const PPMD: u16 = 98;
 
 /// Whether members of this method can be decoded.
 pub(super) fn is_known(method: u16) -> bool {
-    matches!(method, STORED | DEFLATED | DEFLATE64 | BZIP2 | LZMA | ZSTD_OLD | ZSTD | XZ)
+    matches!(method, STORED | DEFLATED | DEFLATE64 | BZIP2 | LZMA | ZSTD_OLD | ZSTD | XZ | PPMD)
 }
 
 /// Decodes what `input` yields. The size is what the headers claim; LZMA needs it to know where its data ends.
@@ -49,6 +51,20 @@ pub(super) fn decoder<'i>(
             Box::new(decoder)
         }
         XZ => Box::new(XzReader::new_mem_limit(input, true, DICTIONARY_KIB_MAX)),
+        PPMD => {
+            // APPNOTE 5.10: order less one, memory less one in MiB, what happens when that is used up.
+            let mut parameters = [0; 2];
+            input.read_exact(&mut parameters)?;
+            let parameters = u16::from_le_bytes(parameters);
+            let memory_bytes = (u32::from(parameters >> 4 & 0xff) + 1) << 20;
+            admit_decoder(u64::from(memory_bytes))?;
+            let invalid = |_| io::Error::new(io::ErrorKind::InvalidData, "malformed PPMd parameters");
+            let restore = RestoreMethod::from(u32::from(parameters >> 12));
+            let decoder =
+                Ppmd8Decoder::new(input, u32::from(parameters & 0xf) + 1, memory_bytes, restore).map_err(invalid)?;
+            // It doesn't say where it ends: the header does.
+            Box::new(decoder.take(size_bytes))
+        }
         other => {
             let reason = format!("compression method {other} is not supported");
             return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
