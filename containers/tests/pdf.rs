@@ -180,6 +180,22 @@ fn lengths_that_lie_hide_nothing() {
 }
 
 #[test]
+fn streams_that_are_nothing_by_themselves_come_out_together_if_there_are_many() {
+    let page = flate(b"BT /F1 12 Tf (page) Tj ET");
+    let eicar = flate(&[b"PK\x03\x04".to_vec(), eicar()].concat());
+    let dictionary = |data: &[u8]| format!("<< /Length {} /Filter /FlateDecode >>", data.len());
+    let (of_page, of_eicar) = (dictionary(&page), dictionary(&eicar));
+    let mut objects: Vec<(&str, Option<&[u8]>)> = vec![("<< /Type /Catalog >>", None), (&of_eicar, Some(&eicar))];
+    objects.resize(5000, (&of_page, Some(&page)));
+    let file = document(&objects);
+    let taken = take_apart(&file, &Passwords::NONE);
+    assert!(taken.outcome.is_complete(), "{}", taken.outcome.detail());
+    let names: Vec<&str> = taken.members.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["object-2", "streams-1"]);
+    assert_eq!(taken.members[1].1.len(), 4998 * 26);
+}
+
+#[test]
 fn something_may_lie_before_the_header() {
     let file = [b"\n\n junk ".to_vec(), with_stream("/Filter /Fl", &flate(&eicar()))].concat();
     conformance::comes_apart(&Case::new("pdf", &file, &eicar()));
