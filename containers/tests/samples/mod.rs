@@ -7,6 +7,7 @@
 use std::io::Read;
 
 /// A file of one format.
+#[allow(dead_code, reason = "each test binary uses its own part")]
 pub struct Sample {
     /// The name of its format in the table.
     pub format: &'static str,
