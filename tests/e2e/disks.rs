@@ -5,8 +5,8 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -142,13 +142,14 @@ fn a_disk_given_twice_is_refused() {
     assert!(code == Some(2) && refused.contains("given twice"), "{refused}");
 }
 
-/// Blobs of the large node: 4 KiB each, as the smallest that the promises are made for.
-const RECORD_CONTENT_BYTES: usize = 4096;
+/// Bytes of a blob of the large node: 4 KiB unless told otherwise, the smallest that the rate of a rebuild is promised for.
+static CONTENT_BYTES: LazyLock<usize> =
+    LazyLock::new(|| std::env::var("LAZARET_CONTENT_BYTES").map_or(4096, |bytes| bytes.parse().unwrap()));
 /// Puts on their way at once while it is filled.
 const PUTS_AT_ONCE: u64 = 256;
 
 fn small(at: u64) -> Bytes {
-    content(at, RECORD_CONTENT_BYTES).into()
+    content(at, *CONTENT_BYTES).into()
 }
 
 /// Fills the node's disk through the store itself, which is quicker than over the wire and leaves the same behind.
@@ -211,7 +212,7 @@ fn sequential_rate(segments: &[PathBuf]) -> f64 {
     total as f64 / 1e6 / began.elapsed().as_secs_f64()
 }
 
-/// `LAZARET_RECORDS` (1,000,000 if not set; 10,000,000 take 43 GB) below `LAZARET_DIR`.
+/// `LAZARET_RECORDS` blobs (1,000,000 if not set; ten times as many take 43 GB) of `LAZARET_CONTENT_BYTES` below `LAZARET_DIR`.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes and gigabytes"]
 async fn a_large_node_is_small_in_memory_and_quickly_back() {
@@ -223,7 +224,7 @@ async fn a_large_node_is_small_in_memory_and_quickly_back() {
     let node = OneNode::new(dir.path());
     let began = Instant::now();
     fill(&node, records).await;
-    println!("{records} records of 4 KiB written in {:.0} s", began.elapsed().as_secs_f64());
+    println!("{records} blobs of {} bytes written in {:.0} s", *CONTENT_BYTES, began.elapsed().as_secs_f64());
 
     let (mut worst, mut resident) = (Duration::ZERO, 0);
     for round in 0..3_u64 {
@@ -292,5 +293,6 @@ async fn a_large_node_is_small_in_memory_and_quickly_back() {
     assert_eq!(code, Some(0));
     assert!(resident.max(rebuild_mib) <= 512, "{resident} and {rebuild_mib} MiB resident");
     assert!(worst <= Duration::from_secs(5), "{worst:?}");
-    assert!(rate >= disk_rate / 2.0, "{rate:.0} of {disk_rate:.0} MB/s");
+    // Of smaller ones there are more to a second than an index takes.
+    assert!(*CONTENT_BYTES < 4096 || rate >= disk_rate / 2.0, "{rate:.0} of {disk_rate:.0} MB/s");
 }

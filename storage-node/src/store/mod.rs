@@ -376,14 +376,14 @@ impl Store {
         let mut last = None;
         for number in order {
             let slot = self.slot(number)?;
-            let (Some(engine), failed_before) = (slot.serving(), slot.failed_writes()) else { continue };
+            let Some(engine) = slot.serving() else { continue };
             match write(engine.clone()).await {
                 Ok(done) => {
                     slot.note_success();
                     return Ok(done);
                 }
                 Err(error) => {
-                    self.note(number, &engine, &error, failed_before);
+                    self.note(number, &engine, &error);
                     if !another_disk_may_help(&error) {
                         return Err(error);
                     }
@@ -402,13 +402,13 @@ impl Store {
         let returns = self.inner.returns.load(Ordering::SeqCst);
         let mut written = 0;
         for (number, slot) in self.inner.slots.iter().enumerate() {
-            let (Some(engine), failed_before) = (slot.serving(), slot.failed_writes()) else { continue };
+            let Some(engine) = slot.serving() else { continue };
             match write(engine.clone()).await {
                 Ok(()) => {
                     slot.note_success();
                     written += 1;
                 }
-                Err(error) => match self.note(number, &engine, &error, failed_before) {
+                Err(error) => match self.note(number, &engine, &error) {
                     Noted::Failed | Noted::IndexDamaged => {}
                     Noted::Nothing | Noted::Counted => return Err(error),
                 },
@@ -431,15 +431,15 @@ impl Store {
 
     /// Passes a result on and draws the conclusion from an error.
     fn noted<T>(&self, number: usize, engine: &Engine, result: Result<T, EngineError>) -> Result<T, EngineError> {
-        if let (Err(error), Ok(slot)) = (&result, self.slot(number)) {
-            self.note(number, engine, error, slot.failed_writes());
+        if let Err(error) = &result {
+            self.note(number, engine, error);
         }
         result
     }
 
-    fn note(&self, number: usize, engine: &Engine, error: &EngineError, failed_before: u32) -> Noted {
+    fn note(&self, number: usize, engine: &Engine, error: &EngineError) -> Noted {
         let Ok(slot) = self.slot(number) else { return Noted::Nothing };
-        let noted = slot.note(engine, error, failed_before);
+        let noted = slot.note(engine, error);
         if noted == Noted::IndexDamaged {
             self.begin_reopening(number, engine.clone());
         }

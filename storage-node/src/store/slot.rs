@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use lazaret_protocol::message::DiskReport;
 use lazaret_protocol::{BlobName, PlacementKey};
@@ -11,8 +11,9 @@ use crate::disk::{Disk, FsDisk};
 use crate::engine::{DiskId, Engine, EngineError, Latch};
 use crate::index::{Index, RocksIndex};
 
-/// A disk is out of use after so many failed writes in a row: one may be a bad moment, and each leaves a sealed segment.
-const FAILED_WRITES_MAX: u32 = 3;
+/// A disk is out of use after so many groups of writes failed in a row: one may be a bad moment, and each leaves a sealed
+/// segment.
+const FAILED_GROUPS_MAX: u32 = 3;
 
 type OpenDisk = Box<dyn Fn() -> Result<Arc<dyn Disk>, EngineError> + Send + Sync>;
 type OpenIndex = Box<dyn Fn() -> Result<Arc<dyn Index>, EngineError> + Send + Sync>;
@@ -74,8 +75,10 @@ pub(crate) struct Slot {
     /// `None` for a disk that could not be opened.
     pub(crate) id: Option<DiskId>,
     state: RwLock<State>,
-    /// Writes that failed since the last one that did not.
-    failed_writes: AtomicU32,
+    /// Groups of writes that failed since the last write that did not.
+    failed_groups: AtomicU32,
+    /// Why the last of them did.
+    last_failure: Mutex<Option<EngineError>>,
     /// `None` if the index can't be opened again while the node runs.
     pub(crate) reopening: Option<Reopening>,
 }
@@ -95,7 +98,14 @@ pub(crate) enum Noted {
 
 impl Slot {
     pub(crate) fn new(label: String, id: Option<DiskId>, state: State, reopening: Option<Reopening>) -> Self {
-        Self { label, id, state: RwLock::new(state), failed_writes: AtomicU32::new(0), reopening }
+        Self {
+            label,
+            id,
+            state: RwLock::new(state),
+            failed_groups: AtomicU32::new(0),
+            last_failure: Mutex::default(),
+            reopening,
+        }
     }
 
     pub(crate) fn state(&self) -> State {
@@ -103,7 +113,7 @@ impl Slot {
     }
 
     pub(crate) fn set_state(&self, state: State) {
-        self.failed_writes.store(0, Ordering::SeqCst);
+        self.note_success();
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
@@ -123,31 +133,29 @@ impl Slot {
         }
     }
 
-    /// How many writes in a row had failed when one begins; see [`Slot::note`].
-    pub(crate) fn failed_writes(&self) -> u32 {
-        self.failed_writes.load(Ordering::SeqCst)
-    }
-
     pub(crate) fn note_success(&self) {
         // Mostly it is zero, and the cache line stays shared.
-        if self.failed_writes() != 0 {
-            self.failed_writes.store(0, Ordering::SeqCst);
+        if self.failed_groups.load(Ordering::SeqCst) != 0 {
+            self.failed_groups.store(0, Ordering::SeqCst);
         }
     }
 
-    /// Draws the conclusion from an error of `engine`. Writes that began with the same `failed_before` count once: they
-    /// may have failed together.
-    pub(crate) fn note(&self, engine: &Engine, error: &EngineError, failed_before: u32) -> Noted {
+    /// Draws the conclusion from an error of `engine`.
+    pub(crate) fn note(&self, engine: &Engine, error: &EngineError) -> Noted {
         match error {
             EngineError::Index(index) if index.damaged => return self.note_damage(engine, error),
             EngineError::Disk(disk) if disk.is_full() => return Noted::Nothing,
             EngineError::Disk(_) | EngineError::Index(_) => {}
             _ => return Noted::Nothing,
         }
-        let failed = failed_before.saturating_add(1);
-        let counted =
-            self.failed_writes.compare_exchange(failed_before, failed, Ordering::SeqCst, Ordering::SeqCst).is_ok();
-        if !counted || failed < FAILED_WRITES_MAX {
+        {
+            let mut last = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner);
+            if last.as_ref().is_some_and(|last| is_one_failure(last, error)) {
+                return Noted::Counted;
+            }
+            *last = Some(error.clone());
+        }
+        if self.failed_groups.fetch_add(1, Ordering::SeqCst).saturating_add(1) < FAILED_GROUPS_MAX {
             return Noted::Counted;
         }
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
@@ -194,6 +202,17 @@ impl Slot {
         hasher.update(&self.id.map_or([0; 16], |id| id.0));
         hasher.update(&key);
         *hasher.finalize().as_bytes()
+    }
+}
+
+/// Whether two errors are one: all writes of a group fail with the same.
+fn is_one_failure(one: &EngineError, other: &EngineError) -> bool {
+    match (one, other) {
+        (EngineError::Disk(one), EngineError::Disk(other)) => Arc::ptr_eq(&one.source, &other.source),
+        (EngineError::Index(one), EngineError::Index(other)) => {
+            std::ptr::addr_eq(Arc::as_ptr(&one.source), Arc::as_ptr(&other.source))
+        }
+        _ => false,
     }
 }
 

@@ -12,33 +12,31 @@ pub struct StoreUpload {
     store: Store,
     slot: usize,
     engine: Engine,
-    failed_before: u32,
     upload: EngineUpload,
 }
 
 impl StoreUpload {
     pub(super) fn new(store: Store, slot: usize, engine: Engine, upload: EngineUpload) -> Self {
-        let failed_before = store.slot(slot).map_or(0, |slot| slot.failed_writes());
-        Self { store, slot, engine, failed_before, upload }
+        Self { store, slot, engine, upload }
     }
 
     /// Takes the next piece of content, of any length.
     pub async fn append(&mut self, piece: Bytes) -> Result<(), EngineError> {
         let appended = self.upload.append(piece).await;
         if let Err(error) = &appended {
-            self.store.note(self.slot, &self.engine, error, self.failed_before);
+            self.store.note(self.slot, &self.engine, error);
         }
         appended
     }
 
     /// Makes the blob durable, if its content is what name and length say.
     pub async fn commit(self, name: BlobName, length: u64) -> Result<PutDone, EngineError> {
-        let Self { store, slot, engine, failed_before, upload } = self;
+        let Self { store, slot, engine, upload } = self;
         let done = upload.commit(name, length).await;
         match &done {
             Ok(_) => store.slot(slot)?.note_success(),
             Err(error) => {
-                store.note(slot, &engine, error, failed_before);
+                store.note(slot, &engine, error);
             }
         }
         done
