@@ -170,7 +170,7 @@ impl Run {
         if let Some(machine) = self.machines.get_mut(at)
             && flip(machine.disk(), number)
         {
-            machine.damaged = true;
+            (machine.damaged, machine.was_damaged) = (true, true);
             self.world.model().counts.flips += 1;
             self.note(format!("{} has a flipped bit", node(id)));
         }
