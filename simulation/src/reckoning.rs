@@ -38,7 +38,7 @@ impl Run {
         for machine in &self.machines {
             machine.clock.set_ahead(0);
         }
-        let disks = std::mem::replace(&mut self.temper.disks, false);
+        self.calm = true;
         for at in 0..self.machines.len() {
             if let Some(machine) = self.machines.get(at) {
                 let disk = machine.disk();
@@ -49,7 +49,6 @@ impl Run {
             }
             self.start(at);
         }
-        self.temper.disks = disks;
         self.world.executor.sleep(SETTLE).await;
     }
 
@@ -80,6 +79,7 @@ impl Run {
             self.violated(format!("there were {tasks} tasks at once"));
         }
         self.destroyed.clear();
+        self.calm = false;
         self.machines.iter_mut().for_each(|machine| machine.damaged = false);
         self.world.model().counts.reckonings += 1;
         self.note("all is well");

@@ -46,6 +46,8 @@ pub(crate) struct Run {
     pub(crate) proposed: Option<ClusterMap>,
     /// Nodes of which copies were destroyed since the last reckoning; never as many as hold each blob at least.
     pub(crate) destroyed: Vec<NodeId>,
+    /// Nothing breaks for the time being.
+    pub(crate) calm: bool,
     mutant: Option<Mutant>,
     contents: Vec<Bytes>,
     next_node: u64,
@@ -72,6 +74,7 @@ impl Run {
             map,
             proposed: None,
             destroyed: Vec::new(),
+            calm: false,
             mutant,
             contents: Vec::new(),
             segment_bytes_max,
