@@ -1,4 +1,4 @@
-# make run | test | soak | lint | audit: see README.md. One release profile and one target directory for everything, so that
+# make run | test | lint | audit | soak: see README.md. One release profile and one target directory for everything, so that
 # RocksDB, yara-x and aws-lc are compiled once.
 
 SHELL := /bin/bash
@@ -7,7 +7,7 @@ export CARGO_TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(HOME)/.cache/lazaret/targe
 
 CARGO_DENY_VERSION := 0.20.2
 CRATES := lazaret lazaret-protocol lazaret-node-client lazaret-storage-node lazaret-analysis lazaret-identity \
-          lazaret-digests lazaret-scan-worker lazaret-gateway lazaret-simulation
+          lazaret-containers lazaret-sandbox lazaret-digests lazaret-scan-worker lazaret-gateway lazaret-simulation
 # Tests check our own crates' debug assertions and integer overflow; dependencies stay as they were built.
 CHECKED := $(foreach crate,$(CRATES),--config profile.release.package.$(crate).debug-assertions=true \
                                      --config profile.release.package.$(crate).overflow-checks=true)
@@ -23,12 +23,15 @@ build: system-packages claim-target
 test: system-packages claim-target
 	cargo test --release --locked --workspace --lib --bins --tests $(CHECKED)
 
-# SEEDS=... SEED=...: so many simulated clusters, from that seed on, and as many lives of a single engine.
-SEED := 1000
-SEEDS := 1000
+# What may run for hours: SEEDS simulated clusters from SEED on, as many lives of a single engine, and files of every format
+# changed at random for SOAK_SECONDS, without feedback from coverage.
+SEED ?= 1000
+SEEDS ?= 1000
+SOAK_SECONDS ?= 600
 soak: build
 	"$(CARGO_TARGET_DIR)/release/lazaret" simulate --seed $(SEED) --seeds $(SEEDS)
 	LAZARET_CRASH_SEEDS=$(SEEDS) cargo test --release --locked --workspace --test storage_engine $(CHECKED)
+	LAZARET_SOAK_SECONDS=$(SOAK_SECONDS) cargo test --release --locked -p lazaret-containers --test soak $(CHECKED) -- --ignored --nocapture
 
 lint: system-packages claim-target
 	cargo fmt --all --check

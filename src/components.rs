@@ -20,6 +20,7 @@ use lazaret_node_client::quic::QuicTransport;
 use lazaret_node_client::transport::Transport;
 use lazaret_node_client::{CredentialFiles, TrustFiles};
 use lazaret_protocol::{ClusterMap, NodeEntry, NodeId};
+use lazaret_sandbox::{Sandbox, SandboxOptions};
 use lazaret_scan_worker::{ScanWorker, WorkerOptions, engines};
 use lazaret_storage_node::Node;
 use lazaret_storage_node::engine::EngineOptions;
@@ -30,7 +31,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::cli::{ComponentOptions, StorageNodeOptions};
-use crate::config::{self, Config, GatewayConfig, ScanWorkerConfig, StorageNodeConfig};
+use crate::config::{self, Config, GatewayConfig, SandboxMode, ScanWorkerConfig, StorageNodeConfig};
 use crate::{metrics, offline};
 
 /// Loads a component's configuration; `None` if it was only to be printed or checked, which is done.
@@ -225,6 +226,7 @@ pub async fn open_gateway(
         inflight_bytes_max: config.inflight_bytes_max,
         inflight_uploads_max: config.inflight_uploads_max,
         rules,
+        digests: config.digests,
         ..GatewayOptions::default()
     };
     let (results, queue, progress) = (Arc::new(backend.clone()), Arc::new(backend.clone()), Arc::new(backend.clone()));
@@ -248,9 +250,21 @@ pub async fn open_worker(
     if config.concurrent_files > 0 {
         options.concurrent_files = config.concurrent_files;
     }
+    options.sandbox = match config.sandbox {
+        SandboxMode::Required => {
+            let sandboxing = SandboxOptions::new(options.scan_threads);
+            let started = tokio::task::spawn_blocking(|| Sandbox::start(sandboxing)).await?;
+            Some(started.context("`sandbox: off` in the worker's configuration does without, at the worker's risk")?)
+        }
+        SandboxMode::Off => {
+            tracing::warn!("files are taken apart without a sandbox: a fault in a reader is the worker's");
+            None
+        }
+    };
     options.sample_memory_max_bytes = config.sample_memory_max_bytes;
     options.sample_budget_bytes = config.sample_budget_bytes;
     options.lease_ms = config.lease_seconds * 1000;
+    options.digests = config.digests;
     let (results, queue, progress) = (Arc::new(backend.clone()), Arc::new(backend.clone()), Arc::new(backend.clone()));
     Ok(ScanWorker::new(options, results, queue, progress, cluster, Environment::system(), engines)?)
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use figment::Figment;
 use figment::providers::{Env, Serialized};
+use lazaret_digests::Selection;
 use lazaret_protocol::limits::MIB;
 use lazaret_protocol::{NodeEntry, NodeId};
 use lazaret_storage_node::NodeOptions;
@@ -232,6 +233,8 @@ pub struct GatewayConfig {
     pub inflight_bytes_max: u64,
     /// Uploads at once; past it 503.
     pub inflight_uploads_max: usize,
+    /// The digests that are computed of uploads (`md5: false` leaves one out). BLAKE3, a blob's name, always is.
+    pub digests: Selection,
 }
 
 impl Default for GatewayConfig {
@@ -247,6 +250,7 @@ impl Default for GatewayConfig {
             rules: None,
             inflight_bytes_max: 256 * MIB,
             inflight_uploads_max: 256,
+            digests: Selection::ALL,
         }
     }
 }
@@ -280,6 +284,16 @@ impl Config for GatewayConfig {
     }
 }
 
+/// Whether hostile bytes are read in processes of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SandboxMode {
+    /// They are, or the worker does not start.
+    Required,
+    /// They are not.
+    Off,
+}
+
 /// One scan worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -296,12 +310,17 @@ pub struct ScanWorkerConfig {
     pub concurrent_files: usize,
     /// Threads that extract and scan; 0 takes as many as there are cores.
     pub scan_threads: usize,
+    /// Where files are identified and taken apart: in processes that can do nothing else (`required`, and the worker does
+    /// not start where the kernel can't confine them), or in the worker itself (`off`), where a fault in a reader is the worker's.
+    pub sandbox: SandboxMode,
     /// A file up to this length is scanned in memory as a whole; a longer one in windows.
     pub sample_memory_max_bytes: u64,
     /// Memory of all samples together.
     pub sample_budget_bytes: u64,
     /// A task whose worker says nothing for so long is given to another.
     pub lease_seconds: u64,
+    /// The digests that are computed of nested files; all four off, none is.
+    pub digests: Selection,
 }
 
 impl Default for ScanWorkerConfig {
@@ -313,9 +332,11 @@ impl Default for ScanWorkerConfig {
             secret: crate::init::SECRET_FILE.into(),
             concurrent_files: 0,
             scan_threads: 0,
+            sandbox: SandboxMode::Required,
             sample_memory_max_bytes: 256 * MIB,
             sample_budget_bytes: 512 * MIB,
             lease_seconds: 30,
+            digests: Selection::ALL,
         }
     }
 }

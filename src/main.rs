@@ -20,6 +20,10 @@ use clap::Parser;
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
+    // The scan worker starts this program again for what reads hostile bytes: nothing else may happen before.
+    if let Some(code) = lazaret_sandbox::child::run_if_asked(&lazaret_sandbox::Extraction) {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return cli::usage_error(&error),

@@ -88,8 +88,8 @@ pub enum SubmitError {
         hashed: String,
     },
     /// The digests could not be computed.
-    #[error("the digests could not be computed")]
-    Hashing(#[from] tokio::task::JoinError),
+    #[error("the digests could not be computed: {0}")]
+    Hashing(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The analysis could not be recorded.
     #[error("the analysis could not be recorded")]
     Results(#[source] StoreError),
@@ -143,8 +143,9 @@ impl Intake {
     {
         let _place = self.admission.admit(declared).ok_or(SubmitError::Busy)?;
         let receive_ms = self.environment.clock.unix_ms();
-        let receiving =
-            Receiving { upload: self.cluster.upload(), hashing: Hashing::new(self.digests), received: 0, declared };
+        let pool = lazaret_digests::Pool::of_process().map_err(|error| SubmitError::Hashing(error.into()))?;
+        let hashing = Hashing::new(&pool, self.digests);
+        let receiving = Receiving { upload: self.cluster.upload(), hashing, received: 0, declared };
         let slowest =
             self.body_idle_timeout.saturating_add(Duration::from_secs(declared / UPLOAD_BYTES_PER_SECOND_MIN));
         let deadline = tokio::time::Instant::now().checked_add(slowest);
@@ -261,7 +262,7 @@ impl Receiving {
 
     async fn hand_on(mut self, piece: Bytes) -> Result<Self, SubmitError> {
         self.upload.write(piece.clone()).await.map_err(SubmitError::Store)?;
-        self.hashing = self.hashing.update(piece).await?;
+        self.hashing.update(piece).await;
         Ok(self)
     }
 
@@ -269,7 +270,7 @@ impl Receiving {
     async fn finish(self) -> Result<(Stored, Digests, Duration), SubmitError> {
         let (stored, hashed) = tokio::join!(self.upload.finish(), self.hashing.finish());
         let stored = stored.map_err(SubmitError::Store)?;
-        let (digests, hash_time) = hashed?;
+        let (digests, hash_time) = hashed.map_err(|lost| SubmitError::Hashing(lost.into()))?;
         if stored.name.as_bytes() != &digests.blake3 || stored.length != self.declared {
             return Err(SubmitError::Mismatch { stored: stored.name.to_string(), hashed: hex::encode(digests.blake3) });
         }

@@ -377,7 +377,7 @@ impl Search {
 
 async fn ask(cluster: &Cluster, node: &NodeEntry, request: GetRequest) -> Result<Answer, NodeError> {
     let request = Request::Get(request);
-    node::once_more_if_lost(cluster, || ask_once(cluster, node, &request)).await
+    node::once_more_if_lost(|| ask_once(cluster, node, &request)).await
 }
 
 async fn ask_once(cluster: &Cluster, node: &NodeEntry, request: &Request) -> Result<Answer, NodeError> {

@@ -147,15 +147,14 @@ pub(crate) async fn answer(recv: &mut RecvHalf, doing: &'static str) -> Result<R
 }
 
 /// Runs `request` a second time if the connection was lost under it: most likely the node was restarted, and a new
-/// connection reaches it. All requests may be repeated.
-pub(crate) async fn once_more_if_lost<T, R>(cluster: &Cluster, request: impl Fn() -> R) -> Result<T, NodeError>
+/// connection reaches it. All requests may be repeated. It takes nothing of the budget for extra requests: once a request
+/// at most, and only for those that were under way on a connection that is gone.
+pub(crate) async fn once_more_if_lost<T, R>(request: impl Fn() -> R) -> Result<T, NodeError>
 where
     R: Future<Output = Result<T, NodeError>>,
 {
     match request().await {
-        Err(NodeError::Broken { source: StreamError::ConnectionLost(_), .. }) if cluster.health().take_extra() => {
-            request().await
-        }
+        Err(NodeError::Broken { source: StreamError::ConnectionLost(_), .. }) => request().await,
         answered => answered,
     }
 }
@@ -172,7 +171,7 @@ pub(crate) async fn ask_within(
     request: &Request,
     limit: Duration,
 ) -> Result<Response, NodeError> {
-    let answer = once_more_if_lost(cluster, || ask_once(cluster, node, request, limit)).await;
+    let answer = once_more_if_lost(|| ask_once(cluster, node, request, limit)).await;
     cluster.heard_in(node, &answer);
     answer
 }

@@ -248,7 +248,7 @@ impl StreamedPut {
     /// Why the put cannot go on.
     fn too_few(&mut self, durable: usize) -> PutError {
         let (needed, reasons) = (self.needed(), std::mem::take(&mut self.reasons));
-        if self.replay.is_some() {
+        if self.rest.is_empty() {
             // Every node was tried.
             return PutError::NotEnoughReplicas { needed, durable, reasons };
         }

@@ -145,7 +145,7 @@ async fn put_whole(cluster: &Cluster, name: BlobName, content: Bytes) -> Result<
     let owned = cluster.clone();
     quorum::write(cluster, order, trailer.length, move |node| {
         let (cluster, header, content) = (owned.clone(), header.clone(), content.clone());
-        async move { node::once_more_if_lost(&cluster, || put_to_node(&cluster, &node, &header, &content, trailer)).await }
+        async move { node::once_more_if_lost(|| put_to_node(&cluster, &node, &header, &content, trailer)).await }
     })
     .await
 }

@@ -7,17 +7,14 @@
 //! - No plaintext reaches a local disk. What is too long for memory goes to the store and is read back by ranges.
 //! - Memory is bounded by settings, whatever is scanned: contents by a byte budget, records by a channel, names by limits.
 //!
-//! Engines and extractors know neither queue nor store, and what they exchange with the rest is serialisable, so that they
-//! can run in a process of their own.
+//! Engines know neither queue nor store, and what they exchange with the rest is serialisable, so that they can run in a
+//! process of their own. What takes containers apart is the crate `lazaret-containers`, which knows none of this.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod budget;
-pub mod detect;
 pub mod engine;
 pub mod engines;
-pub mod extractor;
-pub mod extractors;
 pub mod memory;
 pub mod pool;
 pub mod sample;

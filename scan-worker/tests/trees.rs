@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::*;
 use lazaret_analysis::{FileInfo, NestedRecord, ResultCode, Rule};
+use lazaret_containers::Passwords;
 use lazaret_protocol::BlobName;
 use lazaret_protocol::message::ByteRange;
 use lazaret_scan_worker::budget::StopReason;
@@ -191,6 +192,7 @@ fn without_memory_everything_is_scanned_all_the_same() {
             },
             content: None,
             fetch_ms: 0,
+            passwords: Passwords::NONE,
         };
         let TreeOutcome::Finished(result) = scanner.scan(root, store.clone(), records.clone()).wait() else {
             panic!("not finished with a budget of {budget}");
@@ -261,6 +263,7 @@ fn a_marker_far_inside_a_long_root_is_found_without_holding_the_root() {
         blob: BlobName([0; 32]),
         content: None,
         fetch_ms: 0,
+        passwords: Passwords::NONE,
     };
     let TreeOutcome::Finished(result) = scanner.scan(root, source.clone(), Arc::new(Records::default())).wait() else {
         panic!("not finished");

@@ -167,9 +167,19 @@ impl Run {
                 return Ok(());
             };
             if self.world.executor.now() - began > CONVERGE_MAX {
+                self.note_reports().await;
                 return Err(what);
             }
             self.world.executor.sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// Records what nodes say of themselves, for whoever reads why copies are not where they belong.
+    async fn note_reports(&self) {
+        let Some(operator) = &self.operator else { return };
+        for entry in &self.map.nodes {
+            let answer = operator.cluster.ask_entry(entry, Request::Report).await;
+            self.note(format!("{}: {answer:?}", entry.name));
         }
     }
 

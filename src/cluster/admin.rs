@@ -41,16 +41,36 @@ pub struct Survey {
     silent: Vec<(NodeEntry, NodeError)>,
 }
 
-/// Asks `nodes` the same. An answer that is an error of the node's is one here.
+/// Asks `nodes` the same. An answer that does not say what was asked is an error.
 pub async fn ask_all(cluster: &Cluster, nodes: &[NodeEntry], request: &Request) -> Vec<Answer> {
     let asked = stream::iter(nodes.to_vec()).map(|node| {
         let (cluster, request) = (cluster.clone(), request.clone());
         async move {
-            let answer = cluster.ask_entry(&node, request).await;
+            let answer = match cluster.ask_entry(&node, request.clone()).await {
+                Ok(answer) if !answers(&request, &answer) => Err(NodeError::Unexpected { doing: "administering" }),
+                answer => answer,
+            };
             (node, answer)
         }
     });
     asked.buffered(ASKED_AT_ONCE).collect().await
+}
+
+/// Whether `answer` is the one that goes with `request`.
+fn answers(request: &Request, answer: &Response) -> bool {
+    match request {
+        Request::Status => matches!(answer, Response::Status(_)),
+        Request::Report => matches!(answer, Response::Report(_)),
+        Request::Map => matches!(answer, Response::Map(_)),
+        Request::PushMap(_) => matches!(answer, Response::MapPushed),
+        Request::Delete(_) => matches!(answer, Response::Deleted),
+        Request::Hold(_) => matches!(answer, Response::HoldSet),
+        Request::Repair => matches!(answer, Response::Repairing),
+        Request::Scrub => matches!(answer, Response::Scrubbing),
+        Request::RetentionPreview(_) => matches!(answer, Response::RetentionPreview(_)),
+        // Nothing else is asked here.
+        _ => false,
+    }
 }
 
 /// Names and reasons of those that said no, or nothing, in one line; empty if all said yes.

@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use crate::engine::{Changed, Changes, EngineError, Ledger, Progress, Store, UnderWay};
 use crate::index::{BlobEntry, Change, Dropped, Entry, HoldEntry, Layout, LocatorEntry, UploadOwner};
 use crate::record::{
-    Commit, HELD_BUCKET, Location, PreparedRecord, RecordKind, bucket_of, encode_locator, hold_position, record_buffer,
+    Commit, HELD_BUCKET, Location, PreparedRecord, RecordKind, bucket_of, hold_position, record_buffer,
 };
 use crate::segments::Segments;
 
@@ -51,10 +51,18 @@ pub(crate) enum Meaning {
     Locator { name: BlobName, locator: LocatorEntry },
     /// A deletion up to the record's time.
     Tombstone { name: BlobName },
-    /// A hold. The writer knows what it protects, and makes the record anew.
-    Hold { name: BlobName, placed: bool },
+    /// A hold. The writer knows what it protects, and makes the record anew. Small records that were copied to where
+    /// nothing expires are told.
+    Hold { name: BlobName, placed: bool, secured: Secured },
     /// A copy of a record that lies elsewhere, for `bucket`.
     Moved { name: BlobName, bucket: u32, moved: Moved },
+}
+
+/// Small records of a name of which a durable copy lies where nothing expires.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Secured {
+    pub(crate) locator: Option<LocatorEntry>,
+    pub(crate) killed_until_ms: Option<u64>,
 }
 
 /// What is moved. It counts only if the entry still says so.
@@ -210,7 +218,9 @@ impl Writer {
         let subject = self.subject(group, horizon, name)?;
         match meaning {
             Meaning::Tombstone { .. } => self.stage_tombstone(group, horizon, subject, record),
-            Meaning::Hold { placed, .. } => self.stage_hold(group, horizon, subject, record.header().time_ms, placed),
+            Meaning::Hold { placed, secured, .. } => {
+                self.stage_hold(group, horizon, subject, record.header().time_ms, placed, secured)
+            }
             Meaning::Moved { bucket, moved, .. } => self.stage_moved(group, ledger, subject, record, bucket, moved),
             put => self.stage_put(group, ledger, subject, record, put),
         }
@@ -324,6 +334,7 @@ impl Writer {
         mut subject: Subject,
         time_ms: u64,
         placed: bool,
+        secured: Secured,
     ) -> Result<Planned, EngineError> {
         let standing = subject.entry.hold;
         if standing.is_some_and(|held| (held.time_ms, held.placed) >= (time_ms, placed)) {
@@ -332,7 +343,11 @@ impl Writer {
         // A hold that goes on protects what it did. One that is placed anew does not bring back what has expired.
         let from_bucket = standing.filter(|held| held.placed).map_or(horizon, |held| held.from_bucket);
         let entry = &mut subject.entry;
-        if placed && entry.blob.as_ref().is_some_and(|blob| !blob.damaged && !blob.layout.never_expires()) {
+        // All of it must be durable before the hold is written: of a group that is cut short any record may survive, and a
+        // hold that does would protect what goes with its bucket.
+        let small = Secured { locator: entry.locator, killed_until_ms: entry.killed_until_ms };
+        let expires = |blob: &BlobEntry| !blob.damaged && !blob.layout.never_expires();
+        if placed && (small != secured || entry.blob.as_ref().is_some_and(expires)) {
             return Ok(subject.known(Written::MustMove));
         }
         let position = hold_position(placed, from_bucket);
@@ -341,19 +356,6 @@ impl Writer {
         let location = self.segments.stage(HELD_BUCKET, record)?;
         group.wanted.insert(location.segment.id);
         entry.absorb(Change::Hold(HoldEntry { time_ms, placed, from_bucket }));
-        if placed {
-            // What else is known of the name must not expire either.
-            if let Some(LocatorEntry { locator, put_time_ms }) = entry.locator {
-                let mut buffer = record_buffer(0);
-                encode_locator(&locator, &mut buffer);
-                let record = PreparedRecord::new(RecordKind::Locator, name, 0, put_time_ms, 0, None, buffer);
-                group.wanted.insert(self.segments.stage(HELD_BUCKET, record)?.segment.id);
-            }
-            if let Some(time_ms) = entry.killed_until_ms {
-                let record = PreparedRecord::new(RecordKind::Tombstone, name, 0, time_ms, 0, None, record_buffer(0));
-                group.wanted.insert(self.segments.stage(HELD_BUCKET, record)?.segment.id);
-            }
-        }
         // Released, it may have expired long ago.
         let (entry, dropped) = std::mem::take(entry).live(horizon);
         group.dropped.extend(dropped);

@@ -1,4 +1,5 @@
-//! One file's own scan: digests, type, engines, and taking it apart.
+//! One file's own scan: digests, type, engines, and taking it apart. The digests are computed meanwhile, by threads of
+//! their own; what a file waits for them at its end is its time for them.
 //!
 //! Invariant: it always ends with something judged. A panic of an engine is that engine's failure, a panic of an extractor
 //! the container's, any other the file's.
@@ -7,18 +8,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use lazaret_analysis::{EngineResult, FileInfo, ResultCode};
-use lazaret_digests::{Digests, Set};
+use lazaret_containers::FileType;
+use lazaret_containers::format::Found;
+use lazaret_digests::{Digests, Pending, Selection, Set};
 use lazaret_protocol::BlobName;
 
-use super::members::Members;
-use super::node::{Judged, Node, Opened};
+use super::node::{Judged, Node};
+use super::opening::{FileOpening, SandboxInput};
 use super::{Tree, ms_since};
-use crate::budget::{Budget, StopReason};
-use crate::detect::{FileType, detect};
+use crate::budget::StopReason;
 use crate::engine::{Engine, EngineVerdict, ScanContext};
-use crate::extractor::{Container, ExtractionOutcome, Guarded};
-use crate::extractors::ContainerFormat;
 use crate::sample::Sample;
 
 /// What is known of a file before it is scanned.
@@ -26,9 +27,13 @@ use crate::sample::Sample;
 pub(super) struct Known {
     /// Name, length and digests, if they were taken.
     pub file: Option<FileInfo>,
+    /// Digests that are being computed.
+    pub digests: Option<Pending>,
     /// The content's name, if it was kept as a blob.
     pub blob: Option<BlobName>,
     pub fetch_ms: u64,
+    /// What it is.
+    pub file_type: Option<FileType>,
 }
 
 /// Scans one file and records what was found.
@@ -56,22 +61,30 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, known: Known) -> J
     }
     tree.progress.begin_file(&node.name);
 
-    let began = Instant::now();
-    judged.file = known.file.unwrap_or_else(|| with_digests(tree, sample));
-    judged.times.hash_ms = ms_since(began);
+    let pending = match &known.file {
+        Some(_) => None,
+        // Only contents in memory come without: what goes to the store is digested on the way.
+        None => known.digests.or_else(|| begin_digests(tree, sample.bytes()?)),
+    };
+    judged.file = known.file.unwrap_or_else(|| bare_info(sample));
 
     let began = Instant::now();
-    let container = identify(sample, &mut judged);
+    let input = SandboxInput::new(tree, node, sample);
+    let mut opening = FileOpening::new(tree, node, sample, &input);
+    let containers = identify(&mut opening, known.file_type, &mut judged);
     judged.times.filetype_ms = ms_since(began);
 
     let began = Instant::now();
-    judged.engines = run_engines(tree, node, sample);
+    judged.engines = opening.budget().pause(|| run_engines(tree, node, sample));
     judged.times.scan_ms = ms_since(began);
 
-    if let Some(format) = container {
+    let began = Instant::now();
+    judged.container = opening.take_apart(&containers);
+    judged.times.extraction_ms = ms_since(began);
+    if let Some(pending) = pending {
         let began = Instant::now();
-        judged.container = Some(open(tree, node, sample, format));
-        judged.times.extraction_ms = ms_since(began);
+        set_digests(&mut judged.file, &settle(tree, sample, pending));
+        judged.times.hash_ms = ms_since(began);
     }
     // A file whose scan was cut short must not look judged.
     judged.failure = judged.failure.or_else(|| tree.stop.reason().and_then(StopReason::code));
@@ -82,42 +95,54 @@ fn bare_info(sample: &Sample) -> FileInfo {
     FileInfo { display_name: sample.name().to_owned(), size_bytes: sample.length(), ..FileInfo::default() }
 }
 
-fn with_digests(tree: &Tree, sample: &Sample) -> FileInfo {
-    // Only contents in memory come here: what goes to the store is digested on the way.
-    let digests = sample.bytes().map(|content| Set::digest(tree.scanner.options.digests, content));
-    info(sample.name(), sample.length(), digests.as_ref())
-}
-
-/// A file's description but for its type.
-pub(super) fn info(name: &str, size_bytes: u64, digests: Option<&Digests>) -> FileInfo {
-    FileInfo {
-        display_name: name.to_owned(),
-        size_bytes,
-        md5: digests.map(Digests::md5_hex).unwrap_or_default(),
-        sha1: digests.map(Digests::sha1_hex).unwrap_or_default(),
-        sha256: digests.map(Digests::sha256_hex).unwrap_or_default(),
-        sha512: digests.map(Digests::sha512_hex).unwrap_or_default(),
-        ..FileInfo::default()
+/// Begins the digests of a file in memory, unless none are wanted. Blocks while too many bytes wait for theirs.
+pub(super) fn begin_digests(tree: &Tree, content: &Bytes) -> Option<Pending> {
+    let selection = tree.scanner.options.digests;
+    if selection == Selection::NONE {
+        return None;
     }
+    let mut stream = tree.scanner.digests.stream(selection);
+    stream.update_blocking(content.clone());
+    Some(stream.end())
 }
 
-fn identify(sample: &Sample, judged: &mut Judged) -> Option<ContainerFormat> {
-    match detect(&mut sample.reader(), sample.length()) {
-        Ok(FileType { mime, extension, description, category, container, ambiguous }) => {
-            if ambiguous {
+/// Waits for a file's digests; computes them here if the thread that had them failed.
+fn settle(tree: &Tree, sample: &Sample, pending: Pending) -> Option<Digests> {
+    pending.wait().map_or_else(
+        |lost| {
+            tracing::error!(error = %lost, "digests lost");
+            sample.bytes().map(|content| Set::digest(tree.scanner.options.digests, content))
+        },
+        Some,
+    )
+}
+
+fn set_digests(file: &mut FileInfo, digests: &Option<Digests>) {
+    let hex = |hex: fn(&Digests) -> String| digests.as_ref().map(hex).unwrap_or_default();
+    file.md5 = hex(Digests::md5_hex);
+    file.sha1 = hex(Digests::sha1_hex);
+    file.sha256 = hex(Digests::sha256_hex);
+    file.sha512 = hex(Digests::sha512_hex);
+}
+
+/// Finds out what a file is; tells the containers that it is.
+fn identify(opening: &mut FileOpening<'_>, known: Option<FileType>, judged: &mut Judged) -> Vec<Found> {
+    match known.map_or_else(|| opening.file_type(), Ok) {
+        Ok(FileType { mime, extension, description, category, containers, suspicious }) => {
+            if let Some(suspicious) = suspicious {
                 judged.failure = Some(ResultCode::SUSPICIOUS);
-                judged.detail = "the file is a container of two formats at once".into();
+                judged.detail = suspicious;
             }
             judged.file.file_type = mime;
             judged.file.file_type_description = description;
             judged.file.type_category = category;
             judged.file.extension = extension;
-            container
+            containers
         }
-        Err(error) => {
-            judged.failure = Some(ResultCode::SCAN_FAILED);
-            judged.detail = format!("the file's type could not be detected: {error}");
-            None
+        Err((code, reason)) => {
+            judged.failure = code;
+            judged.detail = format!("the file's type could not be detected: {reason}");
+            Vec::new()
         }
     }
 }
@@ -174,43 +199,7 @@ fn run_engine(tree: &Tree, engine: &dyn Engine, sample: &Sample) -> EngineVerdic
     }
 }
 
-/// Takes a container apart, within the tree's limits.
-fn open(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, format: ContainerFormat) -> Opened {
-    if !tree.budget.admits_depth(node.depth) {
-        let reason = Some(ResultCode::ARCHIVE_DEPTH);
-        return Opened { reason, detail: "the container lies too deep to be taken apart".into(), encrypted: false };
-    }
-    let budget = Budget::new(tree.budget.clone(), tree.stop.clone(), sample.length());
-    let is_root = node.parent.is_none();
-    if is_root {
-        tree.progress.begin_extraction();
-    }
-    let mut reader = sample.reader();
-    let mut input = Guarded {
-        input: &mut reader,
-        budget: &budget,
-        on_read: |bytes| {
-            if is_root {
-                tree.progress.read(bytes);
-            }
-        },
-    };
-    let mut container = Container { name: sample.name(), length: sample.length(), input: &mut input };
-    let mut members = Members::new(tree, node, &budget);
-    let extracted = catch_unwind(AssertUnwindSafe(|| {
-        format.extractor().extract(&mut container, &budget, &mut |member| members.take(member))
-    }));
-    let outcome = extracted.unwrap_or_else(|panic| {
-        let detail = format!("the extractor panicked: {}", panic_text(&*panic));
-        tracing::error!(data_id = %node.data_id, format = format.extractor().format(), detail, "extractor panicked");
-        let mut outcome = ExtractionOutcome::default();
-        outcome.note_broken(detail);
-        outcome
-    });
-    Opened { reason: outcome.code(), detail: outcome.detail(), encrypted: outcome.encrypted }
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no reason given")
 }

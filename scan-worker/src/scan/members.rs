@@ -10,14 +10,13 @@ use std::io::Read;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lazaret_digests::{Digests, Set};
+use lazaret_containers::{Budget, FileType, Member, Refused};
+use lazaret_digests::{Pending, Stream};
 use lazaret_protocol::BlobName;
 
 use super::Tree;
-use super::judge::{Known, info, process};
+use super::judge::{Known, begin_digests, process};
 use super::node::Node;
-use crate::budget::Budget;
-use crate::extractor::{Member, Stop};
 use crate::memory::{MemoryBudget, Reservation};
 use crate::sample::Sample;
 use crate::source::{BlobSource, BlobWriter};
@@ -51,7 +50,7 @@ enum Content {
     /// Into memory, with the permission that it was held with.
     Held(Bytes, Permit),
     /// Into the store.
-    Stored(BlobName, u64, Digests),
+    Stored(BlobName, u64, Pending),
 }
 
 impl<'m> Members<'m> {
@@ -60,23 +59,23 @@ impl<'m> Members<'m> {
     }
 
     /// Takes one member.
-    pub fn take(&mut self, member: Member<'_>) -> Result<(), Stop> {
-        let name = member.name.clone();
-        let content = self.read(member)?;
+    pub fn take(&mut self, member: Member<'_>) -> Result<(), Refused> {
+        let Member { name, content, file_type, .. } = member;
+        let content = self.read(content)?;
         let node = self.parent.member(self.tree, name);
-        self.hand_on(&node, content)
+        self.hand_on(&node, content, file_type)
     }
 
     /// Reads a member to its end, or to the error that ends it.
-    fn read(&self, member: Member<'_>) -> Result<Content, Stop> {
+    fn read(&self, content: &mut dyn Read) -> Result<Content, Refused> {
         let mut scratch = SCRATCH.with(RefCell::take);
         scratch.resize(SCRATCH_BYTES, 0);
-        let content = self.read_with(member.content, &mut scratch);
+        let content = self.read_with(content, &mut scratch);
         SCRATCH.with(|slot| slot.replace(scratch));
         content
     }
 
-    fn read_with(&self, content: &mut dyn Read, scratch: &mut [u8]) -> Result<Content, Stop> {
+    fn read_with(&self, content: &mut dyn Read, scratch: &mut [u8]) -> Result<Content, Refused> {
         let options = &self.tree.scanner.options;
         let mut permit = Permit::new(&self.tree.scanner.memory);
         let mut held: Vec<u8> = Vec::new();
@@ -100,11 +99,12 @@ impl<'m> Members<'m> {
     }
 
     /// Sends what was read and what is still to come to the store.
-    fn store(&self, held: &[u8], piece: &[u8], rest: &mut dyn Read, more: bool) -> Result<Content, Stop> {
-        let selection = self.tree.scanner.options.digests;
+    fn store(&self, held: &[u8], piece: &[u8], rest: &mut dyn Read, more: bool) -> Result<Content, Refused> {
+        let scanner = &self.tree.scanner;
         // The source notes its own failures and stops the tree.
-        let mut to_store =
-            ToStore { writer: self.tree.source.store().map_err(|_| Stop)?, digests: Set::new(selection), length: 0 };
+        let writer = self.tree.source.store().map_err(|_| Refused)?;
+        let digests = scanner.digests.stream(scanner.options.digests);
+        let mut to_store = ToStore { writer, digests, length: 0 };
         to_store.write(held)?;
         to_store.write(piece)?;
         if more {
@@ -117,37 +117,40 @@ impl<'m> Members<'m> {
                 }
             }
         }
-        let name = to_store.writer.finish().map_err(|_| Stop)?;
-        Ok(Content::Stored(name, to_store.length, to_store.digests.finish()))
+        let name = to_store.writer.finish().map_err(|_| Refused)?;
+        Ok(Content::Stored(name, to_store.length, to_store.digests.end()))
     }
 
     /// Queues a member, or scans it at once.
-    fn hand_on(&self, node: &Arc<Node>, content: Content) -> Result<(), Stop> {
+    fn hand_on(&self, node: &Arc<Node>, content: Content, file_type: Option<FileType>) -> Result<(), Refused> {
+        let known = Known { file_type, ..Known::default() };
         let may_nest = INLINE_DEPTH.get() < INLINE_DEPTH_MAX;
         match content {
             Content::Held(bytes, Permit::Reserved(reservation)) => {
+                // Begun here, they are there when a thread comes to the file, and computed with those of its neighbours.
+                let digests = begin_digests(self.tree, &bytes);
                 let sample = Sample::reserved(node.name.clone(), bytes, Some(reservation));
-                self.queue(node, sample, Known::default(), may_nest);
+                self.queue(node, sample, Known { digests, ..known }, may_nest);
             }
             Content::Held(bytes, permit) if may_nest => {
                 let sample = Sample::memory(node.name.clone(), bytes);
-                self.scan_now(node, sample);
+                self.scan_now(node, sample, known);
                 drop(permit);
             }
             // Too deep to be scanned here, and no permission to be held until somebody else does.
             Content::Held(bytes, _) => match self.store(&bytes, &[], &mut std::io::empty(), false) {
-                Ok(stored) => return self.hand_on(node, stored),
-                Err(stop) => {
+                Ok(stored) => return self.hand_on(node, stored, known.file_type),
+                Err(refused) => {
                     // The node exists: it must be finished like every other one.
-                    self.scan_now(node, Sample::memory(node.name.clone(), Bytes::new()));
-                    return Err(stop);
+                    self.scan_now(node, Sample::memory(node.name.clone(), Bytes::new()), Known::default());
+                    return Err(refused);
                 }
             },
             Content::Stored(blob, length, digests) => {
                 let source: Arc<dyn BlobSource> = self.tree.source.clone();
                 let sample = Sample::remote(node.name.clone(), blob, length, source);
-                let file = Some(info(&node.name, length, Some(&digests)));
-                self.queue(node, sample, Known { file, blob: Some(blob), fetch_ms: 0 }, may_nest);
+                let known = Known { digests: Some(digests), blob: Some(blob), ..known };
+                self.queue(node, sample, known, may_nest);
             }
         }
         Ok(())
@@ -166,8 +169,8 @@ impl<'m> Members<'m> {
         }
     }
 
-    fn scan_now(&self, node: &Arc<Node>, sample: Sample) {
-        self.nested(|| process(self.tree, node, sample, Known::default()));
+    fn scan_now(&self, node: &Arc<Node>, sample: Sample, known: Known) {
+        self.nested(|| process(self.tree, node, sample, known));
     }
 
     /// Does the work of another job on this thread, off the clock of the container that is being taken apart.
@@ -181,16 +184,17 @@ impl<'m> Members<'m> {
 /// A member on its way to the store.
 struct ToStore<'s> {
     writer: Box<dyn BlobWriter + 's>,
-    digests: Set,
+    digests: Stream,
     length: u64,
 }
 
 impl ToStore<'_> {
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Stop> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Refused> {
         for piece in bytes.chunks(PIECE_BYTES) {
-            self.digests.update(piece);
+            let piece = Bytes::copy_from_slice(piece);
+            self.digests.update_blocking(piece.clone());
             self.length += piece.len() as u64;
-            self.writer.write(Bytes::copy_from_slice(piece)).map_err(|_| Stop)?;
+            self.writer.write(piece).map_err(|_| Refused)?;
         }
         Ok(())
     }

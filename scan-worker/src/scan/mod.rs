@@ -13,6 +13,7 @@
 mod judge;
 mod members;
 mod node;
+mod opening;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,15 +22,17 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lazaret_analysis::{DataId, FileInfo, FileResult, NestedRecord, Progress, Rule};
+use lazaret_containers::{Passwords, TreeBudget};
 use lazaret_digests::Selection;
 use lazaret_node_client::environment::{Clock, Environment};
 use lazaret_protocol::BlobName;
 use lazaret_protocol::message::ByteRange;
+use lazaret_sandbox::Sandbox;
 use tokio::sync::oneshot;
 
 use self::judge::{Known, process};
 use self::node::Node;
-use crate::budget::{StopReason, StopSignal, TreeBudget};
+use crate::budget::{StopReason, StopSignal, limits};
 use crate::engine::Engine;
 use crate::memory::{MemoryBudget, Reservation};
 use crate::pool::{Lane, Pool};
@@ -47,6 +50,8 @@ pub struct ScannerOptions {
     pub sample_budget_bytes: u64,
     /// How long one engine may take for one file.
     pub engine_timeout: Duration,
+    /// Where files are identified and taken apart. None does so in this process, where a reader's fault is the worker's.
+    pub sandbox: Option<Sandbox>,
     /// The digests that are taken of nested files.
     pub digests: Selection,
     /// The key from which nested files' ids are made. It must be the same for all workers, for as long as results are kept.
@@ -67,6 +72,8 @@ pub struct Root {
     pub content: Option<(Bytes, Reservation)>,
     /// How long fetching it took.
     pub fetch_ms: u64,
+    /// The passwords for what is encrypted in it.
+    pub passwords: Passwords,
 }
 
 /// Where records of nested files go as they are finished. It may block the scan thread, which paces the scan.
@@ -101,6 +108,8 @@ struct Shared {
     memory: Arc<MemoryBudget>,
     clock: Arc<dyn Clock>,
     pool: Pool,
+    /// Digests of nested files, many at once.
+    digests: lazaret_digests::Pool,
 }
 
 impl Scanner {
@@ -113,7 +122,8 @@ impl Scanner {
         let pool = Pool::start(options.scan_threads, &*environment.spawner)?;
         let memory = MemoryBudget::new(options.sample_budget_bytes);
         let clock = environment.clock.clone();
-        Ok(Self { shared: Arc::new(Shared { options, engines, memory, clock, pool }) })
+        let digests = lazaret_digests::Pool::of_process()?;
+        Ok(Self { shared: Arc::new(Shared { options, engines, memory, clock, pool, digests }) })
     }
 
     /// The byte budget over all samples, for fetching a root into memory.
@@ -128,10 +138,11 @@ impl Scanner {
         let source = Arc::new(Watched { source, stop: stop.clone(), failure: Mutex::new(None) });
         let length = root.content.as_ref().map_or(root.file.size_bytes, |(content, _)| content.len() as u64);
         let tree = Arc::new(Tree {
-            budget: Arc::new(TreeBudget::new(&root.rule, length)),
+            budget: Arc::new(TreeBudget::new(limits(&root.rule), length)),
             scanner: self.shared.clone(),
             root: root.data_id,
             rule: root.rule,
+            passwords: root.passwords,
             stop,
             source: source.clone(),
             records,
@@ -200,6 +211,7 @@ struct Tree {
     scanner: Arc<Shared>,
     root: DataId,
     rule: Rule,
+    passwords: Passwords,
     budget: Arc<TreeBudget>,
     stop: Arc<StopSignal>,
     source: Arc<Watched>,

@@ -21,9 +21,11 @@ use lazaret_analysis::{
     AnalysisRecord, DataId, FileResult, Lease, ProgressCache, ResultCode, ResultStore, StoreError, Task, TaskQueue,
     Times,
 };
+use lazaret_containers::Passwords;
 use lazaret_digests::Selection;
 use lazaret_node_client::{Cluster, Environment};
 use lazaret_protocol::BlobName;
+use lazaret_sandbox::Sandbox;
 use tokio::sync::{Semaphore, watch};
 
 use self::records::RecordWriter;
@@ -71,6 +73,8 @@ pub struct WorkerOptions {
     pub engine_timeout: Duration,
     /// The digests that are taken of nested files. Default: all.
     pub digests: Selection,
+    /// Where files are identified and taken apart. None does so in this process, where a reader's fault is the worker's.
+    pub sandbox: Option<Sandbox>,
     /// How often unfinished analyses are looked for that have no task. Default: 5 seconds.
     pub sweep_interval: Duration,
     /// How long an analysis may be without a task before the sweep queues it. Default: 15 seconds.
@@ -94,6 +98,7 @@ impl WorkerOptions {
             lease_ms: 30_000,
             engine_timeout: Duration::from_secs(60),
             digests: Selection::ALL,
+            sandbox: None,
             sweep_interval: Duration::from_secs(5),
             sweep_age_ms: 15_000,
             shutdown_grace: Duration::from_secs(5),
@@ -135,6 +140,7 @@ impl ScanWorker {
             sample_budget_bytes: options.sample_budget_bytes,
             engine_timeout: options.engine_timeout,
             digests: options.digests,
+            sandbox: options.sandbox.clone(),
             nested_id_key: options.nested_id_key,
         };
         let runtime = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
@@ -274,6 +280,7 @@ impl Shared {
             blob,
             content,
             fetch_ms,
+            passwords: Passwords::NONE,
         };
         let (writer, sink) = RecordWriter::start(self.results.clone(), &self.environment);
         let mut tree = self.scanner.scan(root, self.source.clone(), sink);

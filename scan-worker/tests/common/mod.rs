@@ -4,15 +4,17 @@
 use std::collections::HashMap;
 use std::io::{Cursor, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use lazaret_analysis::{DataId, FileInfo, FileResult, NestedRecord, Rule};
+use lazaret_containers::Passwords;
 use lazaret_digests::Selection;
 use lazaret_node_client::Environment;
 use lazaret_protocol::BlobName;
 use lazaret_protocol::message::ByteRange;
+use lazaret_sandbox::{Sandbox, SandboxOptions};
 use lazaret_scan_worker::engine::Engine;
 use lazaret_scan_worker::engines;
 use lazaret_scan_worker::scan::{RecordSink, Root, Scanner, ScannerOptions, TreeOutcome};
@@ -73,6 +75,12 @@ impl RecordSink for Records {
 
 pub const MIB: u64 = 1 << 20;
 
+/// Everything is tested as it runs in earnest: in the sandbox.
+static SANDBOX: LazyLock<Sandbox> = LazyLock::new(|| {
+    let program = env!("CARGO_BIN_EXE_sandboxed-scan-for-tests").into();
+    Sandbox::start(SandboxOptions { program, ..SandboxOptions::new(4) }).unwrap()
+});
+
 pub fn options() -> ScannerOptions {
     ScannerOptions {
         scan_threads: 2,
@@ -80,6 +88,7 @@ pub fn options() -> ScannerOptions {
         sample_budget_bytes: 128 * MIB,
         engine_timeout: Duration::from_secs(60),
         digests: Selection::ALL,
+        sandbox: Some(SANDBOX.clone()),
         nested_id_key: [7; 32],
     }
 }
@@ -131,6 +140,7 @@ pub fn root(name: &str, content: Bytes, rule: Rule, scanner: &Scanner) -> Root {
         blob: BlobName::of(&content),
         content: Some((content, reservation)),
         fetch_ms: 0,
+        passwords: Passwords::NONE,
     }
 }
 

@@ -297,6 +297,10 @@ impl Disk for SimDisk {
         }
         let mut state = self.begin("sync directory of", address)?;
         let lies = state.never_sync;
+        if !lies {
+            // The directory as it is now: what was unlinked in it before stays so.
+            state.unlinked.retain(|unlinked, _| unlinked.bucket != address.bucket);
+        }
         if let Some(segment) = state.segments.get_mut(&address) {
             segment.entry_durable = !lies;
         }

@@ -10,8 +10,9 @@ use lazaret_protocol::message::{Expirable, Hold, Tombstone};
 use super::ledger::{Changed, Changes};
 use super::retention::Retention;
 use super::{Engine, EngineError};
-use crate::record::{HELD_BUCKET, PreparedRecord, RecordKind, SegmentAddress, record_buffer};
-use crate::writer::{Meaning, Written};
+use crate::index::Change;
+use crate::record::{HELD_BUCKET, PreparedRecord, RecordKind, SegmentAddress, encode_locator, record_buffer};
+use crate::writer::{Meaning, Moved, Secured, Written};
 
 /// How often a hold moves what it protects before it gives up: each time the blob was put again in a later hour.
 const HOLD_TRIES_MAX: usize = 4;
@@ -29,28 +30,47 @@ impl Engine {
     /// blob, if it is here, to where nothing expires. What had expired before stays expired.
     pub async fn hold(&self, hold: Hold) -> Result<(), EngineError> {
         let Hold { name, time_ms, placed } = hold;
+        let mut secured = Secured::default();
         for _ in 0..HOLD_TRIES_MAX {
             let record = PreparedRecord::new(RecordKind::Hold, name.into(), 0, time_ms, 0, None, record_buffer(0));
-            match self.shared.write(record, Meaning::Hold { name, placed }, true).await? {
-                Written::MustMove => self.move_to_held(name).await?,
+            match self.shared.write(record, Meaning::Hold { name, placed, secured }, true).await? {
+                Written::MustMove => secured = self.move_to_held(name).await?,
                 _ => return Ok(()),
             }
         }
         Err(EngineError::Unsettled { name })
     }
 
-    async fn move_to_held(&self, name: BlobName) -> Result<(), EngineError> {
+    /// Copies all that is known of a name to where nothing expires, durably. Returns which small records that was.
+    async fn move_to_held(&self, name: BlobName) -> Result<Secured, EngineError> {
         let _generation = self.shared.store.removals.enter();
-        let engine = self.clone();
-        let entry = self.shared.blocking("a read of the index", move |_| engine.entry(name)).await?;
-        match entry.and_then(|entry| entry.blob) {
-            Some(blob) if !blob.damaged => match self.shared.move_blob(name, blob, HELD_BUCKET, false).await {
+        let read = move |shared: &super::Shared| shared.store.entry(name);
+        let entry = self.shared.blocking("a read of the index", read).await?.unwrap_or_default();
+        if let Some(blob) = entry.blob.filter(|blob| !blob.damaged && !blob.layout.never_expires()) {
+            match self.shared.move_blob(name, blob, HELD_BUCKET, false).await {
                 // Noted as damaged now, it waits to be replaced, by what goes where nothing expires at once.
-                Err(EngineError::Corrupt { .. }) => Ok(()),
-                moved => moved,
-            },
-            _ => Ok(()),
+                Ok(()) | Err(EngineError::Corrupt { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
+        let mut secured = Secured::default();
+        if let Some(held) = entry.locator {
+            let mut buffer = record_buffer(0);
+            encode_locator(&held.locator, &mut buffer);
+            let record = PreparedRecord::new(RecordKind::Locator, name.into(), 0, held.put_time_ms, 0, None, buffer);
+            secured.locator = self.secure(name, record, Change::Locator(held)).await?.then_some(held);
+        }
+        if let Some(time_ms) = entry.killed_until_ms {
+            let record = PreparedRecord::new(RecordKind::Tombstone, name.into(), 0, time_ms, 0, None, record_buffer(0));
+            secured.killed_until_ms = self.secure(name, record, Change::Tombstone(time_ms)).await?.then_some(time_ms);
+        }
+        Ok(secured)
+    }
+
+    /// Writes a record once more, where nothing expires; false if it says nothing any more.
+    async fn secure(&self, name: BlobName, record: PreparedRecord, change: Change) -> Result<bool, EngineError> {
+        let meaning = Meaning::Moved { name, bucket: HELD_BUCKET, moved: Moved::Standing(change) };
+        Ok(matches!(self.shared.write(record, meaning, true).await?, Written::At(_)))
     }
 
     /// Drops this disk's copy of a blob, held or not, if it is still of that put; a locator stays. Returns whether there was
@@ -96,6 +116,8 @@ impl Engine {
                 let on_disk = store.disk.segments()?;
                 let newest = ledger.segments().keys().chain(&on_disk).map(|address| address.id).max();
                 let first_segment_id = newest.map_or(1, |id| id.saturating_add(1));
+                // None of those that were there at the last expiry may be left.
+                let first_segment_id = first_segment_id.max(Retention::load(&*store.disk)?.first_segment_id);
                 Retention { expired_before_bucket: bucket, first_segment_id }.save(&*store.disk)?;
             }
             // From here on nothing of them is answered, whatever fails.

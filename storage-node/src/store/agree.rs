@@ -81,7 +81,8 @@ impl Store {
             });
         }
         let common = common.unwrap_or_default();
-        self.inner.agreed.store(common.is_superset(&serving), Ordering::SeqCst);
+        let horizons_agree = self.serving().all(|(_, engine)| engine.horizon() == self.horizon());
+        self.inner.agreed.store(common.is_superset(&serving) && horizons_agree, Ordering::SeqCst);
         *self.agreement() = common;
         Ok(())
     }

@@ -37,7 +37,9 @@ impl StoreUpload {
         let done = upload.commit(name, length).await;
         match &done {
             Ok(_) => store.slot(slot)?.note_success(),
-            Err(error) => drop(store.note(slot, &engine, error, failed_before)),
+            Err(error) => {
+                store.note(slot, &engine, error, failed_before);
+            }
         }
         done
     }

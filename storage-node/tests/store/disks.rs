@@ -357,6 +357,8 @@ async fn of_two_puts_on_two_disks_the_newest_counts_and_a_damaged_copy_is_passed
     b.disk.flip_bit(address, 1000, 3);
     assert!(store.verify(name).unwrap(), "one copy is sound");
     assert_holds(&store, &blob);
+    assert!(!store.holds(name).unwrap(), "the newest put has to be made good");
+    assert!(!put(&store, &blob).await.unwrap().already_held);
     assert!(store.holds(name).unwrap());
     assert!(store.forget(name, NOON_MS).await.unwrap());
     assert_absent(&store, &blob);

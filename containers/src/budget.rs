@@ -1,0 +1,260 @@
+//! What taking containers apart may cost. Counted on what really comes out, never on what a header claims.
+//!
+//! Bytes, files and the ratio are counted over the whole tree of nested files, the ratio for each container too, and time for
+//! each container alone. The first limit of the tree that is hit stops every extraction in it with the same limit.
+//! Invariant: at most one read's worth of bytes comes out beyond a limit.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits::{Halt, Limit, Limits};
+
+/// Says whether a tree is no longer scanned. Asked at every read, so it must cost next to nothing.
+pub trait Stop: Send + Sync {
+    /// Whether to stop.
+    fn is_stopped(&self) -> bool;
+}
+
+impl Stop for AtomicBool {
+    fn is_stopped(&self) -> bool {
+        self.load(Ordering::Acquire)
+    }
+}
+
+/// How much of a tree's budget is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeUse {
+    /// The length of its root.
+    pub root_bytes: u64,
+    /// How many nested files came out.
+    pub files: u64,
+    /// How many bytes came out.
+    pub produced_bytes: u64,
+}
+
+/// What one submission may cost in all.
+#[derive(Debug)]
+pub struct TreeBudget {
+    limits: Limits,
+    root_bytes: u64,
+    files: AtomicU64,
+    produced_bytes: AtomicU64,
+    /// The limit that was hit first; 0 for none.
+    hit: AtomicU8,
+}
+
+impl TreeBudget {
+    /// The budget of a root of so many bytes.
+    pub fn new(limits: Limits, root_bytes: u64) -> Self {
+        Self { limits, root_bytes, files: AtomicU64::new(0), produced_bytes: AtomicU64::new(0), hit: AtomicU8::new(0) }
+    }
+
+    /// A budget of which so much is used: another process's, or this one's at another time.
+    pub fn resumed(limits: Limits, used: TreeUse) -> Self {
+        let mut budget = Self::new(limits, used.root_bytes);
+        *budget.files.get_mut() = used.files;
+        *budget.produced_bytes.get_mut() = used.produced_bytes;
+        budget
+    }
+
+    /// What is used of it.
+    pub fn used(&self) -> TreeUse {
+        TreeUse {
+            root_bytes: self.root_bytes,
+            files: self.files.load(Ordering::Relaxed),
+            produced_bytes: self.produced_bytes(),
+        }
+    }
+
+    /// What it allows.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// How many bytes came out so far.
+    pub fn produced_bytes(&self) -> u64 {
+        self.produced_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether a container that lies `depth` containers deep may be taken apart.
+    pub fn admits_depth(&self, depth: u32) -> bool {
+        depth < self.limits.depth
+    }
+
+    fn check(&self) -> Result<(), Halt> {
+        match limit_of(self.hit.load(Ordering::Relaxed)) {
+            Some(limit) => Err(Halt::Limit(limit)),
+            None => Ok(()),
+        }
+    }
+
+    fn hit(&self, limit: Limit) -> Halt {
+        let first = self.hit.compare_exchange(0, limit as u8, Ordering::AcqRel, Ordering::Acquire);
+        Halt::Limit(first.err().and_then(limit_of).unwrap_or(limit))
+    }
+
+    fn is_over_ratio(&self, produced_bytes: u64, input_bytes: u64) -> bool {
+        produced_bytes > self.limits.ratio_free_bytes && produced_bytes > self.limits.ratio.saturating_mul(input_bytes)
+    }
+}
+
+fn limit_of(number: u8) -> Option<Limit> {
+    Limit::ALL.into_iter().find(|limit| *limit as u8 == number)
+}
+
+/// What taking one container apart may cost. Its clock starts with it.
+pub struct Budget {
+    tree: Arc<TreeBudget>,
+    stop: Arc<dyn Stop>,
+    input_bytes: u64,
+    produced_bytes: Cell<u64>,
+    member_bytes: Cell<u64>,
+    started: Instant,
+    paused: Cell<Duration>,
+}
+
+impl Budget {
+    /// The budget of a container of `input_bytes` in a tree.
+    pub fn new(tree: Arc<TreeBudget>, stop: Arc<dyn Stop>, input_bytes: u64) -> Self {
+        Self {
+            tree,
+            stop,
+            input_bytes,
+            produced_bytes: Cell::new(0),
+            member_bytes: Cell::new(0),
+            started: Instant::now(),
+            paused: Cell::new(Duration::ZERO),
+        }
+    }
+
+    /// Whether to go on. Asked at every read, of the container as well as of its members.
+    pub fn check(&self) -> Result<(), Halt> {
+        if self.stop.is_stopped() {
+            return Err(Halt::Stopped);
+        }
+        self.tree.check()?;
+        if self.spent() > Duration::from_secs(self.tree.limits.archive_seconds) {
+            return Err(Halt::Limit(Limit::Time));
+        }
+        Ok(())
+    }
+
+    /// Counts one more member.
+    pub fn count_file(&self) -> Result<(), Halt> {
+        self.check()?;
+        self.member_bytes.set(0);
+        if self.tree.files.fetch_add(1, Ordering::Relaxed) >= self.tree.limits.files {
+            return Err(self.tree.hit(Limit::Files));
+        }
+        Ok(())
+    }
+
+    /// Counts bytes that came out of the current member.
+    pub fn count_bytes(&self, bytes: u64) -> Result<(), Halt> {
+        let tree = &self.tree;
+        let in_tree = tree.produced_bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        let in_container = self.produced_bytes.get().saturating_add(bytes);
+        let in_member = self.member_bytes.get().saturating_add(bytes);
+        self.produced_bytes.set(in_container);
+        self.member_bytes.set(in_member);
+        if in_tree > tree.limits.produced_bytes {
+            return Err(tree.hit(Limit::Size));
+        }
+        if tree.is_over_ratio(in_tree, tree.root_bytes) {
+            return Err(tree.hit(Limit::Ratio));
+        }
+        if tree.is_over_ratio(in_container, self.input_bytes) {
+            return Err(Halt::Limit(Limit::Ratio));
+        }
+        if tree.limits.file_bytes.is_some_and(|most| in_member > most) {
+            return Err(Halt::Limit(Limit::Size));
+        }
+        self.check()
+    }
+
+    /// What is used of the tree's budget.
+    pub fn tree_use(&self) -> TreeUse {
+        self.tree.used()
+    }
+
+    /// Does what is not taking the container apart, off its clock.
+    pub fn pause<T>(&self, work: impl FnOnce() -> T) -> T {
+        let began = Instant::now();
+        let done = work();
+        self.paused.set(self.paused.get() + began.elapsed());
+        done
+    }
+
+    /// The time that taking the container apart took so far.
+    pub fn spent(&self) -> Duration {
+        self.started.elapsed().saturating_sub(self.paused.get())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budget(change: impl FnOnce(&mut Limits), input_bytes: u64) -> Budget {
+        let mut limits = crate::conformance::limits();
+        change(&mut limits);
+        let stop: Arc<AtomicBool> = Arc::default();
+        Budget::new(Arc::new(TreeBudget::new(limits, input_bytes)), stop, input_bytes)
+    }
+
+    #[test]
+    fn files_are_counted_over_the_tree_and_stop_it() {
+        let first = budget(|limits| limits.files = 2, 10);
+        let second = Budget::new(first.tree.clone(), first.stop.clone(), 10);
+        first.count_file().unwrap();
+        second.count_file().unwrap();
+        assert_eq!(first.count_file(), Err(Halt::Limit(Limit::Files)));
+        assert_eq!(second.check(), Err(Halt::Limit(Limit::Files)));
+    }
+
+    #[test]
+    fn the_ratio_counts_beyond_the_free_bytes_only() {
+        let budget = budget(|limits| (limits.ratio, limits.ratio_free_bytes) = (10, 1000), 50);
+        budget.count_bytes(1000).unwrap();
+        assert_eq!(budget.count_bytes(1), Err(Halt::Limit(Limit::Ratio)));
+    }
+
+    #[test]
+    fn a_small_container_in_a_large_root_has_a_ratio_of_its_own() {
+        let root = budget(|limits| (limits.ratio, limits.ratio_free_bytes) = (10, 1000), 1 << 20);
+        let small = Budget::new(root.tree.clone(), root.stop.clone(), 50);
+        small.count_bytes(1000).unwrap();
+        assert_eq!(small.count_bytes(1), Err(Halt::Limit(Limit::Ratio)));
+        root.count_bytes(5000).unwrap();
+    }
+
+    #[test]
+    fn bytes_files_of_a_length_and_stops() {
+        let first = budget(|limits| (limits.produced_bytes, limits.file_bytes) = (100, Some(60)), 50);
+        first.count_file().unwrap();
+        first.count_bytes(60).unwrap();
+        assert_eq!(first.count_bytes(1), Err(Halt::Limit(Limit::Size)));
+        first.count_file().unwrap();
+        first.count_bytes(39).unwrap();
+        assert_eq!(first.count_bytes(1), Err(Halt::Limit(Limit::Size)));
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Budget::new(first.tree.clone(), stop.clone(), 50);
+        stop.store(true, Ordering::Release);
+        assert_eq!(stopped.count_file(), Err(Halt::Stopped));
+    }
+
+    #[test]
+    fn the_clock_leaves_out_what_is_paused() {
+        let budget = budget(|_| (), 50);
+        let before = budget.spent();
+        budget.pause(|| {
+            let began = Instant::now();
+            while began.elapsed() < Duration::from_millis(20) {}
+        });
+        assert!(budget.spent() < before + Duration::from_millis(20));
+    }
+}

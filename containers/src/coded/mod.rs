@@ -1,0 +1,187 @@
+//! More compressed streams: LZ4 (frames and the legacy format), lzip, LZMA alone, compress (.Z), lzop, SZDD. Each has one member, the
+//! content of all that the file holds one after the other, named after the file without its suffix.
+//!
+//! What follows the last stream must be nothing or zeros. Decoders get bounded memory, whatever a header asks for. A .Z file doesn't
+//! say where it ends, so that one that is cut off can't be told from a whole one.
+
+mod compress;
+mod lz4;
+mod lzip;
+pub(crate) mod lzo;
+mod lzop;
+mod szdd;
+
+use std::io::{self, BufRead, BufReader, Read, SeekFrom};
+
+use crate::budget::Budget;
+use crate::container::{Container, Extractor, ReadSeek, Sink};
+use crate::format::{Format, whole_if};
+use crate::limits::admit_decoder;
+use crate::outcome::ExtractionOutcome;
+use crate::parts::{BUFFER_BYTES, Out, le32, le64};
+
+type Input<'i> = BufReader<&'i mut dyn ReadSeek>;
+
+/// One compressed format.
+struct Coded {
+    /// Suffixes that are cut off, and what takes their place.
+    suffixes: &'static [(&'static str, &'static str)],
+    decoder: for<'i> fn(Input<'i>) -> io::Result<Box<dyn Read + 'i>>,
+}
+
+/// LZ4. Format: the LZ4 Frame Format Description 1.6.
+pub(crate) static LZ4: Format = Format {
+    name: "lz4",
+    description: "LZ4",
+    mime: "application/x-lz4",
+    extension: "lz4",
+    category: "A",
+    // Both have frames to be skipped, with the same marks.
+    beside: &["zstd"],
+    probe: |probe| whole_if(matches!(probe.head, [0x04, 0x22, 0x4d, 0x18, ..] | [0x02, 0x21, 0x4c, 0x18, ..])),
+    extractor: &Coded {
+        suffixes: &[(".tlz4", ".tar"), (".lz4", "")],
+        decoder: |input| Ok(Box::new(lz4::Decoder::new(input))),
+    },
+};
+
+/// lzip. Format: draft-diaz-lzip.
+pub(crate) static LZIP: Format = Format {
+    name: "lzip",
+    description: "lzip",
+    mime: "application/lzip",
+    extension: "lz",
+    category: "A",
+    beside: &[],
+    probe: |probe| whole_if(matches!(probe.head, [b'L', b'Z', b'I', b'P', 1, ..])),
+    extractor: &Coded {
+        suffixes: &[(".tlz", ".tar"), (".lz", "")],
+        decoder: |input| Ok(Box::new(lzip::Decoder::new(input))),
+    },
+};
+
+/// The longest content that an LZMA header with a known length is believed to have: as XZ Utils do.
+const LZMA_BYTES_MAX: u64 = 1 << 38;
+
+/// LZMA alone. Format: lzma-file-format.txt of XZ Utils. It has no magic number, so headers that no encoder writes are not taken for one.
+pub(crate) static LZMA: Format = Format {
+    name: "lzma",
+    description: "LZMA",
+    mime: "application/x-lzma",
+    extension: "lzma",
+    category: "A",
+    beside: &[],
+    probe: |probe| {
+        let head = probe.head;
+        let properties = head.first().is_some_and(|properties| *properties < 9 * 5 * 5 && properties % 9 <= 4);
+        // XZ Utils take dictionaries of 2^n and 2^n + 2^(n-1) bytes only.
+        let dictionary = le32(head, 1).is_some_and(|bytes| {
+            let is_round = bytes.is_power_of_two() || (bytes % 3 == 0 && (bytes / 3).is_power_of_two());
+            bytes == u32::MAX || (bytes >= 4096 && is_round)
+        });
+        let length = le64(head, 5).is_some_and(|length| length == u64::MAX || (1..LZMA_BYTES_MAX).contains(&length));
+        whole_if(properties && dictionary && length && head.get(13) == Some(&0))
+    },
+    extractor: &Coded {
+        suffixes: &[(".tlz", ".tar"), (".lzma", "")],
+        decoder: |mut input| {
+            admit_decoder(u64::from(le32(input.fill_buf()?, 1).unwrap_or(0)))?;
+            Ok(Box::new(lzma_rust2::LzmaReader::new_mem_limit(input, u32::MAX, None)?))
+        },
+    },
+};
+
+/// compress.
+pub(crate) static COMPRESS: Format = Format {
+    name: "compress",
+    description: "compress",
+    mime: "application/x-compress",
+    extension: "Z",
+    category: "A",
+    beside: &[],
+    probe: |probe| {
+        let is_one = matches!(probe.head, [0x1f, 0x9d, flags, ..] if (9..=16).contains(&(flags & 0x1f)));
+        whole_if(is_one)
+    },
+    extractor: &Coded {
+        suffixes: &[(".taz", ".tar"), (".z", "")],
+        decoder: |input| Ok(Box::new(compress::Decoder::new(input)?)),
+    },
+};
+
+/// lzop.
+pub(crate) static LZOP: Format = Format {
+    name: "lzop",
+    description: "lzop",
+    mime: "application/x-lzop",
+    extension: "lzo",
+    category: "A",
+    beside: &[],
+    probe: |probe| whole_if(probe.head.starts_with(&lzop::MAGIC)),
+    extractor: &Coded {
+        suffixes: &[(".tzo", ".tar"), (".lzo", "")],
+        decoder: |input| Ok(Box::new(lzop::Decoder::new(input))),
+    },
+};
+
+/// SZDD.
+pub(crate) static SZDD: Format = Format {
+    name: "szdd",
+    description: "Microsoft COMPRESS",
+    mime: "application/x-ms-compress-szdd",
+    extension: "ex_",
+    category: "A",
+    beside: &[],
+    probe: |probe| whole_if(probe.head.starts_with(&szdd::MAGIC)),
+    extractor: &Coded { suffixes: &[("_", "")], decoder: |input| Ok(Box::new(szdd::Decoder::new(input)?)) },
+};
+
+impl Extractor for Coded {
+    fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
+        let mut out = Out::new(budget, sink);
+        let name = self.member_name(container.name);
+        let decoder = container
+            .input
+            .seek(SeekFrom::Start(0))
+            .and_then(|_| (self.decoder)(BufReader::with_capacity(BUFFER_BYTES, &mut *container.input)));
+        out.made(name, None, decoder);
+        out.outcome
+    }
+}
+
+impl Coded {
+    fn member_name(&self, container: &str) -> String {
+        // In its own container the member lies in no folder, whatever folder the container lies in.
+        let container = container.rsplit('/').next().unwrap_or(container);
+        for (suffix, instead) in self.suffixes {
+            if let Some(at) = container.len().checked_sub(suffix.len())
+                && at > 0
+                && let (Some(stem), Some(end)) = (container.get(..at), container.get(at..))
+                && end.eq_ignore_ascii_case(suffix)
+            {
+                return format!("{stem}{instead}");
+            }
+        }
+        container.to_owned()
+    }
+}
+
+/// Reads the next bytes of a stream of streams: all `N`, or none at the end of the input or where only zeros follow.
+fn next_magic<const N: usize>(input: &mut impl Read) -> io::Result<Option<[u8; N]>> {
+    let mut magic = [0; N];
+    match crate::container::read_full(input, &mut magic)? {
+        0 => Ok(None),
+        read if magic.get(..read).is_some_and(|read| read.iter().all(|byte| *byte == 0)) => {
+            let mut block = [0; 4096];
+            loop {
+                match input.read(&mut block)? {
+                    0 => return Ok(None),
+                    read if block.get(..read).is_some_and(|read| read.iter().all(|byte| *byte == 0)) => {}
+                    _ => return Err(crate::parts::invalid("data follows the last stream")),
+                }
+            }
+        }
+        read if read == N => Ok(Some(magic)),
+        _ => Err(crate::parts::cut_off()),
+    }
+}

@@ -1,0 +1,197 @@
+//! What a file is, by its content alone: its name and its sender's claims don't count.
+//!
+//! The `file-format` crate names the type; the formats that can be taken apart are recognised here by their structure, since
+//! what is not recognised as a container is not looked into.
+
+use std::io::{self, Read, SeekFrom};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use file_format::{FileFormat, Kind};
+
+use serde::{Deserialize, Serialize};
+
+use crate::container::ReadSeek;
+use crate::format::{CLAIMS_MAX, Claim, ContainerFormat, Found, HEAD_BYTES, Probe, TAIL_BYTES};
+use crate::limits::Halt;
+
+/// What a file is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileType {
+    /// MIME type.
+    pub mime: String,
+    /// The usual extension, without a dot.
+    pub extension: String,
+    /// The type in words.
+    pub description: String,
+    /// The group that clients know: one letter, see `category`.
+    pub category: Vec<String>,
+    /// The containers that it is, in the order in which they are to be taken apart; empty for none.
+    pub containers: Vec<Found>,
+    /// What is suspicious about that: it is a container of several formats, and different programs open it as different ones.
+    pub suspicious: Option<String>,
+}
+
+impl FileType {
+    fn of(format: FileFormat) -> Self {
+        Self {
+            mime: format.media_type().to_owned(),
+            extension: format.extension().to_owned(),
+            description: format.name().to_owned(),
+            category: vec![category(format).to_owned()],
+            containers: Vec::new(),
+            suspicious: None,
+        }
+    }
+}
+
+/// Detects the type of a file of `length` bytes. An error is one of reading it.
+pub fn detect(input: &mut dyn ReadSeek, length: u64) -> io::Result<FileType> {
+    if length == 0 {
+        return Ok(FileType::of(FileFormat::Empty));
+    }
+    let (containers, suspicious) = containers(input, length)?;
+    input.seek(SeekFrom::Start(0))?;
+    // A parser of other people's, over hostile input: if it fails or panics the type is unknown, and what the structure
+    // says still holds.
+    let format = catch_unwind(AssertUnwindSafe(|| FileFormat::from_reader(&mut *input)));
+    let format = match format {
+        Ok(Ok(format)) => format,
+        Ok(Err(error)) if Halt::of(&error).is_some() => return Err(error),
+        _ => FileFormat::ArbitraryBinaryData,
+    };
+    let mut detected = FileType::of(format);
+    // A type that names something better than "some data" stands: a document is a ZIP too.
+    if let Some(found) = containers.first().filter(|_| matches!(format.kind(), Kind::Other)) {
+        let format = found.format.format();
+        detected.mime = format.mime.to_owned();
+        detected.extension = format.extension.to_owned();
+        detected.description = format.description.to_owned();
+        detected.category = vec![format.category.to_owned()];
+    }
+    Ok(FileType { containers, suspicious, ..detected })
+}
+
+/// The containers that a file is, and what is suspicious about them.
+fn containers(input: &mut dyn ReadSeek, length: u64) -> io::Result<(Vec<Found>, Option<String>)> {
+    let head = read_part(input, 0, HEAD_BYTES)?;
+    let tail_start = length.saturating_sub(TAIL_BYTES as u64);
+    let tail = read_part(input, tail_start, TAIL_BYTES)?;
+    let (mut whole, mut inside) = (Vec::new(), Vec::new());
+    for format in ContainerFormat::all() {
+        let mut probe = Probe { head: &head, tail: &tail, length, input: &mut *input };
+        for claim in (format.format().probe)(&mut probe)? {
+            let found = Found { format, offset: claim.offset() };
+            let list = if matches!(claim, Claim::Whole(_)) { &mut whole } else { &mut inside };
+            if !list.contains(&found) {
+                list.push(found);
+            }
+        }
+    }
+    let mut suspicious = None;
+    if let Some((a, b)) = strangers(&whole) {
+        suspicious = Some(format!("the file is a container of two formats at once: {a:?} and {b:?}"));
+    }
+    let mut containers = if whole.is_empty() { inside } else { whole };
+    if containers.len() > CLAIMS_MAX {
+        suspicious = Some(format!("the file is {} containers at once", containers.len()));
+        containers.truncate(CLAIMS_MAX);
+    }
+    Ok((containers, suspicious))
+}
+
+/// Two formats of the list that no file should be of at once.
+fn strangers(found: &[Found]) -> Option<(ContainerFormat, ContainerFormat)> {
+    found.iter().enumerate().find_map(|(at, one)| {
+        let others = found.get(at..).unwrap_or_default();
+        others.iter().find(|other| !one.format.may_be_beside(other.format)).map(|other| (one.format, other.format))
+    })
+}
+
+fn read_part(input: &mut dyn ReadSeek, offset: u64, most_bytes: usize) -> io::Result<Vec<u8>> {
+    let mut part = Vec::new();
+    input.seek(SeekFrom::Start(offset))?;
+    input.take(most_bytes as u64).read_to_end(&mut part)?;
+    Ok(part)
+}
+
+/// The groups of file types that clients know: A archive, D document, E executable, G graphic, I disk image, M audio or
+/// video, P PDF, T text, Z mail, O other.
+fn category(format: FileFormat) -> &'static str {
+    if format.media_type() == "application/pdf" {
+        return "P";
+    }
+    if format.media_type().starts_with("text/") {
+        return "T";
+    }
+    if matches!(format.media_type(), "message/rfc822" | "application/vnd.ms-outlook" | "application/mbox") {
+        return "Z";
+    }
+    match format.kind() {
+        Kind::Archive | Kind::Compressed | Kind::Package => "A",
+        Kind::Document | Kind::Ebook | Kind::Presentation | Kind::Spreadsheet | Kind::Diagram | Kind::Formula => "D",
+        Kind::Executable => "E",
+        Kind::Image | Kind::Model => "G",
+        Kind::Disk | Kind::Rom => "I",
+        Kind::Audio | Kind::Video | Kind::Playlist => "M",
+        Kind::Subtitle => "T",
+        _ => "O",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+
+    fn of(content: &[u8]) -> FileType {
+        detect(&mut Cursor::new(content), content.len() as u64).unwrap()
+    }
+
+    fn containers(content: &[u8]) -> Vec<(&'static str, u64)> {
+        of(content).containers.iter().map(|found| (found.format.name(), found.offset)).collect()
+    }
+
+    #[test]
+    fn files_are_what_their_content_is() {
+        assert_eq!(of(b"").mime, "application/x-empty");
+        let text = of(b"hello, world\n");
+        assert_eq!((text.mime.as_str(), text.category), ("text/plain", vec!["T".to_owned()]));
+        let pdf = of(b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n");
+        assert_eq!((pdf.mime.as_str(), pdf.category), ("application/pdf", vec!["P".to_owned()]));
+        let png = of(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR");
+        assert_eq!((png.mime.as_str(), png.extension.as_str(), png.containers), ("image/png", "png", vec![]));
+    }
+
+    #[test]
+    fn containers_are_found_by_structure() {
+        const EMPTY_ZIP: &[u8] = b"PK\x05\x06\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        assert_eq!(containers(EMPTY_ZIP), [("zip", 0)]);
+        assert_eq!(containers(&[b"#!/bin/sh\nexit\n", EMPTY_ZIP].concat()), [("zip", 0)]);
+        assert_eq!(containers(&[0x1f, 0x8b, 8, 0]), [("gzip", 0)]);
+        assert_eq!(containers(b"!<arch>\n"), [("ar", 0)]);
+        let mut v7 = tar::Header::new_old();
+        v7.set_path("a").unwrap();
+        v7.set_size(0);
+        v7.set_cksum();
+        assert_eq!(containers(v7.as_bytes()), [("tar", 0)]);
+        assert_eq!(of(v7.as_bytes()).category, ["A"]);
+        assert_eq!(containers(&[0; 1024]), []);
+    }
+
+    #[test]
+    fn a_file_of_two_formats_is_both_and_suspicious() {
+        let mut both = tar::Header::new_old();
+        both.as_mut_bytes()[..3].copy_from_slice(&[0x1f, 0x8b, 8]);
+        both.set_size(0);
+        both.set_cksum();
+        assert_eq!(containers(both.as_bytes()), [("gzip", 0), ("tar", 0)]);
+        assert!(of(both.as_bytes()).suspicious.unwrap().contains("gzip and tar"));
+    }
+
+    #[test]
+    fn types_travel_between_processes() {
+        let zip = of(b"PK\x03\x04");
+        assert_eq!(serde_json::from_str::<FileType>(&serde_json::to_string(&zip).unwrap()).unwrap(), zip);
+    }
+}

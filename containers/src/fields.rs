@@ -1,0 +1,64 @@
+//! Numbers and texts at places in a slice, for readers of binary formats. Nothing here panics: what lies outside is none.
+
+use std::io::{self, Read};
+
+/// A little-endian number of 16 bits.
+pub(crate) fn u16_le(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..)?.first_chunk().map(|two| u16::from_le_bytes(*two))
+}
+
+/// A little-endian number of 32 bits.
+pub(crate) fn u32_le(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..)?.first_chunk().map(|four| u32::from_le_bytes(*four))
+}
+
+/// A little-endian number of 64 bits.
+pub(crate) fn u64_le(bytes: &[u8], at: usize) -> Option<u64> {
+    bytes.get(at..)?.first_chunk().map(|eight| u64::from_le_bytes(*eight))
+}
+
+/// Text in UTF-16, little-endian, up to its first zero or the end; what is malformed is replaced.
+pub(crate) fn utf16_le(bytes: &[u8]) -> String {
+    let units = bytes.as_chunks::<2>().0.iter().map(|pair| u16::from_le_bytes(*pair)).take_while(|unit| *unit != 0);
+    char::decode_utf16(units).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+}
+
+/// The bytes before the first zero, or all.
+pub(crate) fn until_zero(bytes: &[u8]) -> &[u8] {
+    bytes.split(|byte| *byte == 0).next().unwrap_or_default()
+}
+
+/// Where `needle` begins in `haystack`.
+pub(crate) fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack.windows(needle.len().max(1)).position(|window| window == needle)
+}
+
+/// Reads what is left, but at most so many bytes.
+pub(crate) fn read_at_most(input: &mut (impl Read + ?Sized), most_bytes: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    input.take(most_bytes).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Malformed data, with the reason.
+pub(crate) fn invalid(reason: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, reason.into())
+}
+
+/// Data that ends too early, with what ends.
+pub(crate) fn cut_off(reason: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, reason.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_outside_is_none() {
+        assert_eq!((u16_le(&[1, 2], 0), u16_le(&[1, 2], 1), u16_le(&[], usize::MAX)), (Some(0x201), None, None));
+        assert_eq!((u32_le(&[1, 0, 0, 0], 0), u64_le(&[1, 0, 0, 0], 0)), (Some(1), None));
+        assert_eq!(utf16_le(b"a\0b\0\0\0c\0"), "ab");
+        assert_eq!(find(b"abc", b"bc"), Some(1));
+    }
+}

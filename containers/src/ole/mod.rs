@@ -1,0 +1,388 @@
+//! Compound files of OLE: the office documents of before 2007, installers (MSI), Outlook's messages, and OOXML under a password.
+//!
+//! Every stream is handed out, under its path. Some hold something that is handed out instead or besides: the file in a
+//! package (instead, with the name it was given), the source of VBA modules (besides, since the compiled code says
+//! something else at times), an attachment of a message (under its own name), a message's compressed text, and the decrypted package of
+//! an encrypted document (instead). Streams that no storage knows are handed out too.
+//!
+//! Documents of before 2007 that are encrypted are told as protected and not decrypted.
+
+mod compound;
+mod encryption;
+mod outlook;
+pub(crate) mod package;
+mod vba;
+
+use std::collections::HashMap;
+use std::io::{self, Cursor, Read};
+
+use self::compound::{Compound, Kind};
+pub(crate) use self::outlook::decompress as compressed_text;
+use crate::budget::Budget;
+use crate::container::{Container, Extractor, Sink, display_name, hand_out};
+use crate::fields::{read_at_most, u16_le, u32_le, until_zero, utf16_le};
+use crate::format::{Format, whole_if};
+use crate::outcome::{ExtractionOutcome, Protection};
+use crate::passwords::Passwords;
+
+/// The longest stream that is taken into memory to look for source, and the longest directory of a project.
+const MODULE_BYTES_MAX: u64 = 16 << 20;
+/// The longest name of an attachment that is read.
+const NAME_BYTES_MAX: u64 = 4096;
+
+/// Compound files of OLE.
+pub(crate) static FORMAT: Format = Format {
+    name: "ole",
+    description: "Compound File Binary",
+    mime: "application/x-cfb",
+    extension: "cfb",
+    category: "D",
+    beside: &[],
+    probe: |probe| whole_if(probe.head.starts_with(&compound::MAGIC)),
+    extractor: &Ole,
+};
+
+struct Ole;
+
+impl Extractor for Ole {
+    fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
+        let mut outcome = ExtractionOutcome::default();
+        let passwords = container.passwords;
+        match Compound::open(container.input, container.length) {
+            Ok(mut compound) => {
+                if let Some(error) = compound.broken.take() {
+                    outcome.note_error("the compound file is broken", &error);
+                }
+                let mut walk = Walk { compound, passwords, budget, sink, outcome, attachment_names: HashMap::new() };
+                walk.run();
+                outcome = walk.outcome;
+                if let Some(error) = walk.compound.broken {
+                    outcome.note_error("the compound file is broken", &error);
+                }
+            }
+            Err(error) => outcome.note_error("the compound file is broken", &error),
+        }
+        outcome
+    }
+}
+
+struct Walk<'w, 's, 'i> {
+    compound: Compound<'i>,
+    passwords: &'w Passwords,
+    budget: &'w Budget,
+    sink: &'w mut Sink<'s>,
+    outcome: ExtractionOutcome,
+    /// The streams that name attachments, by the storage that they lie in and their property.
+    attachment_names: HashMap<(Option<usize>, &'static str), usize>,
+}
+
+impl Walk<'_, '_, '_> {
+    fn run(&mut self) {
+        let streams: Vec<usize> = (0..self.compound.entries.len())
+            .filter(|index| self.compound.entries.get(*index).is_some_and(|entry| entry.kind == Kind::Stream))
+            .collect();
+        for index in &streams {
+            let property = self.name_of(*index).strip_prefix(outlook::PROPERTY);
+            let property = outlook::ATTACHMENT_NAMES.into_iter().find(|name| property == Some(*name));
+            if let Some(property) = property {
+                self.attachment_names.insert((self.parent_of(*index), property), *index);
+            }
+        }
+        self.note_protection(&streams);
+        let encrypted = self.encrypted_package(&streams);
+        let offsets = self.module_offsets(&streams);
+        for index in streams {
+            if self.outcome.is_over() || self.budget.check().map_err(|halt| self.outcome.note_halt(halt)).is_err() {
+                return;
+            }
+            if Some(index) != encrypted {
+                self.stream(index, &offsets);
+            }
+        }
+    }
+
+    fn name_of(&self, index: usize) -> &str {
+        self.compound.entries.get(index).map_or("", |entry| entry.name.as_str())
+    }
+
+    fn parent_of(&self, index: usize) -> Option<usize> {
+        self.compound.entries.get(index).and_then(|entry| entry.parent)
+    }
+
+    fn beginning(&mut self, index: usize, most_bytes: u64) -> io::Result<Vec<u8>> {
+        read_at_most(&mut self.compound.stream(index)?, most_bytes)
+    }
+
+    /// Notes that a document of before 2007 is encrypted.
+    fn note_protection(&mut self, streams: &[usize]) {
+        for index in streams {
+            // Such documents have their streams in the root.
+            let in_root = self.parent_of(*index) == Some(0);
+            let is_encrypted: fn(&[u8]) -> bool = match self.name_of(*index) {
+                // FibBase: magic number, then the flags at 10, of which one is fEncrypted.
+                "WordDocument" => {
+                    |head| u16_le(head, 0) == Some(0xa5ec) && u16_le(head, 10).is_some_and(|flags| flags & 0x0100 != 0)
+                }
+                "Workbook" | "Book" => workbook_is_encrypted,
+                // CurrentUserAtom: an encrypted document has this token.
+                "Current User" => |head| u32_le(head, 12) == Some(0xf3d1_c4df),
+                "EncryptedSummary" => |_| true,
+                _ => continue,
+            };
+            if in_root && self.beginning(*index, 4096).is_ok_and(|head| is_encrypted(&head)) {
+                self.outcome.note_protected(Protection::Document);
+            }
+        }
+    }
+
+    /// Hands out the document that an encrypted one is, decrypted. Tells which stream it lies in.
+    fn encrypted_package(&mut self, streams: &[usize]) -> Option<usize> {
+        let named = |walk: &Self, name| {
+            streams.iter().copied().find(|index| walk.name_of(*index) == name && walk.parent_of(*index) == Some(0))
+        };
+        let (info, package) = (named(self, "EncryptionInfo")?, named(self, "EncryptedPackage")?);
+        let info = match self.beginning(info, encryption::INFO_BYTES_MAX) {
+            Ok(info) => info,
+            Err(error) => {
+                self.outcome.note_error("the document's encryption can't be read", &error);
+                return None;
+            }
+        };
+        match encryption::open(&info, self.passwords, self.budget) {
+            Ok(Some(key)) => {
+                let content = self.compound.stream(package);
+                let content = content.map(|stream| encryption::Decrypted::new(stream, key));
+                match content {
+                    Ok(mut content) => {
+                        let handed_out = hand_out("package".to_owned(), None, &mut content, self.budget, self.sink);
+                        self.note("the encrypted package", handed_out);
+                    }
+                    Err(error) => self.outcome.note_error("the encrypted package", &error),
+                }
+                Some(package)
+            }
+            Ok(None) => {
+                self.outcome.note_protected(Protection::Document);
+                None
+            }
+            Err(halt) => {
+                self.outcome.note_halt(halt);
+                None
+            }
+        }
+    }
+
+    /// Where in which streams VBA source begins, by the directories of the projects.
+    fn module_offsets(&mut self, streams: &[usize]) -> HashMap<(Option<usize>, String), u32> {
+        let mut offsets = HashMap::new();
+        for index in streams {
+            if !self.name_of(*index).eq_ignore_ascii_case("dir") {
+                continue;
+            }
+            let parent = self.parent_of(*index);
+            let Ok(stream) = self.compound.stream(*index) else { continue };
+            let mut dir = Vec::new();
+            // A directory that is broken further on names modules nevertheless.
+            let _ = vba::Decompressor::new(stream).take(MODULE_BYTES_MAX).read_to_end(&mut dir);
+            for module in vba::modules(&dir) {
+                offsets.insert((parent, module.stream.to_lowercase()), module.offset);
+            }
+        }
+        offsets
+    }
+
+    /// Hands out a stream, and what is made of it.
+    fn stream(&mut self, index: usize, offsets: &HashMap<(Option<usize>, String), u32>) {
+        let name = self.name_of(index).to_owned();
+        let path = display_name(shown_path(&self.compound.path(index)).as_bytes());
+        if name.ends_with("Ole10Native") {
+            return self.package(index, &path);
+        }
+        if let Some(property) = name.strip_prefix(outlook::PROPERTY) {
+            match property {
+                outlook::ATTACHMENT => {
+                    let path = self.attachment_path(index, &path);
+                    return self.raw(index, path);
+                }
+                outlook::TEXT_COMPRESSED => return self.compressed_text(index, &path),
+                _ => {}
+            }
+        }
+        self.raw(index, path.clone());
+        let offset = offsets.get(&(self.parent_of(index), name.to_lowercase())).copied();
+        let beside_dir = self.is_beside_a_project(index);
+        if !self.outcome.is_over() && (offset.is_some() || beside_dir) && !name.eq_ignore_ascii_case("dir") {
+            self.source(index, &path, offset, beside_dir);
+        }
+    }
+
+    fn raw(&mut self, index: usize, path: String) {
+        let size = self.compound.entries.get(index).map(|entry| entry.size);
+        let handed_out = match self.compound.stream(index) {
+            Ok(mut stream) => hand_out(path.clone(), size, &mut stream, self.budget, self.sink),
+            Err(error) => Ok(Some(error)),
+        };
+        self.note(&format!("stream {path:?}"), handed_out);
+    }
+
+    /// Whether a stream lies in the storage of a project's modules.
+    fn is_beside_a_project(&self, index: usize) -> bool {
+        let parent = self.parent_of(index).and_then(|parent| self.compound.entries.get(parent));
+        parent.is_some_and(|parent| parent.kind == Kind::Storage && parent.name.eq_ignore_ascii_case("VBA"))
+    }
+
+    /// Hands out a module's source: from where the directory says, or else from where it seems to begin.
+    fn source(&mut self, index: usize, path: &str, offset: Option<u32>, search: bool) {
+        let Ok(stream) = self.beginning(index, MODULE_BYTES_MAX) else { return };
+        let begins = |at: &usize| stream.get(*at) == Some(&1);
+        let named = offset.and_then(|offset| usize::try_from(offset).ok()).filter(begins);
+        let found = if search { vba::find_source(&stream) } else { None };
+        if named.is_none() && found.is_none() {
+            // The streams that are no module have no source; one that is named as a module should have.
+            if offset.is_some() {
+                self.outcome.note_broken(format!("module {path:?} has no source where the project says"));
+            }
+            return;
+        }
+        let mut offsets = vec![];
+        offsets.extend(named);
+        offsets.extend(found.filter(|found| Some(*found) != named));
+        for at in offsets {
+            let mut source = vba::Decompressor::new(stream.get(at..).unwrap_or_default());
+            let handed_out = hand_out(format!("{path}.bas"), None, &mut source, self.budget, self.sink);
+            self.note(&format!("the source of {path:?}"), handed_out);
+            if self.outcome.is_over() {
+                return;
+            }
+        }
+    }
+
+    /// Hands out the file in a package; or what lies in an object that is none, without its length.
+    fn package(&mut self, index: usize, path: &str) {
+        let beginning = match self.beginning(index, package::HEADER_BYTES_MAX) {
+            Ok(beginning) => beginning,
+            Err(error) => return self.outcome.note_error(&format!("stream {path:?}"), &error),
+        };
+        let (name, offset, length) = match package::package(&beginning, 4) {
+            Some(package) => {
+                (format!("{}{}", folder(path), package.name), package.offset as u64, Some(u64::from(package.length)))
+            }
+            None => (path.to_owned(), 4, None),
+        };
+        let size = self.compound.entries.get(index).map_or(0, |entry| entry.size);
+        let rest = size.saturating_sub(offset);
+        if length.is_some_and(|length| length > rest) {
+            self.outcome.note_broken(format!("the package in {path:?} ends inside its file"));
+        }
+        let handed_out = match self.compound.stream(index) {
+            Ok(mut stream) => match skip(&mut stream, offset) {
+                // What follows the file are its names again, in UTF-16.
+                Ok(()) => {
+                    let mut content = stream.take(length.unwrap_or(rest));
+                    hand_out(name, length, &mut content, self.budget, self.sink)
+                }
+                Err(error) => Ok(Some(error)),
+            },
+            Err(error) => Ok(Some(error)),
+        };
+        self.note(&format!("stream {path:?}"), handed_out);
+    }
+
+    /// Under which path an attachment is shown: by its name, which is a stream beside it.
+    fn attachment_path(&mut self, index: usize, path: &str) -> String {
+        let parent = self.parent_of(index);
+        for property in outlook::ATTACHMENT_NAMES {
+            let beside = self.attachment_names.get(&(parent, property)).copied();
+            let Some(name) = beside.and_then(|beside| self.beginning(beside, NAME_BYTES_MAX).ok()) else { continue };
+            let name = if property.ends_with("1F") {
+                utf16_le(&name)
+            } else {
+                String::from_utf8_lossy(until_zero(&name)).into_owned()
+            };
+            if !name.is_empty() {
+                return display_name(format!("{}{name}", folder(path)).as_bytes());
+            }
+        }
+        path.to_owned()
+    }
+
+    fn compressed_text(&mut self, index: usize, path: &str) {
+        let size = self.compound.entries.get(index).map_or(0, |entry| entry.size);
+        if size > outlook::TEXT_BYTES_MAX {
+            return self.raw(index, path.to_owned());
+        }
+        match self.beginning(index, outlook::TEXT_BYTES_MAX) {
+            Ok(data) => {
+                let (text, end) = outlook::decompress(&data);
+                let length = Some(text.len() as u64);
+                let name = format!("{}text.rtf", folder(path));
+                let handed_out = hand_out(name, length, &mut Cursor::new(text), self.budget, self.sink);
+                self.note("the message's text", handed_out);
+                if let Err(error) = end {
+                    self.outcome.note_error("the message's text", &error);
+                }
+            }
+            Err(error) => self.outcome.note_error(&format!("stream {path:?}"), &error),
+        }
+    }
+
+    fn note(&mut self, what: &str, handed_out: Result<Option<io::Error>, crate::limits::Halt>) {
+        match handed_out {
+            Ok(None) => {}
+            Ok(Some(error)) => self.outcome.note_error(what, &error),
+            Err(halt) => self.outcome.note_halt(halt),
+        }
+    }
+}
+
+/// Whether a workbook's first records say that the others are encrypted. Format: [MS-XLS] 2.4.117.
+fn workbook_is_encrypted(head: &[u8]) -> bool {
+    const FILE_PASS: u16 = 0x2f;
+    let mut at = 0;
+    while let (Some(kind), Some(length)) = (u16_le(head, at), u16_le(head, at + 2)) {
+        if kind == FILE_PASS {
+            return true;
+        }
+        at += 4 + usize::from(length);
+    }
+    false
+}
+
+/// A path's folder with its slash; nothing for a name alone.
+fn folder(path: &str) -> &str {
+    path.rfind('/').and_then(|slash| path.get(..=slash)).unwrap_or("")
+}
+
+fn skip(input: &mut impl Read, bytes: u64) -> io::Result<()> {
+    io::copy(&mut input.take(bytes), &mut io::sink()).map(drop)
+}
+
+/// A path as it is meant: installers write two characters of a name as one that nobody can read.
+fn shown_path(path: &str) -> String {
+    const CHARACTERS: &[u8; 64] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz._";
+    let mut shown = String::new();
+    for character in path.chars() {
+        let code = u32::from(character);
+        let letter = |index: u32| CHARACTERS.get((index & 0x3f) as usize).map_or('_', |byte| char::from(*byte));
+        match code {
+            0x3800..0x4800 => shown.extend([letter(code - 0x3800), letter((code - 0x3800) >> 6)]),
+            0x4800..0x4840 => shown.push(letter(code - 0x4800)),
+            0x4840 => shown.push('!'),
+            _ => shown.push(character),
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_installers_can_be_read() {
+        // The stream of the table "_Tables".
+        assert_eq!(shown_path("\u{4840}\u{3f7f}\u{4164}\u{422f}\u{4836}"), "!_Tables");
+        assert_eq!(shown_path("a/\u{5}Summary"), "a/\u{5}Summary");
+        assert_eq!((folder("a/b/c"), folder("c")), ("a/b/", ""));
+    }
+}

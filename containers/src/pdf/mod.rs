@@ -1,0 +1,674 @@
+//! PDF: every stream decoded, attachments under their names, scripts. Format: ISO 32000-1.
+//!
+//! The whole file is walked for objects; neither its cross-reference tables nor the tree of its pages decide what is seen, since
+//! malware lies in both, and programs repair them in ways of their own. So objects of former revisions come out too.
+//! Images in formats that are files by themselves come out as they are. Encrypted documents are opened with the empty
+//! password and those given; what opens with neither is told, and its streams aren't handed out.
+
+mod encryption;
+mod filters;
+mod object;
+
+use std::collections::{HashMap, HashSet};
+use std::io::{self, BufReader, Cursor, Read, SeekFrom};
+
+use self::encryption::Encryption;
+use self::object::{Parser, Value, is_space};
+use crate::budget::Budget;
+use crate::container::{Container, Extractor, ReadSeek, Sink, display_name, hand_out};
+use crate::fields::{find, invalid, read_at_most};
+use crate::format::{Claim, Claims, Format, Probe};
+use crate::limits::{Halt, Limit};
+use crate::outcome::{ExtractionOutcome, Protection};
+use crate::passwords::Passwords;
+
+/// Programs look for the header in so many bytes.
+const HEADER_WITHIN_BYTES: usize = 1024;
+/// How much is searched at once.
+const WINDOW_BYTES: usize = 256 * 1024;
+/// How much the number and generation before "obj" may take, with spaces.
+const BEFORE_BYTES: u64 = 40;
+/// How much of an object is looked at first, and then, if it goes on.
+const OBJECT_BYTES: [u64; 4] = [1 << 10, 16 << 10, 256 << 10, OBJECT_BYTES_MAX];
+/// The longest object apart from its stream.
+const OBJECT_BYTES_MAX: u64 = 4 << 20;
+/// Most objects of a file: each takes some bytes of memory.
+const OBJECTS_MAX: usize = 1 << 20;
+/// The longest stream of objects, decoded, that is looked into; longer ones come out without.
+const OBJECT_STREAM_BYTES_MAX: u64 = 32 << 20;
+/// Most objects that one stream of objects is asked for.
+const OBJECTS_OF_STREAM_MAX: i64 = 1 << 16;
+/// In a document of more streams than this, those that are nothing by themselves come out together: a long book has tens of
+/// thousands, far more than files may come out of a container.
+const STREAMS_ALONE_MAX: usize = 1000;
+/// The longest stream that comes out with others, decoded.
+const BUNDLED_BYTES_MAX: u64 = 64 << 10;
+/// How much comes out together.
+const BUNDLE_BYTES: usize = 1 << 20;
+/// How deep dictionaries and arrays are searched for scripts and names.
+const SEARCH_DEPTH_MAX: u32 = 48;
+
+/// PDF.
+pub(crate) static FORMAT: Format = Format {
+    name: "pdf",
+    description: "Portable Document Format",
+    mime: "application/pdf",
+    extension: "pdf",
+    category: "P",
+    beside: &[],
+    probe,
+    extractor: &Pdf,
+};
+
+fn probe(probe: &mut Probe<'_>) -> io::Result<Claims> {
+    let head = probe.head.get(..HEADER_WITHIN_BYTES).unwrap_or(probe.head);
+    Ok(match find(head, b"%PDF-") {
+        Some(0) => vec![Claim::Whole(0)],
+        // Something before the header is not uncommon, and not enough to make a container with a PDF in it a PDF.
+        Some(at) => vec![Claim::Inside(at as u64)],
+        None => Vec::new(),
+    })
+}
+
+struct Pdf;
+
+impl Extractor for Pdf {
+    fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
+        let mut walk = Walk {
+            input: &mut *container.input,
+            length: container.length,
+            passwords: container.passwords,
+            budget,
+            sink,
+            outcome: ExtractionOutcome::default(),
+            offsets: HashMap::new(),
+            streams: Vec::new(),
+            interesting: Vec::new(),
+            encryption_dictionary: None,
+            plain_trailer: false,
+            content_end: 0,
+            id: Vec::new(),
+            encryption: None,
+            names: HashMap::new(),
+            scripts: HashSet::new(),
+            bundle: None,
+            bundles: 0,
+        };
+        if let Err(error) = walk.run() {
+            walk.outcome.note_error("the document is broken", &error);
+        }
+        walk.outcome
+    }
+}
+
+/// The number and generation of an object.
+type Id = (u32, u32);
+
+/// A stream, as far as its object was looked at.
+#[derive(Clone)]
+struct StreamObject {
+    id: Id,
+    dictionary: Value,
+    start: u64,
+    end: u64,
+}
+
+/// An object of the file.
+struct Object {
+    value: Value,
+    /// Where its stream's data begins, if it has one.
+    stream: Option<u64>,
+}
+
+struct Walk<'w, 's> {
+    input: &'w mut dyn ReadSeek,
+    length: u64,
+    passwords: &'w Passwords,
+    budget: &'w Budget,
+    sink: &'w mut Sink<'s>,
+    outcome: ExtractionOutcome,
+    /// Where each object begins, behind "obj"; the last one of a number.
+    offsets: HashMap<u32, u64>,
+    streams: Vec<StreamObject>,
+    /// Objects without a stream that have something to hand out, and where they begin.
+    interesting: Vec<(Id, u64)>,
+    encryption_dictionary: Option<Value>,
+    /// Whether a trailer says nothing of encryption.
+    plain_trailer: bool,
+    /// Where the streams end whose length is certain: what lies before is content as well.
+    content_end: u64,
+    /// The first half of the document's identifier, which is part of what it is encrypted with.
+    id: Vec<u8>,
+    encryption: Option<Encryption>,
+    /// The names of attachments, by the number of their stream.
+    names: HashMap<u32, String>,
+    /// The streams that are scripts.
+    scripts: HashSet<u32>,
+    /// Streams that come out together, if there are too many.
+    bundle: Option<Vec<u8>>,
+    bundles: u32,
+}
+
+impl Walk<'_, '_> {
+    fn run(&mut self) -> io::Result<()> {
+        self.find_objects()?;
+        if !self.open_encryption()? {
+            return Ok(());
+        }
+        for (id, offset) in std::mem::take(&mut self.interesting) {
+            let object = self.object(offset)?;
+            self.look_into(id, &object.value, true);
+            if self.outcome.is_over() {
+                return Ok(());
+            }
+        }
+        let streams = std::mem::take(&mut self.streams);
+        for stream in &streams {
+            self.look_into(stream.id, &stream.dictionary, true);
+        }
+        if streams.len() > STREAMS_ALONE_MAX {
+            self.bundle = Some(Vec::new());
+        }
+        // Those of objects first, since they name others.
+        let (of_objects, others): (Vec<_>, Vec<_>) =
+            streams.into_iter().partition(|stream| stream.dictionary.is("Type", "ObjStm"));
+        for stream in of_objects.iter().chain(&others) {
+            if self.outcome.is_over() {
+                return Ok(());
+            }
+            self.budget.check()?;
+            if stream.dictionary.is("Type", "ObjStm") {
+                self.stream_of_objects(stream);
+            } else {
+                self.stream(stream);
+            }
+        }
+        self.hand_out_bundle();
+        Ok(())
+    }
+
+    fn read(&mut self, offset: u64, bytes: u64) -> io::Result<Vec<u8>> {
+        self.input.seek(SeekFrom::Start(offset))?;
+        read_at_most(&mut *self.input, bytes)
+    }
+
+    /// Walks the file for objects and trailers, in the data of streams too: a cross-reference table may lead there.
+    fn find_objects(&mut self) -> io::Result<()> {
+        let mut position = 0;
+        let mut has_end = false;
+        while position < self.length {
+            let from = position.saturating_sub(BEFORE_BYTES);
+            let window = self.read(from, WINDOW_BYTES as u64)?;
+            let mut at = (position - from) as usize;
+            while let Some((word, found)) = next_word(&window, at) {
+                self.budget.check()?;
+                at = found + word.len();
+                let behind = from + at as u64;
+                match word {
+                    b"obj" => {
+                        let Some(id) = id_before(window.get(..found).unwrap_or_default()) else { continue };
+                        has_end = false;
+                        self.found_object(id, behind)?;
+                        if self.outcome.is_over() {
+                            return Ok(());
+                        }
+                    }
+                    b"trailer" if behind >= self.content_end => {
+                        let trailer = self.object(behind)?;
+                        self.found_trailer(&trailer.value);
+                    }
+                    b"trailer" => {}
+                    _ => has_end = true,
+                }
+            }
+            let window_end = from + window.len() as u64;
+            if window_end >= self.length || window.len() < WINDOW_BYTES {
+                break;
+            }
+            // A word may lie across the end of the window.
+            position = (window_end - WORD_BYTES_MAX).max(from + at as u64);
+        }
+        if !has_end {
+            self.outcome.note_broken("the document has no end: it is cut off");
+        }
+        Ok(())
+    }
+
+    /// The object at `offset`, behind "obj".
+    fn object(&mut self, offset: u64) -> io::Result<Object> {
+        for bytes in OBJECT_BYTES {
+            let head = self.read(offset, bytes)?;
+            let is_all = (head.len() as u64) < bytes;
+            let mut parser = Parser::new(&head, 0);
+            let value = parser.value();
+            parser.skip_space();
+            // What touches the end of what was read may go on behind it, the word "stream" and its line break included.
+            if !is_all && parser.at + 16 > head.len() && bytes < OBJECT_BYTES_MAX {
+                continue;
+            }
+            if parser.is_at_end() {
+                self.outcome.note_broken(format!("the object at {offset} is cut off"));
+            }
+            let mut stream = None;
+            if parser.takes(b"stream") {
+                let _ = parser.takes(b"\r\n") || parser.takes(b"\n") || parser.takes(b"\r");
+                stream = Some(offset + parser.at as u64);
+            }
+            return Ok(Object { value: value.unwrap_or(Value::Other), stream });
+        }
+        Err(invalid("an object without a length"))
+    }
+
+    /// Takes note of an object.
+    fn found_object(&mut self, id: Id, offset: u64) -> io::Result<()> {
+        if self.offsets.len() + self.interesting.len() + self.streams.len() >= OBJECTS_MAX {
+            self.outcome.note_halt(Halt::Limit(Limit::Files));
+            return Ok(());
+        }
+        let object = self.object(offset)?;
+        let is_content = offset < self.content_end;
+        if is_content {
+            self.offsets.entry(id.0).or_insert(offset);
+        } else {
+            self.offsets.insert(id.0, offset);
+            if object.value.is("Type", "XRef") {
+                self.found_trailer(&object.value);
+            }
+        }
+        let Some(start) = object.stream else {
+            if is_interesting(&object.value, 0) || matches!(object.value, Value::Text(_)) {
+                self.interesting.push((id, offset));
+            }
+            return Ok(());
+        };
+        let end = self.stream_end(&object.value, start)?;
+        self.streams.push(StreamObject { id, dictionary: summary(object.value), start, end });
+        Ok(())
+    }
+
+    /// Where a stream's data ends: where its length says, if that is true, or else before the next "endstream".
+    fn stream_end(&mut self, dictionary: &Value, start: u64) -> io::Result<u64> {
+        let length = match dictionary.get("Length") {
+            Some(length) => self.resolved(length)?.number(),
+            None => None,
+        };
+        let end = length.and_then(|length| start.checked_add_signed(length)).filter(|end| *end >= start);
+        if let Some(end) = end.filter(|end| *end <= self.length) {
+            let behind = self.read(end, 20)?;
+            if behind.trim_ascii_start().starts_with(b"endstream") {
+                self.content_end = self.content_end.max(end);
+                return Ok(end);
+            }
+        }
+        let mut position = start;
+        loop {
+            self.budget.check()?;
+            let window = self.read(position, WINDOW_BYTES as u64)?;
+            if let Some(at) = find(&window, b"endstream") {
+                let data = window.get(..at).unwrap_or_default();
+                let data = data.strip_suffix(b"\n").unwrap_or(data);
+                let data = data.strip_suffix(b"\r").unwrap_or(data);
+                return Ok(position + data.len() as u64);
+            }
+            if window.len() < WINDOW_BYTES {
+                self.outcome.note_broken(format!("the stream at {start} has no end"));
+                return Ok(self.length);
+            }
+            position += window.len() as u64 - WORD_BYTES_MAX;
+        }
+    }
+
+    fn found_trailer(&mut self, trailer: &Value) {
+        match trailer.get("Encrypt") {
+            Some(encrypt) => self.encryption_dictionary = Some(encrypt.clone()),
+            None => self.plain_trailer |= trailer.get("Root").is_some(),
+        }
+        if let Some(Value::Array(parts)) = trailer.get("ID")
+            && let Some(id) = parts.first().and_then(Value::text)
+        {
+            self.id = id.to_vec();
+        }
+    }
+
+    /// Opens the encryption, if there is one. False if that can't be done.
+    fn open_encryption(&mut self) -> io::Result<bool> {
+        let dictionary = match self.encryption_dictionary.take() {
+            None => return Ok(true),
+            Some(Value::Reference(number)) => match self.offsets.get(&number).copied() {
+                Some(offset) => {
+                    self.interesting.retain(|(_, at)| *at != offset);
+                    self.object(offset)?.value
+                }
+                None => Value::Other,
+            },
+            Some(dictionary) => dictionary,
+        };
+        if dictionary == Value::Other {
+            // Readers take a document for not encrypted if it says how nowhere.
+            return Ok(true);
+        }
+        if self.plain_trailer {
+            self.outcome.note_suspicious("the document is encrypted by one trailer and not by another");
+        }
+        self.encryption = Encryption::open(&dictionary, &self.id, self.passwords.iter());
+        if self.encryption.is_none() {
+            self.outcome.note_protected(Protection::Document);
+        }
+        Ok(self.encryption.is_some())
+    }
+
+    /// Hands out the scripts of a value, and takes note of the names of attachments.
+    fn look_into(&mut self, id: Id, value: &Value, is_encrypted: bool) {
+        if let (Value::Text(text), (number, _)) = (value, id) {
+            // A string that is an object of its own is likely long, and a script.
+            return self.text(format!("object-{number}.js"), text, id, is_encrypted);
+        }
+        let mut values = vec![(value, 0)];
+        while let Some((value, depth)) = values.pop() {
+            if depth > SEARCH_DEPTH_MAX || self.outcome.is_over() {
+                return;
+            }
+            match value {
+                Value::Array(array) => values.extend(array.iter().map(|value| (value, depth + 1))),
+                Value::Dictionary(entries) => {
+                    self.look_into_dictionary(id, value, is_encrypted);
+                    values.extend(entries.iter().map(|(_, value)| (value, depth + 1)));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn look_into_dictionary(&mut self, id: Id, dictionary: &Value, is_encrypted: bool) {
+        match dictionary.get("JS") {
+            Some(Value::Text(script)) => self.text(format!("object-{}.js", id.0), script, id, is_encrypted),
+            Some(Value::Reference(number)) => drop(self.scripts.insert(*number)),
+            _ => {}
+        }
+        let Some(Value::Dictionary(embedded)) = dictionary.get("EF") else { return };
+        let name = ["UF", "F"].into_iter().find_map(|key| dictionary.get(key)?.text());
+        let Some(name) = name.filter(|name| !name.is_empty()) else { return };
+        let name = display_name(text_of(&self.decrypted(name, id, is_encrypted)).as_bytes());
+        for number in embedded.iter().filter_map(|(_, value)| value.reference()) {
+            self.names.insert(number, name.clone());
+        }
+    }
+
+    fn decrypted(&self, text: &[u8], id: Id, is_encrypted: bool) -> Vec<u8> {
+        match &self.encryption {
+            Some(encryption) if is_encrypted => encryption.string(text, id),
+            _ => text.to_vec(),
+        }
+    }
+
+    fn text(&mut self, name: String, text: &[u8], id: Id, is_encrypted: bool) {
+        let text = self.decrypted(text, id, is_encrypted);
+        let text = if text.starts_with(&[0xfe, 0xff]) { text_of(&text).into_bytes() } else { text };
+        let handed_out = hand_out(name, Some(text.len() as u64), &mut Cursor::new(text), self.budget, self.sink);
+        self.note(id, handed_out);
+    }
+
+    fn note(&mut self, id: Id, handed_out: Result<Option<io::Error>, Halt>) {
+        match handed_out {
+            Ok(None) => {}
+            Ok(Some(error)) => self.outcome.note_error(&format!("object {}", id.0), &error),
+            Err(halt) => self.outcome.note_halt(halt),
+        }
+    }
+
+    /// How a stream is decoded.
+    fn plan(&mut self, stream: &StreamObject) -> io::Result<Plan> {
+        let filters = self.resolved_list(stream.dictionary.get("Filter"))?;
+        let parameters = stream.dictionary.get("DecodeParms").or_else(|| stream.dictionary.get("DP"));
+        let parameters = self.resolved_list(parameters)?;
+        if filters.len() > filters::FILTERS_MAX {
+            return Err(invalid(format!("a stream with more than {} filters", filters::FILTERS_MAX)));
+        }
+        let mut plan = Plan { is_encrypted: self.is_encrypted(stream), filters: Vec::new(), extension: None };
+        for (at, filter) in filters.iter().enumerate() {
+            let filter = filter.name().ok_or_else(|| invalid("a filter without a name"))?;
+            if filter == b"Crypt" {
+                // The one that a stream names for itself is mostly that which does nothing.
+                let named = parameters.get(at).and_then(|parameters| parameters.get("Name")).and_then(Value::name);
+                plan.is_encrypted &= named.is_some_and(|name| name != b"Identity");
+                continue;
+            }
+            plan.extension = filters::extension(filter);
+            if plan.extension.is_some() {
+                break;
+            }
+            plan.filters.push((filter.to_vec(), parameters.get(at).cloned()));
+        }
+        Ok(plan)
+    }
+
+    fn is_encrypted(&self, stream: &StreamObject) -> bool {
+        let Some(encryption) = &self.encryption else { return false };
+        !stream.dictionary.is("Type", "XRef") && (encryption.metadata || !stream.dictionary.is("Type", "Metadata"))
+    }
+
+    /// A value, or the values of an array, with references resolved.
+    fn resolved_list(&mut self, value: Option<&Value>) -> io::Result<Vec<Value>> {
+        let Some(value) = value else { return Ok(Vec::new()) };
+        match self.resolved(value)? {
+            Value::Array(values) => {
+                values.iter().take(filters::FILTERS_MAX + 1).map(|value| self.resolved(value)).collect()
+            }
+            Value::Other => Ok(Vec::new()),
+            value => Ok(vec![value]),
+        }
+    }
+
+    fn resolved(&mut self, value: &Value) -> io::Result<Value> {
+        match value.reference().map(|number| self.offsets.get(&number).copied()) {
+            None => Ok(value.clone()),
+            Some(Some(offset)) => Ok(self.object(offset)?.value),
+            Some(None) => Ok(Value::Other),
+        }
+    }
+
+    /// Hands out a stream.
+    fn stream(&mut self, stream: &StreamObject) {
+        let number = stream.id.0;
+        let plan = match self.plan(stream) {
+            Ok(plan) => plan,
+            Err(error) => return self.outcome.note_error(&format!("object {number}"), &error),
+        };
+        let extension = plan.extension.map_or(String::new(), |extension| format!(".{extension}"));
+        let name = match self.names.get(&number) {
+            Some(name) => name.clone(),
+            None if self.scripts.contains(&number) => format!("object-{number}.js"),
+            None => format!("object-{number}{extension}"),
+        };
+        let is_named = plan.extension.is_some() || self.names.contains_key(&number) || self.scripts.contains(&number);
+        let mut beginning = Vec::new();
+        let handed_out = match decoded(&mut *self.input, self.encryption.as_ref(), stream, &plan) {
+            Ok(mut data) => {
+                let bundle = self.bundle.as_mut().filter(|_| !is_named);
+                let read = match &bundle {
+                    Some(_) => (&mut data).take(BUNDLED_BYTES_MAX).read_to_end(&mut beginning).map(|read| read as u64),
+                    None => Ok(0),
+                };
+                match (bundle, read) {
+                    (Some(bundle), Ok(read)) if read < BUNDLED_BYTES_MAX && is_nothing_by_itself(&beginning) => {
+                        bundle.append(&mut beginning);
+                        bundle.push(b'\n');
+                        Ok(None)
+                    }
+                    (_, Ok(_)) => hand_out(name, None, &mut beginning.chain(data), self.budget, self.sink),
+                    (_, Err(error)) => match hand_out(name, None, &mut &*beginning, self.budget, self.sink) {
+                        Ok(first) => Ok(first.or(Some(error))),
+                        Err(halt) => Err(halt),
+                    },
+                }
+            }
+            Err(error) => Ok(Some(error)),
+        };
+        self.note(stream.id, handed_out);
+        if self.bundle.as_ref().is_some_and(|bundle| bundle.len() >= BUNDLE_BYTES) {
+            self.hand_out_bundle();
+        }
+    }
+
+    /// Hands out what comes out together, if there is anything.
+    fn hand_out_bundle(&mut self) {
+        let Some(bundle) = self.bundle.as_mut().map(std::mem::take).filter(|bundle| !bundle.is_empty()) else { return };
+        self.bundles += 1;
+        let name = format!("streams-{}", self.bundles);
+        let length = Some(bundle.len() as u64);
+        if let Err(halt) = hand_out(name, length, &mut Cursor::new(bundle), self.budget, self.sink) {
+            self.outcome.note_halt(halt);
+        }
+    }
+
+    /// Hands out a stream of objects, and what those have to hand out.
+    fn stream_of_objects(&mut self, stream: &StreamObject) {
+        let mut data = Vec::new();
+        let plan = self.plan(stream);
+        let read = plan.and_then(|plan| {
+            let decoded = decoded(&mut *self.input, self.encryption.as_ref(), stream, &plan)?;
+            decoded.take(OBJECT_STREAM_BYTES_MAX + 1).read_to_end(&mut data)
+        });
+        if data.len() as u64 > OBJECT_STREAM_BYTES_MAX {
+            self.outcome.note_limit(Limit::Memory);
+            return self.stream(stream);
+        }
+        let name = format!("object-{}", stream.id.0);
+        let handed_out = hand_out(name, Some(data.len() as u64), &mut &*data, self.budget, self.sink);
+        self.note(stream.id, handed_out);
+        if let Err(error) = read {
+            self.outcome.note_error(&format!("object {}", stream.id.0), &error);
+        }
+        let number = |name| stream.dictionary.get(name).and_then(Value::number).unwrap_or(0);
+        let first = usize::try_from(number("First")).unwrap_or(usize::MAX);
+        let mut header = Parser::new(&data, 0);
+        for _ in 0..number("N").min(OBJECTS_OF_STREAM_MAX) {
+            if self.outcome.is_over() || self.budget.check().map_err(|halt| self.outcome.note_halt(halt)).is_err() {
+                return;
+            }
+            let (Some(Value::Number(id)), Some(Value::Number(offset))) = (header.value(), header.value()) else {
+                return self.outcome.note_broken(format!("object {} has no list of its objects", stream.id.0));
+            };
+            let at = usize::try_from(offset).ok().and_then(|offset| first.checked_add(offset));
+            let Some(value) = at.and_then(|at| Parser::new(&data, at).value()) else { continue };
+            self.look_into((u32::try_from(id).unwrap_or(0), 0), &value, false);
+        }
+    }
+}
+
+/// Whether a stream's content is of no type that is worth looking at alone.
+fn is_nothing_by_itself(content: &[u8]) -> bool {
+    crate::detect::detect(&mut Cursor::new(content), content.len() as u64).is_ok_and(|detected| {
+        detected.containers.is_empty()
+            && matches!(detected.mime.as_str(), "text/plain" | "application/octet-stream" | "application/x-empty")
+    })
+}
+
+/// How a stream is decoded.
+struct Plan {
+    is_encrypted: bool,
+    /// The filters with their parameters.
+    filters: Vec<(Vec<u8>, Option<Value>)>,
+    /// What comes out is an image, or something else that is a file by itself.
+    extension: Option<&'static str>,
+}
+
+/// A stream's data, decoded as far as is planned.
+fn decoded<'d>(
+    input: &'d mut dyn ReadSeek,
+    encryption: Option<&Encryption>,
+    stream: &StreamObject,
+    plan: &Plan,
+) -> io::Result<Box<dyn Read + 'd>> {
+    input.seek(SeekFrom::Start(stream.start))?;
+    let data = input.take(stream.end.saturating_sub(stream.start));
+    let mut data: Box<dyn Read + 'd> = Box::new(BufReader::new(data));
+    if let Some(encryption) = encryption.filter(|_| plan.is_encrypted) {
+        data = encryption.stream(data, stream.id);
+    }
+    for (filter, parameters) in &plan.filters {
+        data = filters::decoder(filter, parameters.as_ref(), data)?;
+    }
+    Ok(data)
+}
+
+/// The longest of the words that the file is searched for, and what may lie before the last of them.
+const WORD_BYTES_MAX: u64 = 16;
+
+/// The next word of those that matter, and where it begins.
+fn next_word(window: &[u8], from: usize) -> Option<(&'static [u8], usize)> {
+    let rest = window.get(from..)?;
+    rest.iter().enumerate().find_map(|(at, byte)| {
+        let words: &[&'static [u8]] = match byte {
+            b'o' => &[b"obj"],
+            b't' => &[b"trailer"],
+            b's' => &[b"startxref"],
+            b'%' => &[b"%%EOF"],
+            _ => return None,
+        };
+        let begins = |word: &&&'static [u8]| rest.get(at..).is_some_and(|rest| rest.starts_with(word));
+        words.iter().find(begins).map(|word| (*word, from + at))
+    })
+}
+
+/// The number and generation that end here, before "obj".
+fn id_before(before: &[u8]) -> Option<Id> {
+    fn number(before: &[u8]) -> Option<(u32, &[u8])> {
+        let spaces = before.iter().rev().take_while(|byte| is_space(**byte)).count();
+        let before = before.get(..before.len() - spaces)?;
+        let digits = before.iter().rev().take_while(|byte| byte.is_ascii_digit()).count().min(10);
+        let (rest, digits) = before.split_at_checked(before.len() - digits)?;
+        Some((std::str::from_utf8(digits).ok()?.parse().ok()?, rest))
+    }
+    let (generation, rest) = number(before)?;
+    let (number, _) = number(rest).filter(|_| rest.last().is_some_and(|byte| is_space(*byte)))?;
+    Some((number, generation))
+}
+
+/// Whether a value has scripts, or names of attachments.
+fn is_interesting(value: &Value, depth: u32) -> bool {
+    match value {
+        _ if depth > SEARCH_DEPTH_MAX => true,
+        Value::Array(values) => values.iter().any(|value| is_interesting(value, depth + 1)),
+        Value::Dictionary(entries) => {
+            entries.iter().any(|(key, value)| matches!(&**key, b"JS" | b"EF") || is_interesting(value, depth + 1))
+        }
+        _ => false,
+    }
+}
+
+/// What is kept of a stream's dictionary.
+fn summary(dictionary: Value) -> Value {
+    if is_interesting(&dictionary, 0) {
+        return dictionary;
+    }
+    let Value::Dictionary(mut entries) = dictionary else { return Value::Other };
+    entries.retain(|(key, _)| matches!(&**key, b"Type" | b"Filter" | b"DecodeParms" | b"DP" | b"N" | b"First"));
+    Value::Dictionary(entries)
+}
+
+/// The text of a string: UTF-16, UTF-8, or near enough to Latin-1.
+fn text_of(bytes: &[u8]) -> String {
+    match bytes {
+        [0xfe, 0xff, rest @ ..] => {
+            let units = rest.as_chunks().0.iter().map(|pair| u16::from_be_bytes(*pair));
+            char::decode_utf16(units).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+        }
+        [0xef, 0xbb, 0xbf, rest @ ..] => String::from_utf8_lossy(rest).into_owned(),
+        _ => bytes.iter().copied().map(char::from).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_are_told_by_their_numbers() {
+        assert_eq!(id_before(b"x 12 0 "), Some((12, 0)));
+        assert_eq!(id_before(b"7\r\n65535\t"), Some((7, 65535)));
+        assert_eq!((id_before(b"end"), id_before(b"0 "), id_before(b"99999999999 0 ")), (None, None, None));
+        assert_eq!(next_word(b"endobj %%EOF", 4), Some((&b"%%EOF"[..], 7)));
+        assert_eq!(text_of(b"\xfe\xff\0a"), "a");
+    }
+}

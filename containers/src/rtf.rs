@@ -1,0 +1,260 @@
+//! Rich Text Format: embedded objects, pictures, and whatever else lies in it as hexadecimal digits. Format: Rich Text Format
+//! Specification 1.9.1, and what Word makes of files that don't keep to it.
+//!
+//! An object is handed out as its content: the file in a package with its name, or else what follows the header of OLE 1, to its
+//! end and not to where a length says, since Word opens objects whose lengths lie.
+
+use std::io::{self, BufRead, BufReader, Read, SeekFrom};
+
+use crate::budget::Budget;
+use crate::container::{Container, Extractor, ReadSeek, Sink, hand_out};
+use crate::fields::read_at_most;
+use crate::format::{Format, whole_if};
+use crate::ole::package;
+use crate::outcome::ExtractionOutcome;
+use crate::transfer::hex_digit;
+
+const BUFFER_BYTES: usize = 64 * 1024;
+/// The longest control word; the longest that means anything has some twenty letters.
+const WORD_BYTES_MAX: usize = 40;
+/// How many bytes pass between two looks at the clock.
+const BYTES_BETWEEN_CHECKS: u32 = 1 << 20;
+
+/// Rich Text Format.
+pub(crate) static FORMAT: Format = Format {
+    name: "rtf",
+    description: "Rich Text Format",
+    mime: "application/rtf",
+    extension: "rtf",
+    category: "D",
+    beside: &[],
+    // Word asks for no more.
+    probe: |probe| whole_if(probe.head.trim_ascii_start().starts_with(b"{\\rt")),
+    extractor: &Rtf,
+};
+
+struct Rtf;
+
+impl Extractor for Rtf {
+    fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
+        let mut outcome = ExtractionOutcome::default();
+        if let Err(error) = walk(container, budget, sink, &mut outcome) {
+            outcome.note_error("the document is broken", &error);
+        }
+        outcome
+    }
+}
+
+/// The groups of control words that have data, and what it is shown as.
+fn destination(word: &[u8]) -> Option<&'static str> {
+    Some(match word {
+        b"objdata" => "object",
+        b"pict" => "picture",
+        b"datastore" => "datastore",
+        b"themedata" => "theme",
+        b"colorschememapping" => "colors",
+        b"passwordhash" | b"datafield" => "data",
+        _ => return None,
+    })
+}
+
+fn walk(
+    container: &mut Container<'_>,
+    budget: &Budget,
+    sink: &mut Sink<'_>,
+    outcome: &mut ExtractionOutcome,
+) -> io::Result<()> {
+    container.input.seek(SeekFrom::Start(0))?;
+    let input: &mut dyn ReadSeek = &mut *container.input;
+    let mut tokens = Tokens { input: BufReader::with_capacity(BUFFER_BYTES, input), budget, bytes: 0 };
+    let mut depth = 0u64;
+    let mut members = 0u64;
+    while let Some(byte) = tokens.next()? {
+        match byte {
+            b'{' => depth += 1,
+            b'}' => {
+                depth = depth.saturating_sub(1);
+                if depth == 0 {
+                    // What follows the document is no part of it.
+                    return Ok(());
+                }
+            }
+            b'\\' => {
+                let Some(control) = tokens.control()? else { continue };
+                if control.word == b"bin" {
+                    tokens.skip(control.number)?;
+                }
+                if let Some(kind) = destination(&control.word) {
+                    members += 1;
+                    let mut data = Data { tokens: &mut tokens, nested: 0, binary_bytes: 0, has_ended: false };
+                    member(&format!("{kind}-{members}"), &mut data, budget, sink, outcome)?;
+                    if outcome.is_over() {
+                        return Ok(());
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    outcome.note_broken("the document is cut off");
+    Ok(())
+}
+
+/// Hands out what a group of data has, if it has anything.
+fn member(
+    name: &str,
+    data: &mut Data<'_, '_>,
+    budget: &Budget,
+    sink: &mut Sink<'_>,
+    outcome: &mut ExtractionOutcome,
+) -> io::Result<()> {
+    let beginning = read_at_most(data, package::HEADER_BYTES_MAX)?;
+    if beginning.is_empty() {
+        return Ok(());
+    }
+    let (mut name, mut from, mut length) = (name.to_owned(), 0, u64::MAX);
+    if let Some(object) = package::embedded(&beginning) {
+        from = object.offset;
+        if object.class.eq_ignore_ascii_case(b"Package")
+            && let Some(package) = package::package(&beginning, object.offset)
+        {
+            (name, from, length) = (package.name, package.offset, u64::from(package.length));
+        }
+    }
+    let mut content = beginning.get(from..).unwrap_or_default().chain(&mut *data).take(length);
+    let handed_out = hand_out(name.clone(), None, &mut content, budget, sink);
+    if length != u64::MAX && content.limit() > 0 {
+        outcome.note_broken(format!("{name:?} is cut off"));
+    }
+    match handed_out {
+        Ok(None) => {}
+        Ok(Some(error)) => return Err(error),
+        Err(halt) => return Err(halt.into()),
+    }
+    // What follows the content is searched for nothing, but must be read to get behind it.
+    io::copy(data, &mut io::sink()).map(drop)
+}
+
+/// A control word with its number.
+struct Control {
+    word: Vec<u8>,
+    number: u64,
+}
+
+struct Tokens<'t> {
+    input: BufReader<&'t mut dyn ReadSeek>,
+    budget: &'t Budget,
+    bytes: u32,
+}
+
+impl Tokens<'_> {
+    fn peek(&mut self) -> io::Result<Option<u8>> {
+        Ok(self.input.fill_buf()?.first().copied())
+    }
+
+    fn next(&mut self) -> io::Result<Option<u8>> {
+        let byte = self.peek()?;
+        if byte.is_some() {
+            self.input.consume(1);
+            self.bytes += 1;
+            if self.bytes >= BYTES_BETWEEN_CHECKS {
+                self.bytes = 0;
+                self.budget.check()?;
+            }
+        }
+        Ok(byte)
+    }
+
+    fn skip(&mut self, bytes: u64) -> io::Result<()> {
+        self.budget.check()?;
+        io::copy(&mut (&mut self.input).take(bytes), &mut io::sink()).map(drop)
+    }
+
+    /// What follows a backslash: a control word with the space behind it, or none for a symbol, which is taken whole.
+    fn control(&mut self) -> io::Result<Option<Control>> {
+        let mut word = Vec::new();
+        while let Some(letter) = self.peek()?.filter(u8::is_ascii_alphabetic) {
+            if word.len() < WORD_BYTES_MAX {
+                word.push(letter);
+            }
+            self.next()?;
+        }
+        if word.is_empty() {
+            if self.next()? == Some(b'\'') {
+                for _ in 0..2 {
+                    if self.peek()?.is_some_and(|byte| byte.is_ascii_hexdigit()) {
+                        self.next()?;
+                    }
+                }
+            }
+            return Ok(None);
+        }
+        if self.peek()? == Some(b'-') {
+            self.next()?;
+        }
+        let mut number = 0u64;
+        while let Some(digit) = self.peek()?.filter(u8::is_ascii_digit) {
+            number = number.saturating_mul(10).saturating_add(u64::from(digit - b'0'));
+            self.next()?;
+        }
+        if self.peek()? == Some(b' ') {
+            self.next()?;
+        }
+        Ok(Some(Control { word, number }))
+    }
+}
+
+/// The data of a group: its hexadecimal digits, up to the brace that ends it, and whatever bytes lie in it as they are. Groups in
+/// it have properties, and everything else is passed over.
+struct Data<'d, 't> {
+    tokens: &'d mut Tokens<'t>,
+    nested: u64,
+    binary_bytes: u64,
+    has_ended: bool,
+}
+
+impl Data<'_, '_> {
+    fn byte(&mut self) -> io::Result<Option<u8>> {
+        let mut high = None;
+        while !self.has_ended {
+            if self.binary_bytes > 0 {
+                self.binary_bytes -= 1;
+                return self.tokens.next();
+            }
+            match self.tokens.peek()? {
+                None => self.has_ended = true,
+                Some(b'}') if self.nested == 0 => self.has_ended = true,
+                Some(byte) => {
+                    self.tokens.next()?;
+                    match (byte, hex_digit(byte).filter(|_| self.nested == 0)) {
+                        (b'{', _) => self.nested += 1,
+                        (b'}', _) => self.nested -= 1,
+                        (b'\\', _) => {
+                            let control = self.tokens.control()?;
+                            self.binary_bytes =
+                                control.filter(|control| control.word == b"bin").map_or(0, |control| control.number);
+                        }
+                        (_, Some(digit)) => match high {
+                            None => high = Some(digit),
+                            Some(high) => return Ok(Some(high << 4 | digit)),
+                        },
+                        _ => {}
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Read for Data<'_, '_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let mut read = 0;
+        for place in into {
+            let Some(byte) = self.byte()? else { break };
+            *place = byte;
+            read += 1;
+        }
+        Ok(read)
+    }
+}

@@ -1,0 +1,355 @@
+//! ZIP, read by its central directory and by its local headers.
+//!
+//! A ZIP file says twice what is in it, and programs differ in which they believe; so does malware. Here the members of the
+//! central directory are handed out first, in its order. Then everything that they don't cover is searched for local
+//! headers, and what those lead to is handed out too. Where the two disagree the archive is suspicious: a member only in one of
+//! them, other data under one name, two directories, members that overlap.
+//!
+//! The whole is walked here rather than by a library, since those keep one entry a name and believe one directory. The `zip`
+//! crate writes the archives that the tests read.
+
+mod crypt;
+mod decode;
+mod format;
+mod probe;
+
+use std::io::{self, BufReader, Read, SeekFrom};
+
+use self::format::{
+    CentralHeaders, Directories, Entry, FLAG_DESCRIPTOR, LOCAL_BYTES, LOCAL_SIGNATURE, Local, METHOD_AES,
+    METHOD_STORED, find_directories, read_local,
+};
+use crate::budget::Budget;
+use crate::container::{Container, Extractor, ReadSeek, Sink, display_name, hand_out};
+use crate::format::Format;
+use crate::outcome::{ExtractionOutcome, Protection};
+use crate::passwords::Passwords;
+
+/// How much is read from the container at once.
+const BUFFER_BYTES: usize = 64 * 1024;
+/// How much is searched for local headers at once.
+const SEARCH_BYTES: usize = 64 * 1024;
+
+/// ZIP, and whatever is one inside: office documents, Java archives, packages.
+pub(crate) static FORMAT: Format = Format {
+    name: "zip",
+    description: "ZIP",
+    mime: "application/zip",
+    extension: "zip",
+    category: "A",
+    beside: &[],
+    probe: probe::probe,
+    extractor: &Zip,
+};
+
+struct Zip;
+
+impl Extractor for Zip {
+    fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
+        let mut walk = Walk {
+            input: &mut *container.input,
+            length: container.length,
+            budget,
+            sink,
+            outcome: ExtractionOutcome::default(),
+            covered: Vec::new(),
+            passwords: container.passwords,
+            last_password: 0,
+        };
+        if let Err(error) = walk.run() {
+            walk.outcome.note_error("the archive is broken", &error);
+        }
+        walk.outcome
+    }
+}
+
+/// Part of the file that a header accounts for: from its first byte up to but not including its last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Span {
+    start: u64,
+    end: u64,
+}
+
+struct Walk<'w, 's> {
+    input: &'w mut dyn ReadSeek,
+    length: u64,
+    budget: &'w Budget,
+    sink: &'w mut Sink<'s>,
+    outcome: ExtractionOutcome,
+    covered: Vec<Span>,
+    passwords: &'w Passwords,
+    /// Which of them opened the last encrypted member.
+    last_password: usize,
+}
+
+impl Walk<'_, '_> {
+    fn run(&mut self) -> io::Result<()> {
+        let directories = find_directories(self.input, self.length)?;
+        match &directories {
+            Some(directories) => self.central_members(directories)?,
+            None => self.outcome.note_broken("the archive has no central directory: it is cut off"),
+        }
+        if !self.outcome.is_over() {
+            self.hidden_members(directories.is_some())?;
+        }
+        Ok(())
+    }
+
+    fn central_members(&mut self, directories: &Directories) -> io::Result<()> {
+        let (start, end) = directories.end_records;
+        self.covered.push(Span { start, end });
+        if directories.list.is_empty() && directories.entries != Some(0) {
+            self.outcome.note_broken("the central directory is not where the end record says");
+        }
+        if directories.list.len() > 1 {
+            self.outcome.note_suspicious("the archive has two central directories");
+        }
+        for directory in &directories.list {
+            // A second directory leads to the same data mostly: once is enough.
+            let mut handed_out = self.covered.clone();
+            handed_out.sort_unstable();
+            let mut headers = CentralHeaders::new(*directory);
+            let mut entries = 0u64;
+            while let Some(entry) = headers.next(self.input)? {
+                entries += 1;
+                self.budget.check()?;
+                self.central_member(&entry, &handed_out)?;
+                if self.outcome.is_over() {
+                    return Ok(());
+                }
+            }
+            if let Some(counted) = directories.entries.filter(|counted| *counted != entries as u16) {
+                self.outcome.note_suspicious(format!(
+                    "the end record counts {counted} members, the central directory has {entries}"
+                ));
+            }
+            self.covered.push(Span { start: directory.start, end: headers.offset() });
+        }
+        Ok(())
+    }
+
+    fn central_member(&mut self, entry: &Entry, handed_out: &[Span]) -> io::Result<()> {
+        let shown = display_name(&entry.name);
+        let Some(local) = read_local(self.input, entry.header_offset)? else {
+            self.outcome.note_broken(format!("member {shown:?} has no local header"));
+            return Ok(());
+        };
+        let end = local.data_offset.saturating_add(entry.compressed_bytes);
+        let span = Span { start: entry.header_offset, end };
+        if handed_out.binary_search(&span).is_ok() {
+            return Ok(());
+        }
+        self.covered.push(span);
+        let difference = difference(entry, &local.entry);
+        if entry.is_directory() {
+            // A writer that compresses a directory's nothing gives it a length: two bytes.
+            let unbounded = local.entry.flags & FLAG_DESCRIPTOR != 0 && local.entry.method != METHOD_STORED;
+            if difference.is_some() || unbounded {
+                self.outcome.note_suspicious(format!("directory {shown:?} has content by its local header"));
+            }
+            return Ok(());
+        }
+        if let Some(what) = difference {
+            self.outcome.note_suspicious(format!("member {shown:?} has two different {what}"));
+        }
+        self.member(entry, local.data_offset, entry.is_encrypted() && local.entry.is_encrypted())?;
+        if matches!(difference, Some("methods" | "lengths")) && !self.outcome.is_over() {
+            self.member(&local.entry, local.data_offset, local.entry.is_encrypted())?;
+        }
+        Ok(())
+    }
+
+    /// Hands out the member whose data begins at `data_offset`.
+    fn member(&mut self, entry: &Entry, data_offset: u64, encrypted: bool) -> io::Result<()> {
+        let shown = display_name(&entry.name);
+        let key = if encrypted { self.key(entry, data_offset)? } else { None };
+        if encrypted && key.is_none() {
+            self.outcome.note_protected(Protection::Archive);
+            return Ok(());
+        }
+        let summed_up = entry.aes.is_none_or(|aes| !encrypted || aes.version != 2);
+        self.input.seek(SeekFrom::Start(data_offset.saturating_add(key.as_ref().map_or(0, |key| key.skip_bytes))))?;
+        let decoder = match key {
+            Some(key) => {
+                let method = key.method;
+                decode::decoder(method, entry.size_bytes, crypt::Decrypting::new(&mut *self.input, key))
+            }
+            None => {
+                let data = BufReader::with_capacity(BUFFER_BYTES, (&mut *self.input).take(entry.compressed_bytes));
+                decode::decoder(entry.method, entry.size_bytes, data)
+            }
+        };
+        let mut content = match decoder {
+            Ok(decoder) => Summed { content: decoder, crc: crc32fast::Hasher::new(), bytes: 0 },
+            Err(error) => {
+                self.outcome.note_error(&format!("member {shown:?}"), &error);
+                return Ok(());
+            }
+        };
+        match hand_out(shown.clone(), Some(entry.size_bytes), &mut content, self.budget, self.sink) {
+            Ok(None) if content.bytes != entry.size_bytes => self.outcome.note_broken(format!(
+                "member {shown:?} has {} bytes, its header says {}",
+                content.bytes, entry.size_bytes
+            )),
+            // AES members of version 2 have no checksum.
+            Ok(None) if summed_up && content.crc.clone().finalize() != entry.crc32 => {
+                self.outcome.note_broken(format!("member {shown:?} doesn't have the checksum that its header says"));
+            }
+            Ok(None) => {}
+            Ok(Some(error)) => self.outcome.note_error(&format!("member {shown:?}"), &error),
+            Err(halt) => self.outcome.note_halt(halt),
+        }
+        Ok(())
+    }
+
+    /// What opens an encrypted member, if one of the passwords does.
+    fn key(&mut self, entry: &Entry, data_offset: u64) -> io::Result<Option<crypt::Opened>> {
+        if self.passwords.is_empty() {
+            return Ok(None);
+        }
+        self.input.seek(SeekFrom::Start(data_offset))?;
+        let mut start = Vec::new();
+        (&mut *self.input).take(crypt::START_BYTES.min(entry.compressed_bytes)).read_to_end(&mut start)?;
+        // Most archives have one password: the one that opened the last member comes first.
+        let (last, count) = (self.last_password, self.passwords.iter().count());
+        let order = std::iter::once(last).chain((0..count).filter(|at| *at != last));
+        let list = order.filter_map(|at| self.passwords.iter().nth(at).map(|password| (at, password)));
+        let (input, budget) = (&mut *self.input, self.budget);
+        let mut check = |opened: &crypt::Opened| {
+            input.seek(SeekFrom::Start(data_offset.saturating_add(opened.skip_bytes)))?;
+            crypt::fits(entry, opened, &mut *input)
+        };
+        let found = crypt::open(entry, list, budget, &start, &mut check)?;
+        Ok(found.map(|(at, opened)| {
+            self.last_password = at;
+            opened
+        }))
+    }
+
+    /// Hands out what local headers lead to in the parts of the file that are not covered yet.
+    fn hidden_members(&mut self, has_directory: bool) -> io::Result<()> {
+        self.covered.sort_unstable();
+        let covered = std::mem::take(&mut self.covered);
+        let mut gap_start = 0;
+        for span in covered.iter().copied().chain([Span { start: self.length, end: self.length }]) {
+            if span.start < gap_start && span.end > span.start {
+                self.outcome.note_suspicious("members overlap");
+            }
+            self.search(gap_start, span.start, has_directory)?;
+            if self.outcome.is_over() {
+                return Ok(());
+            }
+            gap_start = gap_start.max(span.end);
+        }
+        Ok(())
+    }
+
+    /// Looks for local headers in a part of the file, block by block, so that bytes which merely look like many of them cost
+    /// one look each.
+    fn search(&mut self, start: u64, end: u64, has_directory: bool) -> io::Result<()> {
+        const HEADER: usize = LOCAL_BYTES as usize;
+        let mut block = Vec::with_capacity(SEARCH_BYTES);
+        let mut offset = start;
+        // A header that begins so close to the end of the gap would reach into what is covered.
+        while offset.saturating_add(LOCAL_BYTES) <= end {
+            self.budget.check()?;
+            block.clear();
+            self.input.seek(SeekFrom::Start(offset))?;
+            (&mut *self.input).take((end - offset).min(SEARCH_BYTES as u64)).read_to_end(&mut block)?;
+            // Headers that lie whole in this block are looked at now, the others with the next one.
+            let Some(whole) = (block.len() + 1).checked_sub(HEADER).filter(|whole| *whole > 0) else { return Ok(()) };
+            let mut from = offset;
+            for at in memchr::memmem::find_iter(&block, &LOCAL_SIGNATURE).take_while(|at| *at < whole) {
+                let found = offset + at as u64;
+                let header = block.get(at..at + HEADER).unwrap_or_default();
+                if found < from || !is_plausible(format::local_method(header)) {
+                    continue;
+                }
+                self.budget.check()?;
+                if let Some(local) = read_local(self.input, found)? {
+                    from = self.hidden_member(&local, has_directory)?.max(found + 1);
+                }
+                if self.outcome.is_over() {
+                    return Ok(());
+                }
+            }
+            offset = from.max(offset + whole as u64);
+        }
+        Ok(())
+    }
+
+    /// Hands out a member that only has a local header; tells where to search on.
+    fn hidden_member(&mut self, local: &Local, has_directory: bool) -> io::Result<u64> {
+        let Local { entry, data_offset } = local;
+        if has_directory && !entry.is_directory() {
+            let shown = display_name(&entry.name);
+            self.outcome.note_suspicious(format!("member {shown:?} is not in the central directory"));
+        }
+        let length_unknown = entry.flags & FLAG_DESCRIPTOR != 0 && entry.compressed_bytes == 0;
+        if entry.is_directory() && !length_unknown {
+            return Ok(*data_offset);
+        }
+        if length_unknown && !entry.is_encrypted() {
+            return self.hidden_member_of_unknown_length(entry, *data_offset);
+        }
+        self.member(entry, *data_offset, entry.is_encrypted())?;
+        Ok(data_offset.saturating_add(entry.compressed_bytes))
+    }
+
+    /// The same for a member whose lengths follow its data: the data itself says where it ends.
+    fn hidden_member_of_unknown_length(&mut self, entry: &Entry, data_offset: u64) -> io::Result<u64> {
+        let shown = display_name(&entry.name);
+        self.input.seek(SeekFrom::Start(data_offset))?;
+        if entry.method != decode::DEFLATED {
+            self.outcome.note_broken(format!("member {shown:?} doesn't say how long it is"));
+            return Ok(data_offset);
+        }
+        let data = BufReader::with_capacity(BUFFER_BYTES, &mut *self.input);
+        let mut content = flate2::bufread::DeflateDecoder::new(data);
+        match hand_out(shown.clone(), None, &mut content, self.budget, self.sink) {
+            Ok(None) => {}
+            Ok(Some(error)) => self.outcome.note_error(&format!("member {shown:?}"), &error),
+            Err(halt) => self.outcome.note_halt(halt),
+        }
+        Ok(data_offset.saturating_add(content.total_in()))
+    }
+}
+
+/// In what a central and a local header differ, if in anything that changes what is extracted.
+fn difference(central: &Entry, local: &Entry) -> Option<&'static str> {
+    let lengths_known = local.flags & FLAG_DESCRIPTOR == 0 || local.compressed_bytes != 0;
+    if central.method != local.method {
+        Some("methods")
+    } else if lengths_known
+        && (central.compressed_bytes, central.size_bytes) != (local.compressed_bytes, local.size_bytes)
+    {
+        Some("lengths")
+    } else if central.is_encrypted() != local.is_encrypted() {
+        Some("answers to whether it is encrypted")
+    } else if central.name != local.name {
+        Some("names")
+    } else {
+        None
+    }
+}
+
+/// Whether a signature found by searching is likely a header: chance matches are not.
+fn is_plausible(method: u16) -> bool {
+    decode::is_known(method) || method == METHOD_AES
+}
+
+/// Sums up what is read.
+struct Summed<'d> {
+    content: Box<dyn Read + 'd>,
+    crc: crc32fast::Hasher,
+    bytes: u64,
+}
+
+impl Read for Summed<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.content.read(into)?;
+        self.crc.update(into.get(..read).unwrap_or_default());
+        self.bytes += read as u64;
+        Ok(read)
+    }
+}

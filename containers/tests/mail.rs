@@ -1,0 +1,223 @@
+//! Mail: parts in every encoding, names, nesting, text around and files in text, mailboxes, `winmail.dat`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use lazaret_containers::conformance::{self, Case, eicar, take_apart, take_apart_as};
+use lazaret_containers::{ContainerFormat, Passwords};
+
+const ROUNDS: u32 = 500;
+
+fn members(file: &[u8]) -> Vec<(String, Vec<u8>)> {
+    take_apart(file, &Passwords::NONE).members
+}
+
+/// Cut inside its headers a message is one without parts.
+fn check(file: &[u8]) {
+    conformance::check(&Case { open_ended: true, ..Case::new("eml", file, &eicar()) }, ROUNDS);
+}
+
+fn text(content: &[u8]) -> String {
+    String::from_utf8(content.to_vec()).unwrap()
+}
+
+fn base64(content: &[u8]) -> String {
+    let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut encoded = String::new();
+    for (at, group) in content.chunks(3).enumerate() {
+        let mut bits = [0; 4];
+        bits[1..=group.len()].copy_from_slice(group);
+        let bits = u32::from_be_bytes(bits);
+        for digit in 0..4 {
+            let shown = char::from(digits[(bits >> (18 - 6 * digit)) as usize & 63]);
+            encoded.push(if digit <= group.len() { shown } else { '=' });
+        }
+        if at % 19 == 18 {
+            encoded.push_str("\r\n");
+        }
+    }
+    encoded
+}
+
+fn quoted_printable(content: &[u8]) -> String {
+    content
+        .iter()
+        .enumerate()
+        .map(|(at, byte)| format!("={byte:02X}{}", if at % 20 == 19 { "=\r\n" } else { "" }))
+        .collect()
+}
+
+fn uuencode(name: &str, content: &[u8]) -> String {
+    let mut encoded = format!("begin 644 {name}\r\n");
+    for line in content.chunks(45) {
+        encoded.push(char::from(b' ' + line.len() as u8));
+        for group in line.chunks(3) {
+            let mut bits = [0; 4];
+            bits[1..=group.len()].copy_from_slice(group);
+            let bits = u32::from_be_bytes(bits);
+            encoded.extend((0..4).map(|digit| match (bits >> (18 - 6 * digit)) as u8 & 63 {
+                0 => '`',
+                bits => char::from(b' ' + bits),
+            }));
+        }
+        encoded.push_str("\r\n");
+    }
+    encoded + "`\r\nend\r\n"
+}
+
+fn message(content_type: &str, body: &str) -> Vec<u8> {
+    format!("Received: from a\r\n by b\r\nFrom: a@b\r\nSubject: c\r\nMIME-Version: 1.0\r\nContent-Type: {content_type}\r\n\r\n{body}")
+        .into_bytes()
+}
+
+fn mixed(parts: &[String]) -> Vec<u8> {
+    let parts: String = parts.iter().map(|part| format!("--=_b\r\n{part}\r\n")).collect();
+    message("multipart/mixed;\r\n boundary=\"=_b\"", &format!("{parts}--=_b--\r\n"))
+}
+
+#[test]
+fn attachments_come_out_in_every_encoding() {
+    let eicar = eicar();
+    let parts = [
+        ("7bit", text(&eicar)),
+        ("base64", base64(&eicar)),
+        ("BASE64", base64(&eicar).replace("\r\n", "")),
+        ("quoted-printable", quoted_printable(&eicar)),
+    ];
+    for (encoding, body) in parts {
+        let part = format!(
+            "Content-Transfer-Encoding: {encoding}\r\nContent-Disposition: attachment; filename=\"e.com\"\r\n\r\n{body}"
+        );
+        let file = mixed(&["\r\nhello".to_owned(), part]);
+        let expected = [("part-1.txt".to_owned(), b"hello".to_vec()), ("e.com".to_owned(), eicar.clone())];
+        assert_eq!(members(&file), expected, "{encoding}");
+        check(&file);
+    }
+}
+
+#[test]
+fn an_attachment_of_an_attached_message_is_found() {
+    let inner = mixed(&[format!("Content-Transfer-Encoding: base64\r\n\r\n{}", base64(&eicar()))]);
+    let attached = format!("Content-Type: message/rfc822\r\n\r\n{}", text(&inner).replace("=_b", "inner"));
+    let file = mixed(&[attached]);
+    assert_eq!(members(&file)[0].0, "part-1.eml");
+    check(&file);
+    let encoded =
+        format!("Content-Type: message/rfc822\r\nContent-Transfer-Encoding: base64\r\n\r\n{}", base64(&inner));
+    conformance::comes_apart(&Case::new("eml", &mixed(&[encoded]), &eicar()));
+}
+
+#[test]
+fn nested_multiparts_and_text_around_them_come_out() {
+    let body = "before\r\n--a\r\nContent-Type: multipart/alternative; boundary=b\r\n\r\n--b\r\n\r\none\r\n--b\r\n\
+                Content-Type: text/html\r\n\r\n<p>two\r\n--b--\r\n\r\n--a\r\n\r\nthree\r\n--a--\r\nafter\r\n";
+    let file = message("multipart/mixed; boundary=a", body);
+    let expected = [
+        ("preamble", "before"),
+        ("part-1.txt", "one"),
+        ("part-2.html", "<p>two"),
+        ("part-3.txt", "three"),
+        ("epilogue", "after\r\n"),
+    ];
+    assert_eq!(members(&file), expected.map(|(name, content)| (name.to_owned(), content.as_bytes().to_vec())));
+    // An outer boundary ends what lies in an inner multipart without an end.
+    let file = message(
+        "multipart/mixed; boundary=a",
+        "--a\r\nContent-Type: multipart/x; boundary=b\r\n\r\n--b\r\n\r\none\r\n--a--\r\n",
+    );
+    assert_eq!(members(&file), [("part-1.txt".to_owned(), b"one".to_vec())]);
+    let deep: String =
+        (0..100).map(|at| format!("--{at}\r\nContent-Type: multipart/x; boundary={}\r\n\r\n", at + 1)).collect();
+    let taken = take_apart(&message("multipart/x; boundary=0", &deep), &Passwords::NONE);
+    assert!(taken.outcome.broken.is_some());
+}
+
+#[test]
+fn files_in_text_come_out() {
+    let eicar = eicar();
+    let file = message("text/plain", &format!("hello\r\n{}bye\r\n", uuencode("e.com", &eicar)));
+    let expected: [(&str, &[u8]); 3] = [("part-1.txt", b"hello"), ("e.com", &eicar), ("part-1.txt", b"bye\r\n")];
+    assert_eq!(members(&file), expected.map(|(name, content)| (name.to_owned(), content.to_vec())));
+    let mut encoded = Vec::new();
+    for byte in &eicar {
+        match byte.wrapping_add(42) {
+            critical @ (0 | b'\n' | b'\r' | b'=') => encoded.extend([b'=', critical.wrapping_add(64)]),
+            byte => encoded.push(byte),
+        }
+    }
+    let mut file = message("text/plain", "=ybegin line=128 size=68 name=a b.com\r\n");
+    file.extend_from_slice(&encoded);
+    file.extend_from_slice(b"\r\n=yend size=68\r\n");
+    assert!(members(&file).contains(&("a b.com".to_owned(), eicar.clone())), "{:?}", members(&file));
+    conformance::survives_mutations(&Case::new("eml", &file, &eicar), ROUNDS);
+}
+
+#[test]
+fn what_programs_read_differently_is_suspicious() {
+    let file = message("text/plain\r\nContent-Type: multipart/mixed; boundary=x", "a");
+    assert!(take_apart(&file, &Passwords::NONE).outcome.suspicious.is_some());
+}
+
+#[test]
+fn web_pages_with_everything_in_them_come_apart() {
+    let part = format!(
+        "Content-Type: image/png\r\nContent-Transfer-Encoding: base64\r\nContent-Location: file:///C:/e.png\r\n\r\n{}",
+        base64(&eicar())
+    );
+    let file = text(&mixed(&["Content-Type: text/html\r\n\r\n<html>".to_owned(), part])).replace("mixed", "related");
+    assert_eq!(members(file.as_bytes())[1].0, "e.png");
+    check(file.as_bytes());
+}
+
+#[test]
+fn mailboxes_come_apart() {
+    let one = mixed(&[format!("Content-Transfer-Encoding: base64\r\n\r\n{}", base64(&eicar()))]);
+    let begin = b"From a@b Thu Jan  1 00:00:00 1970\n".to_vec();
+    let quoted = message("text/plain", "a\r\n\r\n>From the beginning\r\nFrom here\r\n\r\n");
+    let file = [begin.clone(), quoted.clone(), begin, one.clone()].concat();
+    let found = members(&file);
+    let expected = [("message-1.eml", quoted), ("message-2.eml", one)];
+    assert_eq!(found, expected.map(|(name, content)| (name.to_owned(), content)));
+    let eicar = eicar();
+    let case = Case::new("mbox", &file, &eicar);
+    conformance::comes_apart(&case);
+    conformance::survives_mutations(&case, ROUNDS);
+    // A mailbox doesn't say where its last message ends: that is for the message to say.
+    for length in 0..file.len() {
+        take_apart_as(ContainerFormat::named("mbox").unwrap(), &file[..length], 0, &Passwords::NONE);
+    }
+}
+
+#[test]
+fn outlooks_attachments_come_out() {
+    fn attribute(file: &mut Vec<u8>, level: u8, number: u32, data: &[u8]) {
+        file.push(level);
+        file.extend_from_slice(&number.to_le_bytes());
+        file.extend_from_slice(&(data.len() as u32).to_le_bytes());
+        file.extend_from_slice(data);
+        file.extend_from_slice(&data.iter().fold(0u16, |sum, byte| sum.wrapping_add(u16::from(*byte))).to_le_bytes());
+    }
+    let eicar = eicar();
+    let long_name: Vec<u8> = "a long name.com\0".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let mut properties = 4u32.to_le_bytes().to_vec();
+    // A number, a named property with two strings, the long name, an embedded object.
+    properties.extend_from_slice(b"\x03\0\x05\x37\x01\0\0\0");
+    properties.extend_from_slice(b"\x1e\x10\x01\x80\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\x04\0\0\0n\0\0\0\x02\0\0\0\x02\0\0\0a\0\0\0\x01\0\0\0b\0\0\0");
+    properties.extend_from_slice(b"\x1f\0\x07\x37\x01\0\0\0");
+    properties.extend_from_slice(&(long_name.len() as u32).to_le_bytes());
+    properties.extend_from_slice(&long_name);
+    properties.extend_from_slice(b"\x0d\0\x01\x37\x01\0\0\0");
+    properties.extend_from_slice(&(16 + eicar.len() as u32).to_le_bytes());
+    properties.extend_from_slice(&[0; 16]);
+    properties.extend_from_slice(&eicar);
+    let mut file = b"\x78\x9f\x3e\x22\x01\0".to_vec();
+    attribute(&mut file, 1, 0x0008_9006, &[0, 0, 1, 0]);
+    attribute(&mut file, 2, 0x0006_9002, &[0; 14]);
+    attribute(&mut file, 2, 0x0001_8010, b"SHORT.COM\0");
+    attribute(&mut file, 2, 0x0006_800f, &eicar);
+    attribute(&mut file, 2, 0x0006_9002, &[0; 14]);
+    attribute(&mut file, 2, 0x0006_9005, &properties);
+    let expected = [("SHORT.COM".to_owned(), eicar.clone()), ("a long name.com".to_owned(), eicar.clone())];
+    assert_eq!(members(&file), expected);
+    // Cut between two attachments it is complete.
+    conformance::check(&Case { open_ended: true, ..Case::new("tnef", &file, &eicar) }, ROUNDS);
+}

@@ -1,0 +1,192 @@
+//! Documents that are text: RTF, web pages, XML, scripts, calendars; and those that are put into them.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::io::{Cursor, Write};
+
+use lazaret_containers::conformance::{self, Case, eicar, take_apart, take_apart_as};
+use lazaret_containers::{ContainerFormat, Passwords, Protection};
+
+const ROUNDS: u32 = 500;
+
+fn members(file: &[u8]) -> Vec<(String, Vec<u8>)> {
+    take_apart(file, &Passwords::NONE).members
+}
+
+fn base64(content: &[u8]) -> String {
+    let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut encoded = String::new();
+    for group in content.chunks(3) {
+        let mut bits = [0; 4];
+        bits[1..=group.len()].copy_from_slice(group);
+        let bits = u32::from_be_bytes(bits);
+        for digit in 0..4 {
+            let shown = char::from(digits[(bits >> (18 - 6 * digit)) as usize & 63]);
+            encoded.push(if digit <= group.len() { shown } else { '=' });
+        }
+    }
+    encoded
+}
+
+/// Base64 in lines, with something between them.
+fn lines(content: &[u8], between: &str) -> String {
+    let encoded = base64(content);
+    encoded.as_bytes().chunks(48).map(|line| std::str::from_utf8(line).unwrap()).collect::<Vec<_>>().join(between)
+}
+
+fn hex(content: &[u8]) -> String {
+    content.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn package(content: &[u8]) -> Vec<u8> {
+    [b"\x02\0e.com\0C:\\e.com\0\0\0\x03\0\x02\0\0\0a\0", &(content.len() as u32).to_le_bytes()[..], content].concat()
+}
+
+fn object(class: &[u8], native: &[u8]) -> Vec<u8> {
+    let class_bytes = (class.len() as u32).to_le_bytes();
+    let native_bytes = (native.len() as u32).to_le_bytes();
+    [b"\x01\x05\0\0\x02\0\0\0", &class_bytes[..], class, &[0; 8], &native_bytes, native].concat()
+}
+
+#[test]
+fn objects_of_rich_text_come_out() {
+    let eicar = eicar();
+    let package = hex(&object(b"Package\0", &package(&eicar)));
+    let obfuscated: String = package
+        .as_bytes()
+        .chunks(2)
+        .map(|pair| format!("{} \\foo1 {{\\*\\x 00}}\r\n", std::str::from_utf8(pair).unwrap()))
+        .collect();
+    for (data, name) in [
+        (package.clone(), "e.com"),
+        (package.to_uppercase(), "e.com"),
+        (obfuscated, "e.com"),
+        (hex(&object(b"Word.Document.8\0", &eicar)), "object-1"),
+        (hex(&eicar), "object-1"),
+    ] {
+        let file = format!("{{\\rtf1\\ansi {{\\object{{\\*\\objclass x}}{{\\*\\objdata {data}}}}} text \\'7d}}");
+        assert_eq!(members(file.as_bytes()), [(name.to_owned(), eicar.clone())], "{data}");
+        conformance::check(&Case::new("rtf", file.as_bytes(), &eicar), ROUNDS);
+    }
+    // As bytes, with a picture before it; the braces in it are content.
+    let binary = [b"}{\\".to_vec(), eicar.clone()].concat();
+    let mut file = b"{\\rt {\\pict\\pngblip{\\*\\picprop 11} 8950}{\\object{\\objdata\\bin71 ".to_vec();
+    file.extend_from_slice(&binary);
+    file.extend_from_slice(b"}}}");
+    assert_eq!(members(&file), [("picture-1".to_owned(), vec![0x89, 0x50]), ("object-2".to_owned(), binary)]);
+}
+
+#[test]
+fn addresses_with_data_come_out() {
+    let eicar = eicar();
+    let percent: String = eicar.iter().map(|byte| format!("%{byte:02X}")).collect();
+    let addresses = [
+        format!("<a href=\"data:application/octet-stream;base64,{}\">", base64(&eicar)),
+        format!("<a href='DATA:;BASE64,{}'>", base64(&eicar).replace('+', "%2B").replace('=', "%3D")),
+        format!("a {{ background: url(data:image/png;x=y;base64,{}) }}", lines(&eicar, "\n")),
+        format!("<iframe src=\"data:text/html,{percent}\">"),
+    ];
+    for address in addresses {
+        let file = format!("<html>\n<p>data: none\n{address}\n</html>\n");
+        let members = members(file.as_bytes());
+        assert!(members.iter().any(|(_, content)| *content == eicar), "{address}: {members:?}");
+        conformance::check(&Case { open_ended: true, ..Case::new("text", file.as_bytes(), &eicar) }, ROUNDS);
+    }
+}
+
+#[test]
+fn long_strings_of_base64_come_out() {
+    let eicar = eicar();
+    // In a script it must be longer than a hash.
+    let long = [vec![b'x'; 60], eicar.clone()].concat();
+    let texts = [
+        format!("var a = \"{}\";\n", base64(&long)),
+        format!("var a = \"{}\";\n", lines(&long, "\" +\r\n  \"")),
+        format!("a = \"{}\"\r\n", lines(&long, "\" & _\r\n\"")),
+        format!("{{\"a\": \"{}\"}}\n", lines(&long, "\\n")),
+        format!("<?xml version=\"1.0\"?>\n<w:binData w:name=\"a\">{}</w:binData>\n", lines(&eicar, "\r\n")),
+        format!("<office:binary-data>{}</office:binary-data>\n", lines(&eicar, "&#13;\n   ")),
+        format!(
+            "BEGIN:VCALENDAR\r\nATTACH;ENCODING=BASE64;VALUE=BINARY:{}\r\nEND:VCALENDAR\r\n",
+            lines(&eicar, "\r\n ")
+        ),
+        format!("BEGIN:VCARD\r\nPHOTO;ENCODING=b:{}\r\n\r\nEND:VCARD\r\n", lines(&eicar, "\r\n ")),
+    ];
+    for text in texts {
+        let members = members(text.as_bytes());
+        assert!(members.iter().any(|(_, content)| content.ends_with(&eicar)), "{text}: {members:?}");
+        // A text doesn't say where it ends.
+        let case = Case::new("text", text.as_bytes(), &eicar);
+        conformance::comes_apart(&case);
+        conformance::survives_mutations(&case, ROUNDS);
+    }
+}
+
+#[test]
+fn lists_of_hashes_are_no_data() {
+    let list: String = (0..2000u32).map(|at| format!("{}  file-{at}\n", hex(&at.to_le_bytes().repeat(16)))).collect();
+    assert_eq!(members(list.as_bytes()), []);
+    let lock: String = (0..2000u32)
+        .map(|at| format!("\"integrity\": \"sha512-{}\"\n", base64(&at.to_le_bytes().repeat(16))))
+        .collect();
+    assert_eq!(members(lock.as_bytes()), []);
+}
+
+#[test]
+fn data_far_into_a_text_comes_out_and_prose_has_none() {
+    let eicar = eicar();
+    let prose = "It is a truth universally acknowledged that a single man in possession of a good fortune ";
+    for lines in [0, 700, 728, 729, 730, 2000] {
+        let before = format!("<html>{}", format!("{prose}\n").repeat(lines));
+        for shift in 0..3 {
+            let file = format!("{before}{}<a href=\"data:a/b;base64,{}\">", "x".repeat(shift * 31), base64(&eicar));
+            let members = members(file.as_bytes());
+            assert_eq!(members, [("data-1.b".to_owned(), eicar.clone())], "{lines} lines");
+        }
+    }
+    assert_eq!(members(format!("<html>{}", prose.repeat(100)).as_bytes()), []);
+    // One line of base64 that is longer than what is held at once.
+    let long: Vec<u8> = (0..300_000u32).map(|at| (at * 7 % 251) as u8).chain(eicar).collect();
+    assert_eq!(members(format!("<a>{}</a>", base64(&long)).as_bytes()), [("data-1".to_owned(), long)]);
+}
+
+#[test]
+fn a_manifest_of_an_encrypted_document_is_told() {
+    let manifest = |entry: &str| {
+        format!(
+            "<?xml version=\"1.0\"?>\n<manifest:manifest xmlns:manifest=\"urn:oasis:names:tc:opendocument:xmlns:manifest:1.0\">{entry}</manifest:manifest>"
+        )
+    };
+    let encrypted =
+        manifest("<manifest:file-entry><manifest:encryption-data manifest:checksum=\"a\"/></manifest:file-entry>");
+    assert_eq!(take_apart(encrypted.as_bytes(), &Passwords::NONE).outcome.protected, Some(Protection::Document));
+    assert_eq!(take_apart(manifest("").as_bytes(), &Passwords::NONE).outcome.protected, None);
+}
+
+#[test]
+fn macros_in_xml_are_found_three_deep() {
+    let mut ole = cfb::CompoundFile::create(Cursor::new(Vec::new())).unwrap();
+    ole.create_stream("/VBA").unwrap().write_all(&eicar()).unwrap();
+    ole.flush().unwrap();
+    let mut mime = b"ActiveMime\0\0\x01\xf0\x04\0\0\0".to_vec();
+    mime.resize(50, 0);
+    let mut encoder = flate2::write::ZlibEncoder::new(mime, flate2::Compression::default());
+    encoder.write_all(&ole.into_inner().into_inner()).unwrap();
+    let mime = encoder.finish().unwrap();
+    conformance::check(&Case::new("activemime", &mime, &eicar()), ROUNDS);
+    let xml =
+        format!("<?xml version=\"1.0\"?>\n<w:binData w:name=\"editdata.mso\">{}</w:binData>\n", lines(&mime, "\r\n"));
+    assert!(conformance::is_found(xml.as_bytes(), &eicar(), &Passwords::NONE));
+}
+
+#[test]
+fn packages_named_otherwise_are_the_zip_and_tar_that_they_are() {
+    let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
+    zip.start_file("manifest.json", zip::write::SimpleFileOptions::default()).unwrap();
+    zip.write_all(&eicar()).unwrap();
+    let zip = zip.finish().unwrap().into_inner();
+    // Chrome's extensions: a header with a signature, then a ZIP.
+    let crx = [b"Cr24\x03\0\0\0\x10\0\0\0", &[7; 16][..], &zip].concat();
+    assert!(conformance::is_found(&crx, &eicar(), &Passwords::NONE));
+    take_apart_as(ContainerFormat::named("zip").unwrap(), &crx, 0, &Passwords::NONE);
+}

@@ -1,0 +1,173 @@
+//! One file's digests under way, and the two things that are done with many files at once: mixing whole blocks into their
+//! states, and closing them.
+//!
+//! Invariant: a file's bytes come in order, in runs of whole [`BLOCK_BYTES`] (the longest block of the four digests, and a
+//! multiple of the others), and what is left over comes with its end. Nothing is buffered here.
+
+use crate::kernels::{Algorithm, Lane, Md5, Sha1, Sha256, Sha512};
+use crate::plan::{Choice, LANES_MAX, Plan};
+use crate::{Digests, Selection};
+
+/// The unit in which files advance: SHA-512's block, two blocks of each of the others.
+pub(crate) const BLOCK_BYTES: usize = 128;
+/// What is left of a file after its last whole unit, padding and length: at most two units.
+const PADDED_BYTES_MAX: usize = 2 * BLOCK_BYTES;
+
+/// The states of one file's digests.
+pub(crate) struct File {
+    selection: Selection,
+    blake3: blake3::Hasher,
+    md5: [u32; 4],
+    sha1: [u32; 5],
+    sha256: [u32; 8],
+    sha512: [u64; 8],
+    length: u64,
+}
+
+impl File {
+    /// An empty file.
+    pub(crate) fn new(selection: Selection) -> Self {
+        Self {
+            selection,
+            blake3: blake3::Hasher::new(),
+            md5: Md5::START,
+            sha1: Sha1::START,
+            sha256: Sha256::START,
+            sha512: Sha512::START,
+            length: 0,
+        }
+    }
+
+    /// Takes the next bytes into BLAKE3, which fills its lanes from one file alone and wants long runs.
+    pub(crate) fn update_blake3(&mut self, bytes: &[u8]) {
+        self.blake3.update(bytes);
+    }
+
+    /// The digests of a closed file.
+    pub(crate) fn digests(&self) -> Digests {
+        let Selection { md5, sha1, sha256, sha512 } = self.selection;
+        Digests {
+            blake3: *self.blake3.finalize().as_bytes(),
+            md5: md5.then(|| bytes(self.md5.map(u32::to_le_bytes))),
+            sha1: sha1.then(|| bytes(self.sha1.map(u32::to_be_bytes))),
+            sha256: sha256.then(|| bytes(self.sha256.map(u32::to_be_bytes))),
+            sha512: sha512.then(|| bytes(self.sha512.map(u64::to_be_bytes))),
+        }
+    }
+}
+
+/// The bytes of words.
+fn bytes<const WORD: usize, const WORDS: usize, const BYTES: usize>(words: [[u8; WORD]; WORDS]) -> [u8; BYTES] {
+    const { assert!(WORD * WORDS == BYTES) };
+    let mut bytes = [0; BYTES];
+    bytes.copy_from_slice(words.as_flattened());
+    bytes
+}
+
+/// A file and its next whole units.
+pub(crate) struct Part<'a> {
+    pub(crate) file: &'a mut File,
+    pub(crate) bytes: &'a [u8],
+}
+
+/// Mixes equally many units of each file into its states, all but BLAKE3's.
+pub(crate) fn advance(plan: &Plan, parts: &mut [Part<'_>]) {
+    for part in &mut *parts {
+        debug_assert!(part.bytes.len().is_multiple_of(BLOCK_BYTES));
+        part.file.length += part.bytes.len() as u64;
+    }
+    run::<Md5, _>(&plan.md5, parts, |part| part.file.selection.md5.then_some((&mut part.file.md5, part.bytes)));
+    run::<Sha1, _>(&plan.sha1, parts, |part| part.file.selection.sha1.then_some((&mut part.file.sha1, part.bytes)));
+    run::<Sha256, _>(&plan.sha256, parts, |part| {
+        part.file.selection.sha256.then_some((&mut part.file.sha256, part.bytes))
+    });
+    run::<Sha512, _>(&plan.sha512, parts, |part| {
+        part.file.selection.sha512.then_some((&mut part.file.sha512, part.bytes))
+    });
+}
+
+/// Runs one digest over those of `parts` that want it.
+fn run<A: Algorithm, P>(
+    choice: &Choice,
+    parts: &mut [P],
+    lane: impl for<'p> Fn(&'p mut P) -> Option<(&'p mut A::State, &'p [u8])>,
+) {
+    for parts in parts.chunks_mut(LANES_MAX) {
+        let mut lanes: Vec<Lane<'_, A::State>> = Vec::with_capacity(parts.len());
+        lanes.extend(parts.iter_mut().filter_map(&lane).map(|(state, bytes)| Lane { state, bytes }));
+        if !lanes.is_empty() {
+            A::run(choice.path(lanes.len()), &mut lanes);
+        }
+    }
+}
+
+/// A file and what is left of it after its last whole unit.
+pub(crate) struct Ending<'a> {
+    pub(crate) file: &'a mut File,
+    pub(crate) rest: &'a [u8],
+}
+
+/// Pads and closes one file.
+pub(crate) fn close_one(plan: &Plan, file: &mut File, rest: &[u8]) -> Digests {
+    close(plan, &mut [Ending { file, rest }]);
+    file.digests()
+}
+
+/// Pads and closes files, which have their digests from then on and take nothing more.
+pub(crate) fn close(plan: &Plan, endings: &mut [Ending<'_>]) {
+    for ending in &mut *endings {
+        debug_assert!(ending.rest.len() < BLOCK_BYTES);
+        ending.file.length += ending.rest.len() as u64;
+        ending.file.blake3.update(ending.rest);
+    }
+    close_digest::<Md5, 8>(&plan.md5, endings, u64::to_le_bytes, |file| file.selection.md5.then_some(&mut file.md5));
+    close_digest::<Sha1, 8>(&plan.sha1, endings, u64::to_be_bytes, |file| {
+        file.selection.sha1.then_some(&mut file.sha1)
+    });
+    close_digest::<Sha256, 8>(&plan.sha256, endings, u64::to_be_bytes, |file| {
+        file.selection.sha256.then_some(&mut file.sha256)
+    });
+    let long = |bits: u64| u128::from(bits).to_be_bytes();
+    close_digest::<Sha512, 16>(&plan.sha512, endings, long, |file| file.selection.sha512.then_some(&mut file.sha512));
+}
+
+/// A file's last blocks: what was left, a one bit, zeros, the length in bits.
+struct Padded<'a, S> {
+    state: &'a mut S,
+    bytes: [u8; PADDED_BYTES_MAX],
+    blocks: usize,
+}
+
+/// Closes one digest of all the files that want it, a block of each at a time; files with fewer last blocks than others
+/// leave earlier.
+fn close_digest<A: Algorithm, const LENGTH_BYTES: usize>(
+    choice: &Choice,
+    endings: &mut [Ending<'_>],
+    length_bytes: impl Fn(u64) -> [u8; LENGTH_BYTES],
+    state: impl for<'f> Fn(&'f mut File) -> Option<&'f mut A::State>,
+) {
+    let mut padded: Vec<Padded<'_, A::State>> = Vec::with_capacity(endings.len());
+    for Ending { file, rest } in endings {
+        let length = length_bytes(file.length.wrapping_mul(8));
+        let Some(state) = state(file) else { continue };
+        let blocks = (rest.len() + 1 + LENGTH_BYTES).div_ceil(A::BLOCK_BYTES);
+        let mut bytes = [0; PADDED_BYTES_MAX];
+        for (to, from) in bytes.iter_mut().zip(rest.iter().chain(&[0x80])) {
+            *to = *from;
+        }
+        if let Some(end) = bytes.get_mut(..blocks * A::BLOCK_BYTES).and_then(<[u8]>::last_chunk_mut) {
+            *end = length;
+        }
+        padded.push(Padded { state, bytes, blocks });
+    }
+    for block in 0.. {
+        padded.retain(|padded| padded.blocks > block);
+        if padded.is_empty() {
+            break;
+        }
+        run::<A, _>(choice, &mut padded, |padded| {
+            let bytes = padded.bytes.chunks_exact(A::BLOCK_BYTES).nth(block)?;
+            Some((&mut *padded.state, bytes))
+        });
+    }
+}

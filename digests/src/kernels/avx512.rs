@@ -1,0 +1,302 @@
+//! AVX-512 (F and BW): sixteen 32-bit or eight 64-bit words a register.
+//!
+//! Safety: every intrinsic here needs instructions that not every processor has. They are used in two kinds of places
+//! only: behind an `unsafe` function whose caller promises the instructions, and in methods of a type whose values come
+//! from such functions alone (see [`super::words`]). The four entries at the end carry `#[target_feature]`, everything
+//! else is inlined into them; memory is touched by `load`, `store` and the two `gather` functions alone, within the bounds
+//! their callers promise.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+
+use super::drive::{Lane, drive};
+use super::rounds::{Md5, Sha1, Sha256, Sha512};
+use super::words::{LANES_MAX, Words};
+
+/// 16 words of 32 bits.
+#[derive(Clone, Copy)]
+pub(super) struct W32(__m512i);
+
+impl Words for W32 {
+    type Word = u32;
+    const LANES: usize = 16;
+
+    #[inline(always)]
+    unsafe fn load(from: *const u32) -> Self {
+        // SAFETY: the caller promises the words and the instructions.
+        Self(unsafe { _mm512_loadu_epi32(from.cast()) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut u32) {
+        // SAFETY: the caller promises room for the words.
+        unsafe { _mm512_storeu_epi32(to.cast(), self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn gather(files: &[*const u8; LANES_MAX], offset: usize, little: bool) -> [Self; 16] {
+        // SAFETY: the caller promises the words and the instructions.
+        unsafe { gather_32(files, offset, little) }
+    }
+
+    #[inline(always)]
+    fn splat(self, word: u32) -> Self {
+        // SAFETY: `self` exists, so the processor has the instructions. The same holds below.
+        Self(unsafe { _mm512_set1_epi32(word as i32) })
+    }
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm512_add_epi32(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn xor(self, other: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm512_xor_si512(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn xor3(self, b: Self, c: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm512_ternarylogic_epi32::<0x96>(self.0, b.0, c.0) })
+    }
+
+    #[inline(always)]
+    fn choose(self, b: Self, c: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm512_ternarylogic_epi32::<0xca>(self.0, b.0, c.0) })
+    }
+
+    #[inline(always)]
+    fn majority(self, b: Self, c: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm512_ternarylogic_epi32::<0xe8>(self.0, b.0, c.0) })
+    }
+
+    #[inline(always)]
+    fn md5_i(self, b: Self, c: Self, d: Self) -> Self {
+        // SAFETY: as above.
+        self.add(Self(unsafe { _mm512_ternarylogic_epi32::<0x39>(b.0, c.0, d.0) }))
+    }
+
+    #[inline(always)]
+    fn rotate<const LEFT: i32, const RIGHT: i32>(self) -> Self {
+        const { assert!(LEFT + RIGHT == 32) };
+        // SAFETY: as above.
+        Self(unsafe { _mm512_rol_epi32::<LEFT>(self.0) })
+    }
+
+    #[inline(always)]
+    fn shift_right<const RIGHT: i32>(self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm512_srl_epi32(self.0, _mm_cvtsi32_si128(RIGHT)) })
+    }
+}
+
+/// 8 words of 64 bits.
+#[derive(Clone, Copy)]
+pub(super) struct W64(__m512i);
+
+impl Words for W64 {
+    type Word = u64;
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    unsafe fn load(from: *const u64) -> Self {
+        // SAFETY: the caller promises the words and the instructions.
+        Self(unsafe { _mm512_loadu_epi64(from.cast()) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut u64) {
+        // SAFETY: the caller promises room for the words.
+        unsafe { _mm512_storeu_epi64(to.cast(), self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn gather(files: &[*const u8; LANES_MAX], offset: usize, little: bool) -> [Self; 16] {
+        // SAFETY: the caller promises the words and the instructions.
+        unsafe { gather_64(files, offset, little) }
+    }
+
+    #[inline(always)]
+    fn splat(self, word: u64) -> Self {
+        // SAFETY: `self` exists, so the processor has the instructions. The same holds below.
+        Self(unsafe { _mm512_set1_epi64(word as i64) })
+    }
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm512_add_epi64(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn xor(self, other: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm512_xor_si512(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn xor3(self, b: Self, c: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm512_ternarylogic_epi64::<0x96>(self.0, b.0, c.0) })
+    }
+
+    #[inline(always)]
+    fn choose(self, b: Self, c: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm512_ternarylogic_epi64::<0xca>(self.0, b.0, c.0) })
+    }
+
+    #[inline(always)]
+    fn majority(self, b: Self, c: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm512_ternarylogic_epi64::<0xe8>(self.0, b.0, c.0) })
+    }
+
+    #[inline(always)]
+    fn md5_i(self, b: Self, c: Self, d: Self) -> Self {
+        // SAFETY: as above.
+        self.add(Self(unsafe { _mm512_ternarylogic_epi64::<0x39>(b.0, c.0, d.0) }))
+    }
+
+    #[inline(always)]
+    fn rotate<const LEFT: i32, const RIGHT: i32>(self) -> Self {
+        const { assert!(LEFT + RIGHT == 64) };
+        // SAFETY: as above.
+        Self(unsafe { _mm512_rol_epi64::<LEFT>(self.0) })
+    }
+
+    #[inline(always)]
+    fn shift_right<const RIGHT: i32>(self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm512_srl_epi64(self.0, _mm_cvtsi32_si128(RIGHT)) })
+    }
+}
+
+/// Reads a row of sixteen 32-bit or eight 64-bit words a lane and turns rows into columns.
+///
+/// # Safety
+/// As [`Words::gather`].
+#[inline(always)]
+unsafe fn gather_32(files: &[*const u8; LANES_MAX], offset: usize, little: bool) -> [W32; 16] {
+    // SAFETY: the caller promises sixteen readable pointers and the instructions.
+    unsafe {
+        let mut rows = [_mm512_setzero_si512(); 16];
+        for (row, pointer) in rows.iter_mut().zip(files) {
+            *row = _mm512_loadu_epi32(pointer.add(offset).cast());
+        }
+        // Pairs of lanes, then fours, within the four quarters of the register; then the quarters themselves.
+        let mut pairs = rows;
+        for i in 0..8 {
+            pairs[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+            pairs[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+        }
+        let mut fours = pairs;
+        for i in 0..4 {
+            fours[4 * i] = _mm512_unpacklo_epi64(pairs[4 * i], pairs[4 * i + 2]);
+            fours[4 * i + 1] = _mm512_unpackhi_epi64(pairs[4 * i], pairs[4 * i + 2]);
+            fours[4 * i + 2] = _mm512_unpacklo_epi64(pairs[4 * i + 1], pairs[4 * i + 3]);
+            fours[4 * i + 3] = _mm512_unpackhi_epi64(pairs[4 * i + 1], pairs[4 * i + 3]);
+        }
+        let mut words = fours;
+        for i in 0..4 {
+            let low_even = _mm512_shuffle_i32x4::<0x88>(fours[i], fours[i + 4]);
+            let low_odd = _mm512_shuffle_i32x4::<0xdd>(fours[i], fours[i + 4]);
+            let high_even = _mm512_shuffle_i32x4::<0x88>(fours[i + 8], fours[i + 12]);
+            let high_odd = _mm512_shuffle_i32x4::<0xdd>(fours[i + 8], fours[i + 12]);
+            words[i] = _mm512_shuffle_i32x4::<0x88>(low_even, high_even);
+            words[i + 4] = _mm512_shuffle_i32x4::<0x88>(low_odd, high_odd);
+            words[i + 8] = _mm512_shuffle_i32x4::<0xdd>(low_even, high_even);
+            words[i + 12] = _mm512_shuffle_i32x4::<0xdd>(low_odd, high_odd);
+        }
+        if !little {
+            let swap = _mm512_broadcast_i32x4(_mm_set_epi8(12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7, 0, 1, 2, 3));
+            for word in &mut words {
+                *word = _mm512_shuffle_epi8(*word, swap);
+            }
+        }
+        let mut turned = [W32(_mm512_setzero_si512()); 16];
+        for (turned, word) in turned.iter_mut().zip(words) {
+            *turned = W32(word);
+        }
+        turned
+    }
+}
+
+/// # Safety
+/// As [`Words::gather`].
+#[inline(always)]
+unsafe fn gather_64(files: &[*const u8; LANES_MAX], offset: usize, little: bool) -> [W64; 16] {
+    // SAFETY: the caller promises eight readable pointers and the instructions; a block has two rows of 64 bytes.
+    unsafe {
+        let mut words = [_mm512_setzero_si512(); 16];
+        for half in 0..2 {
+            let mut rows = [_mm512_setzero_si512(); 8];
+            for (row, pointer) in rows.iter_mut().zip(files) {
+                *row = _mm512_loadu_epi64(pointer.add(offset + 64 * half).cast());
+            }
+            let mut pairs = rows;
+            for i in 0..4 {
+                pairs[2 * i] = _mm512_unpacklo_epi64(rows[2 * i], rows[2 * i + 1]);
+                pairs[2 * i + 1] = _mm512_unpackhi_epi64(rows[2 * i], rows[2 * i + 1]);
+            }
+            for i in 0..2 {
+                let low_even = _mm512_shuffle_i64x2::<0x88>(pairs[i], pairs[i + 2]);
+                let low_odd = _mm512_shuffle_i64x2::<0xdd>(pairs[i], pairs[i + 2]);
+                let high_even = _mm512_shuffle_i64x2::<0x88>(pairs[i + 4], pairs[i + 6]);
+                let high_odd = _mm512_shuffle_i64x2::<0xdd>(pairs[i + 4], pairs[i + 6]);
+                words[8 * half + i] = _mm512_shuffle_i64x2::<0x88>(low_even, high_even);
+                words[8 * half + i + 2] = _mm512_shuffle_i64x2::<0x88>(low_odd, high_odd);
+                words[8 * half + i + 4] = _mm512_shuffle_i64x2::<0xdd>(low_even, high_even);
+                words[8 * half + i + 6] = _mm512_shuffle_i64x2::<0xdd>(low_odd, high_odd);
+            }
+        }
+        if !little {
+            let swap = _mm512_broadcast_i32x4(_mm_set_epi8(8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+            for word in &mut words {
+                *word = _mm512_shuffle_epi8(*word, swap);
+            }
+        }
+        let mut turned = [W64(_mm512_setzero_si512()); 16];
+        for (turned, word) in turned.iter_mut().zip(words) {
+            *turned = W64(word);
+        }
+        turned
+    }
+}
+
+/// # Safety
+/// The processor has AVX-512 F and BW.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn md5(lanes: &mut [Lane<'_, [u32; 4]>], blocks: usize) {
+    // SAFETY: the caller promises the instructions of the registers' type.
+    unsafe { drive::<Md5, W32, 4>(lanes, blocks) }
+}
+
+/// # Safety
+/// The processor has AVX-512 F and BW.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn sha1(lanes: &mut [Lane<'_, [u32; 5]>], blocks: usize) {
+    // SAFETY: the caller promises the instructions of the registers' type.
+    unsafe { drive::<Sha1, W32, 5>(lanes, blocks) }
+}
+
+/// # Safety
+/// The processor has AVX-512 F and BW.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn sha256(lanes: &mut [Lane<'_, [u32; 8]>], blocks: usize) {
+    // SAFETY: the caller promises the instructions of the registers' type.
+    unsafe { drive::<Sha256, W32, 8>(lanes, blocks) }
+}
+
+/// # Safety
+/// The processor has AVX-512 F and BW.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn sha512(lanes: &mut [Lane<'_, [u64; 8]>], blocks: usize) {
+    // SAFETY: the caller promises the instructions of the registers' type.
+    unsafe { drive::<Sha512, W64, 8>(lanes, blocks) }
+}

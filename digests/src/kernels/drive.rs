@@ -1,0 +1,63 @@
+//! Brings files and registers together: states into the lanes, block after block through the rounds, states back.
+//!
+//! Safety: this is the one place where blocks are read through pointers, because a check a lane and block costs more than
+//! some of the rounds. Every pointer comes from a slice whose length is checked once, before the first block.
+#![allow(unsafe_code)]
+
+use super::words::{LANES_MAX, Rounds, Words};
+
+/// One file's next blocks and the state that they are to be mixed into.
+pub(crate) struct Lane<'a, S> {
+    /// The digest's state so far.
+    pub(crate) state: &'a mut S,
+    /// Whole blocks; of the same length in all lanes.
+    pub(crate) bytes: &'a [u8],
+}
+
+/// Mixes `blocks` blocks of each lane, at most as many lanes as a register has. Registers' lanes without a file repeat the
+/// first one's work, and what they make is thrown away.
+///
+/// # Safety
+/// The processor has the instructions of `V`.
+#[inline(always)]
+pub(super) unsafe fn drive<R: Rounds<V, STATE>, V: Words, const STATE: usize>(
+    lanes: &mut [Lane<'_, [V::Word; STATE]>],
+    blocks: usize,
+) {
+    const { assert!(V::LANES <= LANES_MAX) };
+    let Some(first) = lanes.first() else { return };
+    assert!(lanes.len() <= V::LANES, "more lanes than the register has");
+    assert!(
+        lanes.iter().all(|lane| lane.bytes.len() / R::BLOCK_BYTES >= blocks),
+        "a lane is shorter than the blocks asked for"
+    );
+    let mut pointers = [first.bytes.as_ptr(); LANES_MAX];
+    let mut columns = [[V::Word::default(); LANES_MAX]; STATE];
+    for (l, lane) in lanes.iter().enumerate() {
+        pointers[l] = lane.bytes.as_ptr();
+        for (column, word) in columns.iter_mut().zip(&*lane.state) {
+            column[l] = *word;
+        }
+    }
+    // No closures below: one is compiled without the instructions and can't be inlined where they are.
+    // SAFETY: a column has `LANES_MAX` words, at least as many as the register; the caller promises the instructions.
+    let mut state = [unsafe { V::load(columns[0].as_ptr()) }; STATE];
+    for (word, column) in state.iter_mut().zip(&columns) {
+        // SAFETY: as above.
+        *word = unsafe { V::load(column.as_ptr()) };
+    }
+    for block in 0..blocks {
+        // SAFETY: every pointer is of a slice that has a whole block there, by the assertion above.
+        let words = unsafe { V::gather(&pointers, block * R::BLOCK_BYTES, R::LITTLE) };
+        R::block(&mut state, words);
+    }
+    for (column, word) in columns.iter_mut().zip(state) {
+        // SAFETY: as for the load.
+        unsafe { word.store(column.as_mut_ptr()) };
+    }
+    for (l, lane) in lanes.iter_mut().enumerate() {
+        for (word, column) in lane.state.iter_mut().zip(&columns) {
+            *word = column[l];
+        }
+    }
+}

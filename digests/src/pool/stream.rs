@@ -1,0 +1,219 @@
+//! One file of a pool, as its owner sees it.
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+
+use bytes::Bytes;
+
+use super::state::{Aftermath, Key, Outcome};
+use super::{Lost, Pool, SHORT_BYTES};
+use crate::file::{BLOCK_BYTES, File, Part, advance, close_one};
+use crate::{Digests, Selection};
+
+/// Pieces shorter than this are copied together before they are handed on, so that the way to a thread is a small part of
+/// the work on them.
+const GATHER_BYTES: usize = 2 * 1024;
+
+/// A file that is being digested by a [`Pool`]. Dropped before its end, it leaves the pool.
+///
+/// Its pieces are kept as they come, not copied, until a thread is through with them: a short [`Bytes`] that is part of a
+/// long buffer keeps the long one.
+pub struct Stream {
+    place: Place,
+    /// Less than a unit that was begun, or short pieces that were gathered.
+    gathered: Vec<u8>,
+    /// Whole units that were not handed on yet, because the file may turn out to be short.
+    held: Vec<Bytes>,
+    /// Their bytes; none once pieces are handed on.
+    held_bytes: Option<usize>,
+}
+
+impl Stream {
+    pub(super) fn new(pool: Pool, selection: Selection) -> Self {
+        let key = pool.shared().lock().open(selection);
+        let place = Place { pool, key: Some(key) };
+        Self { place, gathered: Vec::new(), held: Vec::new(), held_bytes: Some(0) }
+    }
+
+    /// Takes the file's next bytes. Waits while too many bytes of this file, or of all together, are waiting for a thread.
+    /// Given up half-way, the stream is good for nothing but to be dropped.
+    pub async fn update(&mut self, piece: Bytes) {
+        let (first, second) = self.cut(piece);
+        let cut_bytes = first.len() + second.len();
+        if self.held_bytes.is_some_and(|held_bytes| held_bytes + cut_bytes <= SHORT_BYTES) {
+            self.held_bytes = self.held_bytes.map(|held_bytes| held_bytes + cut_bytes);
+            self.held.extend([first, second]);
+            return;
+        }
+        self.held_bytes = None;
+        let held = std::mem::take(&mut self.held);
+        for piece in held.into_iter().chain([first, second]).filter(|piece| !piece.is_empty()) {
+            self.place.room().await;
+            self.place.push(piece);
+        }
+    }
+
+    /// [`Stream::update`] for threads that may block.
+    pub fn update_blocking(&mut self, piece: Bytes) {
+        block_on(self.update(piece));
+    }
+
+    /// Says that the file is at its end. Returns at once; its digests are computed whether anybody waits for them or not.
+    pub fn end(mut self) -> Pending {
+        let mut rest = Bytes::from(std::mem::take(&mut self.gathered));
+        let units = rest.split_to(rest.len() - rest.len() % BLOCK_BYTES);
+        let pieces = std::mem::take(&mut self.held).into_iter().chain([units]).filter(|piece| !piece.is_empty());
+        self.place.end(pieces.collect(), rest, self.held_bytes.is_some());
+        Pending { place: self.place }
+    }
+
+    /// Ends the file and waits for its digests.
+    pub async fn finish(self) -> Result<Digests, Lost> {
+        self.end().await
+    }
+
+    /// [`Stream::finish`] for threads that may block.
+    pub fn finish_blocking(self) -> Result<Digests, Lost> {
+        self.end().wait()
+    }
+
+    /// Cuts what was gathered and a new piece into whole units: of what was gathered, made up to a unit, and of the piece
+    /// behind. The rest is gathered.
+    fn cut(&mut self, mut piece: Bytes) -> (Bytes, Bytes) {
+        if self.gathered.len() + piece.len() < GATHER_BYTES {
+            self.gathered.extend_from_slice(&piece);
+            return (Bytes::new(), Bytes::new());
+        }
+        let mut first = Bytes::new();
+        if !self.gathered.is_empty() {
+            let missing = self.gathered.len().next_multiple_of(BLOCK_BYTES) - self.gathered.len();
+            // A short piece is copied whole; one too short for the unit that was begun leaves it begun.
+            let joined = if piece.len() < GATHER_BYTES { piece.len() } else { missing };
+            self.gathered.extend_from_slice(&piece.split_to(joined.min(piece.len())));
+            let rest = self.gathered.split_off(self.gathered.len() - self.gathered.len() % BLOCK_BYTES);
+            first = std::mem::replace(&mut self.gathered, rest).into();
+        }
+        let second = piece.split_to(piece.len() - piece.len() % BLOCK_BYTES);
+        self.gathered.extend_from_slice(&piece);
+        (first, second)
+    }
+}
+
+/// A file's digests, as soon as they are there: a future, or [`Pending::wait`]. Dropped, the file leaves the pool.
+#[must_use = "the digests come when this is awaited"]
+pub struct Pending {
+    place: Place,
+}
+
+impl Pending {
+    /// Blocks until the digests are there.
+    pub fn wait(self) -> Result<Digests, Lost> {
+        block_on(self)
+    }
+}
+
+impl Future for Pending {
+    type Output = Result<Digests, Lost>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.place.outcome(context.waker().clone())
+    }
+}
+
+/// A file's place in the pool, which it leaves when this goes.
+struct Place {
+    pool: Pool,
+    key: Option<Key>,
+}
+
+impl Place {
+    async fn room(&self) {
+        let Some(key) = self.key else { return };
+        let room = |context: &mut Context<'_>| {
+            let (waker, mut aftermath) = (context.waker().clone(), Aftermath::default());
+            let (has_room, look) = self.pool.shared().lock().has_room(key, waker, &mut aftermath);
+            self.tell(look);
+            aftermath.settle();
+            if has_room { Poll::Ready(()) } else { Poll::Pending }
+        };
+        poll_fn(room).await;
+    }
+
+    fn push(&self, piece: Bytes) {
+        let Some(key) = self.key else { return };
+        let look = self.pool.shared().lock().push(key, piece);
+        self.tell(look);
+    }
+
+    fn end(&self, pieces: Vec<Bytes>, rest: Bytes, short: bool) {
+        let Some(key) = self.key else { return };
+        let look = self.pool.shared().lock().end(key, pieces, rest, short);
+        self.tell(look);
+    }
+
+    fn tell(&self, look: bool) {
+        if look {
+            self.pool.shared().work.notify_one();
+        }
+    }
+
+    /// The file's digests, or a wait. A short file that nobody has begun and that is the only one is digested here and now,
+    /// which is quicker than the way through a thread.
+    fn outcome(&mut self, waker: Waker) -> Poll<Result<Digests, Lost>> {
+        let Some(key) = self.key else { return Poll::Ready(Err(Lost)) };
+        let mut aftermath = Aftermath::default();
+        let (outcome, look) = self.pool.shared().lock().outcome(key, waker, &mut aftermath);
+        self.tell(look);
+        aftermath.settle();
+        let digests = match outcome {
+            Outcome::Wait => return Poll::Pending,
+            Outcome::There(outcome) => outcome,
+            Outcome::Yours(file, pieces, rest) => Ok(digest_here(&self.pool, file, &pieces, &rest)),
+        };
+        self.key = None;
+        Poll::Ready(digests)
+    }
+}
+
+fn digest_here(pool: &Pool, mut file: Box<File>, pieces: &VecDeque<Bytes>, rest: &[u8]) -> Digests {
+    let plan = &pool.shared().plan;
+    for bytes in pieces {
+        file.update_blake3(bytes);
+        advance(plan, &mut [Part { file: &mut file, bytes }]);
+    }
+    close_one(plan, &mut file, rest)
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            let aftermath = self.pool.shared().lock().abandon(key);
+            aftermath.settle();
+        }
+    }
+}
+
+/// Waits for a future on this thread, which sleeps meanwhile.
+fn block_on<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut context = Context::from_waker(&waker);
+    loop {
+        match future.as_mut().poll(&mut context) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}

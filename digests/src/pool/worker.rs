@@ -1,0 +1,184 @@
+//! One thread of a pool: lanes, the steps they take together, and the files that are closed together.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::PoisonError;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::Shared;
+use super::state::{Aftermath, Next, Seat, State};
+use crate::file::{Ending, Part, advance, close};
+use crate::plan::LANES_MAX;
+
+/// How far all lanes go before the next look at the queue. Sixteen times this is read four times over, from the level-2
+/// cache; it takes a tenth of a millisecond.
+const STEP_BYTES: usize = 8 * 1024;
+/// How far BLAKE3 goes ahead of the others in one file: its widest code path takes 16 KiB.
+const WINDOW_BYTES: usize = 16 * 1024;
+/// How long a file keeps its lane when others want it.
+const STAY_BYTES: usize = 32 * 1024;
+/// How many steps a file that is at its end waits for others, to be closed with them: closing one costs as much as
+/// closing sixteen.
+const CLOSING_STEPS_MAX: usize = 4;
+
+/// Works until the pool ends.
+pub(super) fn run(shared: &Shared) {
+    let mut worker = Worker { shared, lanes: Vec::with_capacity(LANES_MAX), ending: Vec::new(), ending_steps: 0 };
+    while worker.wait() {
+        while worker.has_files() {
+            if catch_unwind(AssertUnwindSafe(|| worker.turn())).is_err() {
+                worker.give_up();
+            }
+        }
+        shared.lock().end_running();
+    }
+}
+
+struct Worker<'s> {
+    shared: &'s Shared,
+    lanes: Vec<Seat>,
+    /// Files at their end but for the last bytes.
+    ending: Vec<(Seat, Bytes)>,
+    /// Steps since the first of them came.
+    ending_steps: usize,
+}
+
+impl Worker<'_> {
+    fn has_files(&self) -> bool {
+        !self.lanes.is_empty() || !self.ending.is_empty()
+    }
+
+    /// Sleeps until there are files to take, and takes them. False when the pool has ended.
+    fn wait(&mut self) -> bool {
+        let mut aftermath = Aftermath::default();
+        let mut state = self.shared.lock();
+        loop {
+            let now = Instant::now();
+            if state.may_take(now) {
+                break;
+            }
+            if state.closing && !state.has_ready() {
+                return false;
+            }
+            state = match state.deadline() {
+                Some(deadline) => {
+                    let wait = deadline.saturating_duration_since(now);
+                    let woken = self.shared.work.wait_timeout(state, wait);
+                    woken.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.shared.work.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+        state.begin_running();
+        self.fill(&mut state, &mut aftermath);
+        let more = state.may_take(Instant::now());
+        drop(state);
+        if more {
+            self.shared.work.notify_one();
+        }
+        aftermath.settle();
+        true
+    }
+
+    /// One step of all lanes, and what comes of it.
+    fn turn(&mut self) {
+        self.step();
+        self.exchange();
+        self.ending_steps += 1;
+        let due = self.ending.len() >= LANES_MAX || self.lanes.is_empty() || self.ending_steps >= CLOSING_STEPS_MAX;
+        if due && !self.ending.is_empty() {
+            self.close();
+        }
+    }
+
+    /// Every lane goes as far as the one that has the least before it, or a full step.
+    fn step(&mut self) {
+        let bytes = self.lanes.iter().map(Seat::remaining).min().unwrap_or(0).min(STEP_BYTES);
+        if bytes == 0 {
+            return;
+        }
+        for seat in &mut self.lanes {
+            if seat.done + bytes > seat.hashed {
+                let window = seat.piece.len().min((seat.done + bytes).max(seat.hashed + WINDOW_BYTES));
+                seat.file.update_blake3(seat.piece.get(seat.hashed..window).unwrap_or_default());
+                seat.hashed = window;
+            }
+        }
+        let mut parts: Vec<Part<'_>> = Vec::with_capacity(self.lanes.len());
+        parts.extend(self.lanes.iter_mut().map(|seat| Part {
+            file: &mut seat.file,
+            bytes: seat.piece.get(seat.done..seat.done + bytes).unwrap_or_default(),
+        }));
+        advance(&self.shared.plan, &mut parts);
+        for seat in &mut self.lanes {
+            seat.done += bytes;
+            seat.stay_bytes += bytes;
+        }
+    }
+
+    /// Lanes whose piece is used up take the next; free ones take other files.
+    fn exchange(&mut self) {
+        let mut aftermath = Aftermath::default();
+        let mut state = self.shared.lock();
+        let full = self.lanes.len() >= LANES_MAX;
+        for seat in std::mem::take(&mut self.lanes) {
+            let give_way = full && seat.stay_bytes >= STAY_BYTES && state.has_ready();
+            let next = state.next(seat, give_way, &mut aftermath);
+            self.seat(next);
+        }
+        self.fill(&mut state, &mut aftermath);
+        drop(state);
+        aftermath.settle();
+    }
+
+    fn fill(&mut self, state: &mut State, aftermath: &mut Aftermath) {
+        while self.lanes.len() < LANES_MAX && self.ending.len() < 2 * LANES_MAX {
+            let Some(seat) = state.take(self.lanes.len() + self.ending.len(), aftermath) else { break };
+            let next = state.next(seat, false, aftermath);
+            self.seat(next);
+        }
+    }
+
+    fn seat(&mut self, next: Next) {
+        match next {
+            Next::Stay(seat) => self.lanes.push(seat),
+            Next::End(seat, rest) => {
+                if self.ending.is_empty() {
+                    self.ending_steps = 0;
+                }
+                self.ending.push((seat, rest));
+            }
+            Next::Gone => {}
+        }
+    }
+
+    fn close(&mut self) {
+        let mut endings: Vec<Ending<'_>> = Vec::with_capacity(self.ending.len());
+        endings.extend(self.ending.iter_mut().map(|(seat, rest)| Ending { file: &mut seat.file, rest }));
+        close(&self.shared.plan, &mut endings);
+        let digests: Vec<_> = self.ending.iter().map(|(seat, _)| seat.file.digests()).collect();
+        let mut aftermath = Aftermath::default();
+        let closed = std::mem::take(&mut self.ending);
+        let mut state = self.shared.lock();
+        for ((seat, _), digests) in closed.iter().zip(digests) {
+            state.finish(seat.key, Ok(digests), &mut aftermath);
+        }
+        drop(state);
+        aftermath.settle();
+    }
+
+    /// After a panic: the owners of all files that this thread held are told that they are lost.
+    fn give_up(&mut self) {
+        let mut aftermath = Aftermath::default();
+        let mut state = self.shared.lock();
+        let ending = self.ending.iter().map(|(seat, _)| seat);
+        for seat in self.lanes.iter().chain(ending) {
+            state.lose(seat.key, &seat.piece, &mut aftermath);
+        }
+        drop(state);
+        self.lanes.clear();
+        self.ending.clear();
+        aftermath.settle();
+    }
+}

@@ -1,0 +1,112 @@
+//! Sockets between processes: whole messages, bounded, with descriptors where they belong.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix_sandbox as rustix;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType, recv, recvmsg, send, sendmsg, socketpair,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The longest message: a request with the longest list of passwords. Contents go by shared memory.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 128 * 1024;
+/// The longest message that comes with descriptors.
+const SHORT_BYTES_MAX: usize = 256;
+/// Most descriptors of one message.
+const DESCRIPTORS_MAX: usize = 4;
+
+/// Two ends of a socket that keeps messages apart.
+pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+fn encoded(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let bytes = postcard::to_allocvec(message).map_err(|error| invalid(&error.to_string()))?;
+    if bytes.len() > MESSAGE_BYTES_MAX { Err(invalid("the message is too long")) } else { Ok(bytes) }
+}
+
+/// Sends a message.
+pub(crate) fn tell(socket: impl AsFd, message: &impl Serialize) -> io::Result<()> {
+    let bytes = encoded(message)?;
+    retry(|| send(socket.as_fd(), &bytes, SendFlags::NOSIGNAL))?;
+    Ok(())
+}
+
+/// Sends a message and descriptors.
+pub(crate) fn tell_with(socket: impl AsFd, message: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let bytes = encoded(message)?;
+    let mut space = [0; rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(invalid("too many descriptors"));
+    }
+    retry(|| sendmsg(socket.as_fd(), &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL))?;
+    Ok(())
+}
+
+/// Receives a message; none at the end.
+pub(crate) fn hear<M: DeserializeOwned>(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Option<M>> {
+    let mut receive = || retry(|| recv(socket.as_fd(), &mut *buffer, RecvFlags::empty()));
+    let read = match receive() {
+        // Whoever ends without having read everything resets its socket; what it said before is behind that error.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => receive()?,
+        read => read?,
+    };
+    decoded(buffer.get(..read).unwrap_or_default())
+}
+
+/// Receives a message with descriptors; none at the end.
+pub(crate) fn hear_with<M: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
+    let mut bytes = [0; SHORT_BYTES_MAX];
+    let mut space = [0; rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received =
+        retry(|| recvmsg(socket.as_fd(), &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC))?;
+    let descriptors: Vec<OwnedFd> = ancillary
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(rights) => Some(rights),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    Ok(decoded(bytes.get(..received.bytes).unwrap_or_default())?.map(|message| (message, descriptors)))
+}
+
+fn decoded<M: DeserializeOwned>(bytes: &[u8]) -> io::Result<Option<M>> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    postcard::from_bytes(bytes).map(Some).map_err(|error| invalid(&error.to_string()))
+}
+
+/// Waits until there is something to receive, or the end. False if the time is over before.
+pub(crate) fn wait(socket: impl AsFd, most: Duration) -> io::Result<bool> {
+    let socket = socket.as_fd();
+    let mut descriptors = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
+    let timeout_ms = i32::try_from(most.as_millis()).unwrap_or(i32::MAX);
+    match poll(&mut descriptors, timeout_ms) {
+        Ok(ready) => Ok(ready > 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(rustix::io::Errno::INTR) => {}
+            result => return Ok(result?),
+        }
+    }
+}
+
+fn invalid(reason: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, reason.to_owned())
+}

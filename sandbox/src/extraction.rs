@@ -1,0 +1,240 @@
+//! What a job process does with a file: tells its type, takes it apart, and tells the types of its short members.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, Cursor, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use lazaret_containers::format::Found;
+use lazaret_containers::{Budget, ExtractionOutcome, FileType, Guarded, Member, ReadSeek, Refused, TreeBudget, detect};
+
+use crate::child::Work;
+use crate::output::Output;
+use crate::sys::Mapped;
+use crate::wire::{BLOCK_BYTES, Record, Task};
+
+/// Members are shown to their types' detection up to this length, and told in pieces of it.
+const PIECE_BYTES: usize = BLOCK_BYTES / 2;
+/// How much of the input is read ahead when little is asked for: short enough that a reader that jumps about wastes little.
+const READ_AHEAD_BYTES: usize = 16 * 1024;
+
+/// Detects and takes apart.
+pub struct Extraction;
+
+impl Work for Extraction {
+    fn work(&self, input: &File, output: &mut Output) -> io::Result<()> {
+        let task = output.task()?;
+        let job = Job { task: &task, output: RefCell::new(output) };
+        if task.whole {
+            let mapped = Mapped::sealed(input)?;
+            if mapped.as_ref().len() as u64 != task.length {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            job.run(&mut Mapping { input: Cursor::new(mapped.as_ref()), job: &job })
+        } else {
+            job.run(&mut OnDemand::new(input, &job))
+        }
+    }
+}
+
+struct Job<'j> {
+    task: &'j Task,
+    output: RefCell<&'j mut Output>,
+}
+
+impl Job<'_> {
+    fn run(&self, input: &mut dyn ReadSeek) -> io::Result<()> {
+        let containers = match &self.task.containers {
+            Some(containers) => containers.clone(),
+            None => self.detect(input)?,
+        };
+        if self.task.extract {
+            let budget = self.budget();
+            for found in containers.iter().skip(self.task.skip as usize) {
+                let outcome = self.take_apart(found, input, &budget);
+                let over = outcome.is_over();
+                self.put(&Record::Outcome(outcome), &[])?;
+                if over {
+                    break;
+                }
+            }
+        }
+        self.put(&Record::Done, &[])?;
+        self.output.borrow_mut().flush()
+    }
+
+    fn put(&self, record: &Record, content: &[u8]) -> io::Result<()> {
+        self.output.borrow_mut().put(record, content)
+    }
+
+    /// Tells what the file is, and at once, so that the worker can go on with it meanwhile.
+    fn detect(&self, input: &mut dyn ReadSeek) -> io::Result<Vec<Found>> {
+        let (record, containers) = match detect(input, self.task.length) {
+            Ok(file_type) => {
+                let containers = file_type.containers.clone();
+                (Record::Type(file_type), containers)
+            }
+            Err(error) => (Record::NoType(error.to_string()), Vec::new()),
+        };
+        self.put(&record, &[])?;
+        if !containers.is_empty() {
+            self.output.borrow_mut().flush()?;
+        }
+        Ok(containers)
+    }
+
+    /// The budget of the tree as it was when the job began. What other jobs of the tree use meanwhile, the worker counts.
+    fn budget(&self) -> Budget {
+        let tree = Arc::new(TreeBudget::resumed(self.task.limits.clone(), self.task.used));
+        let never: Arc<AtomicBool> = Arc::default();
+        Budget::new(tree, never, self.task.length)
+    }
+
+    fn take_apart(&self, found: &Found, input: &mut dyn ReadSeek, budget: &Budget) -> ExtractionOutcome {
+        let mut scratch = vec![0; PIECE_BYTES];
+        let mut input = Guarded { input, budget, on_read: |_| () };
+        let task = self.task;
+        let extracted = catch_unwind(AssertUnwindSafe(|| {
+            found.extract(&task.name, task.length, &mut input, &task.passwords, budget, &mut |member| {
+                self.hand_on(member, &mut scratch, budget).map_err(|_| Refused)
+            })
+        }));
+        extracted.unwrap_or_else(|panic| {
+            let mut outcome = ExtractionOutcome::default();
+            let text = panic.downcast_ref::<&str>().copied();
+            let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+            outcome.note_broken(format!("the reader panicked: {}", text.unwrap_or("no reason given")));
+            outcome
+        })
+    }
+
+    fn hand_on(&self, member: Member<'_>, scratch: &mut [u8], budget: &Budget) -> io::Result<()> {
+        let Member { name, length_hint, content, file_type: _ } = member;
+        let (mut piece, mut ended) = fill(content, scratch);
+        let file_type = ended.as_ref().and_then(|_| type_of(piece));
+        // Waiting for the worker is not this container's time.
+        budget.pause(|| {
+            self.put(&Record::Member { name, length_hint, file_type }, &[])?;
+            self.put(&Record::Data(piece.len() as u32), piece)
+        })?;
+        while ended.is_none() {
+            (piece, ended) = fill(content, scratch);
+            budget.pause(|| self.put(&Record::Data(piece.len() as u32), piece))?;
+        }
+        self.put(&Record::MemberEnd(ended.flatten()), &[])
+    }
+}
+
+/// Reads a piece, as much as there is room for; tells whether the member ended with it, and what broke it.
+fn fill<'s>(content: &mut dyn Read, scratch: &'s mut [u8]) -> (&'s [u8], Option<Option<String>>) {
+    let mut filled = 0;
+    let ended = loop {
+        match scratch.get_mut(filled..).filter(|rest| !rest.is_empty()).map(|rest| content.read(rest)) {
+            None => break None,
+            Some(Ok(0)) => break Some(None),
+            Some(Ok(read)) => filled += read,
+            Some(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            Some(Err(error)) => break Some(Some(error.to_string())),
+        }
+    };
+    (scratch.get(..filled).unwrap_or_default(), ended)
+}
+
+fn type_of(content: &[u8]) -> Option<FileType> {
+    // Without one the worker asks for it, and hears of what went wrong.
+    detect(&mut Cursor::new(content), content.len() as u64).ok()
+}
+
+/// A file that the input holds as a whole.
+struct Mapping<'i> {
+    input: Cursor<&'i [u8]>,
+    job: &'i Job<'i>,
+}
+
+impl Read for Mapping<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.input.read(into)?;
+        self.job.output.borrow_mut().count_input(read as u64);
+        Ok(read)
+    }
+}
+
+impl Seek for Mapping<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.input.seek(to)
+    }
+}
+
+/// A file of which the input holds a part, which the worker replaces on demand.
+struct OnDemand<'i> {
+    file: &'i File,
+    job: &'i Job<'i>,
+    position: u64,
+    /// The part of the file that the input holds.
+    window: (u64, u64),
+    /// The part that was read ahead.
+    ahead: Vec<u8>,
+    ahead_offset: u64,
+}
+
+impl<'i> OnDemand<'i> {
+    fn new(file: &'i File, job: &'i Job<'i>) -> Self {
+        Self { file, job, position: 0, window: (0, 0), ahead: Vec::new(), ahead_offset: 0 }
+    }
+
+    /// Reads at the position, from the input alone.
+    fn read_input(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if !(self.window.0..self.window.1).contains(&self.position) {
+            let filled = self.job.output.borrow_mut().fill(self.position)?;
+            self.window = (self.position, self.position.saturating_add(filled));
+        }
+        let most = usize::try_from(self.window.1.saturating_sub(self.position)).unwrap_or(usize::MAX).min(into.len());
+        let offset = self.position.saturating_sub(self.window.0);
+        let read = self.file.read_at(into.get_mut(..most).unwrap_or_default(), offset)?;
+        self.job.output.borrow_mut().count_input(read as u64);
+        Ok(read)
+    }
+}
+
+impl Read for OnDemand<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if self.position >= self.job.task.length {
+            return Ok(0);
+        }
+        let ahead =
+            self.position.checked_sub(self.ahead_offset).and_then(|at| self.ahead.get(usize::try_from(at).ok()?..));
+        let read = match ahead.filter(|ahead| !ahead.is_empty()) {
+            Some(mut ahead) => ahead.read(into)?,
+            None if into.len() >= READ_AHEAD_BYTES => self.read_input(into)?,
+            None => {
+                let mut ahead = std::mem::take(&mut self.ahead);
+                ahead.resize(READ_AHEAD_BYTES, 0);
+                let read = self.read_input(&mut ahead)?;
+                ahead.truncate(read);
+                (self.ahead, self.ahead_offset) = (ahead, self.position);
+                self.ahead.as_slice().read(into)?
+            }
+        };
+        if read == 0 && !into.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends before its length"));
+        }
+        self.position += read as u64;
+        Ok(read)
+    }
+}
+
+impl Seek for OnDemand<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let target = match to {
+            SeekFrom::Start(offset) => Some(offset),
+            SeekFrom::End(offset) => self.job.task.length.checked_add_signed(offset),
+            SeekFrom::Current(offset) => self.position.checked_add_signed(offset),
+        };
+        self.position =
+            target.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "seek before the beginning"))?;
+        Ok(self.position)
+    }
+}

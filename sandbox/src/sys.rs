@@ -1,0 +1,106 @@
+//! The system calls that Rust can't vouch for: the only unsafe code of the crate.
+
+#![allow(unsafe_code)]
+
+use std::io::{self, Seek};
+use std::num::NonZeroI32;
+use std::os::fd::AsRawFd;
+
+use rustix_sandbox::fs::SealFlags;
+
+/// Proof that this process has one thread only, so that a fork copies a whole process.
+///
+/// Threads can't come to be later: the template's filter forbids a clone that shares memory. See `confine`.
+pub(crate) struct SingleThreaded(());
+
+impl SingleThreaded {
+    /// Counts the threads. Called before the process loses the right to look.
+    pub fn check() -> io::Result<Self> {
+        match std::fs::read_dir("/proc/self/task")?.count() {
+            1 => Ok(Self(())),
+            threads => Err(io::Error::other(format!("the process has {threads} threads, it must have one"))),
+        }
+    }
+}
+
+/// Closes every descriptor but standard input, output and error: what the starting process left open by mistake.
+///
+/// Called first of all, when nothing in this process can own a descriptor above 2.
+pub(crate) fn close_inherited() -> io::Result<()> {
+    // SAFETY: the call touches no memory. Nobody owns the descriptors: the process has just begun, with one thread, and this
+    // is the first thing that it does.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Ends this process at once, without running what libraries registered for the end: that is the template's.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: it does nothing but end the process.
+    unsafe { libc::_exit(code) }
+}
+
+/// A file in shared memory that can't change any more, as bytes.
+pub(crate) struct Mapped {
+    address: std::ptr::NonNull<u8>,
+    length: usize,
+}
+
+impl Mapped {
+    /// Maps the whole of a file whose seals forbid that it is written or shortened; any other is refused.
+    pub fn sealed(file: &std::fs::File) -> io::Result<Self> {
+        let seals = rustix_sandbox::fs::fcntl_get_seals(file)?;
+        let needed = SealFlags::WRITE | SealFlags::SHRINK;
+        if !seals.contains(needed) {
+            return Err(io::Error::other("the file might change while it is mapped"));
+        }
+        let mut end = file;
+        let length = usize::try_from(end.seek(io::SeekFrom::End(0))?).map_err(io::Error::other)?;
+        if length == 0 {
+            return Ok(Self { address: std::ptr::NonNull::dangling(), length });
+        }
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let address = unsafe {
+            let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
+            libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, flags, file.as_raw_fd(), 0)
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        std::ptr::NonNull::new(address.cast())
+            .map(|address| Self { address, length })
+            .ok_or_else(|| io::Error::other("nothing was mapped"))
+    }
+}
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: the mapping is that long, lives as long as `self`, and is initialised, being a file's. Its seals keep
+        // every process from changing or shortening the file, so that the bytes are as constant as a slice's must be.
+        unsafe { std::slice::from_raw_parts(self.address.as_ptr(), self.length) }
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        if self.length > 0 {
+            // SAFETY: the mapping is this one's own, and no slice of it outlives it.
+            unsafe { libc::munmap(self.address.as_ptr().cast(), self.length) };
+        }
+    }
+}
+
+/// Which side of a fork this is.
+pub(crate) enum Forked {
+    Child,
+    Parent(NonZeroI32),
+}
+
+/// Forks.
+pub(crate) fn fork(_: &SingleThreaded) -> io::Result<Forked> {
+    // SAFETY: with a single thread no lock can be held by a thread that the copy lacks, so that the copy is as
+    // consistent as the original, and both may go on to use all of Rust.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(NonZeroI32::new(pid).map_or(Forked::Child, Forked::Parent)),
+    }
+}

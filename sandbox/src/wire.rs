@@ -1,0 +1,103 @@
+//! What the processes tell each other.
+
+use lazaret_containers::format::Found;
+use lazaret_containers::{ExtractionOutcome, FileType, Limits, Passwords, TreeUse};
+use serde::{Deserialize, Serialize};
+
+/// How much of the output goes into one block of the shared memory. A member that is shorter is shown whole to its type's
+/// detection.
+pub(crate) const BLOCK_BYTES: usize = 1 << 20;
+/// So many blocks may be on their way: the job process works on while the worker looks at what came.
+pub(crate) const BLOCKS: u64 = 4;
+/// How much of a file that is not in memory is handed in at once.
+pub(crate) const WINDOW_BYTES: u64 = 4 << 20;
+/// The longest header of a record: the longest name, and a type with as many containers as there may be.
+pub(crate) const HEADER_BYTES_MAX: usize = 64 * 1024;
+
+/// A template to the worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum FromTemplate {
+    /// It is confined and takes jobs.
+    Ready,
+    /// It can't be confined.
+    Refused(String),
+    /// The job process has ended. Job processes have no access to the socket that says so.
+    Ended(Ending),
+}
+
+/// How a job process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Ending {
+    /// With an exit code.
+    Exited(i32),
+    /// By a signal.
+    Killed(i32),
+    /// It could not be begun.
+    NotBegun,
+}
+
+/// The worker to a template. The job's socket, input, output and the place for its last words travel along.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Begin {
+    /// How much processor time the job may take, in seconds.
+    pub cpu_seconds: u64,
+    /// How much memory it may have of its own, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// The worker to a job process, at first: what is to be opened.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Task {
+    pub name: String,
+    pub length: u64,
+    /// Whether the input holds all of the file. Otherwise it is handed in on demand.
+    pub whole: bool,
+    /// What the file is, if that is known already.
+    pub containers: Option<Vec<Found>>,
+    /// How many of its containers are not to be taken apart, since that was tried before.
+    pub skip: u32,
+    /// Whether to take it apart at all.
+    pub extract: bool,
+    pub limits: Limits,
+    pub used: TreeUse,
+    pub passwords: Passwords,
+}
+
+/// The worker to a job process, afterwards.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ToJob {
+    /// It has copied the oldest block.
+    Copied,
+    /// The input holds this much of the file, from the asked place on.
+    Filled(u64),
+    /// That part of the file can't be had.
+    NotReadable,
+}
+
+/// A job process to the worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum FromJob {
+    /// So many bytes are in the next block, and so much of the file was read up to now.
+    Block(u32, u64),
+    /// It needs the file from this place on.
+    Read(u64),
+}
+
+/// The head of a record in a job's output. Contents follow it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Record {
+    /// What the file is.
+    Type(FileType),
+    /// Its type could not be told.
+    NoType(String),
+    /// A member begins.
+    Member { name: String, length_hint: Option<u64>, file_type: Option<FileType> },
+    /// So many bytes of the member follow.
+    Data(u32),
+    /// The member ends, with what broke it.
+    MemberEnd(Option<String>),
+    /// One container came apart, or did not.
+    Outcome(ExtractionOutcome),
+    /// That was all.
+    Done,
+}

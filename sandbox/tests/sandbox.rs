@@ -1,0 +1,226 @@
+//! The sandbox from inside and from outside.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use lazaret_containers::conformance::{self, eicar};
+use lazaret_containers::{Budget, ExtractionOutcome, Halt, Limit, Limits, Member, Passwords, TreeBudget};
+use lazaret_sandbox::{Ended, Input, Request, Sandbox, SandboxError, SandboxOptions};
+
+fn options() -> SandboxOptions {
+    SandboxOptions { program: env!("CARGO_BIN_EXE_sandboxed-for-tests").into(), ..SandboxOptions::new(2) }
+}
+
+fn sandbox() -> Sandbox {
+    Sandbox::start(options()).unwrap()
+}
+
+/// A file in memory, or one that is handed in on demand.
+struct Bytes<'b>(&'b [u8], bool);
+
+impl Input for Bytes<'_> {
+    fn whole(&self) -> Option<&[u8]> {
+        self.1.then_some(self.0)
+    }
+    fn read_at(&self, offset: u64, most_bytes: u64) -> io::Result<Vec<u8>> {
+        let rest = &self.0[(offset as usize).min(self.0.len())..];
+        Ok(rest[..rest.len().min(most_bytes as usize)].to_vec())
+    }
+}
+
+/// Names, lengths and endings: what is shown when two lists of members differ.
+fn brief(members: &[(String, Vec<u8>)]) -> Vec<(&str, usize)> {
+    members.iter().map(|(name, content)| (name.as_str(), content.len())).collect()
+}
+
+#[derive(Debug, PartialEq)]
+struct Opened {
+    mime: Result<String, String>,
+    members: Vec<(String, Vec<u8>)>,
+    types: Vec<Option<String>>,
+    outcome: ExtractionOutcome,
+}
+
+fn open_within(sandbox: &Sandbox, input: &dyn Input, length: u64, limits: Limits) -> Result<Opened, Ended> {
+    let stop: Arc<AtomicBool> = Arc::default();
+    let tree = Arc::new(TreeBudget::new(limits.clone(), length));
+    let budget = Budget::new(tree.clone(), stop, length);
+    let request = Request {
+        name: "file",
+        length,
+        containers: None,
+        extract: true,
+        limits: &limits,
+        used: tree.used(),
+        passwords: &Passwords::NONE,
+    };
+    let check = || budget.check();
+    let mut opening = sandbox.open(&request, input).unwrap();
+    let file_type = opening.file_type(&check)?;
+    let mut opened = Opened { mime: Ok(String::new()), members: vec![], types: vec![], outcome: Default::default() };
+    let found = match file_type {
+        Ok(file_type) => {
+            opened.mime = Ok(file_type.mime);
+            file_type.containers
+        }
+        Err(reason) => {
+            opened.mime = Err(reason);
+            vec![]
+        }
+    };
+    if found.is_empty() {
+        opening.finish(&check);
+        return Ok(opened);
+    }
+    opened.outcome = opening.members(&request, &found, &budget, &mut |member: Member<'_>| {
+        let mut content = Vec::new();
+        let _ = member.content.read_to_end(&mut content);
+        opened.members.push((member.name, content));
+        opened.types.push(member.file_type.map(|file_type| file_type.mime));
+        Ok(())
+    });
+    Ok(opened)
+}
+
+fn open(sandbox: &Sandbox, file: &[u8]) -> Opened {
+    open_within(sandbox, &Bytes(file, true), file.len() as u64, conformance::limits()).unwrap()
+}
+
+fn zip(members: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut writer = zip::ZipWriter::new(io::Cursor::new(Vec::new()));
+    for (name, content) in members {
+        writer.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
+        writer.write_all(content).unwrap();
+    }
+    writer.finish().unwrap().into_inner()
+}
+
+fn noise(length: usize) -> Vec<u8> {
+    let mut random = conformance::Random(7);
+    (0..length).map(|_| random.next() as u8).collect()
+}
+
+/// What became of a process that tries something. The sandbox goes on afterwards.
+fn subvert(deed: &str) -> (Option<Limit>, String) {
+    let sandbox = sandbox();
+    let file = format!("SUBVERT {deed}\n");
+    let limits = Limits { archive_seconds: 2, ..conformance::limits() };
+    let ended = open_within(&sandbox, &Bytes(file.as_bytes(), true), file.len() as u64, limits).unwrap_err();
+    assert_eq!(open(&sandbox, b"hello, world\n").mime.as_deref(), Ok("text/plain"), "after {deed}");
+    match ended {
+        Ended::Failed(limit, reason) => (limit, reason),
+        Ended::Halted(Halt::Limit(limit)) => (Some(limit), "halted".into()),
+        Ended::Halted(Halt::Stopped) => panic!("nobody stopped it"),
+    }
+}
+
+#[test]
+fn files_come_apart_as_they_do_without_it() {
+    let sandbox = sandbox();
+    let large = noise(3 << 20);
+    let members: &[(&str, &[u8])] =
+        &[("eicar.com", &eicar()), ("empty", b""), ("large", &large), ("inner.zip", &zip(&[("a", b"a")]))];
+    let file = zip(members);
+    let direct = conformance::take_apart(&file, &Passwords::NONE);
+    for whole in [true, false] {
+        let opened = open_within(&sandbox, &Bytes(&file, whole), file.len() as u64, conformance::limits()).unwrap();
+        assert_eq!((brief(&opened.members), &opened.outcome), (brief(&direct.members), &direct.outcome));
+        assert!(opened.members == direct.members);
+        assert_eq!(opened.mime.as_deref(), Ok("application/zip"));
+        // Types of short members come along; the others are asked for.
+        assert_eq!(opened.types[2], None);
+        assert_eq!(opened.types[3].as_deref(), Some("application/zip"));
+    }
+    let mut cut = file.clone();
+    cut.truncate(file.len() / 2);
+    let direct = conformance::take_apart(&cut, &Passwords::NONE);
+    let opened = open(&sandbox, &cut);
+    assert_eq!((brief(&opened.members), &opened.outcome), (brief(&direct.members), &direct.outcome));
+    assert!(opened.members == direct.members);
+}
+
+#[test]
+fn a_process_that_reaches_out_is_stopped() {
+    for deed in ["open", "create", "socket", "unix", "exec", "thread", "signal", "executable"] {
+        let (limit, reason) = subvert(deed);
+        assert!(limit.is_none() && reason.contains("forbidden system call"), "{deed}: {limit:?} {reason}");
+    }
+    assert!(!std::path::Path::new("/tmp/lazaret-sandbox-was-here").exists());
+}
+
+#[test]
+fn a_process_sees_nothing_but_its_job() {
+    // Standard input, output and error, socket, input and output.
+    assert!(subvert("look").1.contains("(environment 0 descriptors 6)"), "{}", subvert("look").1);
+    // SIGXFSZ: the output is as long as it is.
+    assert!(subvert("grow").1.contains("signal 25"), "{}", subvert("grow").1);
+}
+
+#[test]
+fn what_ends_a_process_costs_one_file_and_has_a_reason() {
+    assert_eq!(subvert("memory").0, Some(Limit::Memory));
+    assert_eq!(subvert("loop").0, Some(Limit::Time));
+    for (deed, reason) in [
+        ("crash", "reading it crashed"),
+        ("stack", "overflowed its stack"),
+        ("panic", "reading it panicked"),
+        ("leave", "ended early, with code 7"),
+        ("babble", "senseless"),
+    ] {
+        let (limit, said) = subvert(deed);
+        assert!(limit.is_none() && said.contains(reason), "{deed}: {limit:?} {said}");
+    }
+}
+
+#[test]
+fn what_is_no_longer_wanted_ends_at_once() {
+    let sandbox = sandbox();
+    let stop = Arc::new(AtomicBool::new(false));
+    let limits = conformance::limits();
+    let tree = Arc::new(TreeBudget::new(limits.clone(), 10));
+    let budget = Budget::new(tree.clone(), stop.clone(), 10);
+    let file = b"SUBVERT loop\n";
+    let request = Request {
+        name: "file",
+        length: file.len() as u64,
+        containers: None,
+        extract: true,
+        limits: &limits,
+        used: tree.used(),
+        passwords: &Passwords::NONE,
+    };
+    let input = Bytes(file, true);
+    let mut opening = sandbox.open(&request, &input).unwrap();
+    stop.store(true, Ordering::Release);
+    let began = Instant::now();
+    assert_eq!(opening.file_type(&|| budget.check()), Err(Ended::Halted(Halt::Stopped)));
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn it_fails_closed() {
+    let options = SandboxOptions { program: "/bin/true".into(), ..options() };
+    assert!(matches!(Sandbox::start(options), Err(SandboxError::Start(_))));
+    let options = SandboxOptions { program: "/nothing/there".into(), ..SandboxOptions::new(1) };
+    assert!(Sandbox::start(options).is_err());
+}
+
+/// Run with `--ignored --nocapture`: what a job costs.
+#[test]
+#[ignore = "a measurement"]
+fn cost_of_a_job() {
+    let sandbox = sandbox();
+    let file = b"hello, world\n";
+    for _ in 0..100 {
+        open(&sandbox, file);
+    }
+    let began = Instant::now();
+    for _ in 0..2000 {
+        open(&sandbox, file);
+    }
+    println!("a job: {:?}", began.elapsed() / 2000);
+}

@@ -1,0 +1,208 @@
+//! Finding out what a file is, and taking it apart: in the sandbox, or in this process if the operator wants that.
+//!
+//! Invariant: whatever becomes of the process in the sandbox, the file has a code and a reason.
+
+use std::cell::Cell;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lazaret_analysis::ResultCode;
+use lazaret_containers::format::Found;
+use lazaret_containers::{Budget, ExtractionOutcome, FileType, Guarded, Halt, Limit, detect};
+use lazaret_sandbox::{Ended, Input, Opening, Request, Sandbox};
+
+use super::Tree;
+use super::judge::panic_text;
+use super::members::Members;
+use super::node::{Node, Opened};
+use crate::budget::{limit_code, outcome_code};
+use crate::sample::Sample;
+
+/// A file that is being looked into.
+pub(super) struct FileOpening<'o> {
+    tree: &'o Arc<Tree>,
+    node: &'o Arc<Node>,
+    sample: &'o Sample,
+    input: &'o SandboxInput<'o>,
+    budget: Budget,
+    begun: Option<Opening<'o>>,
+}
+
+impl<'o> FileOpening<'o> {
+    pub fn new(tree: &'o Arc<Tree>, node: &'o Arc<Node>, sample: &'o Sample, input: &'o SandboxInput<'o>) -> Self {
+        let budget = Budget::new(tree.budget.clone(), tree.stop.clone(), sample.length());
+        Self { tree, node, sample, input, budget, begun: None }
+    }
+
+    /// Its budget, whose clock runs.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    fn admits_depth(&self) -> bool {
+        self.tree.budget.admits_depth(self.node.depth)
+    }
+
+    fn request<'r>(&'r self, containers: Option<&'r [Found]>) -> Request<'r> {
+        Request {
+            name: self.sample.name(),
+            length: self.sample.length(),
+            containers,
+            extract: self.admits_depth(),
+            limits: self.tree.budget.limits(),
+            used: self.tree.budget.used(),
+            passwords: &self.tree.passwords,
+        }
+    }
+
+    /// What the file is; or a code, if there is one, and a reason why nobody knows.
+    pub fn file_type(&mut self) -> Result<FileType, (Option<ResultCode>, String)> {
+        let failed = |reason: String| (Some(ResultCode::SCAN_FAILED), reason);
+        let Some(sandbox) = &self.tree.scanner.options.sandbox else {
+            return detect(&mut self.sample.reader(), self.sample.length()).map_err(|error| failed(error.to_string()));
+        };
+        let begun = begin(sandbox, &self.request(None), self.input);
+        let mut opening = begun.map_err(failed)?;
+        let seconds = Duration::from_secs(self.tree.budget.limits().archive_seconds);
+        // Other limits of the tree keep nobody from telling what a file is.
+        let check = || match self.tree.stop.reason() {
+            Some(_) => Err(Halt::Stopped),
+            None if self.budget.spent() > seconds => Err(Halt::Limit(Limit::Time)),
+            None => Ok(()),
+        };
+        match opening.file_type(&check) {
+            Ok(Ok(file_type)) if file_type.containers.is_empty() => {
+                opening.finish(&check);
+                Ok(file_type)
+            }
+            Ok(Ok(file_type)) => {
+                self.begun = Some(opening);
+                Ok(file_type)
+            }
+            Ok(Err(reason)) => Err(failed(reason)),
+            Err(Ended::Halted(Halt::Stopped)) => Err((None, Halt::Stopped.to_string())),
+            Err(Ended::Halted(Halt::Limit(limit)) | Ended::Failed(Some(limit), _)) => {
+                Err((Some(limit_code(limit, &self.tree.rule)), limit.to_string()))
+            }
+            Err(Ended::Failed(None, reason)) => Err(failed(reason)),
+        }
+    }
+
+    /// Takes the file apart as all the containers that it is, within the tree's limits. None if it is no container.
+    pub fn take_apart(mut self, containers: &[Found]) -> Option<Opened> {
+        if containers.is_empty() {
+            return None;
+        }
+        if !self.admits_depth() {
+            let reason = Some(limit_code(Limit::Depth, &self.tree.rule));
+            return Some(Opened { reason, detail: Limit::Depth.to_string(), encrypted: false });
+        }
+        if self.node.parent.is_none() {
+            self.tree.progress.begin_extraction();
+        }
+        let outcome = match &self.tree.scanner.options.sandbox {
+            Some(sandbox) => {
+                let begun = self.begun.take();
+                self.take_apart_in(sandbox, begun, containers)
+            }
+            None => self.take_apart_here(containers),
+        };
+        let encrypted = outcome.protected.is_some();
+        Some(Opened { reason: outcome_code(&outcome, &self.tree.rule), detail: outcome.detail(), encrypted })
+    }
+
+    fn take_apart_in(&self, sandbox: &Sandbox, begun: Option<Opening<'_>>, containers: &[Found]) -> ExtractionOutcome {
+        let request = self.request(Some(containers));
+        match begun.map_or_else(|| begin(sandbox, &request, self.input), Ok) {
+            Ok(opening) => {
+                let mut members = Members::new(self.tree, self.node, &self.budget);
+                opening.members(&request, containers, &self.budget, &mut |member| members.take(member))
+            }
+            Err(reason) => {
+                let mut outcome = ExtractionOutcome::default();
+                outcome.note_broken(reason);
+                outcome
+            }
+        }
+    }
+
+    fn take_apart_here(&self, containers: &[Found]) -> ExtractionOutcome {
+        let mut outcome = ExtractionOutcome::default();
+        for found in containers {
+            outcome.merge(self.take_apart_as(found));
+            if outcome.is_over() {
+                break;
+            }
+        }
+        outcome
+    }
+
+    /// Takes the file apart as one container. A panic is the container's failure.
+    fn take_apart_as(&self, found: &Found) -> ExtractionOutcome {
+        let (tree, node, sample, budget) = (self.tree, self.node, self.sample, &self.budget);
+        let is_root = node.parent.is_none();
+        let mut reader = sample.reader();
+        let mut input = Guarded {
+            input: &mut reader,
+            budget,
+            on_read: |bytes| {
+                if is_root {
+                    tree.progress.read(bytes);
+                }
+            },
+        };
+        let mut members = Members::new(tree, node, budget);
+        let extracted = catch_unwind(AssertUnwindSafe(|| {
+            found.extract(sample.name(), sample.length(), &mut input, &tree.passwords, budget, &mut |member| {
+                members.take(member)
+            })
+        }));
+        extracted.unwrap_or_else(|panic| {
+            let detail = format!("the extractor panicked: {}", panic_text(&*panic));
+            tracing::error!(data_id = %node.data_id, format = found.format.name(), detail, "extractor panicked");
+            let mut outcome = ExtractionOutcome::default();
+            outcome.note_broken(detail);
+            outcome
+        })
+    }
+}
+
+fn begin<'o>(sandbox: &Sandbox, request: &Request<'_>, input: &'o dyn Input) -> Result<Opening<'o>, String> {
+    sandbox.open(request, input).map_err(|error| {
+        tracing::error!(%error, "a file could not be opened in the sandbox");
+        error.to_string()
+    })
+}
+
+/// A sample as the sandbox takes it.
+pub(super) struct SandboxInput<'i> {
+    tree: &'i Tree,
+    sample: &'i Sample,
+    is_root: bool,
+    told_bytes: Cell<u64>,
+}
+
+impl<'i> SandboxInput<'i> {
+    pub fn new(tree: &'i Tree, node: &Node, sample: &'i Sample) -> Self {
+        Self { tree, sample, is_root: node.parent.is_none(), told_bytes: Cell::new(0) }
+    }
+}
+
+impl Input for SandboxInput<'_> {
+    fn whole(&self) -> Option<&[u8]> {
+        self.sample.bytes().map(|bytes| &**bytes)
+    }
+
+    fn read_at(&self, offset: u64, most_bytes: u64) -> io::Result<Vec<u8>> {
+        self.sample.read_at(offset, most_bytes).map(Vec::from).map_err(io::Error::other)
+    }
+
+    fn was_read(&self, bytes: u64) {
+        if self.is_root {
+            let before = self.told_bytes.replace(bytes);
+            self.tree.progress.read(bytes.saturating_sub(before));
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! The program in the sandbox, by itself, for the tests.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lazaret_sandbox::child::run_if_asked(&lazaret_sandbox::Extraction).unwrap_or(ExitCode::FAILURE)
+}
