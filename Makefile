@@ -12,13 +12,7 @@ CRATES := lazaret lazaret-protocol lazaret-node-client lazaret-storage-node laza
 CHECKED := $(foreach crate,$(CRATES),--config profile.release.package.$(crate).debug-assertions=true \
                                      --config profile.release.package.$(crate).overflow-checks=true)
 
-# Changes files of every format at random for so many seconds: a loop over the conformance suite's mutations, without
-# feedback from coverage.
-SOAK_SECONDS ?= 600
-soak: system-packages claim-target
-	LAZARET_SOAK_SECONDS=$(SOAK_SECONDS) cargo test --release --locked -p lazaret-containers --test soak $(CHECKED) -- --ignored --nocapture
-
-.PHONY: run build test lint audit soak system-packages claim-target
+.PHONY: run build test soak lint audit system-packages claim-target
 
 run: build
 	scripts/first-run "$(CARGO_TARGET_DIR)/release/lazaret"
@@ -28,6 +22,16 @@ build: system-packages claim-target
 
 test: system-packages claim-target
 	cargo test --release --locked --workspace --lib --bins --tests $(CHECKED)
+
+# What may run for hours: SEEDS simulated clusters from SEED on, as many lives of a single engine, and files of every format
+# changed at random for SOAK_SECONDS, without feedback from coverage.
+SEED ?= 1000
+SEEDS ?= 1000
+SOAK_SECONDS ?= 600
+soak: build
+	"$(CARGO_TARGET_DIR)/release/lazaret" simulate --seed $(SEED) --seeds $(SEEDS)
+	LAZARET_CRASH_SEEDS=$(SEEDS) cargo test --release --locked --workspace --test storage_engine $(CHECKED)
+	LAZARET_SOAK_SECONDS=$(SOAK_SECONDS) cargo test --release --locked -p lazaret-containers --test soak $(CHECKED) -- --ignored --nocapture
 
 lint: system-packages claim-target
 	cargo fmt --all --check

@@ -26,7 +26,7 @@ use crate::random::Decisions;
 /// length takes.
 const POLLS_MAX: u64 = 400_000_000;
 /// Events that are kept for the report of a failing run.
-const RECENT_EVENTS_MAX: usize = 400_000;
+const RECENT_EVENTS_MAX: usize = 2000;
 
 /// Tasks that end together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -51,7 +51,7 @@ impl Run {
         if machine.is_running() {
             return;
         }
-        if self.temper.disks && self.world.decide(|decisions| decisions.once_in(8)) {
+        if self.temper.disks && !self.calm && self.world.decide(|decisions| decisions.once_in(8)) {
             machine.disk().cut_power_after(self.world.decide(|decisions| decisions.below(60)));
         }
         let id = machine.id;
@@ -60,7 +60,7 @@ impl Run {
         self.world.note(format!("{} could not start: {error}", node(id)));
         if machine.disk().power().is_off() {
             machine.lose_power(self.world.decide(Decisions::next));
-        } else if !matches!(error, EngineError::Disk(_)) || !self.temper.disks {
+        } else if !matches!(error, EngineError::Disk(_)) || !self.temper.disks || self.calm {
             self.violated(format!("{} does not start: {error}", node(id)));
         }
     }
@@ -170,7 +170,7 @@ impl Run {
         if let Some(machine) = self.machines.get_mut(at)
             && flip(machine.disk(), number)
         {
-            machine.damaged = true;
+            (machine.damaged, machine.was_damaged) = (true, true);
             self.world.model().counts.flips += 1;
             self.note(format!("{} has a flipped bit", node(id)));
         }

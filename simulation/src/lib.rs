@@ -140,11 +140,3 @@ pub fn simulate(options: Options) -> Outcome {
         counts,
     }
 }
-
-/// debug
-pub fn events_of(seed: u64) -> Vec<String> {
-    let executor = Executor::new(seed);
-    let run = Run::new(&executor, None);
-    let _ = executor.run(run.run(STEPS_DEFAULT));
-    executor.recent()
-}

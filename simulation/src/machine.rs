@@ -45,8 +45,10 @@ pub(crate) struct Machine {
     index: MemoryIndex,
     life: u64,
     running: Option<Running>,
-    /// Its disk was damaged on purpose, so that it may find damage.
+    /// Its disk was damaged on purpose since the last reckoning.
     pub(crate) damaged: bool,
+    /// Its disk was ever damaged on purpose, so that it may have found damage.
+    pub(crate) was_damaged: bool,
 }
 
 struct Running {
@@ -84,6 +86,7 @@ impl Machine {
             life: 0,
             running: None,
             damaged: false,
+            was_damaged: false,
         };
         machine.new_disk();
         machine
@@ -211,7 +214,7 @@ impl Machine {
         self.vanish(true);
         self.map = map;
         self.new_disk();
-        self.damaged = false;
+        (self.damaged, self.was_damaged) = (false, false);
     }
 
     /// Stops the process in good order. False if it could not be done, and the process was killed.

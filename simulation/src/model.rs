@@ -145,7 +145,7 @@ impl Model {
     }
 
     /// What was put before this bucket may have expired.
-    fn may_have_expired_before(&self, now: Moment) -> u32 {
+    pub(crate) fn may_have_expired_before(&self, now: Moment) -> u32 {
         let now_ms = now.unix_ms + CLOCK_SLACK_MS;
         self.maps.iter().map(|map| first_kept(map.cleanuprange, now_ms)).max().unwrap_or(0).max(self.expired_before)
     }
@@ -294,11 +294,6 @@ impl Model {
                 put.at <= began && !put.may_be_lost && !deleted && !expired
             })
         })
-    }
-
-    /// Whether a hold on `name` was ever placed. What is held is given up by no node, be it its place or not.
-    pub(crate) fn may_be_held(&self, name: BlobName) -> bool {
-        self.blobs.get(&name).is_some_and(|blob| blob.holds.iter().any(|placed| placed.hold.placed))
     }
 
     /// Why `name` must be gone, now that everything works, all nodes hold `map` and retention had its time; if it must.

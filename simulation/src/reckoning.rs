@@ -38,7 +38,7 @@ impl Run {
         for machine in &self.machines {
             machine.clock.set_ahead(0);
         }
-        let disks = std::mem::replace(&mut self.temper.disks, false);
+        self.calm = true;
         for at in 0..self.machines.len() {
             if let Some(machine) = self.machines.get(at) {
                 let disk = machine.disk();
@@ -49,7 +49,6 @@ impl Run {
             }
             self.start(at);
         }
-        self.temper.disks = disks;
         self.world.executor.sleep(SETTLE).await;
     }
 
@@ -58,10 +57,13 @@ impl Run {
         if let Err(what) = self.settle_the_map().await {
             return self.violated(what);
         }
-        self.scrub().await;
+        if let Err(what) = self.scrub().await {
+            return self.violated(what);
+        }
         if let Err(what) = self.converge().await {
             return self.violated(format!("copies are not where they belong: {what}"));
         }
+        self.check_horizons();
         self.read_everything().await;
         for client in &self.clients {
             let left = self.world.executor.tasks_of(client.group);
@@ -77,6 +79,7 @@ impl Run {
             self.violated(format!("there were {tasks} tasks at once"));
         }
         self.destroyed.clear();
+        self.calm = false;
         self.machines.iter_mut().for_each(|machine| machine.damaged = false);
         self.world.model().counts.reckonings += 1;
         self.note("all is well");
@@ -117,22 +120,37 @@ impl Run {
     }
 
     /// Lets every node read everything, if there may be damage to find.
-    async fn scrub(&mut self) {
-        let Some(operator) = self.operator.clone().filter(|_| self.machines.iter().any(|machine| machine.damaged))
-        else {
-            return;
-        };
-        for machine in self.mapped() {
-            for (name, _) in self.known() {
-                let _ = machine.engine().map(|engine| engine.verify(name));
+    async fn scrub(&mut self) -> Result<(), String> {
+        let Some(operator) = self.operator.clone().filter(|_| self.has_damage()) else { return Ok(()) };
+        // What is written to is not scrubbed, and a start seals everything.
+        for at in 0..self.machines.len() {
+            if let Some(machine) = self.machines.get_mut(at).filter(|machine| machine.damaged)
+                && !machine.stop().await
+            {
+                return Err(format!("{} does not stop", node(machine.id)));
             }
+            self.start(at);
         }
-        for node in &self.map.nodes {
-            let answer = operator.cluster.ask_entry(node, Request::Scrub).await;
+        let began = self.world.now();
+        for entry in &self.map.nodes {
+            let answer = operator.cluster.ask_entry(entry, Request::Scrub).await;
             if !matches!(answer, Ok(Response::Scrubbing)) {
-                self.violated(format!("{} does not scrub: {answer:?}", node.name));
+                return Err(format!("{} does not scrub: {answer:?}", entry.name));
             }
         }
+        for entry in &self.map.nodes {
+            loop {
+                let answer = operator.cluster.ask_entry(entry, Request::Report).await;
+                if matches!(&answer, Ok(Response::Report(report)) if report.scrub.finished_ms >= began.unix_ms) {
+                    break;
+                }
+                if self.world.executor.now() - began.at > CONVERGE_MAX {
+                    return Err(format!("{} does not end its scrub: {answer:?}", entry.name));
+                }
+                self.world.executor.sleep(LOOK_INTERVAL).await;
+            }
+        }
+        Ok(())
     }
 
     /// Whether a disk was damaged on purpose since the last reckoning.
@@ -149,9 +167,19 @@ impl Run {
                 return Ok(());
             };
             if self.world.executor.now() - began > CONVERGE_MAX {
+                self.note_reports().await;
                 return Err(what);
             }
             self.world.executor.sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// Records what nodes say of themselves, for whoever reads why copies are not where they belong.
+    async fn note_reports(&self) {
+        let Some(operator) = &self.operator else { return };
+        for entry in &self.map.nodes {
+            let answer = operator.cluster.ask_entry(entry, Request::Report).await;
+            self.note(format!("{}: {answer:?}", entry.name));
         }
     }
 
@@ -178,8 +206,7 @@ impl Run {
                 }
                 continue;
             }
-            let surplus = holders.is_superset(&owners) && model.may_be_held(name);
-            if holders != owners && !surplus && (model.must_be_there(name, now.at, now) || !holders.is_empty()) {
+            if holders != owners && (model.must_be_there(name, now.at, now) || !holders.is_empty()) {
                 return Some(lists());
             }
         }
@@ -227,7 +254,7 @@ impl Run {
             }
         }
         let corrupt = engine.status().corrupt_reads;
-        if corrupt > 0 && !machine.damaged {
+        if corrupt > 0 && !machine.was_damaged {
             self.violated(format!("{} found {corrupt} damages on a sound disk", node(id)));
         }
     }

@@ -16,6 +16,7 @@ use crate::executor::Executor;
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::mutants::{self, Mutant};
+use crate::names::node;
 use crate::network::{Network, Party};
 use crate::operator::Operator;
 use crate::temper::{Temper, draw_cleanuprange, draw_map, node_entry};
@@ -45,6 +46,8 @@ pub(crate) struct Run {
     pub(crate) proposed: Option<ClusterMap>,
     /// Nodes of which copies were destroyed since the last reckoning; never as many as hold each blob at least.
     pub(crate) destroyed: Vec<NodeId>,
+    /// Nothing breaks for the time being.
+    pub(crate) calm: bool,
     mutant: Option<Mutant>,
     contents: Vec<Bytes>,
     next_node: u64,
@@ -71,12 +74,13 @@ impl Run {
             map,
             proposed: None,
             destroyed: Vec::new(),
+            calm: false,
             mutant,
             contents: Vec::new(),
             segment_bytes_max,
         };
-        for node in run.map.nodes.clone() {
-            run.add_machine(node.id, run.map.clone());
+        for entry in run.map.nodes.clone() {
+            run.add_machine(entry.id, run.map.clone());
         }
         for number in 0..CLIENTS {
             run.add_client(number);
@@ -190,6 +194,18 @@ impl Run {
         }
         if self.decide(|decisions| decisions.once_in(2)) {
             self.wait(self.temper.pause()).await;
+        }
+        self.check_horizons();
+    }
+
+    /// No node may have let anything expire that is younger than the range, by whatever clock.
+    pub(crate) fn check_horizons(&self) {
+        let bound = self.world.model().may_have_expired_before(self.world.now());
+        for machine in &self.machines {
+            if let Some(horizon) = machine.engine().map(|engine| engine.horizon()).filter(|&horizon| horizon > bound) {
+                let id = node(machine.id);
+                self.violated(format!("{id} let buckets before {horizon} expire; none from {bound} on may"));
+            }
         }
     }
 

@@ -70,6 +70,16 @@ impl Peers {
         (agreeing.count() + 1) * 2 > map.nodes.len()
     }
 
+    /// The time that expiry may go by at `now`, if the clock is trusted: the wall clock at the last look, and what has passed
+    /// since. So a clock that jumped after that look does not count, however soon expiry comes after the jump.
+    pub(crate) fn trusted_unix_ms(&self, map: &ClusterMap, now: Duration) -> Option<u64> {
+        if !self.clock_trusted(map) {
+            return None;
+        }
+        let (unix_ms, looked) = self.state().last_look?;
+        Some(unix_ms.saturating_add(now.saturating_sub(looked).as_millis() as u64))
+    }
+
     /// Nodes of the map that did not answer the last time.
     pub(crate) fn unreachable(&self, map: &ClusterMap, own: NodeId) -> Vec<NodeId> {
         let state = self.state();
@@ -139,9 +149,10 @@ impl Peers {
 pub(super) async fn watch(shared: Arc<Shared>) {
     let interval = shared.options.ping_interval;
     loop {
-        let answers = ping_all(&shared).await;
         let clock = &shared.environment.clock;
+        // Before the others are asked: if the clock jumps meanwhile, the next look sees it.
         let looked = (clock.unix_ms(), clock.monotonic());
+        let answers = ping_all(&shared).await;
         let trusted = shared.peers.clock_trusted(&shared.cluster.map());
         if shared.peers.look(&answers, looked, interval * STALE_INTERVALS, shared.options.lost_after) {
             shared.repair.wake();
@@ -191,5 +202,44 @@ async fn learn_map(shared: &Shared, node: NodeId) {
         && let Err(error) = shared.cluster.adopt(map)
     {
         tracing::error!(%node, %error, "a node's map is refused");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use lazaret_protocol::cluster_map::{NodeEntry, NodeState, StorageType};
+    use lazaret_protocol::name::ClusterId;
+
+    use super::*;
+
+    #[test]
+    fn a_clock_that_jumps_between_two_looks_is_not_gone_by() {
+        let entry = |number: u8| NodeEntry {
+            id: NodeId([number; 16]),
+            name: format!("node{number}"),
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+            weight: 1,
+            state: NodeState::Up,
+        };
+        let map = ClusterMap {
+            cluster: ClusterId([1; 16]),
+            epoch: 1,
+            min_replica: 1,
+            max_replica: 2,
+            cleanuprange: 1,
+            storage_type: StorageType::Salt,
+            nodes: (1..=3).map(entry).collect(),
+        };
+        let (peers, minute) = (Peers::default(), Duration::from_secs(60));
+        let answers = [(NodeId([2; 16]), Some(0)), (NodeId([3; 16]), Some(0))];
+        assert_eq!(peers.trusted_unix_ms(&map, minute), None, "nobody was asked yet");
+        peers.look(&answers, (1_000_000, minute), minute, minute);
+        // The wall clock may say anything now: what counts is the last look and the time since.
+        assert_eq!(peers.trusted_unix_ms(&map, minute + Duration::from_millis(250)), Some(1_000_250));
+        let jumped = (1_000_000_000, minute + Duration::from_secs(5));
+        peers.look(&answers, jumped, minute, minute);
+        assert_eq!(peers.trusted_unix_ms(&map, jumped.1), None, "a jump was seen");
     }
 }

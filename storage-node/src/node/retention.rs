@@ -40,17 +40,21 @@ pub(super) async fn run(shared: Arc<Shared>) {
 }
 
 async fn pass(shared: &Shared, map: &ClusterMap, alarmed: &mut bool) {
-    let before = first_kept_bucket(map.cleanuprange, shared.environment.clock.unix_ms());
-    if before <= shared.store.horizon() {
+    let clock = &shared.environment.clock;
+    if first_kept_bucket(map.cleanuprange, clock.unix_ms()) <= shared.store.horizon() {
         return;
     }
-    if !shared.peers.clock_trusted(map) {
+    let Some(now_ms) = shared.peers.trusted_unix_ms(map, clock.monotonic()) else {
         if !std::mem::replace(alarmed, true) {
             tracing::error!(node = %shared.id, "nothing expires: this node's clock is not that of a majority of the cluster, or jumped");
         }
         return;
-    }
+    };
     *alarmed = false;
+    let before = first_kept_bucket(map.cleanuprange, now_ms);
+    if before <= shared.store.horizon() {
+        return;
+    }
     match shared.store.expire(before).await {
         Ok(gone) => {
             tracing::info!(node = %shared.id, before_bucket = before, blobs = gone.blobs, bytes = gone.bytes, "expired");

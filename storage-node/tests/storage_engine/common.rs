@@ -17,6 +17,11 @@ use lazaret_storage_node::{Disk, Engine, EngineError, EngineOptions, Index, Memo
 /// A moment in the middle of a bucket, so that a few minutes either way stay inside it.
 pub const NOON_MS: u64 = 500_000 * 3_600_000 + 1_800_000;
 
+/// How many seeds a random test runs: `usual`, or as many as `LAZARET_CRASH_SEEDS` says if those are more.
+pub fn seeds(usual: u64) -> u64 {
+    std::env::var("LAZARET_CRASH_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(0).max(usual)
+}
+
 /// SplitMix64 (Steele, Lea, Flood 2014).
 pub struct Seeded(pub u64);
 

@@ -208,7 +208,7 @@ fn run(seed: u64, pretend_to_sync: bool) -> World {
 #[test]
 fn what_was_acknowledged_survives_power_failures_anywhere() {
     let (mut acknowledged, mut cut_short, mut died, mut recovered) = (0, 0, 0, 0);
-    for seed in 0..SEEDS {
+    for seed in 0..crate::common::seeds(SEEDS) {
         println!("seed {seed}");
         let world = run(seed, false);
         acknowledged += world.acknowledged.len();

@@ -413,7 +413,7 @@ fn what_comes_and_goes_does_so_for_good_whatever_is_cut_short() {
         run(seed.parse().unwrap());
         return;
     }
-    for seed in 0..SEEDS {
+    for seed in 0..crate::common::seeds(SEEDS) {
         println!("seed {seed}: LAZARET_SEED={seed} runs it alone");
         let world = run(seed);
         let counts = [world.acknowledged, world.cut_short, world.expired, world.compacted, world.held, world.rebuilt];
