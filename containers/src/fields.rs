@@ -33,11 +33,6 @@ pub(crate) fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len().max(1)).position(|window| window == needle)
 }
 
-/// The same, whatever the case of ASCII letters.
-pub(crate) fn find_ignoring_case(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    haystack.windows(needle.len().max(1)).position(|window| window.eq_ignore_ascii_case(needle))
-}
-
 /// Reads what is left, but at most so many bytes.
 pub(crate) fn read_at_most(input: &mut (impl Read + ?Sized), most_bytes: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
@@ -65,6 +60,5 @@ mod tests {
         assert_eq!((u32_le(&[1, 0, 0, 0], 0), u64_le(&[1, 0, 0, 0], 0)), (Some(1), None));
         assert_eq!(utf16_le(b"a\0b\0\0\0c\0"), "ab");
         assert_eq!(find(b"abc", b"bc"), Some(1));
-        assert_eq!(find_ignoring_case(b"aBC", b"bc"), Some(1));
     }
 }

@@ -13,17 +13,23 @@ use std::io::{self, Read, SeekFrom};
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, hand_out};
-use crate::fields::{find, find_ignoring_case};
+use crate::fields::find;
 use crate::format::{Claim, Claims, Format, Probe};
 use crate::outcome::{ExtractionOutcome, Protection};
 use crate::transfer::{Base64, digit, hex_digit};
 
-/// How many characters a run of base64 has at least: the EICAR test file's are 92, the longest hash's in hexadecimal 128.
-const RUN_CHARACTERS_MIN: usize = 80;
+/// How many characters a run of base64 has at least: the longest hash's in hexadecimal are 128, and lists of hashes are long.
+const RUN_CHARACTERS_MIN: usize = 160;
+/// The same for what an element of XML or a field of a calendar begins with: the EICAR test file's are 92.
+const ELEMENT_CHARACTERS_MIN: usize = 80;
+/// How many different characters the beginning of a run has at least: else any line of dashes would be one.
+const DIFFERENT_CHARACTERS_MIN: u32 = 8;
 /// How many characters of a run stand together at least, before space or the end of a string: else any prose would be one.
 const LINE_CHARACTERS_MIN: usize = 32;
 /// The longest beginning of a `data:` address, up to its comma.
 const ADDRESS_BYTES_MAX: usize = 200;
+/// The longest beginning of a run in short lines, or of an address.
+const SEARCH_AGAIN_BYTES: usize = 512;
 /// How much of the text is held.
 const WINDOW_BYTES: usize = 64 * 1024;
 /// How far is looked ahead for where a string goes on.
@@ -34,7 +40,7 @@ const MANIFEST_BYTES_MAX: usize = 60 * 1024;
 /// Text with files in it.
 pub(crate) static FORMAT: Format = Format {
     name: "text",
-    description: "Text with embedded data",
+    description: "Plain Text",
     mime: "text/plain",
     extension: "txt",
     category: "T",
@@ -47,15 +53,9 @@ fn probe(probe: &mut Probe<'_>) -> io::Result<Claims> {
     let begins_as_text = !probe.head.iter().take(4096).any(|byte| matches!(byte, 0..=8 | 14..=26 | 28..=31));
     let head = probe.head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(probe.head).trim_ascii_start();
     let markup = matches!(head, [b'<', b'!' | b'?' | b'a'..=b'z' | b'A'..=b'Z', ..]);
+    let has_data = |text: &[u8]| !matches!(next_data(text, true), Found::Nothing(_));
     let is_one = begins_as_text && (markup || has_data(probe.head) || has_data(probe.tail));
     Ok(if is_one { vec![Claim::Inside(0)] } else { Vec::new() })
-}
-
-/// Whether a text has a run of base64 or a `data:` address.
-fn has_data(text: &[u8]) -> bool {
-    let run = text.split(|byte| digit(*byte).is_none()).any(|run| run.len() >= LINE_CHARACTERS_MIN);
-    // Runs in several lines count too, so only those are looked at more closely that have one long line.
-    run || find_ignoring_case(text, b"data:").is_some()
 }
 
 struct Text;
@@ -155,7 +155,7 @@ fn next_data(text: &[u8], is_all: bool) -> Found {
         }
         let run = text.get(run_start..at).unwrap_or_default();
         // Long lines may be one run together.
-        if run.len() >= LINE_CHARACTERS_MIN && is_run(text.get(run_start..).unwrap_or_default()) {
+        if run.len() >= LINE_CHARACTERS_MIN && is_run(text, run_start) {
             return Found::Run(run_start);
         }
         let is_address = *byte == b':' && run.last_chunk::<4>().is_some_and(|word| word.eq_ignore_ascii_case(b"data"));
@@ -164,20 +164,25 @@ fn next_data(text: &[u8], is_all: bool) -> Found {
         }
         run_start = at + 1;
     }
-    if text.len() - run_start >= RUN_CHARACTERS_MIN {
+    if is_run(text, run_start) {
         return Found::Run(run_start);
     }
-    // A run, or the beginning of an address, may go on behind the piece; the piece is far longer than both.
-    let kept = if is_all { 0 } else { (ADDRESS_BYTES_MAX + 8).max(text.len() - run_start) };
+    // What may be the beginning of a run or an address is searched again with what follows.
+    let kept = if is_all { 0 } else { SEARCH_AGAIN_BYTES };
     Found::Nothing(text.len().saturating_sub(kept).max(1))
 }
 
-/// Whether a text begins with a run that is long enough, in one line or several.
-fn is_run(text: &[u8]) -> bool {
-    let mut characters = 0;
-    let mut rest = text;
+/// Whether a run begins so far into a text, in one line or several, that is long enough, and no hash.
+fn is_run(text: &[u8], start: usize) -> bool {
+    let before = start.checked_sub(1).and_then(|before| text.get(before));
+    let is_element = matches!(before, Some(b'>' | b':'));
+    let least = if is_element { ELEMENT_CHARACTERS_MIN } else { RUN_CHARACTERS_MIN };
+    let (mut characters, mut is_hash, mut different) = (0, true, 0u64);
+    let mut rest = text.get(start..).unwrap_or_default();
     while characters < RUN_CHARACTERS_MIN {
-        let line = rest.iter().take_while(|byte| digit(**byte).is_some()).count();
+        let line = rest.iter().take(RUN_CHARACTERS_MIN).take_while(|byte| digit(**byte).is_some()).count();
+        is_hash &= rest.iter().take(line).all(|byte| byte.is_ascii_hexdigit());
+        different |= rest.iter().take(line).filter_map(|byte| digit(*byte)).fold(0, |all, digit| all | 1 << digit);
         characters += line;
         if line < LINE_CHARACTERS_MIN {
             break;
@@ -186,7 +191,8 @@ fn is_run(text: &[u8]) -> bool {
         let Some(length) = joint(rest.get(..JOINT_BYTES_MAX).unwrap_or(rest)) else { break };
         rest = rest.get(length..).unwrap_or_default();
     }
-    characters >= RUN_CHARACTERS_MIN
+    let is_long = characters >= RUN_CHARACTERS_MIN || characters >= least && !is_hash;
+    is_long && different.count_ones() >= DIFFERENT_CHARACTERS_MIN
 }
 
 /// The beginning of an address behind "data:": its length with the comma, and what it says.

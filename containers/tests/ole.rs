@@ -53,7 +53,7 @@ fn names(file: &[u8]) -> Vec<String> {
 }
 
 fn large() -> Vec<u8> {
-    [vec![b'x'; 9000], eicar(), vec![b'y'; 9000]].concat()
+    [vec![0; 9000], eicar(), vec![1; 9000]].concat()
 }
 
 #[test]

@@ -26,7 +26,7 @@ fn document(objects: &[(&str, Option<&[u8]>)]) -> Vec<u8> {
     let table = file.len();
     write!(file, "xref\n0 {}\n0000000000 65535 f \n", objects.len() + 1).unwrap();
     for offset in offsets {
-        write!(file, "{offset:010} 00000 n \n").unwrap();
+        writeln!(file, "{offset:010} 00000 n ").unwrap();
     }
     write!(file, "trailer\n<< /Root 1 0 R /Size {} >>\nstartxref\n{table}\n%%EOF\n", objects.len() + 1).unwrap();
     file
@@ -177,6 +177,22 @@ fn lengths_that_lie_hide_nothing() {
     ]
     .concat();
     assert!(conformance::is_found(&file, &eicar, &Passwords::NONE));
+}
+
+#[test]
+fn streams_that_are_nothing_by_themselves_come_out_together_if_there_are_many() {
+    let page = flate(b"BT /F1 12 Tf (page) Tj ET");
+    let eicar = flate(&[b"PK\x03\x04".to_vec(), eicar()].concat());
+    let dictionary = |data: &[u8]| format!("<< /Length {} /Filter /FlateDecode >>", data.len());
+    let (of_page, of_eicar) = (dictionary(&page), dictionary(&eicar));
+    let mut objects: Vec<(&str, Option<&[u8]>)> = vec![("<< /Type /Catalog >>", None), (&of_eicar, Some(&eicar))];
+    objects.resize(5000, (&of_page, Some(&page)));
+    let file = document(&objects);
+    let taken = take_apart(&file, &Passwords::NONE);
+    assert!(taken.outcome.is_complete(), "{}", taken.outcome.detail());
+    let names: Vec<&str> = taken.members.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["object-2", "streams-1"]);
+    assert_eq!(taken.members[1].1.len(), 4998 * 26);
 }
 
 #[test]

@@ -38,6 +38,13 @@ const OBJECTS_MAX: usize = 1 << 20;
 const OBJECT_STREAM_BYTES_MAX: u64 = 32 << 20;
 /// Most objects that one stream of objects is asked for.
 const OBJECTS_OF_STREAM_MAX: i64 = 1 << 16;
+/// In a document of more streams than this, those that are nothing by themselves come out together: a long book has tens of
+/// thousands, far more than files may come out of a container.
+const STREAMS_ALONE_MAX: usize = 1000;
+/// The longest stream that comes out with others, decoded.
+const BUNDLED_BYTES_MAX: u64 = 64 << 10;
+/// How much comes out together.
+const BUNDLE_BYTES: usize = 1 << 20;
 /// How deep dictionaries and arrays are searched for scripts and names.
 const SEARCH_DEPTH_MAX: u32 = 48;
 
@@ -84,6 +91,8 @@ impl Extractor for Pdf {
             encryption: None,
             names: HashMap::new(),
             scripts: HashSet::new(),
+            bundle: None,
+            bundles: 0,
         };
         if let Err(error) = walk.run() {
             walk.outcome.note_error("the document is broken", &error);
@@ -135,6 +144,9 @@ struct Walk<'w, 's> {
     names: HashMap<u32, String>,
     /// The streams that are scripts.
     scripts: HashSet<u32>,
+    /// Streams that come out together, if there are too many.
+    bundle: Option<Vec<u8>>,
+    bundles: u32,
 }
 
 impl Walk<'_, '_> {
@@ -154,6 +166,9 @@ impl Walk<'_, '_> {
         for stream in &streams {
             self.look_into(stream.id, &stream.dictionary, true);
         }
+        if streams.len() > STREAMS_ALONE_MAX {
+            self.bundle = Some(Vec::new());
+        }
         // Those of objects first, since they name others.
         let (of_objects, others): (Vec<_>, Vec<_>) =
             streams.into_iter().partition(|stream| stream.dictionary.is("Type", "ObjStm"));
@@ -168,6 +183,7 @@ impl Walk<'_, '_> {
                 self.stream(stream);
             }
         }
+        self.hand_out_bundle();
         Ok(())
     }
 
@@ -464,11 +480,45 @@ impl Walk<'_, '_> {
             None if self.scripts.contains(&number) => format!("object-{number}.js"),
             None => format!("object-{number}{extension}"),
         };
+        let is_named = plan.extension.is_some() || self.names.contains_key(&number) || self.scripts.contains(&number);
+        let mut beginning = Vec::new();
         let handed_out = match decoded(&mut *self.input, self.encryption.as_ref(), stream, &plan) {
-            Ok(mut data) => hand_out(name, None, &mut data, self.budget, self.sink),
+            Ok(mut data) => {
+                let bundle = self.bundle.as_mut().filter(|_| !is_named);
+                let read = match &bundle {
+                    Some(_) => (&mut data).take(BUNDLED_BYTES_MAX).read_to_end(&mut beginning).map(|read| read as u64),
+                    None => Ok(0),
+                };
+                match (bundle, read) {
+                    (Some(bundle), Ok(read)) if read < BUNDLED_BYTES_MAX && is_nothing_by_itself(&beginning) => {
+                        bundle.append(&mut beginning);
+                        bundle.push(b'\n');
+                        Ok(None)
+                    }
+                    (_, Ok(_)) => hand_out(name, None, &mut beginning.chain(data), self.budget, self.sink),
+                    (_, Err(error)) => match hand_out(name, None, &mut &*beginning, self.budget, self.sink) {
+                        Ok(first) => Ok(first.or(Some(error))),
+                        Err(halt) => Err(halt),
+                    },
+                }
+            }
             Err(error) => Ok(Some(error)),
         };
         self.note(stream.id, handed_out);
+        if self.bundle.as_ref().is_some_and(|bundle| bundle.len() >= BUNDLE_BYTES) {
+            self.hand_out_bundle();
+        }
+    }
+
+    /// Hands out what comes out together, if there is anything.
+    fn hand_out_bundle(&mut self) {
+        let Some(bundle) = self.bundle.as_mut().map(std::mem::take).filter(|bundle| !bundle.is_empty()) else { return };
+        self.bundles += 1;
+        let name = format!("streams-{}", self.bundles);
+        let length = Some(bundle.len() as u64);
+        if let Err(halt) = hand_out(name, length, &mut Cursor::new(bundle), self.budget, self.sink) {
+            self.outcome.note_halt(halt);
+        }
     }
 
     /// Hands out a stream of objects, and what those have to hand out.
@@ -504,6 +554,14 @@ impl Walk<'_, '_> {
             self.look_into((u32::try_from(id).unwrap_or(0), 0), &value, false);
         }
     }
+}
+
+/// Whether a stream's content is of no type that is worth looking at alone.
+fn is_nothing_by_itself(content: &[u8]) -> bool {
+    crate::detect::detect(&mut Cursor::new(content), content.len() as u64).is_ok_and(|detected| {
+        detected.containers.is_empty()
+            && matches!(detected.mime.as_str(), "text/plain" | "application/octet-stream" | "application/x-empty")
+    })
 }
 
 /// How a stream is decoded.
