@@ -181,7 +181,8 @@ pub fn listen(
         connection_key: cluster.connection_key.clone(),
         admin_key: cluster.admin_key.clone(),
     };
-    Ok(Listener::bind_files(address, files, cluster.map.cluster, service)?)
+    Listener::bind_files(address, files, cluster.map.cluster, service)
+        .with_context(|| format!("cannot serve {} with {}", address, identity.certificate.display()))
 }
 
 /// The cluster as seen over QUIC with the connection key.
@@ -192,7 +193,8 @@ pub fn quic_cluster(file: &ClusterFile) -> anyhow::Result<Cluster> {
 /// The cluster as seen over QUIC with other credentials.
 pub fn quic_cluster_as(file: &ClusterFile, credentials: CredentialFiles) -> anyhow::Result<Cluster> {
     let files = TrustFiles { ca: file.ca.clone(), credentials };
-    cluster_over(file.map.clone(), Arc::new(QuicTransport::from_files(files, file.map.cluster)?))
+    let transport = QuicTransport::from_files(files, file.map.cluster)?;
+    cluster_over(file.map.clone(), Arc::new(transport))
 }
 
 /// Lets a process that serves follow the cluster map and keep it in the cluster's file, for as long as it lives.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[allow(dead_code, reason = "some of what it tells is for other tests")]
 #[path = "../../containers/tests/samples/mod.rs"]
 mod samples;
 

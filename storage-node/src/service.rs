@@ -233,7 +233,7 @@ impl Inner {
             return Err(Refusal::bad_request(format!("{} names are over the limit of {HAS_NAMES_MAX}", names.len())));
         }
         let held = move |store: Store| -> Result<Vec<bool>, EngineError> {
-            names.into_iter().map(|name| Ok(store.stat(name)?.held.is_some())).collect()
+            names.into_iter().map(|name| store.holds(name)).collect()
         };
         Ok(Response::Has(self.blocking(held).await??))
     }

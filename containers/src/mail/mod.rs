@@ -89,7 +89,13 @@ fn begins_as_mail(head: &[u8]) -> bool {
         if line.first().is_some_and(|first| matches!(first, b' ' | b'\t')) {
             continue;
         }
-        let Some((name, _)) = headers::field(line) else { return false };
+        let Some((name, value)) = headers::field(line) else { return false };
+        // A boundary is enough: whatever opens mail finds parts in it.
+        if name.eq_ignore_ascii_case(b"content-type")
+            && value.trim_ascii().to_ascii_lowercase().starts_with(b"multipart/")
+        {
+            return true;
+        }
         found += usize::from(FIELDS.iter().any(|field| name.eq_ignore_ascii_case(field.as_bytes())));
         if found >= FIELDS_MIN {
             return true;
@@ -514,6 +520,7 @@ mod tests {
     fn mail_is_told_by_its_fields() {
         assert!(begins_as_mail(b"\r\nReturn-Path: <a>\r\nX: y\r\n z\r\nSubject: b\r\n\r\n"));
         assert!(begins_as_mail(b"MIME-Version: 1.0\nContent-Type: text/plain\n\n"));
+        assert!(begins_as_mail(b"Content-Type: Multipart/mixed;\n boundary=x\n\n--x\n"));
         assert!(!begins_as_mail(b"Metadata-Version: 2.1\nName: x\n\nFrom: y\nTo: z\n"));
         assert!(!begins_as_mail(b"Subject: a text\n\nFrom: somebody\n"));
         assert!(!begins_as_mail(b""));

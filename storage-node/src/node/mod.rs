@@ -2,7 +2,7 @@
 //! peers and its own clock, lets what is old expire, compares itself with the others and makes good what is missing, reads
 //! what it holds to see whether it is sound, and gives back space.
 //!
-//! Invariants: background work is bounded in memory and yields to requests ([`foreground::Foreground`]); it removes a copy
+//! Invariants: background work is bounded in memory and yields to requests (`foreground.rs`); it removes a copy
 //! only when every owner has confirmed its own, and lets nothing expire by a clock that the cluster does not share. All of it
 //! may be interrupted at any point and begins again by itself.
 //!
