@@ -518,7 +518,9 @@ mod tests {
         let index = RocksIndex::open(directory.path()).unwrap();
         assert_eq!(index.totals().unwrap(), [(7, Totals { blobs: 3, bytes: 3 })]);
         assert_eq!(index.get(BlobName([3; 32])).unwrap().unwrap().killed_until_ms, Some(3));
-        index.with(|database| Ok(database.put(VERSION_KEY, [ENTRY_VERSION + 1]).unwrap())).unwrap();
+        let put =
+            |database: &DB| database.put(VERSION_KEY, [ENTRY_VERSION + 1]).map_err(|error| index.error("write", error));
+        index.with(put).unwrap();
         drop(index);
         let index = RocksIndex::open(directory.path()).unwrap();
         assert_eq!(index.entries(None, 10).unwrap(), []);
