@@ -158,8 +158,10 @@ pub(super) async fn watch(shared: Arc<Shared>) {
             shared.repair.wake();
         }
         let trusts = shared.peers.clock_trusted(&shared.cluster.map());
-        if trusts != trusted {
-            tracing::warn!(node = %shared.id, trusts, "whether this node's clock agrees with a majority of the cluster");
+        if trusted && !trusts {
+            tracing::warn!(node = %shared.id, "this node's clock agrees with no majority of the cluster: nothing expires");
+        } else if trusts && !trusted {
+            tracing::info!(node = %shared.id, "this node's clock agrees with a majority of the cluster");
         }
         if !shared.pause(interval).await {
             return;
