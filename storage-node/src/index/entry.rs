@@ -11,7 +11,7 @@
 use std::cmp::Ordering;
 use std::collections::HashSet;
 
-use lazaret_protocol::limits::{BLOB_BYTES_MAX, BUCKET_MS, EXTENT_BYTES_MAX};
+use lazaret_protocol::limits::{BLOB_BYTES_MAX, EXTENT_BYTES_MAX};
 use lazaret_protocol::message::{GetHeader, Locator};
 use lazaret_protocol::tree::tree_bytes;
 use lazaret_protocol::{BlobName, PlacementKey};
@@ -112,10 +112,10 @@ impl BlobEntry {
         }
     }
 
-    /// Whether a put of this time has nothing to add: it falls in the bucket of the newest one or in an earlier bucket, and
-    /// the copy is not known to be damaged.
+    /// Whether a put of this time has nothing to add: it is no newer, and the copy is not known to be damaged. A later put of
+    /// the same hour does add something: a tombstone that this node has not seen yet may lie between the two.
     pub fn covers(&self, put_time_ms: u64) -> bool {
-        !self.damaged && put_time_ms / BUCKET_MS <= self.put_time_ms / BUCKET_MS
+        !self.damaged && put_time_ms <= self.put_time_ms
     }
 
     /// The bytes of all its records.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lazaret_protocol::message::{BlobStat, ByteRange, ErrorCode, Locator, PutLocator};
+use lazaret_protocol::message::{BlobStat, ByteRange, ErrorCode, Locator, PutLocator, Tombstone};
 use lazaret_protocol::{BlobName, PlacementKey, StorageType, UploadId};
 use lazaret_storage_node::Origin;
 use lazaret_storage_node::disk::SimDisk;
@@ -153,7 +153,7 @@ async fn what_is_not_what_it_says_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_is_written_once_a_bucket_and_its_newest_put_decides() {
+async fn a_put_that_is_no_newer_writes_nothing_and_the_newest_put_decides() {
     let (disk, index) = (SimDisk::new(), MemoryIndex::new());
     let (environment, clock) = environment(1);
     let engine = Engine::open(Arc::new(disk.clone()), Arc::new(index), environment, options()).unwrap();
@@ -162,9 +162,14 @@ async fn a_name_is_written_once_a_bucket_and_its_newest_put_decides() {
     let put_at = async |time| engine.put_whole(name, blob.clone(), time, Origin::Client).await.unwrap();
     assert!(!put_at(NOON_MS).await.already_held);
     let bytes = engine.status().segment_bytes;
-    let again = put_at(NOON_MS + 60_000).await;
+    let again = put_at(NOON_MS - 60_000).await;
     assert_eq!((again.already_held, again.put_time_ms), (true, NOON_MS));
     assert_eq!(engine.status().segment_bytes, bytes);
+
+    // Within the hour, too: a deletion that this node has not heard of yet may lie between the two.
+    assert!(!put_at(NOON_MS + 60_000).await.already_held);
+    engine.delete(Tombstone { name, time_ms: NOON_MS + 30_000 }).await.unwrap();
+    assert_holds(&engine, &blob);
 
     clock.advance(HOUR_MS);
     let later = put_at(NOON_MS + HOUR_MS).await;

@@ -4,13 +4,13 @@ use std::sync::atomic::Ordering;
 
 use bytes::BytesMut;
 use futures_util::{StreamExt, stream};
-use lazaret_protocol::limits::HELD_BYTES_MAX;
-use lazaret_protocol::message::{CopyClaim, RepairItem, RepairItems, RepairPage, RepairScope, Request, Response};
+use lazaret_protocol::limits::{BUCKET_MS, HELD_BYTES_MAX};
+use lazaret_protocol::message::{RepairItem, RepairItems, RepairPage, RepairScope, Request, Response};
 use lazaret_protocol::{BlobName, NodeId, PlacementKey, UploadId};
 
-use super::{Left, Round, share};
+use super::{Left, Round};
 use crate::engine::{EngineError, Origin};
-use crate::index::Entry;
+use crate::index::{BlobEntry, Entry};
 use crate::node::Shared;
 use crate::store::Store;
 
@@ -96,8 +96,11 @@ fn has(entry: Option<&Entry>, item: &RepairItem) -> bool {
     let Some(entry) = entry else { return false };
     let killed = |time_ms: u64| entry.killed_until_ms.is_some_and(|until| time_ms <= until);
     match item {
-        RepairItem::Blob { name, put_time_ms, .. } => {
-            killed(*put_time_ms) || share::holds(Some(entry), &CopyClaim { name: *name, put_time_ms: *put_time_ms })
+        RepairItem::Blob { put_time_ms, .. } => {
+            // As in the digests, puts of one bucket count as the same: a tombstone between them makes them differ.
+            let bucket = put_time_ms / BUCKET_MS;
+            let held = |blob: &BlobEntry| !blob.damaged && bucket <= blob.put_time_ms / BUCKET_MS;
+            killed(*put_time_ms) || entry.blob.as_ref().is_some_and(held)
         }
         RepairItem::Locator(put) => {
             killed(put.put_time_ms) || entry.locator.is_some_and(|held| held.put_time_ms >= put.put_time_ms)

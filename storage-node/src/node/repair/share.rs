@@ -70,7 +70,7 @@ pub(crate) fn hold(name: BlobName, entry: &Entry) -> Option<Hold> {
 /// Whether an entry holds the copy that is claimed, or a newer one.
 pub(crate) fn holds(entry: Option<&Entry>, claim: &CopyClaim) -> bool {
     let blob = entry.and_then(|entry| entry.blob.as_ref());
-    blob.is_some_and(|blob| !blob.damaged && blob.covers(claim.put_time_ms))
+    blob.is_some_and(|blob| blob.covers(claim.put_time_ms))
 }
 
 /// The name just before the first one of a partition; `None` if it is the first partition.
