@@ -125,6 +125,12 @@ pub enum EngineError {
         /// Why, disk by disk.
         reasons: String,
     },
+    /// What was asked for may lie on a disk that is out of use.
+    #[error("what lies on a disk out of use is not known: {reasons}")]
+    DiskOut {
+        /// Which disks are, and why.
+        reasons: String,
+    },
     /// What was asked for may lie on a disk whose index is being rebuilt.
     #[error("the index of disk {disk} is being rebuilt, what lies on it is not known yet: try again")]
     Rebuilding {
@@ -168,6 +174,7 @@ impl EngineError {
             | Self::Format { .. }
             | Self::Identity(_)
             | Self::NoDisk { .. }
+            | Self::DiskOut { .. }
             | Self::Disk(_)
             | Self::Index(_)
             | Self::Sink(_)

@@ -73,22 +73,34 @@ impl Engine {
         Ok(matches!(self.shared.write(record, meaning, true).await?, Written::At(_)))
     }
 
-    /// Drops this disk's copy of a blob, held or not, if it is still of that put; a locator stays. Returns whether there was
+    /// Drops this disk's copy of a blob, if it is still of that put and not held; a locator stays. Returns whether there was
     /// one. It is not a deletion: the blob may be put again, and until compaction has been over its segment, an index that
     /// is rebuilt finds the copy again.
     pub async fn forget(&self, name: BlobName, put_time_ms: u64) -> Result<bool, EngineError> {
-        let forget = move |shared: &super::Shared| {
+        self.drop_copy(name, put_time_ms, false).await
+    }
+
+    /// The same for a copy that may be held: for who knows that others hold the blob and know of the hold.
+    pub async fn forget_held(&self, name: BlobName, put_time_ms: u64) -> Result<bool, EngineError> {
+        self.drop_copy(name, put_time_ms, true).await
+    }
+
+    async fn drop_copy(&self, name: BlobName, put_time_ms: u64, held_too: bool) -> Result<bool, EngineError> {
+        let drop_copy = move |shared: &super::Shared| {
             let store = &shared.store;
             let mut ledger = store.ledger.lock();
             let Some(before) = store.index.get(name)? else { return Ok(false) };
             let (mut after, mut dropped) = before.clone().live(ledger.horizon);
+            if !held_too && after.holds(put_time_ms) {
+                return Ok(false);
+            }
             let Some(blob) = after.blob.take_if(|blob| blob.put_time_ms == put_time_ms) else { return Ok(false) };
             dropped.extend(blob.dropped(None));
             let changes = Changes { entries: vec![(name, Changed { before, after })], dropped, ..Changes::default() };
             ledger.apply(&*store.index, &store.counters, changes)?;
             Ok(true)
         };
-        self.shared.blocking("forgetting a blob", forget).await
+        self.shared.blocking("forgetting a blob", drop_copy).await
     }
 
     /// The bucket before which everything has expired.

@@ -20,6 +20,8 @@ pub(super) struct Lookup {
     pub(super) copies: Vec<Copy>,
     /// A disk on which more may lie, if one is being rebuilt.
     rebuilding: Option<String>,
+    /// Whether a disk out of use could not be asked: what lies on it counts as missing, and is not said to be absent.
+    unasked: bool,
 }
 
 /// A copy of a blob.
@@ -45,6 +47,7 @@ impl Store {
         };
         match found.rebuilding {
             Some(disk) if stat.held.is_none() => Err(EngineError::Rebuilding { disk }),
+            None if stat.held.is_none() && found.unasked => Err(EngineError::DiskOut { reasons: self.failures() }),
             _ => Ok(stat),
         }
     }
@@ -126,6 +129,7 @@ impl Store {
         match (damaged, found.rebuilding) {
             (Some(error), _) => Err(error),
             (None, Some(disk)) => Err(EngineError::Rebuilding { disk }),
+            (None, None) if found.unasked => Err(EngineError::DiskOut { reasons: self.failures() }),
             (None, None) => Ok(None),
         }
     }
@@ -145,21 +149,27 @@ impl Store {
 
     /// Asks every disk.
     pub(super) fn lookup(&self, name: BlobName) -> Result<Lookup, EngineError> {
-        let mut found = Lookup { entry: Entry::default(), copies: Vec::new(), rebuilding: None };
+        let mut found = Lookup { entry: Entry::default(), copies: Vec::new(), rebuilding: None, unasked: false };
         for (number, slot) in self.inner.slots.iter().enumerate() {
             let (engine, serves) = match slot.state() {
                 State::Rebuilding => {
                     found.rebuilding = Some(slot.label.clone());
                     continue;
                 }
-                State::Failed { engine: None, .. } => continue,
+                State::Failed { engine: None, .. } => {
+                    found.unasked = true;
+                    continue;
+                }
                 State::Failed { engine: Some(engine), .. } => (engine, false),
                 State::Serving(engine) => (engine, true),
             };
             let entry = match self.noted(number, &engine, engine.entry(name)) {
                 Ok(entry) => entry.unwrap_or_default(),
                 Err(error) if serves => return Err(error),
-                Err(_) => continue,
+                Err(_) => {
+                    found.unasked = true;
+                    continue;
+                }
             };
             if let Some(blob) = entry.blob.clone() {
                 found.copies.push(Copy { slot: number, engine, blob, failed: !serves });

@@ -135,9 +135,25 @@ impl Store {
         self.write_everywhere(|engine: Engine| async move { engine.hold(hold).await }).await
     }
 
-    /// Drops this node's copies of a name that are of this put or older, held or not; locators stay. Returns whether there
+    /// Drops this node's copies of a name that are of this put or older and not held; locators stay. Returns whether there
     /// were any.
     pub async fn forget(&self, name: BlobName, put_time_ms: u64) -> Result<bool, EngineError> {
+        let forget = |engine: Engine, time_ms| async move { engine.forget(name, time_ms).await };
+        self.drop_copies(name, put_time_ms, forget).await
+    }
+
+    /// The same for copies that may be held: for who knows that others hold the blob and know of the hold.
+    pub async fn forget_held(&self, name: BlobName, put_time_ms: u64) -> Result<bool, EngineError> {
+        let forget = |engine: Engine, time_ms| async move { engine.forget_held(name, time_ms).await };
+        self.drop_copies(name, put_time_ms, forget).await
+    }
+
+    async fn drop_copies<F: Future<Output = Result<bool, EngineError>> + Send>(
+        &self,
+        name: BlobName,
+        put_time_ms: u64,
+        forget: impl Fn(Engine, u64) -> F,
+    ) -> Result<bool, EngineError> {
         let mut forgotten = false;
         for (slot, engine) in self.serving() {
             let known = engine.clone();
@@ -145,7 +161,7 @@ impl Store {
             let entry = self.noted(slot, &engine, entry.unwrap_or_else(|| Err(died("reading the index"))))?;
             let held = entry.and_then(|entry| entry.blob).map(|blob| blob.put_time_ms);
             if let Some(time_ms) = held.filter(|time_ms| *time_ms <= put_time_ms) {
-                forgotten |= self.noted(slot, &engine, engine.forget(name, time_ms).await)?;
+                forgotten |= self.noted(slot, &engine, forget(engine.clone(), time_ms).await)?;
             }
         }
         Ok(forgotten)
@@ -322,9 +338,13 @@ impl Store {
         if self.inner.closed.load(Ordering::SeqCst) {
             return EngineError::Closed;
         }
-        let reasons =
-            self.report().into_iter().map(|disk| format!("{}: {}", disk.path, disk.failed.unwrap_or_default()));
-        EngineError::NoDisk { reasons: reasons.collect::<Vec<_>>().join("; ") }
+        EngineError::NoDisk { reasons: self.failures() }
+    }
+
+    /// The disks out of use, and why they are.
+    fn failures(&self) -> String {
+        let failed = self.report().into_iter().filter_map(|disk| Some(format!("{}: {}", disk.path, disk.failed?)));
+        failed.collect::<Vec<_>>().join("; ")
     }
 
     /// A put that has expired on one disk has expired on all, unless it is held: then its disk says.

@@ -104,7 +104,12 @@ async fn hand_over_batch(round: &Round, mut batch: Vec<Surplus>) -> Left {
             left.undone = true;
             continue;
         }
-        match shared.store.forget(copy.name, copy.put_time_ms).await {
+        let given_up = match copy.hold {
+            // Every owner was told of it before it confirmed.
+            Some(_) => shared.store.forget_held(copy.name, copy.put_time_ms).await,
+            None => shared.store.forget(copy.name, copy.put_time_ms).await,
+        };
+        match given_up {
             Ok(forgotten) => {
                 left.done |= forgotten;
                 shared.repair.removed_blobs.fetch_add(u64::from(forgotten), Ordering::Relaxed);
