@@ -11,9 +11,10 @@ use lzxd::{Lzxd, WindowSize};
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name};
+use crate::fields::{invalid, le16, le32, unsupported};
 use crate::format::{Format, whole_if};
 use crate::outcome::ExtractionOutcome;
-use crate::parts::{Exactly, Out, cut_off, invalid, le16, le32, read_array, read_vec, unsupported};
+use crate::parts::{Exactly, Out, cut_off, read_array, read_vec};
 
 const MAGIC: [u8; 8] = [b'M', b'S', b'C', b'F', 0, 0, 0, 0];
 const HEADER_BYTES: u64 = 36;

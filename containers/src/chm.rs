@@ -11,9 +11,10 @@ use lzxd::{Lzxd, WindowSize};
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name};
+use crate::fields::{invalid, le32, le64, unsupported};
 use crate::format::{Format, whole_if};
 use crate::outcome::ExtractionOutcome;
-use crate::parts::{Exactly, Out, cut_off, invalid, le32, le64, read_array, read_vec, unsupported};
+use crate::parts::{Exactly, Out, cut_off, read_array, read_vec};
 
 const MAGIC: &[u8] = b"ITSF";
 /// Most chunks of the directory, and the longest one.

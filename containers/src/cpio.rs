@@ -8,9 +8,10 @@ use std::io;
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name};
+use crate::fields::{be16, invalid, le16};
 use crate::format::{Format, Probe, whole_if};
 use crate::outcome::ExtractionOutcome;
-use crate::parts::{Out, be16, invalid, le16, read_array, read_vec};
+use crate::parts::{Out, read_array, read_vec};
 
 /// The longest name: PATH_MAX of the systems that write such archives.
 const NAME_BYTES_MAX: u64 = 4096;
@@ -134,21 +135,8 @@ impl Header {
 
 impl Extractor for Cpio {
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
-        let mut out = Out::new(budget, sink);
         let (input, length) = (&mut *container.input, container.length);
-        let mut offset = 0;
-        let mut result = Ok(());
-        while !out.is_over() {
-            match member(input, offset, length, &mut out) {
-                Ok(Some(next)) => offset = next,
-                Ok(None) => break,
-                Err(error) => {
-                    result = Err(error);
-                    break;
-                }
-            }
-        }
-        out.end(&format!("the archive is broken at {offset}"), result)
+        Out::new(budget, sink).walk(|offset, out| member(input, offset, length, out))
     }
 }
 

@@ -9,9 +9,10 @@ use std::io::{self, Read, Seek, SeekFrom};
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name};
 use crate::fat;
+use crate::fields::{array, be32, be64, invalid, le32, le64, unsupported};
 use crate::format::{Format, Section, whole_if};
 use crate::outcome::ExtractionOutcome;
-use crate::parts::{Out, array, be32, be64, cut_off, invalid, le32, le64, read_array, unsupported};
+use crate::parts::{Out, cut_off, read_array};
 
 const SECTOR_BYTES: u64 = 512;
 /// Where the four entries of a partition table are, and the mark behind them.

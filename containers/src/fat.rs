@@ -8,9 +8,10 @@ use std::io::{self, Read, SeekFrom};
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name, read_full};
+use crate::fields::{array, invalid, le16, le32};
 use crate::format::{Format, whole_if};
 use crate::outcome::ExtractionOutcome;
-use crate::parts::{Out, array, cut_off, invalid, le16, le32, read_array};
+use crate::parts::{Out, cut_off, read_array};
 
 /// A directory has at most 65,536 entries of 32 bytes.
 const DIRECTORY_BYTES_MAX: u64 = 2 << 20;

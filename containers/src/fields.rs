@@ -1,20 +1,41 @@
-//! Numbers and texts at places in a slice, for readers of binary formats. Nothing here panics: what lies outside is none.
+//! Numbers and texts at places in a slice, for readers of binary formats, and the errors of what is not as it should be.
+//! Nothing here panics: what lies outside is none.
 
 use std::io::{self, Read};
 
-/// A little-endian number of 16 bits.
-pub(crate) fn u16_le(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..)?.first_chunk().map(|two| u16::from_le_bytes(*two))
+/// The `N` bytes at `at`.
+pub(crate) fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..)?.first_chunk().copied()
 }
 
-/// A little-endian number of 32 bits.
-pub(crate) fn u32_le(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..)?.first_chunk().map(|four| u32::from_le_bytes(*four))
+/// The little-endian number of 16 bits at `at`.
+pub(crate) fn le16(bytes: &[u8], at: usize) -> Option<u16> {
+    array(bytes, at).map(u16::from_le_bytes)
 }
 
-/// A little-endian number of 64 bits.
-pub(crate) fn u64_le(bytes: &[u8], at: usize) -> Option<u64> {
-    bytes.get(at..)?.first_chunk().map(|eight| u64::from_le_bytes(*eight))
+/// The little-endian number of 32 bits at `at`.
+pub(crate) fn le32(bytes: &[u8], at: usize) -> Option<u32> {
+    array(bytes, at).map(u32::from_le_bytes)
+}
+
+/// The little-endian number of 64 bits at `at`.
+pub(crate) fn le64(bytes: &[u8], at: usize) -> Option<u64> {
+    array(bytes, at).map(u64::from_le_bytes)
+}
+
+/// The big-endian number of 16 bits at `at`.
+pub(crate) fn be16(bytes: &[u8], at: usize) -> Option<u16> {
+    array(bytes, at).map(u16::from_be_bytes)
+}
+
+/// The big-endian number of 32 bits at `at`.
+pub(crate) fn be32(bytes: &[u8], at: usize) -> Option<u32> {
+    array(bytes, at).map(u32::from_be_bytes)
+}
+
+/// The big-endian number of 64 bits at `at`.
+pub(crate) fn be64(bytes: &[u8], at: usize) -> Option<u64> {
+    array(bytes, at).map(u64::from_be_bytes)
 }
 
 /// Text in UTF-16, little-endian, up to its first zero or the end; what is malformed is replaced.
@@ -40,9 +61,14 @@ pub(crate) fn read_at_most(input: &mut (impl Read + ?Sized), most_bytes: u64) ->
     Ok(bytes)
 }
 
-/// Malformed data, with the reason.
+/// An error of malformed data.
 pub(crate) fn invalid(reason: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason.into())
+}
+
+/// An error of something that no reader here knows.
+pub(crate) fn unsupported(reason: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, reason.into())
 }
 
 /// Data that ends too early, with what ends.
@@ -56,8 +82,8 @@ mod tests {
 
     #[test]
     fn what_lies_outside_is_none() {
-        assert_eq!((u16_le(&[1, 2], 0), u16_le(&[1, 2], 1), u16_le(&[], usize::MAX)), (Some(0x201), None, None));
-        assert_eq!((u32_le(&[1, 0, 0, 0], 0), u64_le(&[1, 0, 0, 0], 0)), (Some(1), None));
+        assert_eq!((le16(&[1, 2], 0), le16(&[1, 2], 1), le16(&[], usize::MAX)), (Some(0x201), None, None));
+        assert_eq!((le32(&[1, 0, 0, 0], 0), le64(&[1, 0, 0, 0], 0)), (Some(1), None));
         assert_eq!(utf16_le(b"a\0b\0\0\0c\0"), "ab");
         assert_eq!(find(b"abc", b"bc"), Some(1));
     }

@@ -9,9 +9,10 @@ use std::io::{self, Read};
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name};
+use crate::fields::{array, invalid, le16, le32};
 use crate::format::{Format, Probe, whole_if};
 use crate::outcome::ExtractionOutcome;
-use crate::parts::{Out, array, invalid, le16, le32, part, read_vec};
+use crate::parts::{Out, part, read_vec};
 
 /// Where volume descriptors begin, and how long each is.
 const DESCRIPTORS_OFFSET: u64 = 0x8000;

@@ -11,11 +11,10 @@ use delharc::{CompressionMethod, LhaHeader};
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name};
+use crate::fields::{array, invalid, le16, le32, unsupported};
 use crate::format::{Format, whole_if};
 use crate::outcome::{ExtractionOutcome, Protection};
-use crate::parts::{
-    Checked, Exactly, Out, array, cut_off, invalid, le16, le32, part, read_array, read_vec, unsupported,
-};
+use crate::parts::{Checked, Exactly, Out, cut_off, part, read_array, read_vec};
 use crate::passwords::Passwords;
 
 /// LZH.
@@ -75,20 +74,8 @@ struct Lzh;
 
 impl Extractor for Lzh {
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
-        let mut out = Out::new(budget, sink);
-        let mut offset = 0;
-        let mut result = Ok(());
-        while !out.is_over() {
-            match lzh_member(&mut *container.input, offset, container.length, &mut out) {
-                Ok(Some(next)) => offset = next,
-                Ok(None) => break,
-                Err(error) => {
-                    result = Err(error);
-                    break;
-                }
-            }
-        }
-        out.end(&format!("the archive is broken at {offset}"), result)
+        let (input, length) = (&mut *container.input, container.length);
+        Out::new(budget, sink).walk(|offset, out| lzh_member(input, offset, length, out))
     }
 }
 

@@ -10,10 +10,11 @@ use lzma_rust2::filter::bcj::BcjReader;
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, Sink, read_full};
+use crate::fields::{array, invalid, le32, unsupported};
 use crate::format::{Format, whole_if};
 use crate::limits::admit_decoder;
 use crate::outcome::ExtractionOutcome;
-use crate::parts::{BUFFER_BYTES, Exactly, Out, array, cut_off, invalid, le32, part, read_array, unsupported};
+use crate::parts::{BUFFER_BYTES, Exactly, Out, cut_off, part, read_array};
 
 const MARK: &[u8] = b"\xef\xbe\xad\xdeNullsoftInst";
 const FIRST_HEADER_BYTES: u64 = 28;

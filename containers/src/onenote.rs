@@ -7,7 +7,7 @@ use std::io::{self, Read, SeekFrom};
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, hand_out};
-use crate::fields::{find, read_at_most, u64_le};
+use crate::fields::{find, le64, read_at_most};
 use crate::format::{Format, whole_if};
 use crate::outcome::ExtractionOutcome;
 
@@ -55,7 +55,7 @@ fn walk(
 ) -> io::Result<()> {
     let length = container.length;
     let header = read(container.input, 0, 1024)?;
-    let expected = u64_le(&header, LENGTH_AT).unwrap_or(u64::MAX);
+    let expected = le64(&header, LENGTH_AT).unwrap_or(u64::MAX);
     if expected > length {
         outcome.note_broken("the section is shorter than it says: it is cut off");
     }
@@ -75,7 +75,7 @@ fn walk(
         // What is embedded may itself hold what looks like it: the search goes on behind the header only.
         position = start + EMBEDDED.len() as u64;
         let header = read(container.input, start, HEADER_BYTES)?;
-        let Some(size) = u64_le(&header, EMBEDDED.len()) else { break };
+        let Some(size) = le64(&header, EMBEDDED.len()) else { break };
         members += 1;
         container.input.seek(SeekFrom::Start(start + HEADER_BYTES))?;
         let input: &mut dyn ReadSeek = &mut *container.input;

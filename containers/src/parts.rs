@@ -1,5 +1,5 @@
-//! What the readers of archive formats have in common: fields out of bytes, parts of an input as streams, and the handing out
-//! of members together with a note of what was wrong with them.
+//! What the readers of archive formats have in common: parts of an input as streams, and the handing out of members together
+//! with a note of what was wrong with them.
 //!
 //! Invariant: nothing here allocates by what a file claims, except [`read_vec`], which is given the most it may.
 
@@ -7,60 +7,16 @@ use std::io::{self, BufReader, Read, SeekFrom};
 
 use crate::budget::Budget;
 use crate::container::{ReadSeek, Sink, hand_out, read_full};
+use crate::fields::{self, invalid};
 use crate::limits::Halt;
 use crate::outcome::ExtractionOutcome;
 
 /// How much is read from a container at once.
 pub(crate) const BUFFER_BYTES: usize = 64 * 1024;
 
-/// The `N` bytes at `at`.
-pub(crate) fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
-    bytes.get(at..)?.first_chunk().copied()
-}
-
-/// The little-endian number of 16 bits at `at`.
-pub(crate) fn le16(bytes: &[u8], at: usize) -> Option<u16> {
-    array(bytes, at).map(u16::from_le_bytes)
-}
-
-/// The little-endian number of 32 bits at `at`.
-pub(crate) fn le32(bytes: &[u8], at: usize) -> Option<u32> {
-    array(bytes, at).map(u32::from_le_bytes)
-}
-
-/// The little-endian number of 64 bits at `at`.
-pub(crate) fn le64(bytes: &[u8], at: usize) -> Option<u64> {
-    array(bytes, at).map(u64::from_le_bytes)
-}
-
-/// The big-endian number of 16 bits at `at`.
-pub(crate) fn be16(bytes: &[u8], at: usize) -> Option<u16> {
-    array(bytes, at).map(u16::from_be_bytes)
-}
-
-/// The big-endian number of 32 bits at `at`.
-pub(crate) fn be32(bytes: &[u8], at: usize) -> Option<u32> {
-    array(bytes, at).map(u32::from_be_bytes)
-}
-
-/// The big-endian number of 64 bits at `at`.
-pub(crate) fn be64(bytes: &[u8], at: usize) -> Option<u64> {
-    array(bytes, at).map(u64::from_be_bytes)
-}
-
-/// An error of malformed data.
-pub(crate) fn invalid(reason: impl Into<String>) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, reason.into())
-}
-
-/// An error of something that no reader here knows.
-pub(crate) fn unsupported(reason: impl Into<String>) -> io::Error {
-    io::Error::new(io::ErrorKind::Unsupported, reason.into())
-}
-
 /// The error of an input that ends too early.
 pub(crate) fn cut_off() -> io::Error {
-    io::Error::new(io::ErrorKind::UnexpectedEof, "the data ends too early")
+    fields::cut_off("the data ends too early")
 }
 
 /// The bytes at `offset`, all `length` of them, which must be no more than `most`.
@@ -231,6 +187,26 @@ impl<'o, 's> Out<'o, 's> {
     /// Counts one more structure of a walk that hands nothing out.
     pub(crate) fn check(&self) -> Result<(), Halt> {
         self.budget.check()
+    }
+
+    /// Walks from member to member: `member` hands out the one at an offset and tells where the next one is, if there is one.
+    pub(crate) fn walk(
+        mut self,
+        mut member: impl FnMut(u64, &mut Self) -> io::Result<Option<u64>>,
+    ) -> ExtractionOutcome {
+        let mut offset = 0;
+        let mut result = Ok(());
+        while !self.is_over() {
+            match member(offset, &mut self) {
+                Ok(Some(next)) => offset = next,
+                Ok(None) => break,
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        self.end(&format!("the archive is broken at {offset}"), result)
     }
 
     /// Notes how a walk ended, and gives back all that was noted.

@@ -8,9 +8,10 @@ use std::io;
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name};
+use crate::fields::{array, invalid, le16, le32};
 use crate::format::{Claim, Format};
 use crate::outcome::ExtractionOutcome;
-use crate::parts::{Out, array, cut_off, invalid, le16, le32, read_array, read_vec};
+use crate::parts::{Out, cut_off, read_array, read_vec};
 
 /// Most sections, as Windows has it.
 const SECTIONS_MAX: u16 = 96;

@@ -8,9 +8,10 @@ use std::io;
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink};
+use crate::fields::{be32, be64, invalid};
 use crate::format::{Format, whole_if};
 use crate::outcome::ExtractionOutcome;
-use crate::parts::{Out, be32, be64, invalid, read_array, read_vec};
+use crate::parts::{Out, read_array, read_vec};
 
 const LEAD_MAGIC: [u8; 4] = [0xed, 0xab, 0xee, 0xdb];
 const LEAD_BYTES: u64 = 96;

@@ -9,10 +9,11 @@ use std::io::{self, Read};
 use crate::budget::Budget;
 use crate::coded::lzo;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name};
+use crate::fields::{invalid, le16, le32, le64, unsupported};
 use crate::format::{Claim, Format, Probe, whole_if};
 use crate::limits::DECODER_BYTES_MAX;
 use crate::outcome::ExtractionOutcome;
-use crate::parts::{Out, cut_off, invalid, le16, le32, le64, read_array, read_vec, unsupported};
+use crate::parts::{Out, cut_off, read_array, read_vec};
 
 const MAGIC: &[u8] = b"hsqs";
 const SUPERBLOCK_BYTES: usize = 96;

@@ -121,7 +121,7 @@ static ZSTD_STREAM: Stream = Stream {
 impl Extractor for Stream {
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
         let mut outcome = ExtractionOutcome::default();
-        let name = self.member_name(container.name);
+        let name = member_name(container.name, self.suffixes);
         let decoder = container
             .input
             .seek(SeekFrom::Start(0))
@@ -139,21 +139,20 @@ impl Extractor for Stream {
     }
 }
 
-impl Stream {
-    fn member_name(&self, container: &str) -> String {
-        // In its own container the member lies in no folder, whatever folder the container lies in.
-        let container = container.rsplit('/').next().unwrap_or(container);
-        for (suffix, instead) in self.suffixes {
-            if let Some(at) = container.len().checked_sub(suffix.len())
-                && at > 0
-                && let (Some(stem), Some(end)) = (container.get(..at), container.get(at..))
-                && end.eq_ignore_ascii_case(suffix)
-            {
-                return format!("{stem}{instead}");
-            }
+/// What the member of a compressed stream is called: as the file that holds it, whose suffix is cut off or replaced.
+pub(crate) fn member_name(container: &str, suffixes: &[(&str, &str)]) -> String {
+    // In its own container the member lies in no folder, whatever folder the container lies in.
+    let container = container.rsplit('/').next().unwrap_or(container);
+    for (suffix, instead) in suffixes {
+        if let Some(at) = container.len().checked_sub(suffix.len())
+            && at > 0
+            && let (Some(stem), Some(end)) = (container.get(..at), container.get(at..))
+            && end.eq_ignore_ascii_case(suffix)
+        {
+            return format!("{stem}{instead}");
         }
-        container.to_owned()
     }
+    container.to_owned()
 }
 
 /// Decodes one stream after the other until the input ends, or only zeros follow.
@@ -245,11 +244,11 @@ mod tests {
 
     #[test]
     fn the_member_is_named_after_the_file() {
-        assert_eq!(GZIP_STREAM.member_name("a.tar.gz"), "a.tar");
-        assert_eq!(GZIP_STREAM.member_name("a.TGZ"), "a.tar");
-        assert_eq!(GZIP_STREAM.member_name("a"), "a");
-        assert_eq!(GZIP_STREAM.member_name(".gz"), ".gz");
-        assert_eq!(XZ_STREAM.member_name("é.xz"), "é");
-        assert_eq!(ZSTD_STREAM.member_name("é"), "é");
+        assert_eq!(member_name("a.tar.gz", GZIP_STREAM.suffixes), "a.tar");
+        assert_eq!(member_name("a.TGZ", GZIP_STREAM.suffixes), "a.tar");
+        assert_eq!(member_name("a", GZIP_STREAM.suffixes), "a");
+        assert_eq!(member_name(".gz", GZIP_STREAM.suffixes), ".gz");
+        assert_eq!(member_name("é.xz", XZ_STREAM.suffixes), "é");
+        assert_eq!(member_name("é", ZSTD_STREAM.suffixes), "é");
     }
 }

@@ -7,9 +7,10 @@ use std::io::{self, BufRead, BufReader, Read};
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name};
+use crate::fields::invalid;
 use crate::format::{Claim, Claims, Format, Probe};
 use crate::outcome::ExtractionOutcome;
-use crate::parts::{BUFFER_BYTES, Checked, Out, cut_off, invalid};
+use crate::parts::{BUFFER_BYTES, Checked, Out, cut_off};
 
 /// The longest line that is looked at: a line of yEnc has up to 997 bytes and its escapes, and of uuencode 61.
 const LINE_BYTES_MAX: u64 = 4096;

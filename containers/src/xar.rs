@@ -7,10 +7,11 @@ use std::io::{self, BufReader, Read};
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, Sink, display_name};
+use crate::fields::{be16, be64, invalid, unsupported};
 use crate::format::{Format, whole_if};
 use crate::limits::DECODER_BYTES_MAX;
 use crate::outcome::ExtractionOutcome;
-use crate::parts::{BUFFER_BYTES, Exactly, Out, be16, be64, cut_off, invalid, part, read_array, read_vec, unsupported};
+use crate::parts::{BUFFER_BYTES, Exactly, Out, cut_off, part, read_array, read_vec};
 
 const MAGIC: &[u8] = b"xar!";
 /// The longest table of contents, compressed and not.

@@ -443,7 +443,7 @@ pub struct Welcome {
 pub struct PutDone {
     /// The put time that counts on this node.
     pub put_time_ms: u64,
-    /// The node held the blob already in the same bucket and stored nothing.
+    /// The node held the blob already, from a put that is no older, and stored nothing.
     pub already_held: bool,
 }
 
@@ -575,8 +575,8 @@ impl RepairItem {
         u32::try_from(self.time_ms() / DAY_MS).unwrap_or(u32::MAX)
     }
 
-    /// What it adds to its day's digest. Put times of one bucket count as the same, since a node that holds a blob answers
-    /// another put within the hour with the put time it has.
+    /// What it adds to its day's digest. Put times of one bucket count as the same: copies that differ by no more expire
+    /// together, and a deletion between them makes them differ.
     pub fn fingerprint(&self) -> u128 {
         let (kind, time) = match self {
             Self::Blob { put_time_ms, .. } => (0, put_time_ms / BUCKET_MS),

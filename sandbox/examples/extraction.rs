@@ -3,26 +3,19 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "../tests/common/mod.rs"]
+mod common;
+
 use std::collections::HashMap;
-use std::io::{self, Cursor, Read};
+use std::io::{Cursor, Read};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use common::Bytes;
 use lazaret_containers::{Budget, Limits, Member, Passwords, TreeBudget, detect};
-use lazaret_sandbox::{Extraction, Input, Request, Sandbox, SandboxOptions};
-
-struct Bytes<'b>(&'b [u8]);
-
-impl Input for Bytes<'_> {
-    fn whole(&self) -> Option<&[u8]> {
-        Some(self.0)
-    }
-    fn read_at(&self, _: u64, _: u64) -> io::Result<Vec<u8>> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-}
+use lazaret_sandbox::{Extraction, Request, Sandbox, SandboxOptions};
 
 #[derive(Default)]
 struct Total {
@@ -56,7 +49,7 @@ fn sandboxed(sandbox: &Sandbox, file: &[u8], total: &Total, buffer: &mut [u8]) {
     let tree = Arc::new(TreeBudget::new(limits.clone(), length));
     let stop: Arc<AtomicBool> = Arc::default();
     let budget = Budget::new(tree.clone(), stop, length);
-    let (input, used) = (Bytes(file), tree.used());
+    let (input, used) = (Bytes(file, true), tree.used());
     let request = Request {
         name: "file",
         length,

@@ -2,14 +2,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod common;
+
 use std::collections::{HashMap, HashSet};
-use std::io::{self, Cursor, Write};
+use std::io::{Cursor, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use common::Bytes;
 use lazaret_containers::{Budget, FileType, Limit, Limits, Member, Passwords, TreeBudget};
-use lazaret_sandbox::{Ended, Input, Request, Sandbox, SandboxOptions};
+use lazaret_sandbox::{Ended, Request, Sandbox, SandboxOptions};
 
 const MIB: usize = 1 << 20;
 /// What this process and its children may hold together.
@@ -28,17 +31,6 @@ fn limits() -> Limits {
         ratio_free_bytes: 4 << 20,
         archive_seconds: 60,
         file_bytes: None,
-    }
-}
-
-struct Bytes<'b>(&'b [u8]);
-
-impl Input for Bytes<'_> {
-    fn whole(&self) -> Option<&[u8]> {
-        Some(self.0)
-    }
-    fn read_at(&self, _: u64, _: u64) -> io::Result<Vec<u8>> {
-        Err(io::ErrorKind::Unsupported.into())
     }
 }
 
@@ -68,7 +60,7 @@ impl Tree<'_> {
         let limits = limits();
         let containers = known.map(|known| known.containers);
         let admitted = self.budget.admits_depth(depth);
-        let input = Bytes(file);
+        let input = Bytes(file, true);
         let request = Request {
             name: "file",
             length,

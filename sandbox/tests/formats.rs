@@ -6,25 +6,15 @@
 #[path = "../../containers/tests/samples/mod.rs"]
 mod samples;
 
-use std::io;
+mod common;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use common::Bytes;
 use lazaret_containers::{Budget, ExtractionOutcome, Member, Passwords, TreeBudget, conformance};
 use lazaret_sandbox::{Input, Request, Sandbox, SandboxOptions};
 use samples::SAMPLES;
-
-struct Bytes<'b>(&'b [u8], bool);
-
-impl Input for Bytes<'_> {
-    fn whole(&self) -> Option<&[u8]> {
-        self.1.then_some(self.0)
-    }
-    fn read_at(&self, offset: u64, most_bytes: u64) -> io::Result<Vec<u8>> {
-        let rest = &self.0[(offset as usize).min(self.0.len())..];
-        Ok(rest[..rest.len().min(most_bytes as usize)].to_vec())
-    }
-}
 
 #[test]
 fn every_sample_comes_apart_as_it_does_without_the_sandbox() {

@@ -2,11 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod common;
+
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use common::Bytes;
 use lazaret_containers::conformance::{self, eicar};
 use lazaret_containers::{Budget, ExtractionOutcome, Halt, Limit, Limits, Member, Passwords, TreeBudget};
 use lazaret_sandbox::{Ended, Input, Request, Sandbox, SandboxError, SandboxOptions};
@@ -17,19 +20,6 @@ fn options() -> SandboxOptions {
 
 fn sandbox() -> Sandbox {
     Sandbox::start(options()).unwrap()
-}
-
-/// A file in memory, or one that is handed in on demand.
-struct Bytes<'b>(&'b [u8], bool);
-
-impl Input for Bytes<'_> {
-    fn whole(&self) -> Option<&[u8]> {
-        self.1.then_some(self.0)
-    }
-    fn read_at(&self, offset: u64, most_bytes: u64) -> io::Result<Vec<u8>> {
-        let rest = &self.0[(offset as usize).min(self.0.len())..];
-        Ok(rest[..rest.len().min(most_bytes as usize)].to_vec())
-    }
 }
 
 /// Names, lengths and endings: what is shown when two lists of members differ.

@@ -1,20 +1,18 @@
 //! The one source of every decision of a run.
 
-/// SplitMix64 (Steele, Lea, Flood 2014): the same on every machine, and any seed is as good as any other.
+use lazaret_storage_node::disk::SplitMix;
+
+/// The decisions that follow from a seed; any seed is as good as any other.
 #[derive(Debug, Clone)]
-pub(crate) struct Decisions(u64);
+pub(crate) struct Decisions(SplitMix);
 
 impl Decisions {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(SplitMix(seed))
     }
 
     pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        self.0.next()
     }
 
     /// A number below `bound`; 0 if that is 0.

@@ -15,7 +15,7 @@ use lazaret_node_client::transport::{Transport, TransportError};
 use lazaret_protocol::BlobName;
 use serde_json::Value;
 
-use crate::harness::{Process, Processes, cluster, content, free_addresses, lazaret};
+use crate::harness::{Process, Processes, cluster, content, free_addresses, lazaret, read};
 
 /// How long repair may take for a handful of blobs on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -91,15 +91,6 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
         assert!(begun.elapsed() < PATIENCE, "{what}");
         std::thread::sleep(Duration::from_millis(200));
     }
-}
-
-async fn read(cluster: &Cluster, name: BlobName) -> Result<Vec<u8>, GetError> {
-    let mut download = cluster.get(name, None).await?;
-    let mut bytes = Vec::new();
-    while let Some(piece) = download.next().await? {
-        bytes.extend_from_slice(&piece);
-    }
-    Ok(bytes)
 }
 
 async fn put_some(cluster: &Cluster, seeds: std::ops::Range<u64>) -> Vec<(BlobName, Vec<u8>)> {

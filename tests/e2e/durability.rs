@@ -14,7 +14,7 @@ use reqwest::StatusCode;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
-use crate::harness::{Gateway, Processes, Up, cluster, content, files_below, lazaret, verdict};
+use crate::harness::{Gateway, Processes, Up, cluster, content, files_below, lazaret, read, verdict};
 
 /// Uploads through a gateway from several tasks until told to stop; keeps what was acknowledged.
 struct Load {
@@ -145,11 +145,7 @@ async fn a_cluster_killed_under_load_keeps_every_acknowledged_blob_and_finishes_
     let blobs = acknowledged.lock().await;
     assert!(blobs.len() > 30 && analyses.len() > 60, "{} blobs, {} analyses", blobs.len(), analyses.len());
     for (seed, stored) in blobs.iter() {
-        let mut download = client.get(stored.name, None).await.unwrap();
-        let mut bytes = Vec::new();
-        while let Some(piece) = download.next().await.unwrap() {
-            bytes.extend_from_slice(&piece);
-        }
+        let bytes = read(&client, stored.name).await.unwrap();
         assert!(bytes == content(*seed, stored.length as usize), "{} came back changed", stored.name);
     }
     for data_id in &analyses {
@@ -201,11 +197,7 @@ async fn a_flipped_bit_is_caught_and_counted_and_another_replica_answers() {
     file.read_exact_at(&mut byte, middle).unwrap();
     file.write_all_at(&[byte[0] ^ 0x40], middle).unwrap();
 
-    let mut download = client.get(stored.name, None).await.unwrap();
-    let mut got = Vec::new();
-    while let Some(piece) = download.next().await.unwrap() {
-        got.extend_from_slice(&piece);
-    }
+    let got = read(&client, stored.name).await.unwrap();
     assert!(got == bytes);
     let status = lazaret(&["cluster", "status", "--json", "--cluster", up.cluster_file().to_str().unwrap()]);
     assert!(status.status.success());

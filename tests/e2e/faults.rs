@@ -14,12 +14,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use lazaret_node_client::cluster::{Cluster, GetError};
+use lazaret_node_client::cluster::Cluster;
 use lazaret_protocol::BlobName;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
-use crate::harness::{Process, cluster, content, free_addresses, lazaret};
+use crate::harness::{Process, cluster, content, free_addresses, lazaret, read};
 
 /// How long repair may take here.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -229,15 +229,6 @@ impl Shared {
         }
         begun.elapsed()
     }
-}
-
-async fn read(cluster: &Cluster, name: BlobName) -> Result<Vec<u8>, GetError> {
-    let mut download = cluster.get(name, None).await?;
-    let mut bytes = Vec::new();
-    while let Some(piece) = download.next().await? {
-        bytes.extend_from_slice(&piece);
-    }
-    Ok(bytes)
 }
 
 /// Checks and prints a fault's line.

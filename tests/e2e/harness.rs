@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lazaret_node_client::Environment;
-use lazaret_node_client::cluster::{Cluster, ClusterOptions};
+use lazaret_node_client::cluster::{Cluster, ClusterOptions, GetError};
 use lazaret_node_client::cluster_file::ClusterFile;
 use lazaret_node_client::quic::{Credentials, QuicTransport};
+use lazaret_protocol::BlobName;
 use reqwest::StatusCode;
 use serde_json::Value;
 
@@ -233,6 +234,16 @@ pub fn cluster(file: &Path) -> Cluster {
     let credentials = Credentials::Connection(file.read_connection_key().unwrap());
     let transport = QuicTransport::new(&file.read_ca().unwrap(), file.map.cluster, credentials).unwrap();
     Cluster::new(file.map, Arc::new(transport), Environment::system(), ClusterOptions::default()).unwrap()
+}
+
+/// A whole blob.
+pub async fn read(cluster: &Cluster, name: BlobName) -> Result<Vec<u8>, GetError> {
+    let mut download = cluster.get(name, None).await?;
+    let mut bytes = Vec::new();
+    while let Some(piece) = download.next().await? {
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes)
 }
 
 /// Bytes that no compressor shortens and that differ for every seed.

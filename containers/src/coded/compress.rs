@@ -4,7 +4,7 @@
 use std::io::{self, Read};
 
 use crate::container::read_full;
-use crate::parts::invalid;
+use crate::fields::invalid;
 
 const CLEAR: u16 = 256;
 const FIRST_BITS: u32 = 9;

@@ -9,7 +9,8 @@ use twox_hash::XxHash32;
 
 use super::next_magic;
 use crate::container::read_full;
-use crate::parts::{cut_off, invalid, unsupported};
+use crate::fields::{invalid, unsupported};
+use crate::parts::cut_off;
 
 const FRAME_MAGIC: u32 = 0x184d_2204;
 const LEGACY_MAGIC: u32 = 0x184c_2102;

@@ -5,8 +5,8 @@ use std::io::{self, BufReader, Cursor, Read};
 use lzma_rust2::LzmaReader;
 
 use super::next_magic;
+use crate::fields::{invalid, le32, le64};
 use crate::limits::admit_decoder;
-use crate::parts::{invalid, le32, le64};
 
 /// lc 3, lp 0, pb 2: the only properties that lzip has.
 const PROPERTIES: u8 = 93;

@@ -2,7 +2,8 @@
 
 use std::io;
 
-use crate::parts::{cut_off, invalid};
+use crate::fields::invalid;
+use crate::parts::cut_off;
 
 /// Decodes one block into at most `most` bytes.
 pub(crate) fn decompress(packed: &[u8], most: usize) -> io::Result<Vec<u8>> {

@@ -3,7 +3,8 @@
 use std::io::{self, Read};
 
 use super::{lzo, next_magic};
-use crate::parts::{cut_off, invalid, unsupported};
+use crate::fields::{invalid, unsupported};
+use crate::parts::cut_off;
 
 pub(super) const MAGIC: [u8; 9] = [0x89, b'L', b'Z', b'O', 0, b'\r', b'\n', 0x1a, b'\n'];
 /// lzop makes blocks of 256 KiB; its reader takes up to this.

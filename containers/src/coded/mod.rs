@@ -15,10 +15,12 @@ use std::io::{self, BufRead, BufReader, Read, SeekFrom};
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink};
+use crate::fields::{le32, le64};
 use crate::format::{Format, whole_if};
 use crate::limits::admit_decoder;
 use crate::outcome::ExtractionOutcome;
-use crate::parts::{BUFFER_BYTES, Out, le32, le64};
+use crate::parts::{BUFFER_BYTES, Out};
+use crate::stream::member_name;
 
 type Input<'i> = BufReader<&'i mut dyn ReadSeek>;
 
@@ -139,30 +141,13 @@ pub(crate) static SZDD: Format = Format {
 impl Extractor for Coded {
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
         let mut out = Out::new(budget, sink);
-        let name = self.member_name(container.name);
+        let name = member_name(container.name, self.suffixes);
         let decoder = container
             .input
             .seek(SeekFrom::Start(0))
             .and_then(|_| (self.decoder)(BufReader::with_capacity(BUFFER_BYTES, &mut *container.input)));
         out.made(name, None, decoder);
         out.outcome
-    }
-}
-
-impl Coded {
-    fn member_name(&self, container: &str) -> String {
-        // In its own container the member lies in no folder, whatever folder the container lies in.
-        let container = container.rsplit('/').next().unwrap_or(container);
-        for (suffix, instead) in self.suffixes {
-            if let Some(at) = container.len().checked_sub(suffix.len())
-                && at > 0
-                && let (Some(stem), Some(end)) = (container.get(..at), container.get(at..))
-                && end.eq_ignore_ascii_case(suffix)
-            {
-                return format!("{stem}{instead}");
-            }
-        }
-        container.to_owned()
     }
 }
 
@@ -177,7 +162,7 @@ fn next_magic<const N: usize>(input: &mut impl Read) -> io::Result<Option<[u8; N
                 match input.read(&mut block)? {
                     0 => return Ok(None),
                     read if block.get(..read).is_some_and(|read| read.iter().all(|byte| *byte == 0)) => {}
-                    _ => return Err(crate::parts::invalid("data follows the last stream")),
+                    _ => return Err(crate::fields::invalid("data follows the last stream")),
                 }
             }
         }

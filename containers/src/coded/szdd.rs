@@ -2,7 +2,8 @@
 
 use std::io::{self, Read};
 
-use crate::parts::{cut_off, invalid};
+use crate::fields::invalid;
+use crate::parts::cut_off;
 
 pub(super) const MAGIC: [u8; 8] = [b'S', b'Z', b'D', b'D', 0x88, 0xf0, 0x27, 0x33];
 const WINDOW_BYTES: usize = 4096;

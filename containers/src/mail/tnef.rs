@@ -4,7 +4,7 @@ use std::io::{self, Cursor, Read, SeekFrom};
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, Sink, display_name, hand_out, read_full};
-use crate::fields::{cut_off, invalid, read_at_most, u32_le, until_zero, utf16_le};
+use crate::fields::{cut_off, invalid, le32, read_at_most, until_zero, utf16_le};
 use crate::format::{Format, whole_if};
 use crate::ole::package;
 use crate::outcome::ExtractionOutcome;
@@ -95,7 +95,7 @@ impl Walk<'_, '_, '_> {
         if read_full(self.container.input, &mut header)? < header.len() {
             return Err(cut_off(format!("no attribute at {offset}")));
         }
-        let (Some(number), Some(length)) = (u32_le(&header, 1), u32_le(&header, 5)) else {
+        let (Some(number), Some(length)) = (le32(&header, 1), le32(&header, 5)) else {
             return Err(invalid("no attribute"));
         };
         if !matches!(header.first(), Some(1 | 2)) {
@@ -137,7 +137,7 @@ impl Walk<'_, '_, '_> {
 
     fn properties(&mut self, bytes: &[u8], of: u32, attachment: &mut Attachment) -> io::Result<()> {
         let mut reader = Properties { bytes, at: 4 };
-        for _ in 0..u32_le(bytes, 0).unwrap_or(0) {
+        for _ in 0..le32(bytes, 0).unwrap_or(0) {
             self.budget.check()?;
             let Some((number, values)) = reader.next() else {
                 self.outcome.note_broken("a list of properties is cut off");
@@ -226,7 +226,7 @@ struct Properties<'p> {
 
 impl<'p> Properties<'p> {
     fn number(&mut self) -> Option<usize> {
-        let number = u32_le(self.bytes, self.at)?;
+        let number = le32(self.bytes, self.at)?;
         self.at += 4;
         usize::try_from(number).ok()
     }

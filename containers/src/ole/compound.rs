@@ -6,7 +6,7 @@
 use std::io::{self, Cursor, Read, SeekFrom};
 
 use crate::container::{ReadSeek, read_full};
-use crate::fields::{cut_off, invalid, u16_le, u32_le, u64_le, utf16_le};
+use crate::fields::{cut_off, invalid, le16, le32, le64, utf16_le};
 
 /// What every compound file begins with.
 pub(super) const MAGIC: [u8; 8] = [0xd0, 0xcf, 0x11, 0xe0, 0xa1, 0xb1, 0x1a, 0xe1];
@@ -72,8 +72,8 @@ impl<'i> Compound<'i> {
         if read_full(input, &mut header)? < header.len() || !header.starts_with(&MAGIC) {
             return Err(invalid("no header of a compound file"));
         }
-        let number = |at| u32_le(&header, at).unwrap_or(END_OF_CHAIN);
-        let sector_bytes = match u16_le(&header, 30) {
+        let number = |at| le32(&header, at).unwrap_or(END_OF_CHAIN);
+        let sector_bytes = match le16(&header, 30) {
             Some(9) => 512,
             Some(12) => 4096,
             _ => return Err(invalid("a compound file has sectors of 512 or 4096 bytes")),
@@ -287,9 +287,9 @@ impl<'i> Compound<'i> {
 }
 
 fn read_entry(bytes: &[u8; ENTRY_BYTES], is_long: bool) -> Entry {
-    let number = |at| u32_le(bytes, at).unwrap_or(NO_ENTRY);
-    let name_bytes = usize::from(u16_le(bytes, 64).unwrap_or(0)).min(64);
-    let size = u64_le(bytes, 120).unwrap_or(0);
+    let number = |at| le32(bytes, at).unwrap_or(NO_ENTRY);
+    let name_bytes = usize::from(le16(bytes, 64).unwrap_or(0)).min(64);
+    let size = le64(bytes, 120).unwrap_or(0);
     Entry {
         name: utf16_le(bytes.get(..name_bytes).unwrap_or_default()),
         kind: match bytes.get(66) {

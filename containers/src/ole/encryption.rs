@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256, Sha384, Sha512};
 use crate::budget::Budget;
 use crate::cipher::{Aes, BLOCK_BYTES};
 use crate::container::read_full;
-use crate::fields::{cut_off, invalid, u16_le, u32_le, u64_le};
+use crate::fields::{cut_off, invalid, le16, le32, le64};
 use crate::limits::Halt;
 use crate::passwords::Passwords;
 
@@ -88,7 +88,7 @@ impl Hash {
 
 /// Finds the key of a package. None if no password fits, or the package is encrypted in a way that is not known here.
 pub(super) fn open(info: &[u8], passwords: &Passwords, budget: &Budget) -> Result<Option<Key>, Halt> {
-    let (Some(major), Some(minor)) = (u16_le(info, 0), u16_le(info, 2)) else { return Ok(None) };
+    let (Some(major), Some(minor)) = (le16(info, 0), le16(info, 2)) else { return Ok(None) };
     for password in passwords.iter().chain([DEFAULT_PASSWORD]) {
         let key = match (major, minor) {
             (4, 4) => open_agile(info, password, budget)?,
@@ -104,8 +104,8 @@ pub(super) fn open(info: &[u8], passwords: &Passwords, budget: &Budget) -> Resul
 
 fn open_standard(info: &[u8], password: &str, budget: &Budget) -> Result<Option<Key>, Halt> {
     // Version and flags, then the length of the header, the header, the verifier.
-    let Some(header_bytes) = u32_le(info, 8) else { return Ok(None) };
-    let (Some(key_bits), Some(verifier_at)) = (u32_le(info, 12 + 16), (header_bytes as usize).checked_add(12)) else {
+    let Some(header_bytes) = le32(info, 8) else { return Ok(None) };
+    let (Some(key_bits), Some(verifier_at)) = (le32(info, 12 + 16), (header_bytes as usize).checked_add(12)) else {
         return Ok(None);
     };
     let key_bits = if key_bits == 0 { 128 } else { key_bits };
@@ -245,7 +245,7 @@ impl<R: Read> Decrypted<R> {
                 if read_full(&mut self.input, &mut length)? < length.len() {
                     return Err(cut_off("the encrypted package has no length"));
                 }
-                u64_le(&length, 0).unwrap_or(0)
+                le64(&length, 0).unwrap_or(0)
             }
         };
         if left == 0 {

@@ -20,7 +20,7 @@ use self::compound::{Compound, Kind};
 pub(crate) use self::outlook::decompress as compressed_text;
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, Sink, display_name, hand_out};
-use crate::fields::{read_at_most, u16_le, u32_le, until_zero, utf16_le};
+use crate::fields::{le16, le32, read_at_most, until_zero, utf16_le};
 use crate::format::{Format, whole_if};
 use crate::outcome::{ExtractionOutcome, Protection};
 use crate::passwords::Passwords;
@@ -121,11 +121,11 @@ impl Walk<'_, '_, '_> {
             let is_encrypted: fn(&[u8]) -> bool = match self.name_of(*index) {
                 // FibBase: magic number, then the flags at 10, of which one is fEncrypted.
                 "WordDocument" => {
-                    |head| u16_le(head, 0) == Some(0xa5ec) && u16_le(head, 10).is_some_and(|flags| flags & 0x0100 != 0)
+                    |head| le16(head, 0) == Some(0xa5ec) && le16(head, 10).is_some_and(|flags| flags & 0x0100 != 0)
                 }
                 "Workbook" | "Book" => workbook_is_encrypted,
                 // CurrentUserAtom: an encrypted document has this token.
-                "Current User" => |head| u32_le(head, 12) == Some(0xf3d1_c4df),
+                "Current User" => |head| le32(head, 12) == Some(0xf3d1_c4df),
                 "EncryptedSummary" => |_| true,
                 _ => continue,
             };
@@ -339,7 +339,7 @@ impl Walk<'_, '_, '_> {
 fn workbook_is_encrypted(head: &[u8]) -> bool {
     const FILE_PASS: u16 = 0x2f;
     let mut at = 0;
-    while let (Some(kind), Some(length)) = (u16_le(head, at), u16_le(head, at + 2)) {
+    while let (Some(kind), Some(length)) = (le16(head, at), le16(head, at + 2)) {
         if kind == FILE_PASS {
             return true;
         }

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use crate::fields::{cut_off, invalid, u32_le};
+use crate::fields::{cut_off, invalid, le32};
 
 /// How a property's stream is named, before its number and type.
 pub(super) const PROPERTY: &str = "__substg1.0_";
@@ -25,7 +25,7 @@ pub(crate) fn decompress(data: &[u8]) -> (Vec<u8>, io::Result<()>) {
     const COMPRESSED: u32 = 0x7546_5a4c;
     const STORED: u32 = 0x414c_454d;
     let content = data.get(16..).unwrap_or_default();
-    match (u32_le(data, 8), u32_le(data, 4)) {
+    match (le32(data, 8), le32(data, 4)) {
         (Some(STORED), Some(length)) => match content.get(..length as usize) {
             Some(content) => (content.to_vec(), Ok(())),
             None => (content.to_vec(), Err(cut_off("the text is cut off"))),

@@ -2,7 +2,7 @@
 //! a package looks like inside is written down nowhere official, and the same in all programs.
 
 use crate::container::display_name;
-use crate::fields::{u16_le, u32_le, until_zero};
+use crate::fields::{le16, le32, until_zero};
 
 /// How much of a stream's beginning is looked at for a package's header: two names and a path.
 pub(crate) const HEADER_BYTES_MAX: u64 = 8 * 1024;
@@ -19,7 +19,7 @@ pub(crate) struct Package {
 /// The file in the native data of a package, which begins at `start`. Only the beginning of the data is needed.
 pub(crate) fn package(data: &[u8], start: usize) -> Option<Package> {
     let label_at = start + 2;
-    if u16_le(data, start)? != 2 {
+    if le16(data, start)? != 2 {
         return None;
     }
     let label = until_zero(data.get(label_at..)?);
@@ -27,12 +27,12 @@ pub(crate) fn package(data: &[u8], start: usize) -> Option<Package> {
     let path = until_zero(data.get(path_at..)?);
     // Behind the path: 0, whether the content lies here (3), and the path of a temporary file with its length.
     let kind_at = path_at + path.len() + 1;
-    if u16_le(data, kind_at + 2)? != 3 {
+    if le16(data, kind_at + 2)? != 3 {
         return None;
     }
     let temporary_at = kind_at + 4;
-    let size_at = usize::try_from(u32_le(data, temporary_at)?).ok()?.checked_add(temporary_at + 4)?;
-    let length = u32_le(data, size_at)?;
+    let size_at = usize::try_from(le32(data, temporary_at)?).ok()?.checked_add(temporary_at + 4)?;
+    let length = le32(data, size_at)?;
     let name = if label.is_empty() { path.rsplit(|byte| matches!(byte, b'\\' | b'/')).next()? } else { label };
     Some(Package { name: display_name(name), offset: size_at + 4, length })
 }
@@ -47,18 +47,18 @@ pub(crate) struct Embedded {
 
 /// The object that `data` begins with, if it is an embedded one. Only the beginning of the data is needed.
 pub(crate) fn embedded(data: &[u8]) -> Option<Embedded> {
-    if u32_le(data, 4)? != EMBEDDED {
+    if le32(data, 4)? != EMBEDDED {
         return None;
     }
     let mut at = 8;
     let mut strings = [&[][..]; 3];
     for string in &mut strings {
-        let length = usize::try_from(u32_le(data, at)?).ok()?;
+        let length = usize::try_from(le32(data, at)?).ok()?;
         *string = data.get(at + 4..at.checked_add(4)?.checked_add(length)?)?;
         at += 4 + length;
     }
     let [class, ..] = strings;
-    Some(Embedded { class: until_zero(class).to_vec(), offset: at + 4, length: u32_le(data, at)? })
+    Some(Embedded { class: until_zero(class).to_vec(), offset: at + 4, length: le32(data, at)? })
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 
 use crate::container::read_full;
-use crate::fields::{find, invalid, u16_le, u32_le, utf16_le};
+use crate::fields::{find, invalid, le16, le32, utf16_le};
 
 /// What a piece of compressed source stands for.
 const CHUNK_BYTES: usize = 4096;
@@ -30,7 +30,7 @@ pub(super) fn modules(dir: &[u8]) -> Vec<Module> {
     let mut modules = Vec::new();
     let mut stream = String::new();
     let mut at = 0;
-    while let (Some(id), Some(size)) = (u16_le(dir, at), u32_le(dir, at + 2)) {
+    while let (Some(id), Some(size)) = (le16(dir, at), le32(dir, at + 2)) {
         let data = at + 6;
         // The one record whose length leaves out its last two bytes.
         let size = if id == PROJECT_VERSION { 6 } else { size as usize };
@@ -39,7 +39,7 @@ pub(super) fn modules(dir: &[u8]) -> Vec<Module> {
             STREAM_NAME => stream = String::from_utf8_lossy(record).into_owned(),
             STREAM_NAME_UTF16 => stream = utf16_le(record),
             OFFSET => {
-                if let Some(offset) = u32_le(record, 0) {
+                if let Some(offset) = le32(record, 0) {
                     modules.push(Module { stream: std::mem::take(&mut stream), offset });
                 }
             }
@@ -113,7 +113,7 @@ fn decompress(data: &[u8]) -> io::Result<Vec<u8>> {
                 at += 1;
                 continue;
             }
-            let Some(token) = u16_le(data, at) else { return Ok(out) };
+            let Some(token) = le16(data, at) else { return Ok(out) };
             at += 2;
             // The further into the piece, the more bits the distance takes of the sixteen: at least four.
             let distance_bits = (usize::BITS - out.len().saturating_sub(1).leading_zeros()).clamp(4, 12);

@@ -10,7 +10,8 @@ use zeroize::Zeroizing;
 
 use crate::budget::Budget;
 use crate::container::read_full;
-use crate::parts::{BUFFER_BYTES, invalid, unsupported};
+use crate::fields::{invalid, unsupported};
+use crate::parts::BUFFER_BYTES;
 
 /// Its method number.
 pub(super) const AES: u64 = 0x06_f1_07_01;

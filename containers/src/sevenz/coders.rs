@@ -12,8 +12,9 @@ use lzma_rust2::{Lzma2Reader, LzmaReader};
 use super::aes::{AES, Decryptor, Keys};
 use super::header::{Coder, Folder};
 use crate::container::ReadSeek;
+use crate::fields::{invalid, le32, unsupported};
 use crate::limits::{TooMuchMemory, admit_decoder};
-use crate::parts::{BUFFER_BYTES, Exactly, invalid, le32, unsupported};
+use crate::parts::{BUFFER_BYTES, Exactly};
 use crate::stream::ZSTD_WINDOW_LOG_MAX;
 
 /// What is behind the signature header; several readers take turns.

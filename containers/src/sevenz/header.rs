@@ -5,7 +5,8 @@
 
 use std::io;
 
-use crate::parts::{array, cut_off, invalid, unsupported};
+use crate::fields::{array, invalid, unsupported};
+use crate::parts::cut_off;
 
 const ID_END: u64 = 0;
 const ID_HEADER: u64 = 1;

@@ -18,10 +18,11 @@ use self::coders::{Shared, is_compressed, is_encrypted, open};
 use self::header::{File, Files, Folder, Header, Streams, Walk};
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, Sink, display_name};
+use crate::fields::{invalid, le32, le64};
 use crate::format::{Format, whole_if};
 use crate::limits::{Halt, TooMuchMemory};
 use crate::outcome::{ExtractionOutcome, Protection};
-use crate::parts::{Checked, Exactly, Out, cut_off, invalid, le32, le64, read_array, read_vec};
+use crate::parts::{Checked, Exactly, Out, cut_off, read_array, read_vec};
 use crate::passwords::Passwords;
 
 const MAGIC: [u8; 6] = [b'7', b'z', 0xbc, 0xaf, 0x27, 0x1c];

@@ -10,8 +10,7 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 pub use fs::FsDisk;
-pub(crate) use sim::SplitMix;
-pub use sim::{Power, SimDisk};
+pub use sim::{Power, SimDisk, SplitMix};
 
 use crate::record::SegmentAddress;
 

@@ -426,11 +426,14 @@ impl SegmentFile for SimFile {
     }
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014): enough for choosing what survives, and the same on every machine.
-pub(crate) struct SplitMix(pub(crate) u64);
+/// SplitMix64 (Steele, Lea, Flood 2014) from a seed: enough for choosing what survives, and the same on every machine.
+#[derive(Debug, Clone)]
+pub struct SplitMix(pub u64);
 
 impl SplitMix {
-    pub(crate) fn next(&mut self) -> u64 {
+    /// The next number.
+    #[allow(clippy::should_implement_trait, reason = "it never ends, so it is no iterator")]
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
