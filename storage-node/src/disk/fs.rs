@@ -33,6 +33,8 @@ pub struct FsDisk {
     /// Holds the lock; the kernel lets go of it when the process ends, however it ends.
     _lock: Option<File>,
     read_files: Mutex<ReadFiles>,
+    /// Held while a small file is replaced: two writers of one would take each other's new file away.
+    writing_small: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -60,7 +62,7 @@ impl FsDisk {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(source) => return Err(DiskError::new("open", lock_path.display(), source)),
         };
-        Ok(Self { root, _lock: lock, read_files: Mutex::default() })
+        Ok(Self { root, _lock: lock, read_files: Mutex::default(), writing_small: Mutex::default() })
     }
 
     /// Files in the directory that no node puts there.
@@ -103,7 +105,7 @@ impl FsDisk {
             .open(&lock_path)
             .map_err(|source| DiskError::new("open", lock_path.display(), source))?;
         let lock = Some(lock_file(lock, &root)?);
-        Ok(Self { root, _lock: lock, read_files: Mutex::default() })
+        Ok(Self { root, _lock: lock, read_files: Mutex::default(), writing_small: Mutex::default() })
     }
 
     fn bucket_path(&self, bucket: u32) -> PathBuf {
@@ -229,6 +231,7 @@ impl Disk for FsDisk {
     fn write_small(&self, name: &str, content: &[u8]) -> Result<(), DiskError> {
         let path = self.root.join(name);
         let new_path = self.root.join(format!("{name}{NEW_SUFFIX}"));
+        let _alone = self.writing_small.lock().unwrap_or_else(PoisonError::into_inner);
         let written = File::create(&new_path).and_then(|mut file| {
             file.write_all(content)?;
             file.sync_all()
@@ -365,6 +368,12 @@ mod tests {
         disk.write_small("node.yml", b"first").unwrap();
         disk.write_small("node.yml", b"second").unwrap();
         assert_eq!(disk.read_small("node.yml").unwrap().as_deref(), Some(&b"second"[..]));
+        let writers = |content: &'static [u8]| (0..50).for_each(|_| disk.write_small("map.yml", content).unwrap());
+        std::thread::scope(|scope| {
+            scope.spawn(|| writers(b"one"));
+            scope.spawn(|| writers(b"other"));
+        });
+        assert!(matches!(disk.read_small("map.yml").unwrap().as_deref(), Some(b"one" | b"other")));
         let space = disk.space().unwrap();
         assert!(space.free_bytes > 0 && space.free_bytes <= space.total_bytes);
 

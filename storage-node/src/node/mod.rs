@@ -86,6 +86,7 @@ pub(crate) struct Shared {
     pub(crate) store: Store,
     /// The cluster as this node reaches it, with a node's rights. Its map is the node's map.
     pub(crate) cluster: Cluster,
+    kept_map: map::Kept,
     pub(crate) environment: Environment,
     pub(crate) options: NodeOptions,
     pub(crate) foreground: Foreground,
@@ -106,6 +107,7 @@ impl Node {
             id,
             store,
             cluster,
+            kept_map: map::Kept::default(),
             environment,
             options,
             foreground: Foreground::default(),
