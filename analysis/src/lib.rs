@@ -14,6 +14,7 @@
 pub mod analysis;
 pub mod conformance;
 pub mod id;
+pub mod password;
 pub mod rule;
 pub mod sqlite;
 pub mod store;
@@ -24,6 +25,7 @@ pub use analysis::{
     Times,
 };
 pub use id::DataId;
+pub use password::{PasswordList, PasswordSeal, SealError, SealedPasswords};
 pub use rule::{Limits, Rule, RuleError, RuleSet, SelectError};
 pub use sqlite::SqliteBackend;
 pub use store::{
