@@ -13,6 +13,7 @@ use crate::analysis::{
 };
 use crate::cache::{KeptTree, KeptVerdict, TreeTotals, VERDICT_BATCH_MAX, VerdictKey};
 use crate::id::DataId;
+use crate::password::SealedPasswords;
 use crate::rule::Rule;
 use crate::store::{
     Claim, LeaseToken, NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Progress, ProgressCache, ResultStore, StoreFault, Task,
@@ -31,6 +32,7 @@ pub fn sample_analysis(data_id: DataId) -> NewAnalysis {
         principal: Principal { user_id: "7".to_owned(), user_name: "Ada".to_owned(), role: "submitter".to_owned() },
         user_agent: "conformance".to_owned(),
         metadata: Some(r#"{"ticket": 12}"#.to_owned()),
+        passwords: Some(SealedPasswords(data_id.0.to_vec())),
         receive_ms: 1_700_000_000_000,
         upload_ms: 1_700_000_000_400,
         hash_ms: 3,
@@ -119,7 +121,8 @@ async fn analyses_are_recorded_once(store: &dyn ResultStore) {
     assert!(matches!(error.source, StoreFault::Exists), "{error}");
     assert_eq!(store.get(new.data_id).await.unwrap().unwrap().new, new, "the first one stays");
 
-    let bare = NewAnalysis { file: FileInfo::default(), metadata: None, ..sample_analysis(DataId::random()) };
+    let bare =
+        NewAnalysis { file: FileInfo::default(), metadata: None, passwords: None, ..sample_analysis(DataId::random()) };
     store.create(&bare).await.unwrap();
     assert_eq!(store.get(bare.data_id).await.unwrap().unwrap().new, bare, "digests may be absent");
 }

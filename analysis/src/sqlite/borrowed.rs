@@ -302,7 +302,7 @@ pub(super) async fn finish(
     }
     let update = sqlx::query(
         "UPDATE analysis SET state = 2, result = $1, started_ms = coalesce(started_ms, $2), finished_ms = $2,
-             members_of = $3, members_root = $4, members_path = $5
+             members_of = $3, members_root = $4, members_path = $5, passwords = NULL
          WHERE id = $6 AND state < 2 AND NOT EXISTS (SELECT 1 FROM nested WHERE root = $7)",
     )
     .bind(serde_json::to_string(&result)?)

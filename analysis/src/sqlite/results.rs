@@ -10,6 +10,7 @@ use super::{SqliteBackend, on, to_i64, to_id, to_u64};
 use crate::analysis::{AnalysisRecord, FileInfo, FileResult, NestedRecord, NewAnalysis, State};
 use crate::cache::{KeptVerdict, VerdictKey};
 use crate::id::DataId;
+use crate::password::SealedPasswords;
 use crate::store::{Claim, NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Page, ResultStore, StoreError, StoreFault};
 use crate::verdict::ResultCode;
 
@@ -116,7 +117,7 @@ fn state_from_i64(state: i64) -> Result<State, StoreFault> {
 impl SqliteBackend {
     async fn get_root(&self, data_id: DataId) -> Result<Option<AnalysisRecord>, StoreFault> {
         let row = sqlx::query(
-            "SELECT submission, state, cancel_requested, sanitized_blob, started_ms, result
+            "SELECT submission, passwords, state, cancel_requested, sanitized_blob, started_ms, result
              FROM analysis WHERE data_id = $1",
         )
         .bind(data_id.0.to_vec())
@@ -126,7 +127,10 @@ impl SqliteBackend {
         let result: Option<String> = row.try_get("result")?;
         Ok(Some(AnalysisRecord {
             data_id,
-            new: serde_json::from_str(row.try_get("submission")?)?,
+            new: NewAnalysis {
+                passwords: row.try_get::<Option<Vec<u8>>, _>("passwords")?.map(SealedPasswords),
+                ..serde_json::from_str(row.try_get("submission")?)?
+            },
             state: state_from_i64(row.try_get("state")?)?,
             cancel_requested: row.try_get::<i64, _>("cancel_requested")? != 0,
             sanitized_blob: row.try_get("sanitized_blob")?,
@@ -256,8 +260,8 @@ impl ResultStore for SqliteBackend {
         let submission = to_json(new).map_err(on(operation, new.data_id))?;
         let Digests([md5, sha1, sha256, sha512]) = Digests::of(&new.file);
         let insert = sqlx::query(
-            "INSERT INTO analysis (data_id, state, blob, md5, sha1, sha256, sha512, queued_ms, submission)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (data_id) DO NOTHING",
+            "INSERT INTO analysis (data_id, state, blob, md5, sha1, sha256, sha512, queued_ms, submission, passwords)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (data_id) DO NOTHING",
         )
         .bind(new.data_id.0.to_vec())
         .bind(state_to_i64(State::Queued))
@@ -267,7 +271,8 @@ impl ResultStore for SqliteBackend {
         .bind(sha256)
         .bind(sha512)
         .bind(to_i64(new.queued_ms))
-        .bind(submission);
+        .bind(submission)
+        .bind(new.passwords.as_ref().map(|sealed| sealed.0.clone()));
         let created = self.writer.execute(insert).await;
         created.and_then(|new| if new { Ok(()) } else { Err(StoreFault::Exists) }).map_err(on(operation, new.data_id))
     }
@@ -326,7 +331,7 @@ impl ResultStore for SqliteBackend {
         let json = to_json(result).map_err(on(operation, data_id))?;
         let state = if result.own == ResultCode::CANCELLED { State::Cancelled } else { State::Done };
         let update = sqlx::query(
-            "UPDATE analysis SET state = $1, result = $2, finished_ms = $3 WHERE data_id = $4 AND state < 2",
+            "UPDATE analysis SET state = $1, result = $2, finished_ms = $3, passwords = NULL WHERE data_id = $4 AND state < 2",
         )
         .bind(state_to_i64(state))
         .bind(json)
