@@ -168,7 +168,7 @@ impl Intake {
         let timing = Timing { receive_ms, upload_ms, hash_ms };
         let analysis = NewAnalysis { passwords, ..self.analysis(data_id, submission, &stored, &digests, timing) };
         self.results.create(&analysis).await.map_err(SubmitError::Results)?;
-        let task = Task::scan(data_id, analysis.queued_ms);
+        let task = Task::of(&analysis, analysis.queued_ms);
         if let Err(error) = self.queue.push(task).await {
             tracing::warn!(%data_id, %error, "the task could not be queued now; the sweep will queue it");
         }
