@@ -495,9 +495,9 @@ async fn what_is_known_is_not_scanned_again_and_looks_the_same() {
         let (data_id, _) = scanned(&station, "outer.tar", outer.clone(), strict).await;
         let tree = tree_of(&station, data_id).await;
         let root = ResultStore::get(&*station.backend, data_id).await.unwrap().unwrap().result.unwrap();
-        let mut codes: Vec<ResultCode> = tree.iter().map(|file| file.2).collect();
-        codes.push(root.own);
-        assert!(codes.contains(&code), "{code}: {codes:?}");
+        let mut codes: Vec<u16> = tree.iter().map(|file| file.2).collect();
+        codes.push(root.own.code());
+        assert!(codes.contains(&code.code()), "{code}: {codes:?}");
     }
     worker.stop().await;
 }
