@@ -371,8 +371,7 @@ async fn members_are_borrowed(store: &dyn ResultStore) {
         assert_eq!((record.root, record.parent, record.ordinal), (by_root, by_root, original.ordinal));
         assert_eq!((&record.path, &record.result.file), (&original.path, &original.result.file));
         assert_ne!(record.data_id, original.data_id, "ids of its own");
-        let alone = store.nested(by_root, original.ordinal, 1).await.unwrap();
-        assert_eq!(alone.records, std::slice::from_ref(record));
+        assert_eq!(store.nested(by_root, original.ordinal, 1).await.unwrap().records, std::slice::from_ref(record));
         let alone = store.get(record.data_id).await.unwrap().expect("a borrowed id is known");
         assert_eq!((alone.data_id, alone.root, alone.parent), (record.data_id, by_root, Some(by_root)));
         assert_eq!((alone.state, alone.result.as_ref()), (State::Done, Some(&record.result)));
