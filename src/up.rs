@@ -116,9 +116,6 @@ impl EmbeddedCluster {
 
         let network = LocalNetwork::new();
         let Started { file, listeners, nodes } = start_nodes(data, file, &network, stores).await?;
-        if let Some(address) = options.metrics {
-            metrics::serve(address, nodes.clone()).await?;
-        }
         let cluster = components::cluster_over(file.map.clone(), Arc::new(network))?;
 
         let config = gateway_config(data);
@@ -126,6 +123,9 @@ impl EmbeddedCluster {
         let backend = SqliteBackend::open(&config.results).await?;
         let gateway = components::open_gateway(&config, &backend, cluster.clone()).await?;
         let worker = components::open_worker(&worker_config(data, options.workers), &backend, cluster.clone()).await?;
+        if let Some(address) = options.metrics {
+            metrics::serve(address, nodes.clone(), Some(worker.verdict_counters())).await?;
+        }
         let mut watching = Running::new();
         let watched = cluster.clone();
         watching.spawn(|shutdown| async move { watched.run_background(asked(shutdown)).await });

@@ -15,6 +15,7 @@ pub mod analysis;
 pub mod cache;
 pub mod conformance;
 pub mod id;
+pub mod outdated;
 pub mod password;
 pub mod rule;
 pub mod sqlite;
@@ -27,6 +28,7 @@ pub use analysis::{
 };
 pub use cache::{EngineVersion, KeptTree, KeptVerdict, TreeTotals, VERDICT_BATCH_MAX, VerdictKey, VerdictScope};
 pub use id::DataId;
+pub use outdated::outdated_data;
 pub use password::{PasswordList, PasswordSeal, SealError, SealedPasswords};
 pub use rule::{Limits, Rule, RuleError, RuleSet, SelectError};
 pub use sqlite::SqliteBackend;
