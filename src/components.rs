@@ -29,6 +29,7 @@ use lazaret_storage_node::service::NodeService;
 use lazaret_storage_node::store::{DiskSource, Store};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::cli::{ComponentOptions, StorageNodeOptions};
 use crate::config::{self, Config, GatewayConfig, SandboxMode, ScanWorkerConfig, StorageNodeConfig};
@@ -296,6 +297,37 @@ pub fn ready(what: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "ready {what}")?;
     Ok(stdout.flush()?)
+}
+
+/// Tasks that end after they were told to.
+pub struct Running {
+    shutdown: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    /// None yet.
+    pub fn new() -> Self {
+        Self { shutdown: watch::Sender::new(false), tasks: Vec::new() }
+    }
+
+    /// Begins one, which is handed what tells it to end.
+    pub fn spawn<F: Future<Output = ()> + Send + 'static>(&mut self, task: impl FnOnce(watch::Receiver<bool>) -> F) {
+        self.tasks.push(tokio::spawn(task(self.shutdown.subscribe())));
+    }
+
+    /// Tells all of them to end and waits until they have.
+    pub async fn stop(self) {
+        let _ = self.shutdown.send(true);
+        for task in self.tasks {
+            let _ = task.await;
+        }
+    }
+}
+
+/// Completes once shutdown was asked for.
+pub async fn asked(mut shutdown: watch::Receiver<bool>) {
+    let _ = shutdown.wait_for(|asked| *asked).await;
 }
 
 /// Completes on SIGINT or SIGTERM.
