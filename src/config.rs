@@ -232,6 +232,8 @@ pub struct GatewayConfig {
     pub admin_key_file: PathBuf,
     /// Where the first submitter's key is written.
     pub client_key_file: PathBuf,
+    /// The cluster's secret, as the workers have it; archive passwords are sealed with it.
+    pub secret: PathBuf,
     /// Whether whoever has no key may submit files, and read their results by id.
     pub anonymous: bool,
     /// How long sessions live and what they are bound to.
@@ -260,6 +262,7 @@ impl Default for GatewayConfig {
             identity: "identity.db".into(),
             admin_key_file: "admin.key".into(),
             client_key_file: "client.key".into(),
+            secret: crate::init::SECRET_FILE.into(),
             anonymous: false,
             sessions: SessionsConfig::default(),
             lockout: LockoutConfig::default(),
@@ -289,6 +292,7 @@ impl Config for GatewayConfig {
             &mut self.identity,
             &mut self.admin_key_file,
             &mut self.client_key_file,
+            &mut self.secret,
         ];
         paths.extend(&mut self.rules);
         paths
@@ -328,7 +332,7 @@ pub struct ScanWorkerConfig {
     pub cluster: PathBuf,
     /// The SQLite file of analyses, tasks and progress, shared with the gateways of this host.
     pub results: PathBuf,
-    /// The cluster's secret; nested ids are keyed with it.
+    /// The cluster's secret; nested ids are keyed and archive passwords sealed with it.
     pub secret: PathBuf,
     /// Submitted files scanned at once; 0 takes twice the cores, so that fetching and scanning overlap.
     pub concurrent_files: usize,

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::password::PasswordList;
 use crate::verdict::{Outcome, Policy, ResultCode};
 
 /// Bytes in a MiB.
@@ -68,6 +69,10 @@ pub struct Rule {
     /// The longest body that is taken. Default 1 TiB, the longest blob.
     #[serde(default = "default_max_file_size_bytes")]
     pub max_file_size_bytes: u64,
+    /// Passwords that are tried on whatever is encrypted, after the submitter's. Sealed with those of the submission: a snapshot
+    /// has none.
+    #[serde(default, skip_serializing)]
+    pub passwords: PasswordList,
     /// The roles that may use the rule; empty for all.
     #[serde(default)]
     pub roles: Vec<String>,
@@ -80,6 +85,15 @@ pub struct Rule {
     /// The result of a container over the ratio: 13, which every client knows, or 60, which says it exactly.
     #[serde(default = "default_ratio_code")]
     pub ratio_code: ResultCode,
+    /// Which of two waiting submissions is scanned first: the one of the higher priority, 0 to 9. Default 5.
+    #[serde(default = "default_priority")]
+    pub priority: u8,
+    /// Whether a verdict may be taken from an earlier scan of the same content by the same engines. Default true.
+    #[serde(default = "default_true")]
+    pub verdict_cache: bool,
+    /// Whether the files in a large container are shared out to all workers. Default false.
+    #[serde(default)]
+    pub load_sharing: bool,
 }
 
 fn default_allowed_codes() -> Vec<ResultCode> {
@@ -94,6 +108,17 @@ fn default_ratio_code() -> ResultCode {
     ResultCode::ARCHIVE_SIZE
 }
 
+/// The highest priority of a rule.
+pub const PRIORITY_MAX: u8 = 9;
+
+fn default_priority() -> u8 {
+    5
+}
+
+fn default_true() -> bool {
+    true
+}
+
 impl Rule {
     /// A rule of this name that says nothing but the defaults.
     pub fn with_defaults(name: &str) -> Self {
@@ -103,10 +128,14 @@ impl Rule {
             engines: Vec::new(),
             allowed_codes: default_allowed_codes(),
             max_file_size_bytes: default_max_file_size_bytes(),
+            passwords: PasswordList::default(),
             roles: Vec::new(),
             user_agents: Vec::new(),
             global_timeout_seconds: None,
             ratio_code: default_ratio_code(),
+            priority: default_priority(),
+            verdict_cache: true,
+            load_sharing: false,
         }
     }
 
@@ -147,8 +176,12 @@ impl Rule {
         if ![ResultCode::ARCHIVE_SIZE, ResultCode::ARCHIVE_RATIO].contains(&self.ratio_code) {
             return Err(format!("rule {:?}: ratio_code must be 13 or 60", self.name));
         }
+        self.passwords.check().map_err(|reason| format!("rule {:?}: passwords: {reason}", self.name))?;
         if let Some(code) = self.allowed_codes.iter().find(|code| !code.is_final()) {
             return Err(format!("rule {:?}: allowed_codes: {code:?} is no final result", self.name));
+        }
+        if self.priority > PRIORITY_MAX {
+            return Err(format!("rule {:?}: priority must be 0 to {PRIORITY_MAX}", self.name));
         }
         Ok(())
     }
@@ -263,6 +296,7 @@ rules:
     engines: [builtin]
     allowed_codes: [0]
     max_file_size_bytes: 1048576
+    passwords: [infected, "virus test"]
     roles: [administrator]
     user_agents: ["curl/8"]
     global_timeout_seconds: 30
@@ -300,7 +334,9 @@ rules:
         let set = RuleSet::from_yaml(TWO).unwrap();
         for rule in set.rules() {
             let json = serde_json::to_string(rule).unwrap();
-            assert_eq!(&serde_json::from_str::<Rule>(&json).unwrap(), rule);
+            assert!(!json.contains("infected"), "passwords are kept sealed or not at all: {json}");
+            let without_passwords = Rule { passwords: PasswordList::default(), ..rule.clone() };
+            assert_eq!(serde_json::from_str::<Rule>(&json).unwrap(), without_passwords);
         }
     }
 

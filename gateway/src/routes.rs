@@ -7,6 +7,7 @@ mod file_result;
 mod file_submit;
 mod login;
 mod logout;
+mod passwords;
 mod readyz;
 mod version;
 
