@@ -12,3 +12,4 @@ mod durability;
 mod faults;
 mod refusals;
 mod scanning;
+mod users;
