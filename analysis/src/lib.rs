@@ -12,22 +12,26 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod analysis;
+pub mod batch;
 pub mod conformance;
 pub mod id;
 pub mod rule;
 pub mod sqlite;
 pub mod store;
 pub mod verdict;
+pub mod worker_report;
 
 pub use analysis::{
-    AnalysisRecord, ContainerResult, EngineResult, FileInfo, FileResult, NestedRecord, NewAnalysis, Principal, State,
-    Times,
+    AnalysisRecord, ContainerResult, EngineResult, FileInfo, FileResult, NestedRecord, NewAnalysis, Principal,
+    SentAlong, State, Times,
 };
+pub use batch::{BatchGroup, BatchRecord, NewBatch};
 pub use id::DataId;
 pub use rule::{Limits, Rule, RuleError, RuleSet, SelectError};
 pub use sqlite::SqliteBackend;
 pub use store::{
-    Lease, LeaseToken, NESTED_BATCH_MAX, Page, Progress, ProgressCache, QueueDepth, ResultStore, StoreError,
-    StoreFault, Task, TaskKind, TaskQueue,
+    Callback, DigestQuery, Lease, LeaseToken, Listing, NESTED_BATCH_MAX, Page, Progress, ProgressCache, QueueDepth,
+    ResultStore, StoreError, StoreFault, Task, TaskKind, TaskQueue,
 };
 pub use verdict::{Extraction, Outcome, Policy, ResultCode, own_result, worst};
+pub use worker_report::{EngineInfo, HostReport, WorkerReport};

@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
-use lazaret_analysis::{DataId, FileInfo, NewAnalysis, Principal, ResultStore, Rule, StoreError, Task, TaskQueue};
+use lazaret_analysis::{
+    DataId, FileInfo, NewAnalysis, Principal, ResultStore, Rule, SentAlong, StoreError, Task, TaskQueue,
+};
 use lazaret_digests::{Digests, Selection};
 use lazaret_node_client::{Cluster, Environment, PutError, Stored, Upload};
 
@@ -36,6 +38,8 @@ pub struct Submission {
     pub user_agent: String,
     /// What the client wants kept beside the analysis.
     pub metadata: Option<String>,
+    /// What it names beside the file.
+    pub sent_along: SentAlong,
 }
 
 /// Why a submission failed. Nothing was created.
@@ -198,6 +202,7 @@ impl Intake {
             principal: submission.principal,
             user_agent: submission.user_agent,
             metadata: submission.metadata,
+            sent_along: submission.sent_along,
             receive_ms: timing.receive_ms,
             upload_ms: timing.upload_ms,
             hash_ms: timing.hash_ms,

@@ -12,7 +12,7 @@ use axum::extract::{Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, header};
 use futures_util::StreamExt;
-use lazaret_analysis::{DataId, Principal, Rule};
+use lazaret_analysis::{DataId, Principal, Rule, SentAlong};
 use lazaret_protocol::limits::{BLOB_BYTES_MAX, MIB};
 use percent_encoding::percent_decode;
 use serde::Serialize;
@@ -119,6 +119,7 @@ fn submission(
         },
         user_agent,
         metadata: first_text(headers, &["metadata"]),
+        sent_along: SentAlong::default(),
     })
 }
 

@@ -7,10 +7,12 @@
 //! - What may work later (content unavailable, records not writable) gives the task back with a growing delay, at most
 //!   [`RELEASES_MAX`] times. What never will (the blob is gone) closes the analysis as Failed, with the reason. A task that
 //!   was leased more than [`ATTEMPTS_MAX`] times without being given back took its worker down each time, and is closed too.
+//! - Every few seconds the worker reports who it is and what it does, which decides nothing: see `report`.
 //! - The result store is the truth: a sweep queues again whatever is unfinished and has no task.
 
 mod fetch;
 mod records;
+mod report;
 mod supervisor;
 
 use std::io;
@@ -121,6 +123,7 @@ struct Shared {
     source: Arc<dyn BlobSource>,
     environment: Environment,
     scanner: Scanner,
+    engines: Vec<Arc<dyn Engine>>,
 }
 
 impl ScanWorker {
@@ -144,9 +147,9 @@ impl ScanWorker {
             nested_id_key: options.nested_id_key,
         };
         let runtime = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
-        let scanner = Scanner::start(scanner_options, engines, &environment)?;
+        let scanner = Scanner::start(scanner_options, engines.clone(), &environment)?;
         let source: Arc<dyn BlobSource> = Arc::new(ClusterSource::new(cluster.clone(), runtime));
-        let shared = Shared { options, results, queue, progress, cluster, source, environment, scanner };
+        let shared = Shared { options, results, queue, progress, cluster, source, environment, scanner, engines };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -156,10 +159,12 @@ impl ScanWorker {
         let shared = self.shared;
         let slots = Arc::new(Semaphore::new(shared.options.concurrent_files.max(1)));
         let sweep = shared.clone().sweep();
+        let report = shared.report(&slots);
         let for_scans = shutdown.clone();
         tokio::select! {
             () = shared.take_tasks(&slots, &for_scans) => {}
             () = sweep => {}
+            () = report => {}
             _ = shutdown.wait_for(|asked| *asked) => {}
         }
         // Every running scan holds a slot.
