@@ -10,8 +10,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
-use lazaret_analysis::{RuleSet, SqliteBackend};
-use lazaret_gateway::{Gateway, GatewayOptions};
+use lazaret_analysis::{PasswordSeal, RuleSet, SqliteBackend};
+use lazaret_gateway::{Backends, Gateway, GatewayOptions};
 use lazaret_identity::{Identity, Role};
 use lazaret_node_client::Environment;
 use lazaret_node_client::cluster::{Cluster, ClusterOptions};
@@ -231,8 +231,16 @@ pub async fn open_gateway(
         digests: config.digests,
         ..GatewayOptions::default()
     };
-    let (results, queue, progress) = (Arc::new(backend.clone()), Arc::new(backend.clone()), Arc::new(backend.clone()));
-    Ok(Gateway::new(options, results, queue, progress, cluster, identity, Environment::system()))
+    let backend = Arc::new(backend.clone());
+    let backends = Backends {
+        results: backend.clone(),
+        queue: backend.clone(),
+        progress: backend,
+        cluster,
+        identity,
+        seal: Arc::new(PasswordSeal::from_secret(&read(&config.secret)?)?),
+    };
+    Ok(Gateway::new(options, backends, Environment::system()))
 }
 
 /// A scan worker on its back-ends, with the built-in engine.
@@ -244,8 +252,9 @@ pub async fn open_worker(
     let secret = read(&config.secret)?;
     // A context of its own, so that other uses of the secret have other keys.
     let nested_id_key = blake3::derive_key("lazaret 2026 nested analysis id v1", secret.trim().as_bytes());
+    let seal = PasswordSeal::from_secret(&secret)?;
     let engines = tokio::task::spawn_blocking(engines::builtin).await??;
-    let mut options = WorkerOptions::new(&config.name, nested_id_key);
+    let mut options = WorkerOptions::new(&config.name, nested_id_key, Arc::new(seal));
     if config.scan_threads > 0 {
         options.scan_threads = config.scan_threads;
     }

@@ -227,6 +227,8 @@ pub struct GatewayConfig {
     pub admin_key_file: PathBuf,
     /// Where the first submitter's key is written.
     pub client_key_file: PathBuf,
+    /// The cluster's secret, as the workers have it; archive passwords are sealed with it.
+    pub secret: PathBuf,
     /// Rules (YAML); the built-in `default` when absent.
     pub rules: Option<PathBuf>,
     /// Bytes of uploads in memory, over all uploads; past it 503.
@@ -247,6 +249,7 @@ impl Default for GatewayConfig {
             identity: "identity.db".into(),
             admin_key_file: "admin.key".into(),
             client_key_file: "client.key".into(),
+            secret: crate::init::SECRET_FILE.into(),
             rules: None,
             inflight_bytes_max: 256 * MIB,
             inflight_uploads_max: 256,
@@ -265,6 +268,7 @@ impl Config for GatewayConfig {
             &mut self.identity,
             &mut self.admin_key_file,
             &mut self.client_key_file,
+            &mut self.secret,
         ];
         paths.extend(&mut self.rules);
         paths
@@ -304,7 +308,7 @@ pub struct ScanWorkerConfig {
     pub cluster: PathBuf,
     /// The SQLite file of analyses, tasks and progress, shared with the gateways of this host.
     pub results: PathBuf,
-    /// The cluster's secret; nested ids are keyed with it.
+    /// The cluster's secret; nested ids are keyed and archive passwords sealed with it.
     pub secret: PathBuf,
     /// Submitted files scanned at once; 0 takes twice the cores, so that fetching and scanning overlap.
     pub concurrent_files: usize,

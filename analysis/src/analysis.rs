@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::id::DataId;
+use crate::password::SealedPasswords;
 use crate::rule::Rule;
 use crate::verdict::ResultCode;
 
@@ -80,6 +81,9 @@ pub struct NewAnalysis {
     /// What it named beside the file.
     #[serde(default)]
     pub sent_along: SentAlong,
+    /// The passwords for what is encrypted in it; gone once the analysis is finished. Kept apart from the rest.
+    #[serde(skip)]
+    pub passwords: Option<SealedPasswords>,
     /// When the request's first byte came.
     pub receive_ms: u64,
     /// When the upload was finished.

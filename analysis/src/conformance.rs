@@ -13,6 +13,7 @@ use crate::analysis::{
 };
 use crate::batch::NewBatch;
 use crate::id::DataId;
+use crate::password::SealedPasswords;
 use crate::rule::Rule;
 use crate::store::{
     DigestQuery, LeaseToken, NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Progress, ProgressCache, ResultStore, StoreFault,
@@ -37,6 +38,7 @@ pub fn sample_analysis(data_id: DataId) -> NewAnalysis {
             download_url: Some("https://files.example/report".to_owned()),
             ..SentAlong::default()
         },
+        passwords: Some(SealedPasswords(data_id.0.to_vec())),
         receive_ms: 1_700_000_000_000,
         upload_ms: 1_700_000_000_400,
         hash_ms: 3,
@@ -128,7 +130,8 @@ async fn analyses_are_recorded_once(store: &dyn ResultStore) {
     assert!(matches!(error.source, StoreFault::Exists), "{error}");
     assert_eq!(store.get(new.data_id).await.unwrap().unwrap().new, new, "the first one stays");
 
-    let bare = NewAnalysis { file: FileInfo::default(), metadata: None, ..sample_analysis(DataId::random()) };
+    let bare =
+        NewAnalysis { file: FileInfo::default(), metadata: None, passwords: None, ..sample_analysis(DataId::random()) };
     store.create(&bare).await.unwrap();
     assert_eq!(store.get(bare.data_id).await.unwrap().unwrap().new, bare, "digests may be absent");
 }

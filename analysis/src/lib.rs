@@ -15,6 +15,7 @@ pub mod analysis;
 pub mod batch;
 pub mod conformance;
 pub mod id;
+pub mod password;
 pub mod rule;
 pub mod sqlite;
 pub mod store;
@@ -27,6 +28,7 @@ pub use analysis::{
 };
 pub use batch::{BatchGroup, BatchRecord, NewBatch};
 pub use id::DataId;
+pub use password::{PasswordList, PasswordSeal, SealError, SealedPasswords};
 pub use rule::{Limits, Rule, RuleError, RuleSet, SelectError};
 pub use sqlite::SqliteBackend;
 pub use store::{

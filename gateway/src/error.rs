@@ -51,7 +51,10 @@ pub(crate) enum ApiError {
 fn submit_text(error: &SubmitError) -> String {
     match error {
         SubmitError::Busy => "Server is too busy. Try again later.".to_owned(),
-        SubmitError::Hashing(_) | SubmitError::Results(_) | SubmitError::Mismatch { .. } => {
+        SubmitError::Hashing(_)
+        | SubmitError::Passwords(_)
+        | SubmitError::Results(_)
+        | SubmitError::Mismatch { .. } => {
             format!("{error}; the gateway's log has the reason. Try again later.")
         }
         other => format!("{other}. Nothing was submitted."),
@@ -84,9 +87,10 @@ fn submit_status(error: &SubmitError) -> StatusCode {
             StatusCode::BAD_REQUEST
         }
         SubmitError::Slow { .. } => StatusCode::REQUEST_TIMEOUT,
-        SubmitError::Mismatch { .. } | SubmitError::Hashing(_) | SubmitError::Results(_) => {
-            StatusCode::INTERNAL_SERVER_ERROR
-        }
+        SubmitError::Mismatch { .. }
+        | SubmitError::Hashing(_)
+        | SubmitError::Passwords(_)
+        | SubmitError::Results(_) => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

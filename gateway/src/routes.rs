@@ -5,6 +5,7 @@
 
 mod file_result;
 mod file_submit;
+mod passwords;
 mod readyz;
 mod version;
 

@@ -159,6 +159,7 @@ fn queued() -> AnalysisRecord {
             user_agent: "mail-gate".into(),
             metadata: None,
             sent_along: SentAlong::default(),
+            passwords: None,
             // 2026-11-22T01:02:03.004Z
             receive_ms: 1_795_309_323_004,
             upload_ms: 1_795_309_324_004,

@@ -15,8 +15,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::{eicar, tar, zip};
 use lazaret_analysis::{
-    AnalysisRecord, DataId, FileInfo, Limits, NewAnalysis, Principal, ProgressCache, ResultCode, ResultStore, Rule,
-    SentAlong, SqliteBackend, State, Task, TaskQueue,
+    AnalysisRecord, DataId, FileInfo, Limits, NewAnalysis, PasswordSeal, Principal, ProgressCache, ResultCode,
+    ResultStore, Rule, SentAlong, SqliteBackend, State, Task, TaskQueue,
 };
 use lazaret_node_client::{Cluster, ClusterOptions, Environment};
 use lazaret_protocol::BlobName;
@@ -48,6 +48,10 @@ impl Running {
     }
 }
 
+fn seal() -> Arc<PasswordSeal> {
+    Arc::new(PasswordSeal::from_secret("secret").unwrap())
+}
+
 fn now_ms() -> u64 {
     Environment::system().clock.unix_ms()
 }
@@ -67,7 +71,7 @@ impl Station {
             concurrent_files: 4,
             sweep_interval: Duration::from_millis(50),
             shutdown_grace: Duration::from_millis(100),
-            ..WorkerOptions::new("worker", [7; 32])
+            ..WorkerOptions::new("worker", [7; 32], seal())
         }
     }
 
@@ -109,6 +113,7 @@ impl Station {
             user_agent: String::new(),
             metadata: None,
             sent_along: SentAlong::default(),
+            passwords: None,
             receive_ms: now_ms(),
             upload_ms: now_ms(),
             hash_ms: 0,

@@ -68,7 +68,7 @@ impl SqliteBackend {
         size: u32,
     ) -> Result<Vec<AnalysisRecord>, StoreFault> {
         let rows = sqlx::query(
-            "SELECT id, data_id, submission, state, cancel_requested, sanitized_blob, started_ms, result FROM analysis
+            "SELECT id, data_id, submission, passwords, state, cancel_requested, sanitized_blob, started_ms, result FROM analysis
              WHERE batch_id = $1 AND batch_ordinal >= $2 AND batch_ordinal < $3 AND expired = 0 ORDER BY batch_ordinal",
         )
         .bind(batch_id.0.to_vec())

@@ -72,10 +72,10 @@ impl SqliteBackend {
         limit: u32,
     ) -> Result<Listing, StoreFault> {
         const COLUMNS_OF_ALL: &str =
-            "SELECT id, data_id, submission, state, cancel_requested, sanitized_blob, started_ms, result FROM analysis
+            "SELECT id, data_id, submission, passwords, state, cancel_requested, sanitized_blob, started_ms, result FROM analysis
              WHERE id <= $1 AND expired = 0 ORDER BY id DESC LIMIT $2";
         const COLUMNS_OF_USER: &str =
-            "SELECT id, data_id, submission, state, cancel_requested, sanitized_blob, started_ms, result FROM analysis
+            "SELECT id, data_id, submission, passwords, state, cancel_requested, sanitized_blob, started_ms, result FROM analysis
              WHERE id <= $1 AND expired = 0 AND user_id = $3 ORDER BY id DESC LIMIT $2";
         let limit = limit.clamp(1, PAGE_RECORDS_MAX);
         let statement = if user_id.is_some() { COLUMNS_OF_USER } else { COLUMNS_OF_ALL };

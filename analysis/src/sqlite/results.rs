@@ -9,6 +9,7 @@ use super::{SqliteBackend, on, to_i64, to_id, to_u64};
 use crate::analysis::{AnalysisRecord, FileInfo, FileResult, NestedRecord, NewAnalysis, State};
 use crate::batch::{BatchRecord, NewBatch};
 use crate::id::DataId;
+use crate::password::SealedPasswords;
 use crate::store::{
     Callback, DigestQuery, Listing, NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Page, ResultStore, StoreError, StoreFault,
 };
@@ -120,7 +121,10 @@ pub(super) fn to_record(row: &SqliteRow) -> Result<AnalysisRecord, StoreFault> {
     let result: Option<String> = row.try_get("result")?;
     Ok(AnalysisRecord {
         data_id,
-        new: serde_json::from_str(row.try_get("submission")?)?,
+        new: NewAnalysis {
+            passwords: row.try_get::<Option<Vec<u8>>, _>("passwords")?.map(SealedPasswords),
+            ..serde_json::from_str(row.try_get("submission")?)?
+        },
         state: state_from_i64(row.try_get("state")?)?,
         cancel_requested: row.try_get::<i64, _>("cancel_requested")? != 0,
         sanitized_blob: row.try_get("sanitized_blob")?,
@@ -134,7 +138,7 @@ pub(super) fn to_record(row: &SqliteRow) -> Result<AnalysisRecord, StoreFault> {
 impl SqliteBackend {
     async fn get_root(&self, data_id: DataId) -> Result<Option<AnalysisRecord>, StoreFault> {
         let row = sqlx::query(
-            "SELECT id, data_id, submission, state, cancel_requested, sanitized_blob, started_ms, result
+            "SELECT id, data_id, submission, passwords, state, cancel_requested, sanitized_blob, started_ms, result
              FROM analysis WHERE data_id = $1 AND expired = 0",
         )
         .bind(data_id.0.to_vec())
@@ -218,9 +222,9 @@ impl ResultStore for SqliteBackend {
         // One statement, so that a batch can't be closed between the look at it and the insert.
         let insert = sqlx::query(
             "INSERT INTO analysis (data_id, state, blob, md5, sha1, sha256, sha512, queued_ms, submission, user_id,
-                 batch_id, batch_ordinal, allowed_codes, callback_ms)
+                 batch_id, batch_ordinal, allowed_codes, callback_ms, passwords)
              SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
-                 $11, (SELECT coalesce(max(batch_ordinal) + 1, 0) FROM analysis WHERE batch_id = $11), $12, $13
+                 $11, (SELECT coalesce(max(batch_ordinal) + 1, 0) FROM analysis WHERE batch_id = $11), $12, $13, $14
              WHERE $11 IS NULL OR EXISTS (SELECT 1 FROM batch WHERE batch_id = $11 AND closed_ms IS NULL)
              ON CONFLICT (data_id) DO NOTHING",
         )
@@ -236,7 +240,8 @@ impl ResultStore for SqliteBackend {
         .bind(new.principal.user_id.clone())
         .bind(batch)
         .bind(new.sent_along.batch.map(|_| allowed))
-        .bind(new.sent_along.callback_url.as_ref().map(|_| to_i64(new.queued_ms)));
+        .bind(new.sent_along.callback_url.as_ref().map(|_| to_i64(new.queued_ms)))
+        .bind(new.passwords.as_ref().map(|sealed| sealed.0.clone()));
         let created = match self.writer.execute(insert).await {
             Ok(true) => Ok(()),
             Ok(false) if new.sent_along.batch.is_some() && !self.exists(new.data_id).await => {
@@ -274,7 +279,8 @@ impl ResultStore for SqliteBackend {
         let json = to_json(result).map_err(on(operation, data_id))?;
         let state = if result.own == ResultCode::CANCELLED { State::Cancelled } else { State::Done };
         let update = sqlx::query(
-            "UPDATE analysis SET state = $1, result = $2, finished_ms = $3, overall = $4 WHERE data_id = $5 AND state < 2",
+            "UPDATE analysis SET state = $1, result = $2, finished_ms = $3, overall = $4, passwords = NULL
+             WHERE data_id = $5 AND state < 2",
         )
         .bind(state_to_i64(state))
         .bind(json)

@@ -20,8 +20,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lazaret_analysis::{
-    AnalysisRecord, DataId, FileResult, Lease, ProgressCache, ResultCode, ResultStore, StoreError, Task, TaskQueue,
-    Times,
+    AnalysisRecord, DataId, FileResult, Lease, PasswordSeal, ProgressCache, ResultCode, ResultStore, StoreError, Task,
+    TaskQueue, Times,
 };
 use lazaret_containers::Passwords;
 use lazaret_digests::Selection;
@@ -54,6 +54,12 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 /// Most unfinished analyses that one pass of the sweep looks at; the next pass sees the rest.
 const SWEEP_MAX: u32 = 1_000;
 
+const _: () = assert!(
+    lazaret_analysis::password::PASSWORDS_MAX <= lazaret_containers::passwords::PASSWORDS_MAX
+        && lazaret_analysis::password::PASSWORD_BYTES_MAX <= lazaret_containers::passwords::PASSWORD_BYTES_MAX,
+    "every password that a gateway takes is tried"
+);
+
 /// How a worker works.
 #[derive(Debug, Clone)]
 pub struct WorkerOptions {
@@ -61,6 +67,8 @@ pub struct WorkerOptions {
     pub name: String,
     /// The key from which nested files' ids are made. It must be the same for all workers, for as long as results are kept.
     pub nested_id_key: [u8; 32],
+    /// What opens the archive passwords that gateways sealed.
+    pub seal: Arc<PasswordSeal>,
     /// Threads that scan and extract. Default: one a core.
     pub scan_threads: usize,
     /// How many submissions are scanned at once. Default: twice the threads, so that fetching and scanning overlap.
@@ -88,11 +96,12 @@ pub struct WorkerOptions {
 
 impl WorkerOptions {
     /// The defaults, for a worker of this name.
-    pub fn new(name: impl Into<String>, nested_id_key: [u8; 32]) -> Self {
+    pub fn new(name: impl Into<String>, nested_id_key: [u8; 32], seal: Arc<PasswordSeal>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             name: name.into(),
             nested_id_key,
+            seal,
             scan_threads: cores,
             concurrent_files: 2 * cores,
             sample_memory_max_bytes: 256 << 20,
@@ -285,7 +294,7 @@ impl Shared {
             blob,
             content,
             fetch_ms,
-            passwords: Passwords::NONE,
+            passwords: self.passwords(&record),
         };
         let (writer, sink) = RecordWriter::start(self.results.clone(), &self.environment);
         let mut tree = self.scanner.scan(root, self.source.clone(), sink);
@@ -298,6 +307,19 @@ impl Shared {
             (_, _) if supervisor.is_shutting_down() => Ending::GiveBack,
             (TreeOutcome::Unfinished { source: Some(error), .. }, _) => Ending::of_source(record, &error),
             (_, Err(detail)) | (TreeOutcome::Unfinished { detail, .. }, _) => Ending::Retry { detail },
+        }
+    }
+
+    /// The passwords that came with the submission. Sealed ones that don't open are none: what needs one is blocked as
+    /// encrypted.
+    fn passwords(&self, record: &AnalysisRecord) -> Passwords {
+        let Some(sealed) = &record.new.passwords else { return Passwords::NONE };
+        match self.options.seal.open(record.data_id, sealed) {
+            Ok(list) => Passwords::new(list.iter().map(str::to_owned)),
+            Err(error) => {
+                tracing::error!(data_id = %record.data_id, %error, "the archive passwords are lost");
+                Passwords::NONE
+            }
         }
     }
 
