@@ -20,7 +20,7 @@ const RETRY_AFTER_SECONDS: &str = "1";
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
     #[error("Access denied")]
-    AccessDenied,
+    Refused { status: StatusCode },
     #[error("Missing Content-Length header.")]
     MissingLength,
     #[error("File is empty.")]
@@ -64,7 +64,8 @@ fn submit_text(error: &SubmitError) -> String {
 impl ApiError {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Self::AccessDenied | Self::Rule(_) => StatusCode::FORBIDDEN,
+            Self::Refused { status } => *status,
+            Self::Rule(_) => StatusCode::FORBIDDEN,
             Self::MissingLength => StatusCode::LENGTH_REQUIRED,
             Self::EmptyFile => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,

@@ -23,6 +23,8 @@ pub(crate) struct Shared {
     pub(crate) results: Arc<dyn ResultStore>,
     pub(crate) progress: Arc<dyn ProgressCache>,
     pub(crate) identity: Identity,
+    /// Whether files are taken from callers without a key.
+    pub(crate) anonymous: bool,
     pub(crate) intake: Intake,
     pub(crate) readiness: Readiness,
 }
@@ -76,6 +78,7 @@ impl Gateway {
             results,
             progress,
             identity,
+            anonymous: options.anonymous,
             intake,
             readiness,
         };

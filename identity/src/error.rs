@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::principal::{Role, UnknownRole};
+use crate::principal::Role;
 
 /// A request about identities that was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -51,9 +51,6 @@ pub enum IdentityFault {
     /// The file is no key file.
     #[error("it holds no API key (64 hexadecimal digits): remove the file to get a new key")]
     NoKey,
-    /// A role on disk that this build doesn't know.
-    #[error(transparent)]
-    Role(#[from] UnknownRole),
     /// A file could not be used.
     #[error("{source} (its directory must exist and be writable)")]
     Io {

@@ -64,7 +64,7 @@ impl Identity {
             .bind(user_name)
             .fetch_one(&mut *writing)
             .await?;
-        let found = found.parse()?;
+        let found = Role::named(&found);
         if found != role {
             return Err(IdentityFault::OtherRole { found, wanted: role });
         }
@@ -105,7 +105,9 @@ impl Identity {
         .fetch_optional(&self.database)
         .await?;
         let Some((user_id, user_name, role)) = row else { return Ok(None) };
-        Ok(Some(Principal { user_id, user_name, role: role.parse()? }))
+        let role = Role::named(&role);
+        let rights = role.built_in_rights().unwrap_or_default();
+        Ok(Some(Principal { user_id, user_name, role, rights }))
     }
 
     /// Sees to it that the file at `path` holds a key of a user of that role: it is made, for its owner alone, if it is
@@ -121,7 +123,7 @@ impl Identity {
         let read = || async { key_file::read(path).await.map_err(|fault| fault.during("read the key file", shown())) };
         let mut held = read().await?;
         if held.is_none() {
-            let key = self.create_key(user_name, role).await?;
+            let key = self.create_key(user_name, role.clone()).await?;
             key_file::create(path, &key).await.map_err(|fault| fault.during("write the key file", shown()))?;
             // Not necessarily ours: another process may have been faster.
             held = read().await?;

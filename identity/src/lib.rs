@@ -22,4 +22,4 @@ mod principal;
 pub use error::{IdentityError, IdentityFault};
 pub use identity::Identity;
 pub use key::ApiKey;
-pub use principal::{Principal, Role};
+pub use principal::{Principal, Right, Rights, Role, UnknownRight};

@@ -18,7 +18,7 @@ use percent_encoding::percent_decode;
 use serde::Serialize;
 
 use super::passwords;
-use crate::access::principal;
+use crate::access::{Gate, require};
 use crate::error::ApiError;
 use crate::gateway::Shared;
 use crate::submit::Submission;
@@ -54,7 +54,7 @@ pub(super) async fn handle(State(shared): State<Arc<Shared>>, request: Request) 
 }
 
 async fn submit(shared: &Shared, parts: &Parts, body: &mut BodyDataStream) -> Result<DataId, ApiError> {
-    let principal = principal(&shared.identity, parts).await?;
+    let principal = require(shared, parts, Gate::SUBMIT).await?;
     let length = declared_length(&parts.headers)?;
     refuse_unsupported(&parts.headers)?;
     let submission = submission(shared, &parts.headers, principal)?;
