@@ -380,7 +380,7 @@ async fn batches_take_files_until_they_are_closed(store: &dyn ResultStore) {
     let early = member_of(id, &[clean]);
     let error = store.create(&early).await.expect_err("the batch is unknown");
     assert!(matches!(error.source, StoreFault::BatchClosed), "{error}");
-    assert_eq!(store.batch(id).await.unwrap(), None);
+    assert_eq!((store.batch(id).await.unwrap(), store.batch_head(id).await.unwrap()), (None, None));
     assert!(!store.close_batch(id, 5).await.unwrap() && !store.cancel_batch(id, 5).await.unwrap());
 
     store.create_batch(&batch).await.unwrap();
@@ -392,6 +392,7 @@ async fn batches_take_files_until_they_are_closed(store: &dyn ResultStore) {
     }
     let error = store.create(&members[0]).await.expect_err("recorded already");
     assert!(matches!(error.source, StoreFault::Exists), "{error}");
+    assert_eq!(store.batch_head(id).await.unwrap(), Some((batch.clone(), true)));
     let record = store.batch(id).await.unwrap().unwrap();
     assert_eq!((&record.new, record.closed_ms, record.cancelled), (&batch, None, false));
     assert_eq!((record.count(), record.code()), (3, ResultCode::IN_PROGRESS));
@@ -408,6 +409,7 @@ async fn batches_take_files_until_they_are_closed(store: &dyn ResultStore) {
     store.start(ids[0], 70).await.unwrap();
     store.start(ids[1], 60).await.unwrap();
     assert!(store.close_batch(id, 50).await.unwrap() && store.close_batch(id, 90).await.unwrap());
+    assert_eq!(store.batch_head(id).await.unwrap(), Some((batch.clone(), false)));
     let late = member_of(id, &[clean]);
     let error = store.create(&late).await.expect_err("the batch is closed");
     assert!(matches!(error.source, StoreFault::BatchClosed), "{error}");

@@ -178,6 +178,9 @@ pub trait ResultStore: Send + Sync {
     /// Makes a batch. An id that exists is refused ([`StoreFault::Exists`]).
     async fn create_batch(&self, new: &NewBatch) -> Result<(), StoreError>;
 
+    /// What was asked for of a batch, and whether it takes files. Its cost does not grow with the batch.
+    async fn batch_head(&self, batch_id: DataId) -> Result<Option<(NewBatch, bool)>, StoreError>;
+
     /// What is recorded of a batch. Its cost grows with the batch, but it reads no analysis.
     async fn batch(&self, batch_id: DataId) -> Result<Option<BatchRecord>, StoreError>;
 

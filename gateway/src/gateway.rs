@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::Router;
 use lazaret_analysis::{PasswordSeal, ProgressCache, ResultStore, RuleSet, TaskQueue};
@@ -13,12 +13,13 @@ use tokio::net::TcpListener;
 use crate::admission::Admission;
 use crate::options::GatewayOptions;
 use crate::readiness::Readiness;
+use crate::signer::Signer;
 use crate::submit::Intake;
 use crate::{routes, server};
 
 /// What the routes share.
 pub(crate) struct Shared {
-    pub(crate) rules: Arc<RuleSet>,
+    rules: Arc<RuleSet>,
     pub(crate) version: String,
     pub(crate) results: Arc<dyn ResultStore>,
     pub(crate) progress: Arc<dyn ProgressCache>,
@@ -27,6 +28,22 @@ pub(crate) struct Shared {
     pub(crate) anonymous: bool,
     pub(crate) intake: Intake,
     pub(crate) readiness: Readiness,
+    /// What signs the results of batches.
+    pub(crate) signer: Option<Arc<Signer>>,
+    /// The answer to GET /openapi.json, made with the routes.
+    pub(crate) openapi: OnceLock<String>,
+}
+
+impl Shared {
+    /// The rules that are in force now.
+    pub(crate) fn rules(&self) -> Arc<RuleSet> {
+        Arc::clone(&self.rules)
+    }
+
+    /// What time it is, in Unix milliseconds.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.intake.environment.clock.unix_ms()
+    }
 }
 
 /// What a gateway works on.
@@ -81,6 +98,8 @@ impl Gateway {
             anonymous: options.anonymous,
             intake,
             readiness,
+            signer: options.signer.clone(),
+            openapi: OnceLock::new(),
         };
         Gateway { options, shared: Arc::new(shared) }
     }

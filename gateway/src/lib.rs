@@ -14,6 +14,7 @@
 
 mod access;
 mod admission;
+pub mod decode;
 mod error;
 mod gateway;
 mod hashing;
@@ -21,8 +22,10 @@ mod options;
 mod readiness;
 mod routes;
 mod server;
+mod signer;
 pub mod submit;
 pub mod view;
 
 pub use gateway::{Backends, Gateway};
 pub use options::GatewayOptions;
+pub use signer::{Signer, SignerError};

@@ -22,6 +22,15 @@ impl SqliteBackend {
         if self.writer.execute(insert).await? { Ok(()) } else { Err(StoreFault::Exists) }
     }
 
+    pub(super) async fn read_batch_head(&self, batch_id: DataId) -> Result<Option<(NewBatch, bool)>, StoreFault> {
+        let row = sqlx::query("SELECT creation, closed_ms IS NULL AS open FROM batch WHERE batch_id = $1")
+            .bind(batch_id.0.to_vec())
+            .fetch_optional(&self.readers)
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        Ok(Some((serde_json::from_str(row.try_get("creation")?)?, row.try_get::<i64, _>("open")? != 0)))
+    }
+
     pub(super) async fn read_batch(&self, batch_id: DataId) -> Result<Option<BatchRecord>, StoreFault> {
         // Both statements see one state of the database only in a transaction: a file more without the batch's end, or the
         // other way round, would be a state that never was.

@@ -357,6 +357,10 @@ impl ResultStore for SqliteBackend {
         self.insert_batch(new).await.map_err(on("make batch", new.batch_id))
     }
 
+    async fn batch_head(&self, batch_id: DataId) -> Result<Option<(NewBatch, bool)>, StoreError> {
+        self.read_batch_head(batch_id).await.map_err(on("read batch", batch_id))
+    }
+
     async fn batch(&self, batch_id: DataId) -> Result<Option<BatchRecord>, StoreError> {
         self.read_batch(batch_id).await.map_err(on("read batch", batch_id))
     }
