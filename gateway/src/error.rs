@@ -12,6 +12,7 @@ use lazaret_node_client::{GetError, PutError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::outbound::OutboundError;
 use crate::submit::SubmitError;
 
 /// Seconds after which a client that was told to come back may do so.
@@ -60,6 +61,8 @@ pub(crate) enum ApiError {
     BadRange { length: u64 },
     #[error("The file cannot be read now; the gateway's log has the reason. Try again later.")]
     Content(#[source] GetError),
+    #[error("{0}. Nothing was submitted.")]
+    Outbound(#[from] OutboundError),
     #[error("The request took too long. Try again later.")]
     Timeout,
     #[error("There is no such resource.")]
@@ -93,6 +96,8 @@ impl ApiError {
             Self::BatchClosed | Self::Unfinished | Self::Finished => StatusCode::BAD_REQUEST,
             Self::Unsigned => StatusCode::INTERNAL_SERVER_ERROR,
             Self::BadRange { .. } => StatusCode::RANGE_NOT_SATISFIABLE,
+            Self::Outbound(error) if error.is_refusal() => StatusCode::BAD_REQUEST,
+            Self::Outbound(_) => StatusCode::BAD_GATEWAY,
             Self::Content(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::MissingLength => StatusCode::LENGTH_REQUIRED,
             Self::EmptyFile => StatusCode::UNPROCESSABLE_ENTITY,

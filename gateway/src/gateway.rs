@@ -11,11 +11,13 @@ use lazaret_node_client::{Cluster, Environment};
 use tokio::net::TcpListener;
 
 use crate::admission::Admission;
+use crate::callbacks::CallbackOptions;
 use crate::options::GatewayOptions;
+use crate::outbound::OutboundOptions;
 use crate::readiness::Readiness;
 use crate::signer::Signer;
 use crate::submit::Intake;
-use crate::{routes, server};
+use crate::{callbacks, history, routes, server};
 
 /// What the routes share.
 pub(crate) struct Shared {
@@ -28,6 +30,10 @@ pub(crate) struct Shared {
     pub(crate) anonymous: bool,
     pub(crate) intake: Intake,
     pub(crate) readiness: Readiness,
+    /// Whom files may be fetched from.
+    pub(crate) downloads: OutboundOptions,
+    /// Whom finished analyses may be told to.
+    pub(crate) callbacks: Option<CallbackOptions>,
     /// What signs the results of batches.
     pub(crate) signer: Option<Arc<Signer>>,
     /// The answer to GET /openapi.json, made with the routes.
@@ -98,6 +104,8 @@ impl Gateway {
             anonymous: options.anonymous,
             intake,
             readiness,
+            downloads: options.downloads.clone(),
+            callbacks: options.callbacks.clone(),
             signer: options.signer.clone(),
             openapi: OnceLock::new(),
         };
@@ -116,6 +124,24 @@ impl Gateway {
         listener: TcpListener,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> io::Result<()> {
-        server::serve(self.router(), &self.options, listener, shutdown).await
+        let serving = server::serve(self.router(), &self.options, listener, shutdown);
+        let kept = self.options.history;
+        let forgetting = async {
+            match kept {
+                Some(kept) => history::forget(&self.shared, kept).await,
+                None => std::future::pending().await,
+            }
+        };
+        let telling = async {
+            match &self.shared.callbacks {
+                Some(options) => callbacks::tell(&self.shared, options).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            served = serving => served,
+            () = forgetting => Ok(()),
+            () = telling => Ok(()),
+        }
     }
 }

@@ -150,6 +150,15 @@ pub(crate) struct Intake {
     pub(crate) body_idle_timeout: Duration,
 }
 
+/// What is known of a body's length before it comes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Announced {
+    /// It has so many bytes.
+    Exactly(u64),
+    /// It may have so many.
+    AtMost(u64),
+}
+
 /// When a body came, and how long its digests took.
 struct Timing {
     receive_ms: u64,
@@ -166,6 +175,8 @@ struct Receiving {
     rule: Rule,
     received: u64,
     declared: u64,
+    /// Whether it must have as many bytes as declared, or may have fewer.
+    exact: bool,
     /// Bytes of the file so far: those received, or what they decode to.
     produced: u64,
     /// What is gathered until it is worth handing on.
@@ -178,7 +189,7 @@ impl Intake {
     pub(crate) async fn submit<S, E>(
         &self,
         submission: Submission,
-        declared: u64,
+        announced: Announced,
         encoding: Option<Encoding>,
         body: &mut S,
     ) -> Result<DataId, SubmitError>
@@ -186,6 +197,10 @@ impl Intake {
         S: Stream<Item = Result<Bytes, E>> + Unpin,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        let (declared, exact) = match announced {
+            Announced::Exactly(length) => (length, true),
+            Announced::AtMost(length) => (length, false),
+        };
         // What comes encoded may become long, however short it is.
         let held = if encoding.is_some() { u64::MAX } else { declared };
         let _place = self.admission.admit(held).ok_or(SubmitError::Busy)?;
@@ -199,6 +214,7 @@ impl Intake {
             rule: submission.rule.clone(),
             received: 0,
             declared,
+            exact,
             produced: 0,
             piece: BytesMut::new(),
         };
@@ -302,12 +318,15 @@ impl Receiving {
                 source: source.into(),
             })?;
             self.received += bytes.len() as u64;
+            if self.received > self.declared && !self.exact {
+                return Err(SubmitError::TooLarge { max: self.declared, rule: self.rule.name.clone() });
+            }
             if self.received > self.declared {
                 return Err(SubmitError::Overlong { declared: self.declared });
             }
             self.take(bytes).await?;
         }
-        if self.received < self.declared {
+        if self.exact && self.received < self.declared {
             return Err(SubmitError::Incomplete { received: self.received, declared: self.declared });
         }
         if let Some(decoder) = self.decoder.take() {

@@ -19,8 +19,9 @@ use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
 use document::{
-    Document, EngineSection, ExtractedFile, ExtractedSection, ExtractionSection, FileSection, FiletypeFile,
-    FiletypeSection, FinalVerdict, PostProcessing, ProcessSection, ProcessingTimes, ScanSection, SpoofingSection,
+    Document, DownloadSection, EngineSection, ExtractedFile, ExtractedSection, ExtractionSection, FileSection,
+    FiletypeFile, FiletypeSection, FinalVerdict, PostProcessing, ProcessSection, ProcessingTimes, ScanSection,
+    SpoofingSection,
 };
 
 /// Progress of a finished analysis. Nothing unfinished shows it.
@@ -61,6 +62,12 @@ pub fn document(record: &AnalysisRecord, page: Option<&PageView>, progress: Opti
             .result
             .zip(container)
             .and_then(|(result, container)| extraction_section(result, container)),
+        download_info: record
+            .new
+            .sent_along
+            .download_url
+            .clone()
+            .map(|url| DownloadSection { status: "Download Success", url }),
         metadata: record.new.metadata.as_deref().map(metadata_value),
     }
 }

@@ -43,6 +43,8 @@ refusals! {
     Empty = "422", "The body is empty";
     /// 500.
     Unexpected = "500", "Unexpected event on server";
+    /// 502.
+    BadGateway = "502", "The file could not be fetched from where `downloadfrom` says";
     /// 503.
     Busy = "503", "Server is too busy, or a part of it is out of reach. Try again later";
 }

@@ -2,6 +2,7 @@
 //!
 //! Everything that can be decided from the header is decided before the first byte of the body is read. A header that
 //! would change how the file is scanned and is not supported refuses the file: a wrong scan without a word is worse.
+//! With `downloadfrom` the file is fetched instead, before the answer, so that what is answered is stored.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,22 +16,27 @@ use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use lazaret_analysis::{DataId, NewBatch, Rule, SentAlong};
 use lazaret_protocol::limits::{BLOB_BYTES_MAX, MIB};
+use percent_encoding::percent_decode_str;
+use reqwest::Url;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::documented::{
-    BadRequest, Busy, Empty, Forbidden, NoLength, NotFound, SubmissionHeaders, TooLong, TooSlow, Unexpected,
+    BadGateway, BadRequest, Busy, Empty, Forbidden, NoLength, NotFound, SubmissionHeaders, TooLong, TooSlow, Unexpected,
 };
 use super::{file_result, headers, passwords};
 use crate::access::{Gate, may_see_of, require};
 use crate::decode::Encoding;
 use crate::error::ApiError;
 use crate::gateway::Shared;
-use crate::submit::Submission;
+use crate::outbound::{self, checked_url};
+use crate::submit::{Announced, Submission};
 use crate::view::document::Document;
 
-/// Headers that change what is to be scanned or what is to follow, and that are not supported.
-const UNSUPPORTED: [&str; 2] = ["callbackurl", "downloadfrom"];
+/// Where the file is to be fetched from.
+const DOWNLOAD_FROM: &str = "downloadfrom";
+/// Where the finished analysis is to be told.
+const CALLBACK_URL: &str = "callbackurl";
 
 /// How long POST /file/sync waits for a result: proxies and clients seldom wait longer.
 const SYNC_TIME_MAX: Duration = Duration::from_secs(600);
@@ -55,7 +61,7 @@ pub(super) struct Submitted {
 #[utoipa::path(post, path = "/file", tag = "Analysis", params(SubmissionHeaders),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses((status = 200, description = "It is stored and queued", body = Submitted),
-        BadRequest, Forbidden, NotFound, TooSlow, NoLength, TooLong, Empty, Unexpected, Busy))]
+        BadRequest, Forbidden, NotFound, BadGateway, TooSlow, NoLength, TooLong, Empty, Unexpected, Busy))]
 pub(super) async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Result<Json<Submitted>, ApiError> {
     let (parts, body) = request.into_parts();
     let data_id = take(&shared, &parts, body.into_data_stream()).await?;
@@ -66,7 +72,7 @@ pub(super) async fn handle(State(shared): State<Arc<Shared>>, request: Request) 
 #[utoipa::path(post, path = "/file/sync", tag = "Analysis", params(SubmissionHeaders),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses((status = 200, description = "The analysis", body = Document),
-        BadRequest, Forbidden, NotFound, TooSlow, NoLength, TooLong, Empty, Unexpected, Busy))]
+        BadRequest, Forbidden, NotFound, BadGateway, TooSlow, NoLength, TooLong, Empty, Unexpected, Busy))]
 pub(super) async fn handle_sync(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
     let data_id = take(&shared, &parts, body.into_data_stream()).await?;
@@ -99,8 +105,10 @@ async fn take(shared: &Shared, parts: &Parts, mut body: BodyDataStream) -> Resul
 
 async fn submit(shared: &Shared, parts: &Parts, body: &mut BodyDataStream) -> Result<DataId, ApiError> {
     let principal = require(shared, parts, Gate::SUBMIT).await?;
+    if let Some(url) = download_url(shared, &parts.headers)? {
+        return fetch(shared, parts, principal, url).await;
+    }
     let length = declared_length(&parts.headers)?;
-    refuse_unsupported(&parts.headers)?;
     let encoding = encoding(&parts.headers)?;
     let submission = submission(shared, &parts.headers, principal).await?;
     let max = submission.rule.max_file_size_bytes.min(BLOB_BYTES_MAX);
@@ -108,7 +116,57 @@ async fn submit(shared: &Shared, parts: &Parts, body: &mut BodyDataStream) -> Re
     if length > max && encoding.is_none() {
         return Err(ApiError::TooLarge { length, max, rule: submission.rule.name });
     }
-    Ok(shared.intake.submit(submission, length, encoding, body).await?)
+    Ok(shared.intake.submit(submission, Announced::Exactly(length), encoding, body).await?)
+}
+
+/// Where the file is to be fetched from, if the client says so.
+fn download_url(shared: &Shared, headers: &HeaderMap) -> Result<Option<Url>, ApiError> {
+    let Some(text) = headers::first_text(headers, &[DOWNLOAD_FROM]) else { return Ok(None) };
+    if shared.downloads.hosts.is_empty() {
+        return Err(ApiError::Unsupported(DOWNLOAD_FROM.to_owned()));
+    }
+    let length = headers.get(header::CONTENT_LENGTH);
+    if headers.contains_key(header::TRANSFER_ENCODING) || length.is_some_and(|length| length != "0") {
+        let reason = "the file comes from there, or in the body, not both".to_owned();
+        return Err(ApiError::BadHeader { name: DOWNLOAD_FROM, reason });
+    }
+    Ok(Some(checked_url(&shared.downloads, &text)?))
+}
+
+/// Fetches the file and takes it like one that was sent.
+async fn fetch(
+    shared: &Shared,
+    parts: &Parts,
+    principal: lazaret_identity::Principal,
+    url: Url,
+) -> Result<DataId, ApiError> {
+    let mut submission = submission(shared, &parts.headers, principal).await?;
+    submission.sent_along.download_url = Some(url.to_string());
+    if submission.display_name.is_empty() {
+        let last = url.path_segments().and_then(|mut segments| segments.next_back()).unwrap_or_default();
+        submission.display_name = headers::printable(percent_decode_str(last).decode_utf8_lossy().into_owned());
+    }
+    let response = outbound::get(&shared.downloads, url).await?;
+    let encoding = encoding(response.headers())?;
+    let max = submission.rule.max_file_size_bytes.min(shared.downloads.bytes_max).min(BLOB_BYTES_MAX);
+    let announced = match response.content_length() {
+        Some(length) if length > max => {
+            return Err(ApiError::TooLarge { length, max, rule: submission.rule.name });
+        }
+        Some(length) => Announced::Exactly(length),
+        None => Announced::AtMost(max),
+    };
+    let mut body = response.bytes_stream().map(|piece| piece.map_err(reqwest::Error::without_url));
+    Ok(shared.intake.submit(submission, announced, encoding, &mut body).await?)
+}
+
+/// Where the finished analysis is to be told, if the client says so.
+fn callback_url(shared: &Shared, headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let Some(text) = headers::first_text(headers, &[CALLBACK_URL]) else { return Ok(None) };
+    match &shared.callbacks {
+        None => Err(ApiError::Unsupported(CALLBACK_URL.to_owned())),
+        Some(options) => Ok(Some(checked_url(&options.outbound, &text)?.to_string())),
+    }
 }
 
 /// How the body is encoded. A file that would be scanned in its encoding, without a word, is refused instead.
@@ -138,17 +196,6 @@ fn declared_length(headers: &HeaderMap) -> Result<u64, ApiError> {
     }
 }
 
-fn refuse_unsupported(headers: &HeaderMap) -> Result<(), ApiError> {
-    for (name, value) in headers {
-        let name = name.as_str();
-        // Clients send some headers empty to say that they want nothing.
-        if !value.is_empty() && UNSUPPORTED.contains(&name) {
-            return Err(ApiError::Unsupported(name.to_owned()));
-        }
-    }
-    Ok(())
-}
-
 async fn submission(
     shared: &Shared,
     headers: &HeaderMap,
@@ -172,7 +219,8 @@ async fn submission(
         sent_along: SentAlong {
             batch: batch.map(|batch| batch.batch_id),
             engines_metadata: headers::first_text(headers, &["engines-metadata"]),
-            ..SentAlong::default()
+            callback_url: callback_url(shared, headers)?,
+            download_url: None,
         },
         passwords: passwords::of(headers)?,
     })
@@ -220,25 +268,4 @@ fn discard(parts: &Parts, mut body: BodyDataStream) {
         }
     };
     tokio::spawn(tokio::time::timeout(REFUSED_TIME_MAX, reading));
-}
-
-#[cfg(test)]
-mod tests {
-    use axum::http::HeaderValue;
-
-    use super::*;
-
-    #[test]
-    fn only_headers_that_say_something_are_refused() {
-        let refused = |name: &'static str, value: &'static str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(name, HeaderValue::from_static(value));
-            refuse_unsupported(&headers).is_err()
-        };
-        for name in ["callbackurl", "downloadfrom"] {
-            assert!(refused(name, "x"), "{name}");
-            assert!(!refused(name, ""), "{name}");
-        }
-        assert!(!refused("content-type", "multipart/form-data"));
-    }
 }

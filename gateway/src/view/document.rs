@@ -28,6 +28,9 @@ pub struct Document {
     /// Why a container was not taken apart to its end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extraction_info: Option<ExtractionSection>,
+    /// How the file was fetched, if it was not sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub download_info: Option<DownloadSection>,
     /// What the submitter sent along.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<Value>,
@@ -208,14 +211,24 @@ pub struct PostProcessing {
 /// `process_info.post_processing.sanitization_details`.
 #[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub struct SanitizationDetails {
+    /// Milliseconds it took.
+    pub cdr_wait_time: u64,
     /// Whether it succeeded, in words.
     pub description: String,
     /// What was sanitised or removed.
     pub details: Vec<Value>,
+    /// The kind of failure; empty when there was none.
+    pub failure_category: String,
     /// The result; empty when there was no sanitisation.
     pub result: String,
+    /// For the reference's own console.
+    pub result_template_hash: String,
     /// The file that came out.
     pub sanitized_file_info: SanitizedFile,
+    /// Whether the sanitisation advises to block; empty when there was none.
+    pub verdict: String,
+    /// Why.
+    pub verdict_explanations: Vec<String>,
 }
 
 /// `sanitized_file_info`.
@@ -312,6 +325,15 @@ pub struct ExtractedFile {
     pub scanned_with: usize,
     /// As in the file's own document.
     pub process_info: ProcessSection,
+}
+
+/// `download_info`.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct DownloadSection {
+    /// How it went. A file is recorded once it is there, so this is `Download Success`.
+    pub status: &'static str,
+    /// Where from.
+    pub url: String,
 }
 
 /// `extraction_info`.
