@@ -189,6 +189,8 @@ pub fn gateway_config(data: &Path) -> GatewayConfig {
         identity: data.join("identity.db"),
         admin_key_file: data.join("admin.key"),
         client_key_file: data.join("client.key"),
+        signing_key: data.join("signing.pem"),
+        callback_key: data.join("callback.key"),
         secret: data.join(init::SECRET_FILE),
         ..GatewayConfig::default()
     }

@@ -4,6 +4,7 @@
 mod harness;
 mod relay;
 
+mod api;
 mod bad_input;
 mod blobs;
 mod cluster_admin;

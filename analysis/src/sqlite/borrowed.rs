@@ -173,7 +173,7 @@ async fn find(
     id: DataId,
 ) -> Result<Option<(Borrower, Found)>, StoreFault> {
     let (analysis, nested) = places.rows(id);
-    let query = format!("SELECT {} FROM analysis WHERE id = $1", Borrower::COLUMNS);
+    let query = format!("SELECT {} FROM analysis WHERE id = $1 AND expired = 0", Borrower::COLUMNS);
     let row = sqlx::query(sqlx::AssertSqlSafe(query)).bind(analysis).fetch_optional(&mut *reading).await?;
     let Some(borrower) = row.map(|row| Borrower::of(&row)).transpose()?.flatten() else { return Ok(None) };
     let query = format!("SELECT {} FROM nested WHERE id = $1 AND root = $2", Found::COLUMNS);
@@ -302,7 +302,7 @@ pub(super) async fn finish(
     }
     let update = sqlx::query(
         "UPDATE analysis SET state = 2, result = $1, started_ms = coalesce(started_ms, $2), finished_ms = $2,
-             members_of = $3, members_root = $4, members_path = $5, passwords = NULL
+             members_of = $3, members_root = $4, members_path = $5, overall = $8, passwords = NULL
          WHERE id = $6 AND state < 2 AND NOT EXISTS (SELECT 1 FROM nested WHERE root = $7)",
     )
     .bind(serde_json::to_string(&result)?)
@@ -311,7 +311,8 @@ pub(super) async fn finish(
     .bind(root.0.to_vec())
     .bind(path)
     .bind(own)
-    .bind(data_id.0.to_vec());
+    .bind(data_id.0.to_vec())
+    .bind(i64::from(result.overall.code()));
     Ok(update.execute(connection).await?.rows_affected() > 0)
 }
 
@@ -322,7 +323,7 @@ async fn lender_place(
 ) -> Result<Option<(DataId, String)>, StoreFault> {
     let done = super::results::state_to_i64(State::Done);
     let root: Option<(i64, Option<Vec<u8>>)> =
-        sqlx::query_as("SELECT state, members_of FROM analysis WHERE data_id = $1")
+        sqlx::query_as("SELECT state, members_of FROM analysis WHERE data_id = $1 AND expired = 0")
             .bind(lender.0.to_vec())
             .fetch_optional(&mut *connection)
             .await?;
@@ -331,7 +332,7 @@ async fn lender_place(
     }
     let nested: Option<(Vec<u8>, String)> = sqlx::query_as(
         "SELECT nested.root, nested.path FROM nested JOIN analysis ON analysis.data_id = nested.root
-         WHERE nested.data_id = $1 AND analysis.state = $2",
+         WHERE nested.data_id = $1 AND analysis.state = $2 AND analysis.expired = 0",
     )
     .bind(lender.0.to_vec())
     .bind(done)
