@@ -320,6 +320,35 @@ pub enum BenchCommand {
     Submit(BenchSubmitOptions),
     /// All of it, as a report in JSON and HTML
     Report(BenchReportOptions),
+    /// Archives through the whole station, with nothing known and with every verdict known
+    Archive(BenchArchiveOptions),
+}
+
+#[derive(Debug, Args)]
+pub struct BenchArchiveOptions {
+    /// Files and folders; without any, archives are generated
+    pub paths: Vec<PathBuf>,
+    /// How many archives are generated
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub archives: u16,
+    /// How many members each generated archive has
+    #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub members: u32,
+    /// Submit everything a second time, when every verdict is known
+    #[arg(long)]
+    pub warm: bool,
+    /// Threads that extract and scan
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: u16,
+    /// Storage nodes, each blob on one of them
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub nodes: u16,
+    /// Files submitted and awaited at once
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub concurrency: u16,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

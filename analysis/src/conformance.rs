@@ -18,7 +18,7 @@ use crate::password::SealedPasswords;
 use crate::rule::Rule;
 use crate::store::{
     Claim, DigestQuery, LeaseToken, NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Progress, ProgressCache, ResultStore,
-    StoreFault, Task, TaskQueue,
+    SMALL_FILE_BYTES, StoreFault, Task, TaskQueue,
 };
 use crate::verdict::{Outcome, ResultCode};
 use crate::worker_report::{EngineInfo, WorkerReport};
@@ -735,6 +735,8 @@ pub async fn task_queue(queue: &dyn TaskQueue) {
     let depth = queue.depth().await.unwrap();
     assert_eq!((depth.queued, depth.leased), (0, 0), "the suite wants an empty queue");
     tasks_are_queued_once_and_leased_in_order(queue).await;
+    owners_take_turns_and_priorities_come_first(queue).await;
+    small_files_are_leased_alone(queue).await;
     leases_are_extended_and_lost(queue).await;
     tasks_are_given_back(queue).await;
     waiting_ends(queue).await;
@@ -744,8 +746,7 @@ pub async fn task_queue(queue: &dyn TaskQueue) {
 
 async fn tasks_are_queued_once_and_leased_in_order(queue: &dyn TaskQueue) {
     let ids: Vec<DataId> = (0..5).map(|_| DataId::random()).collect();
-    // Pushed youngest first.
-    for (age, id) in ids.iter().enumerate().rev() {
+    for (age, id) in ids.iter().enumerate() {
         assert!(!queue.contains(*id).await.unwrap());
         assert!(queue.push(Task::scan(*id, 100 + age as u64)).await.unwrap());
         assert!(!queue.push(Task::scan(*id, 50)).await.unwrap(), "queued already");
@@ -754,7 +755,7 @@ async fn tasks_are_queued_once_and_leased_in_order(queue: &dyn TaskQueue) {
     assert_eq!(queue.lease("w", 0, 1000, 200).await.unwrap(), []);
     let leases = queue.lease("w", 2, 1000, 200).await.unwrap();
     let taken: Vec<DataId> = leases.iter().map(|lease| lease.task.data_id).collect();
-    assert_eq!(taken, ids[..2], "the oldest first");
+    assert_eq!(taken, ids[..2], "in the order in which they were queued");
     for (age, lease) in leases.iter().enumerate() {
         assert_eq!((lease.attempts, lease.releases), (1, 0));
         assert_eq!(lease.task, Task { attempts: 1, ..Task::scan(ids[age], 100 + age as u64) });
@@ -781,6 +782,72 @@ async fn tasks_are_queued_once_and_leased_in_order(queue: &dyn TaskQueue) {
     let lease = queue.lease("w", 1, 1000, 300).await.unwrap().remove(0);
     assert_eq!(lease.attempts, 1, "and begins anew");
     assert!(queue.ack(&lease.token).await.unwrap());
+}
+
+/// Leases everything there is, one at a time, and acknowledges it.
+async fn drain(queue: &dyn TaskQueue) -> Vec<Task> {
+    let mut taken = Vec::new();
+    while let Some(lease) = queue.lease("w", 1, 1000, 1000).await.unwrap().pop() {
+        assert!(queue.ack(&lease.token).await.unwrap());
+        taken.push(lease.task);
+    }
+    taken
+}
+
+async fn owners_take_turns_and_priorities_come_first(queue: &dyn TaskQueue) {
+    let task = |owner: &str, priority: u8, age: u64| Task {
+        owner: owner.to_owned(),
+        priority,
+        ..Task::scan(DataId::random(), age)
+    };
+    // One owner queues a hundred, then another five: these don't wait for those.
+    for age in 0..100 {
+        assert!(queue.push(task("many", 5, age)).await.unwrap());
+    }
+    for age in 100..105 {
+        assert!(queue.push(task("few", 5, age)).await.unwrap());
+    }
+    let taken = drain(queue).await;
+    let places: Vec<usize> = (0..105).filter(|at| taken[*at].owner == "few").collect();
+    assert_eq!((taken.len(), places.len()), (105, 5));
+    assert!(places[4] < 20, "the few waited for the many: {places:?}");
+    for owner in ["many", "few"] {
+        let ages: Vec<u64> = taken.iter().filter(|task| task.owner == owner).map(|task| task.enqueued_ms).collect();
+        // One lease in some goes by age, which is the same order within an owner.
+        assert!(ages.is_sorted(), "{owner}: {ages:?}");
+    }
+
+    for age in 0..40 {
+        assert!(queue.push(task("a", 3, age)).await.unwrap());
+    }
+    for age in 40..44 {
+        assert!(queue.push(task("b", 9, age)).await.unwrap());
+    }
+    let batch = queue.lease("w", 3, 1000, 1000).await.unwrap();
+    let mut taken: Vec<Task> = batch.iter().map(|lease| lease.task.clone()).collect();
+    for lease in &batch {
+        assert!(queue.ack(&lease.token).await.unwrap());
+    }
+    taken.extend(drain(queue).await);
+    let places: Vec<usize> = (0..44).filter(|at| taken[*at].priority == 9).collect();
+    assert!(places.last() < Some(&12), "the higher priority waited: {places:?}");
+    assert_eq!((taken.len(), places.len()), (44, 4));
+}
+
+async fn small_files_are_leased_alone(queue: &dyn TaskQueue) {
+    let sizes = [SMALL_FILE_BYTES + 1, SMALL_FILE_BYTES, u64::MAX / 2, 0];
+    let ids: Vec<DataId> = sizes.iter().map(|_| DataId::random()).collect();
+    for (id, size_bytes) in ids.iter().zip(sizes) {
+        assert!(queue.push(Task { size_bytes, ..Task::scan(*id, 7) }).await.unwrap());
+    }
+    let small = queue.lease_small("w", 10, 1000, 1000).await.unwrap();
+    let taken: Vec<(DataId, u64)> = small.iter().map(|lease| (lease.task.data_id, lease.task.size_bytes)).collect();
+    assert_eq!(taken, [(ids[1], sizes[1]), (ids[3], 0)]);
+    assert_eq!(queue.lease_small("w", 10, 1000, 1000).await.unwrap(), []);
+    for lease in &small {
+        assert!(queue.ack(&lease.token).await.unwrap());
+    }
+    assert_eq!(drain(queue).await.len(), 2);
 }
 
 async fn leases_are_extended_and_lost(queue: &dyn TaskQueue) {

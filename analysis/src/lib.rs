@@ -35,7 +35,7 @@ pub use rule::{Limits, Rule, RuleError, RuleSet, SelectError};
 pub use sqlite::SqliteBackend;
 pub use store::{
     Callback, Claim, DigestQuery, Lease, LeaseToken, Listing, NESTED_BATCH_MAX, Page, Progress, ProgressCache,
-    QueueDepth, ResultStore, StoreError, StoreFault, Task, TaskKind, TaskQueue,
+    QueueDepth, ResultStore, SMALL_FILE_BYTES, StoreError, StoreFault, Task, TaskKind, TaskQueue,
 };
 pub use verdict::{Extraction, Outcome, Policy, ResultCode, own_result, worst};
 pub use worker_report::{EngineInfo, HostReport, WorkerReport};

@@ -62,6 +62,11 @@ pub trait Engine: Send + Sync {
     /// What the engine is now. Its database may change while it is loaded.
     fn info(&self) -> EngineInfo;
 
+    /// Whether judging a file is mostly waiting, for another process or a machine. Other files are scanned meanwhile.
+    fn waits(&self) -> bool {
+        false
+    }
+
     /// Judges one file.
     fn scan(&self, sample: &Sample, context: &ScanContext) -> EngineVerdict;
 }

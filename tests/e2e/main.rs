@@ -14,3 +14,4 @@ mod faults;
 mod refusals;
 mod scanning;
 mod users;
+mod workers;
