@@ -222,7 +222,7 @@ pub async fn open_gateway(
         Some(path) => RuleSet::from_yaml(&read(path)?).map_err(|error| anyhow!("rules {}: {error}", path.display()))?,
         None => RuleSet::builtin(),
     };
-    let identity = Identity::open(&config.identity).await?;
+    let identity = Identity::open_with(&config.identity, config.identity_options()).await?;
     identity.ensure_key_file(&config.admin_key_file, "admin", Role::Administrator).await?;
     identity.ensure_key_file(&config.client_key_file, "client", Role::Submitter).await?;
     let signing_key = config.signing_key.clone();
@@ -252,6 +252,7 @@ pub async fn open_gateway(
         history: (config.history_hours > 0).then(|| Duration::from_secs(config.history_hours.saturating_mul(3600))),
         inflight_bytes_max: config.inflight_bytes_max,
         inflight_uploads_max: config.inflight_uploads_max,
+        anonymous: config.anonymous,
         rules,
         digests: config.digests,
         ..GatewayOptions::default()

@@ -1,6 +1,8 @@
 //! Configuration of the components: one struct each, read from its YAML file, then from the environment
 //! (`LAZARET_GATEWAY_LISTEN=...`). Unknown keys are refused. Relative paths are meant from the file's directory.
 
+mod accounts;
+
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -10,11 +12,14 @@ use anyhow::{Context, anyhow, bail};
 use figment::Figment;
 use figment::providers::{Env, Serialized};
 use lazaret_digests::Selection;
+use lazaret_identity::IdentityOptions;
 use lazaret_protocol::limits::MIB;
 use lazaret_protocol::{NodeEntry, NodeId};
 use lazaret_storage_node::NodeOptions;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+use accounts::{LockoutConfig, PasswordsConfig, SessionsConfig};
 
 /// A component's configuration.
 pub trait Config: Serialize + DeserializeOwned {
@@ -259,7 +264,7 @@ pub struct GatewayConfig {
     pub cluster: PathBuf,
     /// The SQLite file of analyses, tasks and progress, shared with the workers of this host.
     pub results: PathBuf,
-    /// The SQLite file of API keys.
+    /// The SQLite file of users, keys and sessions, shared with the gateways of this host.
     pub identity: PathBuf,
     /// Where the first administrator's key is written.
     pub admin_key_file: PathBuf,
@@ -277,6 +282,14 @@ pub struct GatewayConfig {
     pub callback_key: PathBuf,
     /// How many hours finished analyses are kept, with all that was found in them; 0 keeps them for good.
     pub history_hours: u64,
+    /// Whether whoever has no key may submit files, and read their results by id.
+    pub anonymous: bool,
+    /// How long sessions live and what they are bound to.
+    pub sessions: SessionsConfig,
+    /// What wrong passwords lead to.
+    pub lockout: LockoutConfig,
+    /// What new passwords must be like.
+    pub passwords: PasswordsConfig,
     /// Rules (YAML); the built-in `default` when absent.
     pub rules: Option<PathBuf>,
     /// Bytes of uploads in memory, over all uploads; past it 503.
@@ -303,11 +316,22 @@ impl Default for GatewayConfig {
             callback_key: "callback.key".into(),
             history_hours: 0,
             secret: crate::init::SECRET_FILE.into(),
+            anonymous: false,
+            sessions: SessionsConfig::default(),
+            lockout: LockoutConfig::default(),
+            passwords: PasswordsConfig::default(),
             rules: None,
             inflight_bytes_max: 256 * MIB,
             inflight_uploads_max: 256,
             digests: Selection::ALL,
         }
+    }
+}
+
+impl GatewayConfig {
+    /// The settings of the identity database.
+    pub fn identity_options(&self) -> IdentityOptions {
+        accounts::identity_options(&self.sessions, &self.lockout, &self.passwords)
     }
 }
 
@@ -339,7 +363,7 @@ impl Config for GatewayConfig {
         if self.inflight_bytes_max < 16 * MIB || self.inflight_uploads_max == 0 {
             bail!("inflight_bytes_max must be at least {} and inflight_uploads_max at least 1", 16 * MIB);
         }
-        Ok(())
+        accounts::check(&self.sessions, &self.lockout, &self.passwords)
     }
 }
 

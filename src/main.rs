@@ -12,6 +12,7 @@ mod offline;
 mod scan;
 mod simulate;
 mod up;
+mod user;
 
 use std::process::ExitCode;
 
@@ -46,6 +47,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Scan(options) => scan::run(options).await,
             Command::Blob(command) => blob::run(command).await,
             Command::Cluster(command) => cluster::run(command).await,
+            Command::User(options) => user::run(options).await,
             Command::Simulate(options) => simulate::run(&options),
             Command::Bench(command) => bench::run(command).await,
             Command::StorageNode(options) => components::storage_node(options).await,

@@ -317,7 +317,8 @@ fn listen_somewhere(
     }
 }
 
-fn gateway_config(data: &Path) -> GatewayConfig {
+/// The gateway's configuration in a data directory.
+pub fn gateway_config(data: &Path) -> GatewayConfig {
     GatewayConfig {
         results: data.join("results.db"),
         identity: data.join("identity.db"),

@@ -13,6 +13,7 @@
 
 pub mod analysis;
 pub mod batch;
+pub mod cache;
 pub mod conformance;
 pub mod id;
 pub mod password;
@@ -27,13 +28,14 @@ pub use analysis::{
     SentAlong, State, Times,
 };
 pub use batch::{BatchGroup, BatchRecord, NewBatch};
+pub use cache::{EngineVersion, KeptTree, KeptVerdict, TreeTotals, VERDICT_BATCH_MAX, VerdictKey, VerdictScope};
 pub use id::DataId;
 pub use password::{PasswordList, PasswordSeal, SealError, SealedPasswords};
 pub use rule::{Limits, Rule, RuleError, RuleSet, SelectError};
 pub use sqlite::SqliteBackend;
 pub use store::{
-    Callback, DigestQuery, Lease, LeaseToken, Listing, NESTED_BATCH_MAX, Page, Progress, ProgressCache, QueueDepth,
-    ResultStore, StoreError, StoreFault, Task, TaskKind, TaskQueue,
+    Callback, Claim, DigestQuery, Lease, LeaseToken, Listing, NESTED_BATCH_MAX, Page, Progress, ProgressCache,
+    QueueDepth, ResultStore, StoreError, StoreFault, Task, TaskKind, TaskQueue,
 };
 pub use verdict::{Extraction, Outcome, Policy, ResultCode, own_result, worst};
 pub use worker_report::{EngineInfo, HostReport, WorkerReport};

@@ -85,6 +85,15 @@ pub struct Rule {
     /// The result of a container over the ratio: 13, which every client knows, or 60, which says it exactly.
     #[serde(default = "default_ratio_code")]
     pub ratio_code: ResultCode,
+    /// Which of two waiting submissions is scanned first: the one of the higher priority, 0 to 9. Default 5.
+    #[serde(default = "default_priority")]
+    pub priority: u8,
+    /// Whether a verdict may be taken from an earlier scan of the same content by the same engines. Default true.
+    #[serde(default = "default_true")]
+    pub verdict_cache: bool,
+    /// Whether the files in a large container are shared out to all workers. Default false.
+    #[serde(default)]
+    pub load_sharing: bool,
 }
 
 fn default_allowed_codes() -> Vec<ResultCode> {
@@ -97,6 +106,17 @@ fn default_max_file_size_bytes() -> u64 {
 
 fn default_ratio_code() -> ResultCode {
     ResultCode::ARCHIVE_SIZE
+}
+
+/// The highest priority of a rule.
+pub const PRIORITY_MAX: u8 = 9;
+
+fn default_priority() -> u8 {
+    5
+}
+
+fn default_true() -> bool {
+    true
 }
 
 impl Rule {
@@ -113,6 +133,9 @@ impl Rule {
             user_agents: Vec::new(),
             global_timeout_seconds: None,
             ratio_code: default_ratio_code(),
+            priority: default_priority(),
+            verdict_cache: true,
+            load_sharing: false,
         }
     }
 
@@ -156,6 +179,9 @@ impl Rule {
         self.passwords.check().map_err(|reason| format!("rule {:?}: passwords: {reason}", self.name))?;
         if let Some(code) = self.allowed_codes.iter().find(|code| !code.is_final()) {
             return Err(format!("rule {:?}: allowed_codes: {code:?} is no final result", self.name));
+        }
+        if self.priority > PRIORITY_MAX {
+            return Err(format!("rule {:?}: priority must be 0 to {PRIORITY_MAX}", self.name));
         }
         Ok(())
     }

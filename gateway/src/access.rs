@@ -89,7 +89,6 @@ impl Gate {
 pub(crate) struct ClientAddress(pub(crate) IpAddr);
 
 /// The address of whoever sent the request.
-#[allow(dead_code, reason = "sessions are to be bound to it")]
 pub(crate) fn client_address(parts: &Parts) -> Option<IpAddr> {
     parts.extensions.get::<ClientAddress>().map(|address| address.0)
 }
@@ -101,7 +100,12 @@ pub(crate) async fn require(shared: &Shared, parts: &Parts, gate: Gate) -> Resul
     let principal = match presented(parts) {
         Presented::Nothing if shared.anonymous && gate.any_of != Rights::NONE => Principal::anonymous(),
         Presented::Nothing | Presented::NoKey => return Err(refused),
-        Presented::Key(key) => shared.identity.authenticate(&key).await.map_err(ApiError::Identity)?.ok_or(refused)?,
+        Presented::Key(key) => shared
+            .identity
+            .authenticate_from(&key, client_address(parts))
+            .await
+            .map_err(ApiError::Identity)?
+            .ok_or(refused)?,
     };
     if gate.any_of == Rights::NONE || principal.rights.intersects(gate.any_of) {
         Ok(principal)

@@ -23,6 +23,14 @@ const RETRY_AFTER_SECONDS: &str = "1";
 pub(crate) enum ApiError {
     #[error("Access denied")]
     Refused { status: StatusCode },
+    #[error("Failed to login")]
+    LoginFailed,
+    #[error("Server is too busy. Try again later.")]
+    TooManyLogins,
+    #[error(r#"The body must be JSON: {{"user": "...", "password": "..."}}"#)]
+    BadCredentials,
+    #[error("The API key is not a session; it stays valid until it is revoked.")]
+    NoSession,
     #[error("Missing Content-Length header.")]
     MissingLength,
     #[error("File is empty.")]
@@ -39,7 +47,7 @@ pub(crate) enum ApiError {
     Submit(#[from] SubmitError),
     #[error("The results cannot be read now; the gateway's log has the reason. Try again later.")]
     Results(#[source] StoreError),
-    #[error("The API key cannot be checked now; the gateway's log has the reason. Try again later.")]
+    #[error("Keys and passwords cannot be checked now; the gateway's log has the reason. Try again later.")]
     Identity(#[source] IdentityError),
     #[error("Not found")]
     NotFound,
@@ -91,7 +99,7 @@ impl ApiError {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::Refused { status } => *status,
-            Self::Rule(_) => StatusCode::FORBIDDEN,
+            Self::Rule(_) | Self::LoginFailed => StatusCode::FORBIDDEN,
             Self::NotFound | Self::FileNotFound | Self::BadHash | Self::NoBatch => StatusCode::NOT_FOUND,
             Self::BatchClosed | Self::Unfinished | Self::Finished => StatusCode::BAD_REQUEST,
             Self::Unsigned => StatusCode::INTERNAL_SERVER_ERROR,
@@ -102,10 +110,12 @@ impl ApiError {
             Self::MissingLength => StatusCode::LENGTH_REQUIRED,
             Self::EmptyFile => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Unsupported(_) | Self::BadHeader { .. } => StatusCode::BAD_REQUEST,
+            Self::Unsupported(_) | Self::BadHeader { .. } | Self::BadCredentials | Self::NoSession => {
+                StatusCode::BAD_REQUEST
+            }
             Self::Submit(error) => submit_status(error),
             Self::Results(_) | Self::Identity(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Timeout => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Timeout | Self::TooManyLogins => StatusCode::SERVICE_UNAVAILABLE,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::NoMethod => StatusCode::METHOD_NOT_ALLOWED,
         }

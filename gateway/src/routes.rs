@@ -13,6 +13,8 @@ mod file_result;
 mod file_submit;
 mod hash;
 mod headers;
+mod login;
+mod logout;
 mod passwords;
 mod readyz;
 mod rules;
@@ -52,6 +54,8 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .routes(routes!(admin::healthcheck))
         .routes(routes!(stat::engines))
         .routes(routes!(stat::nodes))
+        .routes(routes!(login::handle))
+        .routes(routes!(logout::handle))
         .routes(routes!(readyz::handle))
         .routes(routes!(version::handle))
         .routes(routes!(docs::openapi))

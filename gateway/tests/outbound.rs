@@ -36,7 +36,10 @@ async fn file(Path(name): Path<String>) -> Response {
     match name.as_str() {
         "report.bin" => content(300_000).into_response(),
         "r%C3%A9.txt" | "ré.txt" => "named by its URL".into_response(),
-        "unannounced" => Body::from_stream(futures_util::stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"chunks"))])).into_response(),
+        "unannounced" => {
+            Body::from_stream(futures_util::stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"chunks"))]))
+                .into_response()
+        }
         "long" => vec![0; 2_000_000].into_response(),
         "moved" => (StatusCode::FOUND, [("location", "/report.bin")]).into_response(),
         "away" => (StatusCode::FOUND, [("location", "http://other.test/x")]).into_response(),
@@ -118,7 +121,8 @@ async fn files_are_fetched_from_listed_hosts_and_from_no_others() {
     for (path, status) in [("missing", 502), ("long", 413), ("slow", 502), ("circle", 400)] {
         refused(&router, fetching(&station.alice, &url(path)), status).await;
     }
-    for bad in ["http://unlisted.test/x", "ftp://other.test/x", "nonsense", &format!("http://u:p@{address}/report.bin")] {
+    for bad in ["http://unlisted.test/x", "ftp://other.test/x", "nonsense", &format!("http://u:p@{address}/report.bin")]
+    {
         refused(&router, fetching(&station.alice, bad), 400).await;
     }
     let mut both = common::submission(&station.alice, b"a body as well");

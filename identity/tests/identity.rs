@@ -65,7 +65,7 @@ async fn a_user_keeps_its_role_and_has_a_name() {
     assert!(matches!(error.source, IdentityFault::OtherRole { .. }), "{error}");
     for name in ["", "a\nb", &"x".repeat(257)] {
         let error = identity.create_key(name, Role::Submitter).await.unwrap_err();
-        assert!(matches!(error.source, IdentityFault::UserName { .. }), "{error}");
+        assert!(matches!(error.source, IdentityFault::Name { .. }), "{error}");
     }
 }
 
