@@ -272,14 +272,6 @@ pub struct GatewayConfig {
     pub client_key_file: PathBuf,
     /// The cluster's secret, as the workers have it; archive passwords are sealed with it.
     pub secret: PathBuf,
-    /// Whether whoever has no key may submit files, and read their results by id.
-    pub anonymous: bool,
-    /// How long sessions live and what they are bound to.
-    pub sessions: SessionsConfig,
-    /// What wrong passwords lead to.
-    pub lockout: LockoutConfig,
-    /// What new passwords must be like.
-    pub passwords: PasswordsConfig,
     /// The key and certificate (PEM) that sign the results of batches. Made on the first start.
     pub signing_key: PathBuf,
     /// Whom files may be fetched from (`downloadfrom`).
@@ -290,6 +282,14 @@ pub struct GatewayConfig {
     pub callback_key: PathBuf,
     /// How many hours finished analyses are kept, with all that was found in them; 0 keeps them for good.
     pub history_hours: u64,
+    /// Whether whoever has no key may submit files, and read their results by id.
+    pub anonymous: bool,
+    /// How long sessions live and what they are bound to.
+    pub sessions: SessionsConfig,
+    /// What wrong passwords lead to.
+    pub lockout: LockoutConfig,
+    /// What new passwords must be like.
+    pub passwords: PasswordsConfig,
     /// Rules (YAML); the built-in `default` when absent.
     pub rules: Option<PathBuf>,
     /// Bytes of uploads in memory, over all uploads; past it 503.

@@ -212,7 +212,8 @@ pub trait ResultStore: Send + Sync {
     async fn count_unfinished(&self) -> Result<u64, StoreError>;
 
     /// Analyses and nested files of a digest, finished ones first, then the newest submission first; at most `limit`. What was
-    /// cancelled, and what is nested in an unfinished submission, is not found. Of a file that was submitted very often only
+    /// cancelled, and what is nested in an unfinished submission, is not found. An id may turn out to be unknown: what is
+    /// borrowed is only found by its path. Of a file that was submitted very often only
     /// the newest submissions are looked at, ten thousand at least.
     async fn find_by_digest(&self, query: &DigestQuery, limit: u32) -> Result<Vec<DataId>, StoreError>;
 

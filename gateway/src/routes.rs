@@ -54,12 +54,12 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .routes(routes!(admin::healthcheck))
         .routes(routes!(stat::engines))
         .routes(routes!(stat::nodes))
+        .routes(routes!(login::handle))
+        .routes(routes!(logout::handle))
         .routes(routes!(readyz::handle))
         .routes(routes!(version::handle))
         .routes(routes!(docs::openapi))
         .routes(routes!(docs::page))
-        .routes(routes!(login::handle))
-        .routes(routes!(logout::handle))
         .route_layer(middleware::from_fn(in_time));
     // What takes as long as the bytes on their way, or as an analysis.
     let (paths, openapi) = reads

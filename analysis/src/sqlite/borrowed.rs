@@ -7,6 +7,7 @@
 //!
 //! Invariants:
 //! - A lender's members have rows of their own, down to the last: whoever borrows never lends. So one step finds a row.
+//! - A lender that was removed from the history keeps its rows for as long as anybody borrows them, and lends no more.
 //! - Both analyses are finished before the one is said to borrow, so the rows' numbers never change.
 
 use aes::Aes128;
@@ -40,7 +41,7 @@ impl Places {
     }
 
     /// The id of a lender's row `nested` as the borrower's, whose row is `analysis`.
-    fn id(&self, analysis: i64, nested: i64) -> DataId {
+    pub fn id(&self, analysis: i64, nested: i64) -> DataId {
         let mut bytes = [0; DataId::BYTES];
         let (first, second) = bytes.split_at_mut(8);
         first.copy_from_slice(&analysis.to_le_bytes());
@@ -302,7 +303,7 @@ pub(super) async fn finish(
     }
     let update = sqlx::query(
         "UPDATE analysis SET state = 2, result = $1, started_ms = coalesce(started_ms, $2), finished_ms = $2,
-             members_of = $3, members_root = $4, members_path = $5, overall = $8, passwords = NULL
+             members_of = $3, members_root = $4, members_path = $5, passwords = NULL, overall = $8
          WHERE id = $6 AND state < 2 AND NOT EXISTS (SELECT 1 FROM nested WHERE root = $7)",
     )
     .bind(serde_json::to_string(&result)?)

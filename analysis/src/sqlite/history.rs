@@ -1,8 +1,8 @@
 //! Removing old analyses from SQLite, in steps that hold the write lock for a moment each.
 //!
 //! **Invariant.** An analysis is marked before anything of it is removed, and what is marked is unknown to every read: nobody
-//! sees a container that has lost half of its files. Rows that another analysis borrows stay, unknown by their own ids, until
-//! the last borrower is gone. A step may fail or be cut short anywhere; the next one goes on.
+//! sees a container that has lost half of its files. What lends its members stays until its last
+//! borrower is gone. A step may fail or be cut short anywhere; the next one goes on.
 
 use super::{SqliteBackend, to_i64};
 use crate::store::{PAGE_RECORDS_MAX, StoreFault};
@@ -17,12 +17,14 @@ const MARK: &str = "UPDATE analysis SET expired = 1 WHERE id IN (
         AND (batch_id IS NULL OR NOT EXISTS (SELECT 1 FROM batch WHERE batch.batch_id = analysis.batch_id))
     LIMIT $2)";
 const NESTED: &str = "DELETE FROM nested WHERE id IN (
-    SELECT nested.id FROM analysis JOIN nested ON nested.root = analysis.data_id WHERE analysis.expired = 1
-        AND NOT EXISTS (SELECT 1 FROM analysis AS borrower WHERE borrower.members_root = analysis.data_id) LIMIT $1)";
+    SELECT nested.id FROM analysis JOIN nested ON nested.root = analysis.data_id
+    WHERE analysis.expired = 1 AND NOT EXISTS (SELECT 1 FROM analysis AS borrower WHERE borrower.members_root = analysis.data_id)
+    LIMIT $1)";
 const ROOTS: &str = "DELETE FROM analysis WHERE id IN (
     SELECT id FROM analysis WHERE expired = 1
         AND NOT EXISTS (SELECT 1 FROM nested WHERE nested.root = analysis.data_id)
-        AND NOT EXISTS (SELECT 1 FROM analysis AS borrower WHERE borrower.members_root = analysis.data_id) LIMIT $1)";
+        AND NOT EXISTS (SELECT 1 FROM analysis AS borrower WHERE borrower.members_root = analysis.data_id)
+    LIMIT $1)";
 
 impl SqliteBackend {
     pub(super) async fn remove_step(&self, before_ms: u64, limit: u32) -> Result<u64, StoreFault> {

@@ -20,6 +20,8 @@ use crate::view::document::Document;
 
 /// Lengths of the digests that are looked up, in hexadecimal digits.
 const DIGITS: [usize; 4] = [32, 40, 64, 128];
+/// How many are tried: the first one is shown, unless it was removed meanwhile.
+const FOUND_MAX: u32 = 4;
 const MS_PER_HOUR: u64 = 60 * 60 * 1000;
 
 /// The newest analysis of a file of this hash.
@@ -39,8 +41,7 @@ pub(super) async fn handle(
     let digest =
         Some(asked.as_str()).filter(|text| DIGITS.contains(&text.len())).and_then(|text| hex::decode(text).ok());
     let query = query(&shared, &principal, &parts.headers, digest.ok_or(ApiError::BadHash)?)?;
-    for data_id in shared.results.find_by_digest(&query, 1).await.map_err(ApiError::Results)? {
-        // It may have been removed meanwhile.
+    for data_id in shared.results.find_by_digest(&query, FOUND_MAX).await.map_err(ApiError::Results)? {
         if let Some(document) = file_result::shown(&shared, &parts, &principal, data_id).await? {
             return Ok(Json(document).into_response());
         }

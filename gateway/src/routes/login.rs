@@ -20,7 +20,7 @@ use crate::gateway::Shared;
 /// Longest body: the longest name and password, with every character escaped, fit.
 const BODY_BYTES_MAX: usize = 16 * 1024;
 
-/// A name and a password.
+/// Who logs in.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct Credentials {
     user: String,
@@ -34,12 +34,12 @@ pub(super) struct Begun {
     /// browser send a session along.
     #[serde(rename = "oms-csrf-token")]
     csrf_token: String,
-    /// What to send as `apikey`.
+    /// What goes into the header `apikey`.
     session_id: String,
 }
 
-/// Begins a session.
-#[utoipa::path(post, path = "/login", tag = "Session", request_body = Credentials,
+/// Begins a session. The body is JSON, whatever its Content-Type says.
+#[utoipa::path(post, path = "/login", tag = "Authentication", security(()), request_body = Credentials,
     responses((status = 200, description = "The session", body = Begun), BadRequest, Forbidden, Unexpected, Busy))]
 pub(super) async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Result<Json<Begun>, ApiError> {
     let (parts, body) = request.into_parts();

@@ -14,7 +14,7 @@ use crate::access::{Presented, client_address, presented};
 use crate::error::ApiError;
 use crate::gateway::Shared;
 
-/// The session's end.
+/// The end of a session.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Ended {
     /// In words.
@@ -23,7 +23,7 @@ pub(super) struct Ended {
 }
 
 /// Ends the session that the request presents.
-#[utoipa::path(post, path = "/logout", tag = "Session",
+#[utoipa::path(post, path = "/logout", tag = "Authentication",
     responses((status = 200, description = "It is ended", body = Ended), BadRequest, Forbidden, Unexpected))]
 pub(super) async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Result<Json<Ended>, ApiError> {
     let (parts, _) = request.into_parts();

@@ -187,11 +187,11 @@ impl ScanWorker {
             source,
             environment,
             scanner,
+            engines,
             verdicts,
             slots,
             waiting: Arc::new(Semaphore::new(TWINS_WAITING_MAX)),
             finished: Finished::default(),
-            engines,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
