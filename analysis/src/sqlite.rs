@@ -7,11 +7,16 @@
 //! - Reads have connections of their own and never wait for a write.
 //! - The schema is changed under a file lock, `<path>.lock`, by one process; a file of a newer schema is refused.
 //!
-//! It does not spread over hosts (SQLite's locks don't hold over network file systems), and it deletes no analyses.
+//! It does not spread over hosts (SQLite's locks don't hold over network file systems), and it
+//! deletes nothing by itself.
 
+mod batches;
 mod borrowed;
+mod history;
+mod lookup;
 mod progress;
 mod queue;
+mod reports;
 mod results;
 mod verdicts;
 mod writer;

@@ -17,8 +17,10 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::analysis::{AnalysisRecord, FileResult, NestedRecord, NewAnalysis};
+use crate::batch::{BatchRecord, NewBatch};
 use crate::cache::{KeptVerdict, VerdictKey};
 use crate::id::DataId;
+use crate::worker_report::WorkerReport;
 
 /// Most nested files that one call records: about a megabyte, one short transaction.
 pub const NESTED_BATCH_MAX: usize = 500;
@@ -54,6 +56,9 @@ pub enum StoreFault {
     /// The id is taken.
     #[error("an analysis of this id exists already")]
     Exists,
+    /// The batch takes no files.
+    #[error("the batch is unknown or closed")]
+    BatchClosed,
     /// More at once than [`NESTED_BATCH_MAX`].
     #[error("{0} records at once, at most {NESTED_BATCH_MAX} are taken")]
     BatchTooLarge(usize),
@@ -106,10 +111,48 @@ pub struct Page {
     pub total: u64,
 }
 
+/// A look-up of analyses by a digest of the file.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DigestQuery {
+    /// MD5, SHA-1, SHA-256 or SHA-512, told apart by their length: 16, 20, 32 or 64 bytes. Of another length nothing is found.
+    pub digest: Vec<u8>,
+    /// Only what this user submitted.
+    pub user_id: Option<String>,
+    /// Only what was submitted under a rule of this name.
+    pub rule: Option<String>,
+    /// Only what was queued at this time or later.
+    pub since_ms: u64,
+    /// Also files nested in what was submitted.
+    pub nested: bool,
+    /// Also what is not finished.
+    pub unfinished: bool,
+}
+
+/// Part of the analyses that were submitted, newest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// The analyses.
+    pub records: Vec<AnalysisRecord>,
+    /// Where the rest begins; nothing if there is none.
+    pub next: Option<u64>,
+}
+
+/// A finished analysis that somebody wants to be told of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Callback {
+    /// The analysis.
+    pub data_id: DataId,
+    /// Where it is to be told.
+    pub url: String,
+    /// How often that was tried already.
+    pub attempts: u32,
+}
+
 /// Keeps analyses and their results. It is the truth about what was submitted.
 #[async_trait]
 pub trait ResultStore: Send + Sync {
-    /// Records a submission. Durable when it returns. An id that exists is refused ([`StoreFault::Exists`]).
+    /// Records a submission. Durable when it returns. An id that exists is refused ([`StoreFault::Exists`]), and so is a
+    /// submission to a batch that takes none ([`StoreFault::BatchClosed`]).
     async fn create(&self, new: &NewAnalysis) -> Result<(), StoreError>;
 
     /// Notes that a worker has begun. False if the analysis is unknown or finished already: there is nothing to do.
@@ -170,6 +213,51 @@ pub trait ResultStore: Send + Sync {
 
     /// How many analyses are not finished.
     async fn count_unfinished(&self) -> Result<u64, StoreError>;
+
+    /// Analyses and nested files of a digest, finished ones first, then the newest submission first; at most `limit`. What was
+    /// cancelled, and what is nested in an unfinished submission, is not found. An id may turn out to be unknown: what is
+    /// borrowed is only found by its path. Of a file that was submitted very often only
+    /// the newest submissions are looked at, ten thousand at least.
+    async fn find_by_digest(&self, query: &DigestQuery, limit: u32) -> Result<Vec<DataId>, StoreError>;
+
+    /// Submissions, those of one user or all, newest first, at most [`PAGE_RECORDS_MAX`]; from the newest, or from where
+    /// an earlier listing ended.
+    async fn list(&self, user_id: Option<&str>, from: Option<u64>, limit: u32) -> Result<Listing, StoreError>;
+
+    /// Makes a batch. An id that exists is refused ([`StoreFault::Exists`]).
+    async fn create_batch(&self, new: &NewBatch) -> Result<(), StoreError>;
+
+    /// What was asked for of a batch, and whether it takes files. Its cost does not grow with the batch.
+    async fn batch_head(&self, batch_id: DataId) -> Result<Option<(NewBatch, bool)>, StoreError>;
+
+    /// What is recorded of a batch. Its cost grows with the batch, but it reads no analysis.
+    async fn batch(&self, batch_id: DataId) -> Result<Option<BatchRecord>, StoreError>;
+
+    /// Part of a batch's files in the order in which they came, from index `first`; at most [`PAGE_RECORDS_MAX`].
+    async fn batch_members(&self, batch_id: DataId, first: u32, size: u32) -> Result<Vec<AnalysisRecord>, StoreError>;
+
+    /// Lets a batch take no more files. False if it is unknown. Closing twice is closing once.
+    async fn close_batch(&self, batch_id: DataId, now_ms: u64) -> Result<bool, StoreError>;
+
+    /// Closes a batch and asks for all its unfinished analyses to be cancelled. False if it is unknown.
+    async fn cancel_batch(&self, batch_id: DataId, now_ms: u64) -> Result<bool, StoreError>;
+
+    /// Notes what a worker says of itself, in place of what it said before.
+    async fn report_worker(&self, report: &WorkerReport, now_ms: u64) -> Result<(), StoreError>;
+
+    /// What workers said of themselves at `since_ms` or later, by name.
+    async fn workers(&self, since_ms: u64) -> Result<Vec<WorkerReport>, StoreError>;
+
+    /// Finished analyses whose submitter is to be told of them by now, the longest due first.
+    async fn due_callbacks(&self, now_ms: u64, limit: u32) -> Result<Vec<Callback>, StoreError>;
+
+    /// Notes that telling was tried: the next time is at `next_ms`, or never. False if there was nothing to tell.
+    async fn callback_tried(&self, data_id: DataId, next_ms: Option<u64>) -> Result<bool, StoreError>;
+
+    /// Removes what was finished before `before_ms`, a step at a time: at most `limit` rows of each kind. How many rows it
+    /// touched; 0 when nothing is left to remove. A batch goes as a whole, once nothing of it is younger. What is
+    /// being removed is unknown to every other method from the first step on. What is yet to be told stays.
+    async fn expire(&self, before_ms: u64, limit: u32) -> Result<u64, StoreError>;
 }
 
 /// What is to be done with an analysis.

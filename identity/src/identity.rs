@@ -71,10 +71,7 @@ impl Identity {
         let path = path.as_ref();
         let failed = |fault: IdentityFault| fault.during("open the identity database", path.display());
         let database = database::open(path).await.map_err(failed)?;
-        let hasher = tokio::task::spawn_blocking(Hasher::new)
-            .await
-            .unwrap_or(Err(IdentityFault::ShuttingDown))
-            .map_err(failed)?;
+        let hasher = Hasher::new().map_err(failed)?;
         Ok(Self { database, options: Arc::new(options), hasher, accepted: Arc::default() })
     }
 

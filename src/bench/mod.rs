@@ -2,7 +2,10 @@
 
 pub mod archive;
 pub mod limits;
+pub mod load;
+pub mod report;
 pub mod store;
+pub mod submit;
 
 use std::process::ExitCode;
 
@@ -13,5 +16,7 @@ pub async fn run(command: BenchCommand) -> anyhow::Result<ExitCode> {
     match command {
         BenchCommand::Store(options) => store::run(options).await,
         BenchCommand::Archive(options) => archive::run(options).await,
+        BenchCommand::Submit(options) => submit::run(options).await,
+        BenchCommand::Report(options) => report::run(options).await,
     }
 }

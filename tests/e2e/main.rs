@@ -4,6 +4,7 @@
 mod harness;
 mod relay;
 
+mod api;
 mod bad_input;
 mod blobs;
 mod cluster_admin;
@@ -12,4 +13,5 @@ mod durability;
 mod faults;
 mod refusals;
 mod scanning;
+mod users;
 mod workers;

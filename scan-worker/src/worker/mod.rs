@@ -7,10 +7,12 @@
 //! - What may work later (content unavailable, records not writable) gives the task back with a growing delay, at most
 //!   [`RELEASES_MAX`] times. What never will (the blob is gone) closes the analysis as Failed, with the reason. A task that
 //!   was leased more than [`ATTEMPTS_MAX`] times without being given back took its worker down each time, and is closed too.
+//! - Every few seconds the worker reports who it is and what it does, which decides nothing: see `report`.
 //! - The result store is the truth: a sweep queues again whatever is unfinished and has no task.
 
 mod fetch;
 mod records;
+mod report;
 mod slots;
 mod supervisor;
 mod twins;
@@ -148,6 +150,7 @@ struct Shared {
     /// Places for those that wait for a twin.
     waiting: Arc<Semaphore>,
     finished: Finished,
+    engines: Vec<Arc<dyn Engine>>,
 }
 
 impl ScanWorker {
@@ -171,7 +174,7 @@ impl ScanWorker {
             nested_id_key: options.nested_id_key,
         };
         let runtime = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
-        let scanner = Scanner::start(scanner_options, engines, &environment)?;
+        let scanner = Scanner::start(scanner_options, engines.clone(), &environment)?;
         let verdicts = Arc::new(StoredVerdicts::start(results.clone(), runtime.clone(), &environment)?);
         let source: Arc<dyn BlobSource> = Arc::new(ClusterSource::new(cluster.clone(), runtime));
         let slots = Slots::new(options.concurrent_files);
@@ -184,6 +187,7 @@ impl ScanWorker {
             source,
             environment,
             scanner,
+            engines,
             verdicts,
             slots,
             waiting: Arc::new(Semaphore::new(TWINS_WAITING_MAX)),
@@ -202,10 +206,12 @@ impl ScanWorker {
     pub async fn run(self, mut shutdown: watch::Receiver<bool>) {
         let shared = self.shared;
         let sweep = shared.clone().sweep();
+        let report = shared.report();
         let for_scans = shutdown.clone();
         tokio::select! {
             () = shared.take_tasks(&for_scans) => {}
             () = sweep => {}
+            () = report => {}
             _ = shutdown.wait_for(|asked| *asked) => {}
         }
         // Every task that was begun holds a slot or a place to wait, and who has the one may yet come for the other.

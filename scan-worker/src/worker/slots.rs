@@ -72,6 +72,11 @@ impl Slots {
         }
     }
 
+    /// How many for any file are held.
+    pub fn held(&self) -> u64 {
+        u64::from(self.each).saturating_sub(self.any.available_permits() as u64)
+    }
+
     /// Waits until all are given back.
     pub async fn all(&self) {
         let _ = tokio::join!(self.any.acquire_many(self.each), self.small.acquire_many(self.each));
