@@ -517,10 +517,11 @@ async fn what_failed_or_hit_a_limit_is_found_out_anew() {
     // Broken: what is whole in it is kept, the container is not.
     let mut broken = zip(&[("whole.zip", &zip(&[("c", b"c")])), ("cut", &[b'x'; 5_000])]);
     broken.truncate(broken.len() - 30);
-    for expected in [8 + 4, 8 + 4 + 2] {
+    // The second time the root, and its leaf unless engines were so slow that leaves were kept too.
+    for expected in [12..=12, 13..=14] {
         let (_, record) = scanned(&station, "broken.zip", broken.clone(), Rule::with_defaults("deep")).await;
         assert_eq!(record.result.unwrap().overall, ResultCode::EXTRACTION_FAILED);
-        assert_eq!(scans(&probe), expected);
+        assert!(expected.contains(&scans(&probe)), "{} of {expected:?}", scans(&probe));
     }
     worker.stop().await;
 }
