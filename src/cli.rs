@@ -26,6 +26,9 @@ pub enum Command {
     /// Make a cluster's files; show its state
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Look at rules (workflows)
+    #[command(subcommand)]
+    Rules(RulesCommand),
     /// Run whole clusters in virtual time under faults drawn from a seed, and check what they promise
     Simulate(SimulateOptions),
     /// Measure how fast the parts are on this machine
@@ -87,6 +90,15 @@ pub struct ScanOptions {
     /// Files submitted and awaited at once
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub concurrency: u16,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RulesCommand {
+    /// Check a file of rules and print what it says
+    Check {
+        /// The file (YAML)
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]

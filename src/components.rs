@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
-use lazaret_analysis::{RuleSet, SqliteBackend};
+use lazaret_analysis::{Rules, SqliteBackend};
 use lazaret_gateway::{Gateway, GatewayOptions};
 use lazaret_identity::{Identity, Role};
 use lazaret_node_client::Environment;
@@ -32,7 +32,7 @@ use tokio::sync::watch;
 
 use crate::cli::{ComponentOptions, StorageNodeOptions};
 use crate::config::{self, Config, GatewayConfig, SandboxMode, ScanWorkerConfig, StorageNodeConfig};
-use crate::{metrics, offline};
+use crate::{metrics, offline, rules};
 
 /// Loads a component's configuration; `None` if it was only to be printed or checked, which is done.
 fn configured<C: Config>(options: &ComponentOptions) -> anyhow::Result<Option<C>> {
@@ -218,8 +218,8 @@ pub async fn open_gateway(
     cluster: Cluster,
 ) -> anyhow::Result<Gateway> {
     let rules = match &config.rules {
-        Some(path) => RuleSet::from_yaml(&read(path)?).map_err(|error| anyhow!("rules {}: {error}", path.display()))?,
-        None => RuleSet::builtin(),
+        Some(path) => rules::follow(path).await?,
+        None => Rules::default(),
     };
     let identity = Identity::open(&config.identity).await?;
     identity.ensure_key_file(&config.admin_key_file, "admin", Role::Administrator).await?;

@@ -9,6 +9,7 @@ mod config;
 mod init;
 mod metrics;
 mod offline;
+mod rules;
 mod scan;
 mod simulate;
 mod up;
@@ -46,6 +47,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Scan(options) => scan::run(options).await,
             Command::Blob(command) => blob::run(command).await,
             Command::Cluster(command) => cluster::run(command).await,
+            Command::Rules(command) => rules::run(command),
             Command::Simulate(options) => simulate::run(&options),
             Command::Bench(command) => bench::run(command).await,
             Command::StorageNode(options) => components::storage_node(options).await,

@@ -20,11 +20,11 @@ pub mod store;
 pub mod verdict;
 
 pub use analysis::{
-    AnalysisRecord, ContainerResult, EngineResult, FileInfo, FileResult, NestedRecord, NewAnalysis, Principal, State,
-    Times,
+    AnalysisRecord, ContainerResult, EngineResult, FileInfo, FileResult, Findings, NestedRecord, NewAnalysis,
+    Principal, Signer, Spoofing, State, Times, YaraFindings, YaraHit,
 };
 pub use id::DataId;
-pub use rule::{Limits, Rule, RuleError, RuleSet, SelectError};
+pub use rule::{Limits, Rule, RuleError, RuleSet, Rules, SelectError};
 pub use sqlite::SqliteBackend;
 pub use store::{
     Lease, LeaseToken, NESTED_BATCH_MAX, Page, Progress, ProgressCache, QueueDepth, ResultStore, StoreError,

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use axum::Router;
-use lazaret_analysis::{ProgressCache, ResultStore, RuleSet, TaskQueue};
+use lazaret_analysis::{ProgressCache, ResultStore, Rules, TaskQueue};
 use lazaret_identity::Identity;
 use lazaret_node_client::{Cluster, Environment};
 use tokio::net::TcpListener;
@@ -18,7 +18,7 @@ use crate::{routes, server};
 
 /// What the routes share.
 pub(crate) struct Shared {
-    pub(crate) rules: Arc<RuleSet>,
+    pub(crate) rules: Rules,
     pub(crate) version: String,
     pub(crate) results: Arc<dyn ResultStore>,
     pub(crate) progress: Arc<dyn ProgressCache>,
@@ -61,7 +61,7 @@ impl Gateway {
             body_idle_timeout: options.body_idle_timeout,
         };
         let shared = Shared {
-            rules: Arc::new(options.rules.clone()),
+            rules: options.rules.clone(),
             version: options.version.clone(),
             results,
             progress,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lazaret_analysis::RuleSet;
+use lazaret_analysis::Rules;
 use lazaret_digests::Selection;
 use lazaret_protocol::limits::MIB;
 
@@ -36,8 +36,8 @@ pub struct GatewayOptions {
     pub body_idle_timeout: Duration,
     /// How long uploads in flight may go on once shutdown was asked for. Default 30 s.
     pub shutdown_grace: Duration,
-    /// The rules (workflows) that submissions choose from.
-    pub rules: RuleSet,
+    /// The rules (workflows) that submissions choose from. They may be replaced while the gateway runs.
+    pub rules: Rules,
     /// The digests that are computed of each upload, besides BLAKE3.
     pub digests: Selection,
     /// What GET /version answers.
@@ -53,7 +53,7 @@ impl Default for GatewayOptions {
             header_read_timeout: Duration::from_secs(30),
             body_idle_timeout: Duration::from_secs(30),
             shutdown_grace: Duration::from_secs(30),
-            rules: RuleSet::builtin(),
+            rules: Rules::default(),
             digests: Selection::default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }

@@ -12,7 +12,7 @@ use axum::http::Request;
 use common::{Station, accepted, ask, content, get, refused, submission};
 use futures_util::{StreamExt, stream};
 use lazaret_analysis::{
-    ContainerResult, DataId, FileInfo, FileResult, NestedRecord, Progress, ResultCode, RuleSet, State, Times,
+    ContainerResult, DataId, FileInfo, FileResult, Findings, NestedRecord, Progress, ResultCode, RuleSet, State, Times,
 };
 use lazaret_gateway::GatewayOptions;
 use lazaret_protocol::limits::HELD_BYTES_MAX;
@@ -30,6 +30,7 @@ fn result(code: ResultCode) -> FileResult {
         blocked_reasons: Vec::new(),
         times: Times::default(),
         detail: String::new(),
+        findings: Findings::default(),
     }
 }
 
@@ -133,7 +134,7 @@ async fn a_key_is_needed() {
 async fn what_cannot_be_scanned_as_asked_is_refused() {
     let station = Station::new().await;
     let yaml = "rules:\n  - name: default\n  - name: small\n    max_file_size_bytes: 10\n  - name: admins\n    roles: [administrator]\n";
-    let options = GatewayOptions { rules: RuleSet::from_yaml(yaml).unwrap(), ..GatewayOptions::default() };
+    let options = GatewayOptions { rules: RuleSet::from_yaml(yaml).unwrap().into(), ..GatewayOptions::default() };
     let router = station.gateway(options).router();
     let with = |name: &'static str, value: &'static str, body: &[u8]| {
         let mut request = submission(&station.alice, body);

@@ -15,6 +15,8 @@
 pub mod budget;
 pub mod engine;
 pub mod engines;
+pub mod examine;
+pub mod file_type;
 pub mod memory;
 pub mod pool;
 pub mod sample;

@@ -102,7 +102,7 @@ fn submission(
     let user_agent = printable(first_text(headers, &["user_agent", "user-agent"]).unwrap_or_default());
     let wanted = first_text(headers, &["rule", "workflow"]);
     let role = principal.role.as_str();
-    let mut rule: Rule = shared.rules.select(wanted.as_deref(), role, &user_agent)?.clone();
+    let mut rule: Rule = shared.rules.current().select(wanted.as_deref(), role, &user_agent)?.clone();
     if let Some(seconds) = first_text(headers, &["global-timeout"]) {
         rule.global_timeout_seconds = Some(timeout_seconds(&seconds)?);
     }

@@ -1,10 +1,15 @@
 //! The engines of this build.
 
 pub mod builtin;
+pub mod hashes;
+pub mod reload;
+pub mod yara;
 
 use std::sync::Arc;
 
 pub use builtin::{BuiltinEngine, RulesError};
+pub use hashes::{HashListEngine, HashListOptions};
+pub use yara::{YaraEngine, YaraOptions};
 
 use crate::engine::Engine;
 

@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lazaret_analysis::{
-    AnalysisRecord, DataId, FileResult, Lease, ProgressCache, ResultCode, ResultStore, StoreError, Task, TaskQueue,
-    Times,
+    AnalysisRecord, DataId, FileResult, Findings, Lease, ProgressCache, ResultCode, ResultStore, StoreError, Task,
+    TaskQueue, Times,
 };
 use lazaret_containers::Passwords;
 use lazaret_digests::Selection;
@@ -416,5 +416,6 @@ fn bare_result(record: &AnalysisRecord, code: ResultCode, detail: String, now_ms
         blocked_reasons,
         times: Times { start_ms: now_ms, ..Times::default() },
         detail,
+        findings: Findings::default(),
     }
 }
