@@ -65,6 +65,19 @@ pub struct UpOptions {
     /// Where `GET /metrics` of the storage nodes is answered, for Prometheus [default: nowhere]
     #[arg(long)]
     pub metrics: Option<SocketAddr>,
+    #[command(flatten)]
+    pub judging: JudgingOptions,
+}
+
+/// What files are judged by, in an embedded cluster.
+#[derive(Debug, Clone, Default, Args)]
+pub struct JudgingOptions {
+    /// A file of rules (YAML) [default: one rule named default]
+    #[arg(long = "rules", value_name = "FILE")]
+    pub rules: Option<PathBuf>,
+    /// A file of engines (YAML): what stands below `engines` in a scan worker's configuration [default: the built-in signatures]
+    #[arg(long = "engines", value_name = "FILE")]
+    pub engines: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -81,6 +94,8 @@ pub struct ScanOptions {
     /// The rule to scan by
     #[arg(long)]
     pub rule: Option<String>,
+    #[command(flatten)]
+    pub judging: JudgingOptions,
     /// A file of archive passwords, one a line
     #[arg(long)]
     pub password_file: Option<PathBuf>,

@@ -21,7 +21,7 @@ use lazaret_node_client::transport::Transport;
 use lazaret_node_client::{CredentialFiles, TrustFiles};
 use lazaret_protocol::{ClusterMap, NodeEntry, NodeId};
 use lazaret_sandbox::{Sandbox, SandboxOptions};
-use lazaret_scan_worker::{ScanWorker, WorkerOptions, engines};
+use lazaret_scan_worker::{ScanWorker, WorkerOptions};
 use lazaret_storage_node::Node;
 use lazaret_storage_node::engine::EngineOptions;
 use lazaret_storage_node::listener::{Listener, ListenerFiles};
@@ -235,7 +235,7 @@ pub async fn open_gateway(
     Ok(Gateway::new(options, results, queue, progress, cluster, identity, Environment::system()))
 }
 
-/// A scan worker on its back-ends, with the built-in engine.
+/// A scan worker on its back-ends, with the engines of its configuration.
 pub async fn open_worker(
     config: &ScanWorkerConfig,
     backend: &SqliteBackend,
@@ -244,11 +244,13 @@ pub async fn open_worker(
     let secret = read(&config.secret)?;
     // A context of its own, so that other uses of the secret have other keys.
     let nested_id_key = blake3::derive_key("lazaret 2026 nested analysis id v1", secret.trim().as_bytes());
-    let engines = tokio::task::spawn_blocking(engines::builtin).await??;
     let mut options = WorkerOptions::new(&config.name, nested_id_key);
     if config.scan_threads > 0 {
         options.scan_threads = config.scan_threads;
     }
+    options.engine_timeout = config.engines.timeout();
+    let (wanted, scan_threads) = (config.engines.clone(), options.scan_threads);
+    let engines = tokio::task::spawn_blocking(move || wanted.start(scan_threads)).await??;
     if config.concurrent_files > 0 {
         options.concurrent_files = config.concurrent_files;
     }

@@ -27,9 +27,9 @@ use lazaret_storage_node::{Node, NodeOptions};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::cli::{InitOptions, UpOptions};
+use crate::cli::{InitOptions, JudgingOptions, UpOptions};
 use crate::components::{self, NodeIdentity};
-use crate::config::{GatewayConfig, ScanWorkerConfig, default_reserve_bytes, default_segment_bytes_max};
+use crate::config::{self, GatewayConfig, ScanWorkerConfig, default_reserve_bytes, default_segment_bytes_max};
 use crate::{init, metrics};
 
 /// Replicas and nodes of a cluster for which nothing else was asked.
@@ -121,11 +121,11 @@ impl EmbeddedCluster {
         }
         let cluster = components::cluster_over(file.map.clone(), Arc::new(network))?;
 
-        let config = gateway_config(data);
+        let config = gateway_config(data, &options.judging);
         // One back-end for both, so that a submission wakes the worker at once.
         let backend = SqliteBackend::open(&config.results).await?;
         let gateway = components::open_gateway(&config, &backend, cluster.clone()).await?;
-        let worker = components::open_worker(&worker_config(data, options.workers), &backend, cluster.clone()).await?;
+        let worker = components::open_worker(&worker_config(data, options)?, &backend, cluster.clone()).await?;
         let mut watching = Running::new();
         let watched = cluster.clone();
         watching.spawn(|shutdown| async move { watched.run_background(asked(shutdown)).await });
@@ -317,8 +317,9 @@ fn listen_somewhere(
     }
 }
 
-fn gateway_config(data: &Path) -> GatewayConfig {
+fn gateway_config(data: &Path, judging: &JudgingOptions) -> GatewayConfig {
     GatewayConfig {
+        rules: judging.rules.clone(),
         results: data.join("results.db"),
         identity: data.join("identity.db"),
         admin_key_file: data.join("admin.key"),
@@ -327,13 +328,14 @@ fn gateway_config(data: &Path) -> GatewayConfig {
     }
 }
 
-fn worker_config(data: &Path, scan_threads: u16) -> ScanWorkerConfig {
-    ScanWorkerConfig {
+fn worker_config(data: &Path, options: &UpOptions) -> anyhow::Result<ScanWorkerConfig> {
+    Ok(ScanWorkerConfig {
         results: data.join("results.db"),
         secret: data.join(init::SECRET_FILE),
-        scan_threads: scan_threads.into(),
+        scan_threads: options.workers.into(),
+        engines: options.judging.engines.as_deref().map(config::load).transpose()?.unwrap_or_default(),
         ..ScanWorkerConfig::default()
-    }
+    })
 }
 
 /// Replaces a file as a whole, durably.
