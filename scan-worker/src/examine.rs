@@ -11,7 +11,7 @@ use lazaret_analysis::rule::SkipReason;
 use lazaret_analysis::{EngineResult, Findings, ResultCode, Rule, YaraFindings, worst};
 
 use crate::engine::{Engine, EngineVerdict, ScanContext, Subject};
-use crate::{engines, file_type};
+use crate::{engines, file_type, signers};
 
 /// What was said of a file.
 #[derive(Debug, Default)]
@@ -62,6 +62,7 @@ pub fn examine(
         examined.closed = skipped.reason == SkipReason::Hash;
         return examined;
     }
+    findings.signers = signers::signers(subject.sample, subject.file);
     for engine in loaded.iter().filter(|engine| takes_part(engine, rule)) {
         let (result, verdict) = run(&**engine, subject, limit, waited.saturating_add(began.elapsed()));
         if result.engine_id == engines::yara::ENGINE_ID {

@@ -21,6 +21,7 @@ pub mod memory;
 pub mod pool;
 pub mod sample;
 pub mod scan;
+pub mod signers;
 pub mod source;
 #[cfg(test)]
 mod testing;

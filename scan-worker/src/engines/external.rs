@@ -45,6 +45,7 @@ use serde::{Deserialize, Serialize};
 
 use super::connection::{Connection, Pool, Slot, is_gone};
 use crate::engine::{Engine, EngineInfo, EngineVerdict, ScanContext, Subject};
+use crate::source::SourceError;
 
 /// How long an engine may take until it says what it is: long enough to load a large database.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -266,8 +267,8 @@ impl ExternalEngine {
                     return Ok(verdict);
                 }
                 // It may have ended since the last file.
-                Err(error) if reused && is_gone(&error) => {}
-                Err(error) => return Err(error.into()),
+                Err(Failure::Engine(error)) if reused && is_gone(&error) => {}
+                Err(failure) => return Err(failure),
             }
         }
     }
@@ -279,6 +280,8 @@ enum Failure {
     Pausing,
     /// It failed.
     Engine(io::Error),
+    /// The file could not be read, which is no fault of the engine.
+    Sample(SourceError),
 }
 
 impl From<io::Error> for Failure {
@@ -288,7 +291,7 @@ impl From<io::Error> for Failure {
 }
 
 impl Conversation {
-    fn ask(&mut self, subject: &Subject<'_>, deadline: Instant) -> io::Result<EngineVerdict> {
+    fn ask(&mut self, subject: &Subject<'_>, deadline: Instant) -> Result<EngineVerdict, Failure> {
         self.files += 1;
         let file = subject.file;
         let request = Request {
@@ -300,7 +303,7 @@ impl Conversation {
             sha1: &file.sha1,
             sha256: &file.sha256,
         };
-        let mut line = serde_json::to_vec(&request)?;
+        let mut line = serde_json::to_vec(&request).map_err(io::Error::other)?;
         line.push(b'\n');
         self.connection.write(&line, deadline)?;
         match subject.sample.bytes() {
@@ -308,7 +311,7 @@ impl Conversation {
             None => {
                 let mut offset = 0;
                 while offset < subject.sample.length() {
-                    let chunk = subject.sample.read_at(offset, CHUNK_BYTES).map_err(io::Error::other)?;
+                    let chunk = subject.sample.read_at(offset, CHUNK_BYTES).map_err(Failure::Sample)?;
                     self.connection.write(&chunk, deadline)?;
                     offset += chunk.len() as u64;
                 }
@@ -318,7 +321,7 @@ impl Conversation {
         let response: Response =
             serde_json::from_slice(&answer).map_err(|error| garbage("gave an answer that is none", &error))?;
         if response.id != self.files {
-            return Err(garbage("answered for another file", &response.id));
+            return Err(garbage("answered for another file", &response.id).into());
         }
         let threat: String = response.threat.chars().filter(|c| !c.is_control()).take(THREAT_CHARS_MAX).collect();
         let code = match response.result {
@@ -377,6 +380,7 @@ impl Engine for ExternalEngine {
                 let trouble = self.trouble().unwrap_or_default();
                 EngineVerdict::failed(format!("the engine failed and is not started again yet: {trouble}"))
             }
+            Err(Failure::Sample(error)) => EngineVerdict::failed(error.to_string()),
             Err(Failure::Engine(error)) => {
                 self.note_failure(&error);
                 EngineVerdict::failed(match error.kind() {

@@ -2,6 +2,7 @@
 
 pub mod builtin;
 pub mod clamav;
+pub mod conformance;
 mod connection;
 pub mod external;
 pub mod hashes;
