@@ -1,10 +1,14 @@
 //! The command line: what can be asked, as clap reads it. Nothing here does any work.
 
+mod user;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use user::{IdentityPlace, RoleCommand, UserCommand, UserOptions};
 
 /// A quarantine station for files.
 #[derive(Debug, Parser)]
@@ -29,6 +33,8 @@ pub enum Command {
     /// Look at rules (workflows)
     #[command(subcommand)]
     Rules(RulesCommand),
+    /// Users, their passwords and keys, roles, and who did what
+    User(UserOptions),
     /// Run whole clusters in virtual time under faults drawn from a seed, and check what they promise
     Simulate(SimulateOptions),
     /// Measure how fast the parts are on this machine

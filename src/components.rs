@@ -10,8 +10,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
-use lazaret_analysis::{Rules, SqliteBackend};
-use lazaret_gateway::{Gateway, GatewayOptions};
+use lazaret_analysis::{PasswordSeal, Rules, SqliteBackend};
+use lazaret_gateway::{Backends, Gateway, GatewayOptions};
 use lazaret_identity::{Identity, Role};
 use lazaret_node_client::Environment;
 use lazaret_node_client::cluster::{Cluster, ClusterOptions};
@@ -221,18 +221,27 @@ pub async fn open_gateway(
         Some(path) => rules::follow(path).await?,
         None => Rules::default(),
     };
-    let identity = Identity::open(&config.identity).await?;
+    let identity = Identity::open_with(&config.identity, config.identity_options()).await?;
     identity.ensure_key_file(&config.admin_key_file, "admin", Role::Administrator).await?;
     identity.ensure_key_file(&config.client_key_file, "client", Role::Submitter).await?;
     let options = GatewayOptions {
         inflight_bytes_max: config.inflight_bytes_max,
         inflight_uploads_max: config.inflight_uploads_max,
+        anonymous: config.anonymous,
         rules,
         digests: config.digests,
         ..GatewayOptions::default()
     };
-    let (results, queue, progress) = (Arc::new(backend.clone()), Arc::new(backend.clone()), Arc::new(backend.clone()));
-    Ok(Gateway::new(options, results, queue, progress, cluster, identity, Environment::system()))
+    let backend = Arc::new(backend.clone());
+    let backends = Backends {
+        results: backend.clone(),
+        queue: backend.clone(),
+        progress: backend,
+        cluster,
+        identity,
+        seal: Arc::new(PasswordSeal::from_secret(&read(&config.secret)?)?),
+    };
+    Ok(Gateway::new(options, backends, Environment::system()))
 }
 
 /// A scan worker on its back-ends, with the engines of its configuration.
@@ -244,7 +253,8 @@ pub async fn open_worker(
     let secret = read(&config.secret)?;
     // A context of its own, so that other uses of the secret have other keys.
     let nested_id_key = blake3::derive_key("lazaret 2026 nested analysis id v1", secret.trim().as_bytes());
-    let mut options = WorkerOptions::new(&config.name, nested_id_key);
+    let seal = PasswordSeal::from_secret(&secret)?;
+    let mut options = WorkerOptions::new(&config.name, nested_id_key, Arc::new(seal));
     if config.scan_threads > 0 {
         options.scan_threads = config.scan_threads;
     }

@@ -1,6 +1,9 @@
 //! Configuration of the components: one struct each, read from its YAML file, then from the environment
 //! (`LAZARET_GATEWAY_LISTEN=...`). Unknown keys are refused. Relative paths are meant from the file's directory.
 
+mod accounts;
+mod engines;
+
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -10,6 +13,7 @@ use anyhow::{Context, anyhow, bail};
 use figment::Figment;
 use figment::providers::{Env, Serialized};
 use lazaret_digests::Selection;
+use lazaret_identity::IdentityOptions;
 use lazaret_protocol::limits::MIB;
 use lazaret_protocol::{NodeEntry, NodeId};
 use lazaret_storage_node::NodeOptions;
@@ -17,8 +21,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use self::engines::EnginesConfig;
-
-mod engines;
+use accounts::{LockoutConfig, PasswordsConfig, SessionsConfig};
 
 /// A component's configuration.
 pub trait Config: Serialize + DeserializeOwned {
@@ -225,12 +228,22 @@ pub struct GatewayConfig {
     pub cluster: PathBuf,
     /// The SQLite file of analyses, tasks and progress, shared with the workers of this host.
     pub results: PathBuf,
-    /// The SQLite file of API keys.
+    /// The SQLite file of users, keys and sessions, shared with the gateways of this host.
     pub identity: PathBuf,
     /// Where the first administrator's key is written.
     pub admin_key_file: PathBuf,
     /// Where the first submitter's key is written.
     pub client_key_file: PathBuf,
+    /// The cluster's secret, as the workers have it; archive passwords are sealed with it.
+    pub secret: PathBuf,
+    /// Whether whoever has no key may submit files, and read their results by id.
+    pub anonymous: bool,
+    /// How long sessions live and what they are bound to.
+    pub sessions: SessionsConfig,
+    /// What wrong passwords lead to.
+    pub lockout: LockoutConfig,
+    /// What new passwords must be like.
+    pub passwords: PasswordsConfig,
     /// Rules (YAML); the built-in `default` when absent.
     pub rules: Option<PathBuf>,
     /// Bytes of uploads in memory, over all uploads; past it 503.
@@ -251,11 +264,23 @@ impl Default for GatewayConfig {
             identity: "identity.db".into(),
             admin_key_file: "admin.key".into(),
             client_key_file: "client.key".into(),
+            secret: crate::init::SECRET_FILE.into(),
+            anonymous: false,
+            sessions: SessionsConfig::default(),
+            lockout: LockoutConfig::default(),
+            passwords: PasswordsConfig::default(),
             rules: None,
             inflight_bytes_max: 256 * MIB,
             inflight_uploads_max: 256,
             digests: Selection::ALL,
         }
+    }
+}
+
+impl GatewayConfig {
+    /// The settings of the identity database.
+    pub fn identity_options(&self) -> IdentityOptions {
+        accounts::identity_options(&self.sessions, &self.lockout, &self.passwords)
     }
 }
 
@@ -269,6 +294,7 @@ impl Config for GatewayConfig {
             &mut self.identity,
             &mut self.admin_key_file,
             &mut self.client_key_file,
+            &mut self.secret,
         ];
         paths.extend(&mut self.rules);
         paths
@@ -284,7 +310,7 @@ impl Config for GatewayConfig {
         if self.inflight_bytes_max < 16 * MIB || self.inflight_uploads_max == 0 {
             bail!("inflight_bytes_max must be at least {} and inflight_uploads_max at least 1", 16 * MIB);
         }
-        Ok(())
+        accounts::check(&self.sessions, &self.lockout, &self.passwords)
     }
 }
 
@@ -308,7 +334,7 @@ pub struct ScanWorkerConfig {
     pub cluster: PathBuf,
     /// The SQLite file of analyses, tasks and progress, shared with the gateways of this host.
     pub results: PathBuf,
-    /// The cluster's secret; nested ids are keyed with it.
+    /// The cluster's secret; nested ids are keyed and archive passwords sealed with it.
     pub secret: PathBuf,
     /// Submitted files scanned at once; 0 takes twice the cores, so that fetching and scanning overlap.
     pub concurrent_files: usize,

@@ -13,6 +13,7 @@ mod rules;
 mod scan;
 mod simulate;
 mod up;
+mod user;
 
 use std::process::ExitCode;
 
@@ -48,6 +49,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Blob(command) => blob::run(command).await,
             Command::Cluster(command) => cluster::run(command).await,
             Command::Rules(command) => rules::run(command),
+            Command::User(options) => user::run(options).await,
             Command::Simulate(options) => simulate::run(&options),
             Command::Bench(command) => bench::run(command).await,
             Command::StorageNode(options) => components::storage_node(options).await,

@@ -317,13 +317,15 @@ fn listen_somewhere(
     }
 }
 
-fn gateway_config(data: &Path, judging: &JudgingOptions) -> GatewayConfig {
+/// The gateway's configuration in a data directory.
+pub fn gateway_config(data: &Path, judging: &JudgingOptions) -> GatewayConfig {
     GatewayConfig {
         rules: judging.rules.clone(),
         results: data.join("results.db"),
         identity: data.join("identity.db"),
         admin_key_file: data.join("admin.key"),
         client_key_file: data.join("client.key"),
+        secret: data.join(init::SECRET_FILE),
         ..GatewayConfig::default()
     }
 }

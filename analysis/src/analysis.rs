@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::id::DataId;
+use crate::password::SealedPasswords;
 use crate::rule::{Rule, Skipped};
 use crate::verdict::ResultCode;
 
@@ -65,6 +66,9 @@ pub struct NewAnalysis {
     pub user_agent: String,
     /// What the submitter wants kept with the analysis.
     pub metadata: Option<String>,
+    /// The passwords for what is encrypted in it; gone once the analysis is finished. Kept apart from the rest.
+    #[serde(skip)]
+    pub passwords: Option<SealedPasswords>,
     /// When the request's first byte came.
     pub receive_ms: u64,
     /// When the upload was finished.

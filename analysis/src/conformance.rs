@@ -11,10 +11,13 @@ use std::time::Duration;
 use crate::analysis::{
     ContainerResult, EngineResult, FileInfo, FileResult, Findings, NestedRecord, NewAnalysis, Principal, State, Times,
 };
+use crate::cache::{KeptTree, KeptVerdict, TreeTotals, VERDICT_BATCH_MAX, VerdictKey};
 use crate::id::DataId;
+use crate::password::SealedPasswords;
 use crate::rule::Rule;
 use crate::store::{
-    LeaseToken, NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Progress, ProgressCache, ResultStore, StoreFault, Task, TaskQueue,
+    Claim, LeaseToken, NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Progress, ProgressCache, ResultStore, StoreFault, Task,
+    TaskQueue,
 };
 use crate::verdict::ResultCode;
 
@@ -29,6 +32,7 @@ pub fn sample_analysis(data_id: DataId) -> NewAnalysis {
         principal: Principal { user_id: "7".to_owned(), user_name: "Ada".to_owned(), role: "submitter".to_owned() },
         user_agent: "conformance".to_owned(),
         metadata: Some(r#"{"ticket": 12}"#.to_owned()),
+        passwords: Some(SealedPasswords(data_id.0.to_vec())),
         receive_ms: 1_700_000_000_000,
         upload_ms: 1_700_000_000_400,
         hash_ms: 3,
@@ -97,6 +101,10 @@ pub async fn result_store(store: &dyn ResultStore) {
     nested_files_are_recorded_and_paged(store).await;
     nested_files_of_finished_analyses_are_refused(store).await;
     unfinished_analyses_are_listed(store).await;
+    verdicts_are_kept_and_found(store).await;
+    one_of_several_claims_counts(store).await;
+    members_are_borrowed(store).await;
+    only_finished_analyses_lend(store).await;
 }
 
 async fn analyses_are_recorded_once(store: &dyn ResultStore) {
@@ -114,7 +122,8 @@ async fn analyses_are_recorded_once(store: &dyn ResultStore) {
     assert!(matches!(error.source, StoreFault::Exists), "{error}");
     assert_eq!(store.get(new.data_id).await.unwrap().unwrap().new, new, "the first one stays");
 
-    let bare = NewAnalysis { file: FileInfo::default(), metadata: None, ..sample_analysis(DataId::random()) };
+    let bare =
+        NewAnalysis { file: FileInfo::default(), metadata: None, passwords: None, ..sample_analysis(DataId::random()) };
     store.create(&bare).await.unwrap();
     assert_eq!(store.get(bare.data_id).await.unwrap().unwrap().new, bare, "digests may be absent");
 }
@@ -254,6 +263,171 @@ async fn unfinished_analyses_are_listed(store: &dyn ResultStore) {
         store.finish(*id, &sample_result(ResultCode::NO_THREAT, "a"), 2000).await.unwrap();
     }
     assert_eq!(store.count_unfinished().await.unwrap(), before);
+}
+
+fn sample_key(seed: DataId, number: u8) -> VerdictKey {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&seed.0).update(&[number]);
+    VerdictKey(*hasher.finalize().as_bytes())
+}
+
+async fn verdicts_are_kept_and_found(store: &dyn ResultStore) {
+    let seed = DataId::random();
+    let keys: Vec<VerdictKey> = (0..3).map(|number| sample_key(seed, number)).collect();
+    assert_eq!(store.verdicts(&[], 0).await.unwrap(), []);
+    store.keep_verdicts(&[], 0).await.unwrap();
+    assert_eq!(store.verdicts(&keys, 0).await.unwrap(), [None, None, None]);
+    let leaf = KeptVerdict { result: sample_result(ResultCode::INFECTED, "a"), tree: None };
+    let totals = TreeTotals { files: 3, bytes: u64::from(u32::MAX) + 1, depth: 2, largest_bytes: 7 };
+    let tree = KeptVerdict {
+        result: sample_result(ResultCode::NO_THREAT, "b"),
+        tree: Some(KeptTree { source: seed, totals }),
+    };
+    store.keep_verdicts(&[(keys[0], leaf.clone()), (keys[2], tree.clone())], 0).await.unwrap();
+    let later = 40 * 3_600_000;
+    for now_ms in [0, later, later] {
+        let found = store.verdicts(&keys, now_ms).await.unwrap();
+        assert_eq!(found, [Some(leaf.clone()), None, Some(tree.clone())], "in the order of the keys");
+    }
+    assert_eq!(store.verdicts(&[keys[2], keys[2]], 0).await.unwrap(), [Some(tree.clone()), Some(tree.clone())]);
+    store.keep_verdicts(&[(keys[0], tree.clone())], later).await.unwrap();
+    assert_eq!(store.verdicts(&keys[..1], later).await.unwrap(), [Some(tree)], "the last one counts");
+    let many: Vec<VerdictKey> = (0..=VERDICT_BATCH_MAX).map(|_| sample_key(DataId::random(), 0)).collect();
+    assert_eq!(store.verdicts(&many[1..], 0).await.unwrap(), vec![None; VERDICT_BATCH_MAX]);
+    let error = store.verdicts(&many, 0).await.expect_err("batches are bounded");
+    assert!(matches!(error.source, StoreFault::BatchTooLarge(_)), "{error}");
+}
+
+async fn one_of_several_claims_counts(store: &dyn ResultStore) {
+    let ids: Vec<DataId> = (0..3).map(|_| DataId::random()).collect();
+    let key = sample_key(ids[0], 0);
+    assert_eq!(store.claim(ids[0], key, 100, 10).await.unwrap(), Claim::Nothing, "unknown");
+    for id in &ids {
+        store.create(&sample_analysis(*id)).await.unwrap();
+    }
+    assert_eq!(store.claim(ids[1], key, 100, 10).await.unwrap(), Claim::Yours);
+    let record = store.get(ids[1]).await.unwrap().unwrap();
+    assert_eq!((record.state, record.started_ms), (State::Running, Some(10)));
+    assert_eq!(store.claim(ids[2], key, 100, 20).await.unwrap(), Claim::Twin);
+    assert_eq!(store.claim(ids[2], sample_key(ids[0], 1), 100, 20).await.unwrap(), Claim::Yours, "another key");
+    assert_eq!(store.claim(ids[2], key, 200, 30).await.unwrap(), Claim::Twin);
+    // It was recorded earlier, so it waits for no later one: nobody waits in a circle.
+    assert_eq!(store.claim(ids[0], key, 100, 30).await.unwrap(), Claim::Yours);
+    assert_eq!(store.claim(ids[1], key, 100, 40).await.unwrap(), Claim::Twin);
+    assert_eq!(store.get(ids[1]).await.unwrap().unwrap().started_ms, Some(10), "extended, not started again");
+    assert_eq!(store.claim(ids[0], key, 0, 50).await.unwrap(), Claim::Yours, "given up");
+    assert_eq!(store.claim(ids[1], key, 300, 60).await.unwrap(), Claim::Yours);
+    assert_eq!(store.claim(ids[2], key, 300, 70).await.unwrap(), Claim::Twin);
+    assert!(store.finish(ids[1], &sample_result(ResultCode::CANCELLED, "a"), 80).await.unwrap());
+    assert_eq!(store.claim(ids[1], key, 300, 90).await.unwrap(), Claim::Nothing, "finished");
+    assert_eq!(store.claim(ids[2], key, 300, 90).await.unwrap(), Claim::Yours, "a claim ends with its analysis");
+    assert_eq!(store.claim(ids[2], key, 900, 400).await.unwrap(), Claim::Yours, "a claim ends by its time");
+    assert_eq!(store.get(ids[2]).await.unwrap().unwrap().started_ms, Some(400), "so it starts again");
+    for id in [ids[0], ids[2]] {
+        store.finish(id, &sample_result(ResultCode::NO_THREAT, "a"), 500).await.unwrap();
+    }
+}
+
+/// A finished analysis with members, of which the second is a container with two. The last one is the worst.
+async fn lender(store: &dyn ResultStore) -> (DataId, FileResult, Vec<NestedRecord>) {
+    let root = DataId::random();
+    store.create(&sample_analysis(root)).await.unwrap();
+    let mut records: Vec<NestedRecord> = (0..3).map(|ordinal| sample_nested(root, ordinal)).collect();
+    let inner = records[1].data_id;
+    let members: Vec<NestedRecord> = (0..2)
+        .map(|ordinal| {
+            let mut record = sample_nested(root, ordinal);
+            record.data_id = DataId::nested(&[1; 32], root, &[1, ordinal]);
+            record.parent = inner;
+            record.path = format!("member 1/{}", record.path);
+            record
+        })
+        .collect();
+    let container = |count, worst| {
+        Some(ContainerResult { extracted_count: count, worst_child: Some(worst), ..ContainerResult::default() })
+    };
+    records[1].result.container = container(2, members[1].data_id);
+    let mut result = sample_result(ResultCode::NO_THREAT, "a");
+    result.container = container(3, inner);
+    records.extend(members);
+    assert!(store.put_nested(&records).await.unwrap());
+    assert!(store.finish(root, &result, 1).await.unwrap());
+    (root, result, records)
+}
+
+async fn members_are_borrowed(store: &dyn ResultStore) {
+    let (root, result, records) = lender(store).await;
+    let by_root = DataId::random();
+    store.create(&sample_analysis(by_root)).await.unwrap();
+    assert!(store.finish_as(by_root, &result, root, 50).await.unwrap());
+    assert!(!store.finish_as(by_root, &result, root, 60).await.unwrap(), "finished is finished");
+    let borrowed = store.get(by_root).await.unwrap().unwrap();
+    assert_eq!((borrowed.state, borrowed.started_ms), (State::Done, Some(50)));
+
+    // As a whole, and again page by page.
+    let page = store.nested(by_root, 0, 10).await.unwrap();
+    assert_eq!(page.total, 3);
+    for (at, record) in page.records.iter().enumerate() {
+        let original = &records[at];
+        assert_eq!((record.root, record.parent, record.ordinal), (by_root, by_root, original.ordinal));
+        assert_eq!((&record.path, &record.result.file), (&original.path, &original.result.file));
+        assert_ne!(record.data_id, original.data_id, "ids of its own");
+        assert_eq!(store.nested(by_root, original.ordinal, 1).await.unwrap().records, std::slice::from_ref(record));
+        let alone = store.get(record.data_id).await.unwrap().expect("a borrowed id is known");
+        assert_eq!((alone.data_id, alone.root, alone.parent), (record.data_id, by_root, Some(by_root)));
+        assert_eq!((alone.state, alone.result.as_ref()), (State::Done, Some(&record.result)));
+        assert_eq!(alone.new.receive_ms, borrowed.new.receive_ms);
+    }
+    let worst = |result: &FileResult| result.container.as_ref().unwrap().worst_child.unwrap();
+    let inner = &page.records[1];
+    assert_eq!(worst(&borrowed.result.unwrap()), inner.data_id, "the way to the worst leads through its own ids");
+    let below = store.nested(inner.data_id, 0, 10).await.unwrap();
+    assert_eq!((below.total, below.records.len()), (2, 2));
+    assert_eq!(worst(&inner.result), below.records[1].data_id);
+    assert_eq!(below.records[1].path, "member 1/member 1");
+    let deep = store.get(below.records[0].data_id).await.unwrap().unwrap();
+    assert_eq!((deep.root, deep.parent), (by_root, Some(inner.data_id)));
+
+    // From a container inside another one: paths begin there.
+    let by_inner = DataId::random();
+    store.create(&sample_analysis(by_inner)).await.unwrap();
+    let inner_result = records[1].result.clone();
+    assert!(store.finish_as(by_inner, &inner_result, records[1].data_id, 50).await.unwrap());
+    let page = store.nested(by_inner, 0, 10).await.unwrap();
+    let paths: Vec<&str> = page.records.iter().map(|record| record.path.as_str()).collect();
+    assert_eq!((page.total, paths), (2, vec!["member 0", "member 1"]));
+    assert_eq!(store.get(page.records[1].data_id).await.unwrap().unwrap().parent, Some(by_inner));
+    let seen: HashSet<DataId> = page.records.iter().chain(&below.records).map(|record| record.data_id).collect();
+    assert_eq!(seen.len(), 4, "two borrowers' ids differ");
+    // What the one borrowed leads nowhere else, and the lender is what it was.
+    assert_eq!(store.nested(root, 0, 10).await.unwrap().records, records[..3]);
+    assert_eq!(store.get(DataId::random()).await.unwrap(), None);
+    assert_eq!(store.nested(DataId::random(), 0, 10).await.unwrap().total, 0);
+}
+
+async fn only_finished_analyses_lend(store: &dyn ResultStore) {
+    let (root, result, records) = lender(store).await;
+    let (unknown, running, borrower) = (DataId::random(), DataId::random(), DataId::random());
+    for id in [running, borrower] {
+        store.create(&sample_analysis(id)).await.unwrap();
+    }
+    assert!(store.put_nested(&[sample_nested(running, 0)]).await.unwrap());
+    let mut one = result.clone();
+    one.container = Some(ContainerResult { extracted_count: 1, ..ContainerResult::default() });
+    assert!(!store.finish_as(unknown, &result, root, 9).await.unwrap(), "nobody");
+    assert!(!store.finish_as(borrower, &one, running, 9).await.unwrap(), "from an unfinished one");
+    assert!(!store.finish_as(borrower, &one, unknown, 9).await.unwrap(), "from nobody");
+    assert!(!store.finish_as(borrower, &one, root, 9).await.unwrap(), "from one that lost some");
+    assert!(!store.finish_as(running, &result, root, 9).await.unwrap(), "one with records of its own");
+    assert!(store.finish_as(borrower, &result, root, 9).await.unwrap());
+    let second = DataId::random();
+    store.create(&sample_analysis(second)).await.unwrap();
+    assert!(!store.finish_as(second, &result, borrower, 9).await.unwrap(), "from a borrower");
+    let inner = store.nested(borrower, 1, 1).await.unwrap().records.remove(0);
+    assert!(!store.finish_as(second, &records[1].result, inner.data_id, 9).await.unwrap(), "from within a borrower");
+    for id in [running, second] {
+        assert!(store.finish(id, &one, 9).await.unwrap());
+    }
 }
 
 /// What a [`TaskQueue`] must do. It must be empty.

@@ -12,8 +12,10 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod analysis;
+pub mod cache;
 pub mod conformance;
 pub mod id;
+pub mod password;
 pub mod rule;
 pub mod sqlite;
 pub mod store;
@@ -23,11 +25,13 @@ pub use analysis::{
     AnalysisRecord, ContainerResult, EngineResult, FileInfo, FileResult, Findings, NestedRecord, NewAnalysis,
     Principal, Signer, Spoofing, State, Times, YaraFindings, YaraHit,
 };
+pub use cache::{EngineVersion, KeptTree, KeptVerdict, TreeTotals, VERDICT_BATCH_MAX, VerdictKey, VerdictScope};
 pub use id::DataId;
+pub use password::{PasswordList, PasswordSeal, SealError, SealedPasswords};
 pub use rule::{Limits, Rule, RuleError, RuleSet, Rules, SelectError};
 pub use sqlite::SqliteBackend;
 pub use store::{
-    Lease, LeaseToken, NESTED_BATCH_MAX, Page, Progress, ProgressCache, QueueDepth, ResultStore, StoreError,
+    Claim, Lease, LeaseToken, NESTED_BATCH_MAX, Page, Progress, ProgressCache, QueueDepth, ResultStore, StoreError,
     StoreFault, Task, TaskKind, TaskQueue,
 };
 pub use verdict::{Extraction, Outcome, Policy, ResultCode, own_result, worst};

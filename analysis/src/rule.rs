@@ -15,6 +15,7 @@ pub use self::file_types::{
     Asked, FileHash, FileTypes, LIST_MAX, Skip, SkipReason, Skipped, TypePattern, extension_of,
 };
 pub use self::handle::Rules;
+use crate::password::PasswordList;
 use crate::verdict::{Outcome, Policy, ResultCode};
 
 /// Bytes in a MiB.
@@ -75,6 +76,10 @@ pub struct Rule {
     /// The longest body that is taken. Default 1 TiB, the longest blob.
     #[serde(default = "default_max_file_size_bytes")]
     pub max_file_size_bytes: u64,
+    /// Passwords that are tried on whatever is encrypted, after the submitter's. Sealed with those of the submission: a snapshot
+    /// has none.
+    #[serde(default, skip_serializing)]
+    pub passwords: PasswordList,
     /// The roles that may use the rule; empty for all.
     #[serde(default)]
     pub roles: Vec<String>,
@@ -139,6 +144,7 @@ impl Rule {
             engines: Vec::new(),
             allowed_codes: default_allowed_codes(),
             max_file_size_bytes: default_max_file_size_bytes(),
+            passwords: PasswordList::default(),
             roles: Vec::new(),
             user_agents: Vec::new(),
             global_timeout_seconds: None,
@@ -194,6 +200,7 @@ impl Rule {
         if ![ResultCode::ARCHIVE_SIZE, ResultCode::ARCHIVE_RATIO].contains(&self.ratio_code) {
             return Err(format!("rule {:?}: ratio_code must be 13 or 60", self.name));
         }
+        self.passwords.check().map_err(|reason| format!("rule {:?}: passwords: {reason}", self.name))?;
         if let Some(code) = self.allowed_codes.iter().find(|code| !code.is_final()) {
             return Err(format!("rule {:?}: allowed_codes: {code:?} is no final result", self.name));
         }
@@ -326,6 +333,7 @@ rules:
     engines: [builtin]
     allowed_codes: [0]
     max_file_size_bytes: 1048576
+    passwords: [infected, "virus test"]
     roles: [administrator]
     user_agents: ["curl/8"]
     global_timeout_seconds: 30
@@ -389,7 +397,9 @@ rules:
         let set = RuleSet::from_yaml(TWO).unwrap();
         for rule in set.rules() {
             let json = serde_json::to_string(rule).unwrap();
-            assert_eq!(&serde_json::from_str::<Rule>(&json).unwrap(), rule);
+            assert!(!json.contains("infected"), "passwords are kept sealed or not at all: {json}");
+            let without_passwords = Rule { passwords: PasswordList::default(), ..rule.clone() };
+            assert_eq!(serde_json::from_str::<Rule>(&json).unwrap(), without_passwords);
         }
     }
 

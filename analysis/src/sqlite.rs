@@ -9,14 +9,17 @@
 //!
 //! It does not spread over hosts (SQLite's locks don't hold over network file systems), and it deletes no analyses.
 
+mod borrowed;
 mod progress;
 mod queue;
 mod results;
+mod verdicts;
 mod writer;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use sqlx::ConnectOptions;
@@ -28,6 +31,7 @@ use tokio::sync::Notify;
 
 use crate::id::DataId;
 use crate::store::{StoreError, StoreFault};
+use borrowed::Places;
 use writer::Writer;
 
 /// How long a write waits for another process' write transaction. Those are short; whoever holds one longer hangs.
@@ -52,6 +56,11 @@ pub struct SqliteBackend {
     writer: Writer,
     /// Told when a task became leasable in this process.
     leasable: Arc<Notify>,
+    /// Makes the ids of borrowed members.
+    places: Places,
+    /// How many verdicts are kept at most, and how many this process has kept.
+    verdicts_max: u64,
+    verdicts_kept: Arc<AtomicU64>,
 }
 
 impl SqliteBackend {
@@ -78,7 +87,8 @@ impl SqliteBackend {
             .disable_statement_logging();
         // SQLite has no lock that holds over several migrations, and switching to WAL needs the file alone.
         let lock = lock_schema(path).await?;
-        let connection = migrated_connection(&write_options).await?;
+        let mut connection = migrated_connection(&write_options).await?;
+        let places = Places::load(&mut connection).await?;
         drop(lock);
 
         let read_options = SqliteConnectOptions::new()
@@ -95,7 +105,20 @@ impl SqliteBackend {
             .test_before_acquire(false)
             .connect_with(read_options)
             .await?;
-        Ok(Self { readers, writer: Writer::spawn(connection, write_options), leasable: Arc::new(Notify::new()) })
+        Ok(Self {
+            readers,
+            writer: Writer::spawn(connection, write_options),
+            leasable: Arc::new(Notify::new()),
+            places,
+            verdicts_max: verdicts::VERDICTS_MAX,
+            verdicts_kept: Arc::default(),
+        })
+    }
+
+    /// The same, with so many verdicts kept at most. Default: 250,000.
+    #[must_use]
+    pub fn with_verdicts_max(self, verdicts_max: u64) -> Self {
+        Self { verdicts_max, ..self }
     }
 }
 

@@ -17,6 +17,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::analysis::{AnalysisRecord, FileResult, NestedRecord, NewAnalysis};
+use crate::cache::{KeptVerdict, VerdictKey};
 use crate::id::DataId;
 
 /// Most nested files that one call records: about a megabyte, one short transaction.
@@ -78,6 +79,17 @@ pub enum StoreFault {
     Backend(#[source] Arc<dyn std::error::Error + Send + Sync>),
 }
 
+/// What came of claiming to find something out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// The analysis is unknown or finished: there is nothing to do.
+    Nothing,
+    /// It is the caller's to find out.
+    Yours,
+    /// An analysis that was submitted earlier is about to find out the same.
+    Twin,
+}
+
 /// Part of the files directly in one container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
@@ -95,6 +107,32 @@ pub trait ResultStore: Send + Sync {
 
     /// Notes that a worker has begun. False if the analysis is unknown or finished already: there is nothing to do.
     async fn start(&self, data_id: DataId, now_ms: u64) -> Result<bool, StoreError>;
+
+    /// Notes that a worker has begun, like [`ResultStore::start`], and that until `until_ms` others may wait for what it
+    /// finds out under `key`. Of analyses that claim the same key at once the one that was recorded first has it; the others'
+    /// claims stand too, for those after them. Called again, it extends the claim and tells whether it is still a twin's. A
+    /// claim ends with the analysis.
+    async fn claim(&self, data_id: DataId, key: VerdictKey, until_ms: u64, now_ms: u64) -> Result<Claim, StoreError>;
+
+    /// What was kept under each of the keys, in their order; at most [`crate::cache::VERDICT_BATCH_MAX`].
+    async fn verdicts(&self, keys: &[VerdictKey], now_ms: u64) -> Result<Vec<Option<KeptVerdict>>, StoreError>;
+
+    /// Keeps verdicts, at most [`crate::cache::VERDICT_BATCH_MAX`]. A container's members must be recorded already. What is
+    /// kept under a key already is replaced. How many are kept is bounded; the longest unused go first. It may lose them.
+    async fn keep_verdicts(&self, verdicts: &[(VerdictKey, KeptVerdict)], now_ms: u64) -> Result<(), StoreError>;
+
+    /// Records the root's result, like [`ResultStore::finish`], and that the files nested in it are those of `source`: an
+    /// analysis, or a container nested in one, that is finished and whose members are recorded as its own. From then on they
+    /// are answered for as this analysis', with ids, parents and paths of their own, which stay the same. `worst_child`
+    /// names a member of the source in the argument. Its cost does not grow with their number. False, and nothing changes, if
+    /// the analysis is unknown or finished, has records of its own, or the source is not such a one.
+    async fn finish_as(
+        &self,
+        data_id: DataId,
+        result: &FileResult,
+        source: DataId,
+        now_ms: u64,
+    ) -> Result<bool, StoreError>;
 
     /// Records nested files, at most [`NESTED_BATCH_MAX`], all or none. What is recorded already is replaced, so that the
     /// same call may be made again. False, and nothing is recorded, if one of their roots is unknown or finished already:

@@ -70,6 +70,30 @@ impl TreeBudget {
         }
     }
 
+    /// Counts a tree of so many files and bytes at once, one that is known. False, and nothing is counted, if it is more than
+    /// is left.
+    pub fn admit(&self, files: u64, bytes: u64) -> bool {
+        let fits = |used: u64, more: u64, most: u64| used.checked_add(more).filter(|sum| *sum <= most);
+        let take_files = |used| fits(used, files, self.limits.files);
+        if self.check().is_err() || self.files.fetch_update(Ordering::AcqRel, Ordering::Relaxed, take_files).is_err() {
+            return false;
+        }
+        let take_bytes = |used| {
+            fits(used, bytes, self.limits.produced_bytes).filter(|sum| !self.is_over_ratio(*sum, self.root_bytes))
+        };
+        let admitted = self.produced_bytes.fetch_update(Ordering::AcqRel, Ordering::Relaxed, take_bytes).is_ok();
+        if !admitted {
+            self.files.fetch_sub(files, Ordering::AcqRel);
+        }
+        admitted
+    }
+
+    /// Takes back what [`TreeBudget::admit`] counted.
+    pub fn give_back(&self, files: u64, bytes: u64) {
+        self.files.fetch_sub(files, Ordering::AcqRel);
+        self.produced_bytes.fetch_sub(bytes, Ordering::AcqRel);
+    }
+
     /// What it allows.
     pub fn limits(&self) -> &Limits {
         &self.limits
@@ -245,6 +269,23 @@ mod tests {
         let stopped = Budget::new(first.tree.clone(), stop.clone(), 50);
         stop.store(true, Ordering::Release);
         assert_eq!(stopped.count_file(), Err(Halt::Stopped));
+    }
+
+    #[test]
+    fn a_known_tree_counts_as_a_whole_or_not_at_all() {
+        let budget = budget(|limits| (limits.files, limits.produced_bytes) = (10, 100), 50);
+        let tree = &budget.tree;
+        assert!(tree.admit(9, 60));
+        assert!(!tree.admit(2, 1) && !tree.admit(1, 41));
+        let used = tree.used();
+        assert_eq!((used.files, used.produced_bytes), (9, 60));
+        budget.count_file().unwrap();
+        assert!(!tree.admit(1, 1));
+        tree.give_back(9, 60);
+        assert!(tree.admit(9, 100));
+        assert!(!tree.admit(u64::MAX, u64::MAX));
+        let ratio = super::tests::budget(|limits| (limits.ratio, limits.ratio_free_bytes) = (10, 1000), 50);
+        assert!(ratio.tree.admit(1, 1000) && !ratio.tree.admit(1, 1));
     }
 
     #[test]

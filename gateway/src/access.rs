@@ -1,14 +1,21 @@
-//! Who asks: the API key of a request, and what its principal may see.
+//! Who asks, what each route asks of its callers, and what they may see.
 //!
-//! The key comes in the `apikey` header; as the query parameter `apikey` where a client cannot set headers. The header
-//! wins. Neither is ever logged.
+//! A route calls [`require`] with its [`Gate`] before anything else. The gates below are the one place that says which
+//! right a route needs and with which status it refuses: the API reference's tables of statuses differ from route to route.
+//!
+//! The key or session comes in the `apikey` header; as the query parameter `apikey` where a client cannot set headers. The
+//! header wins. Neither is ever logged.
+
+use std::net::IpAddr;
 
 use axum::extract::Query;
+use axum::http::StatusCode;
 use axum::http::request::Parts;
 use lazaret_analysis::AnalysisRecord;
-use lazaret_identity::{Identity, Principal, Role};
+use lazaret_identity::{Principal, Right, Rights};
 
 use crate::error::ApiError;
+use crate::gateway::Shared;
 
 /// Longest key that is looked at; real ones have 64 characters.
 const KEY_CHARS_MAX: usize = 256;
@@ -16,18 +23,117 @@ const KEY_CHARS_MAX: usize = 256;
 /// The name of the header and of the query parameter.
 const APIKEY: &str = "apikey";
 
-/// The principal whose key the request carries.
-pub(crate) async fn principal(identity: &Identity, parts: &Parts) -> Result<Principal, ApiError> {
-    let key = presented_key(parts).ok_or(ApiError::AccessDenied)?;
-    identity.authenticate(&key).await.map_err(ApiError::Identity)?.ok_or(ApiError::AccessDenied)
+/// What a route asks of its callers, and how it refuses the others.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Gate {
+    /// One of these rights is needed. None: any key or session will do.
+    any_of: Rights,
+    /// The answer to a missing or wrong key.
+    without_key: StatusCode,
+    /// The answer to a caller who has none of the rights.
+    without_right: StatusCode,
 }
 
-fn presented_key(parts: &Parts) -> Option<String> {
-    let key = match parts.headers.get(APIKEY) {
-        Some(value) => value.to_str().ok()?.trim().to_owned(),
-        None => query_parameter(parts, APIKEY)?,
+impl Gate {
+    /// The usual one: 403 for whoever is not let in.
+    const fn of(any_of: &[Right]) -> Self {
+        Self { any_of: Rights::of(any_of), without_key: StatusCode::FORBIDDEN, without_right: StatusCode::FORBIDDEN }
+    }
+
+    /// The same where the reference documents 405 for a caller without the right.
+    const fn lacking_405(self) -> Self {
+        Self { without_right: StatusCode::METHOD_NOT_ALLOWED, ..self }
+    }
+
+    /// The same where the reference documents 400 for a missing or wrong key.
+    const fn keyless_400(self) -> Self {
+        Self { without_key: StatusCode::BAD_REQUEST, ..self }
+    }
+}
+
+// The gates, in the order of the API reference. Those that other routes are to use are allowed to be unused.
+#[allow(dead_code, reason = "a gate stands here before its route does")]
+impl Gate {
+    /// POST /file, POST /file/sync.
+    pub(crate) const SUBMIT: Self = Self::of(&[Right::Submit]);
+    /// GET /file/{data_id}: see [`may_see`] as well.
+    pub(crate) const RESULT: Self = Self::of(&[Right::ReadOwn, Right::ReadAll]).lacking_405();
+    /// GET /hash/{hash}: what is found is what [`may_see`] allows.
+    pub(crate) const HASH: Self = Self::of(&[Right::ReadOwn, Right::ReadAll]);
+    /// GET /file/rules.
+    pub(crate) const RULES: Self = Self::of(&[Right::Submit, Right::ReadAll, Right::AdminRead]);
+    /// GET /file/converted/{data_id}, GET /file/download/{data_id}: see [`may_see`] as well.
+    pub(crate) const DOWNLOAD: Self = Self::of(&[Right::Download]).lacking_405();
+    /// POST /file/{data_id}/cancel: see [`may_cancel`] as well.
+    pub(crate) const CANCEL: Self = Self::of(&[Right::CancelOwn, Right::CancelAll]).keyless_400().lacking_405();
+    /// POST /file/batch, POST /file/batch/{batch_id}/close.
+    pub(crate) const BATCH: Self = Self::of(&[Right::Batch]).keyless_400();
+    /// GET /file/batch/{batch_id} and its certificate: see [`may_see_of`] as well.
+    pub(crate) const BATCH_RESULT: Self = Self::of(&[Right::ReadOwn, Right::ReadAll]).keyless_400();
+    /// POST /file/batch/{batch_id}/cancel: see [`may_cancel`] as well.
+    pub(crate) const BATCH_CANCEL: Self = Self::of(&[Right::CancelOwn, Right::CancelAll]).keyless_400();
+    /// GET /admin/license.
+    pub(crate) const LICENSE: Self = Self::of(&[Right::AdminRead]).lacking_405();
+    /// GET /stat/engines.
+    pub(crate) const ENGINES: Self = Self::of(&[Right::Stat]);
+    /// GET /stat/nodes.
+    pub(crate) const NODES: Self = Self::of(&[Right::Stat]).lacking_405();
+    /// GET /admin/config/healthcheck.
+    pub(crate) const HEALTH_CHECK: Self = Self::of(&[Right::Stat]).lacking_405();
+    /// What any key or session opens: the details of GET /readyz, POST /logout.
+    pub(crate) const ANY_KEY: Self = Self::of(&[]);
+}
+
+/// Where a request comes from, as the server saw it. Absent where there is no socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ClientAddress(pub(crate) IpAddr);
+
+/// The address of whoever sent the request.
+pub(crate) fn client_address(parts: &Parts) -> Option<IpAddr> {
+    parts.extensions.get::<ClientAddress>().map(|address| address.0)
+}
+
+/// Who asks, if it may pass the gate; otherwise the gate's refusal. A caller without any key is the anonymous one where
+/// the gateway is set to take such; a wrong key is refused there too.
+pub(crate) async fn require(shared: &Shared, parts: &Parts, gate: Gate) -> Result<Principal, ApiError> {
+    let refused = ApiError::Refused { status: gate.without_key };
+    let principal = match presented(parts) {
+        Presented::Nothing if shared.anonymous && gate.any_of != Rights::NONE => Principal::anonymous(),
+        Presented::Nothing | Presented::NoKey => return Err(refused),
+        Presented::Key(key) => shared
+            .identity
+            .authenticate_from(&key, client_address(parts))
+            .await
+            .map_err(ApiError::Identity)?
+            .ok_or(refused)?,
     };
-    (!key.is_empty() && key.len() <= KEY_CHARS_MAX).then_some(key)
+    if gate.any_of == Rights::NONE || principal.rights.intersects(gate.any_of) {
+        Ok(principal)
+    } else {
+        Err(ApiError::Refused { status: gate.without_right })
+    }
+}
+
+/// What a request says about who sends it.
+pub(crate) enum Presented {
+    /// No word of a key.
+    Nothing,
+    /// Something that can be no key.
+    NoKey,
+    /// A key or a session, good or not.
+    Key(String),
+}
+
+/// What the request presents.
+pub(crate) fn presented(parts: &Parts) -> Presented {
+    let key = match parts.headers.get(APIKEY) {
+        Some(value) => value.to_str().ok().map(|key| key.trim().to_owned()),
+        None => match query_parameter(parts, APIKEY) {
+            Some(key) => Some(key),
+            None => return Presented::Nothing,
+        },
+    };
+    key.filter(|key| !key.is_empty() && key.len() <= KEY_CHARS_MAX).map_or(Presented::NoKey, Presented::Key)
 }
 
 /// The first query parameter of that name. A query that cannot be parsed has none.
@@ -36,7 +142,22 @@ pub(crate) fn query_parameter(parts: &Parts, name: &str) -> Option<String> {
     pairs.into_iter().find(|(key, _)| key == name).map(|(_, value)| value)
 }
 
-/// Whether the principal may see the analysis: its submitter and administrators may.
+/// Whether the principal may see the analysis.
 pub(crate) fn may_see(principal: &Principal, record: &AnalysisRecord) -> bool {
-    principal.role == Role::Administrator || principal.user_id == record.new.principal.user_id
+    may_see_of(principal, &record.new.principal.user_id)
+}
+
+/// Whether the principal may see what the user submitted.
+pub(crate) fn may_see_of(principal: &Principal, owner_id: &str) -> bool {
+    allowed(principal, owner_id, Right::ReadOwn, Right::ReadAll)
+}
+
+/// Whether the principal may cancel what the user submitted. Whoever may not is told what is said of an unknown id.
+#[allow(dead_code, reason = "it stands here before its routes do")]
+pub(crate) fn may_cancel(principal: &Principal, owner_id: &str) -> bool {
+    allowed(principal, owner_id, Right::CancelOwn, Right::CancelAll)
+}
+
+fn allowed(principal: &Principal, owner_id: &str, own: Right, all: Right) -> bool {
+    principal.rights.has(all) || (principal.rights.has(own) && principal.user_id == owner_id)
 }

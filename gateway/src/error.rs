@@ -20,7 +20,15 @@ const RETRY_AFTER_SECONDS: &str = "1";
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
     #[error("Access denied")]
-    AccessDenied,
+    Refused { status: StatusCode },
+    #[error("Failed to login")]
+    LoginFailed,
+    #[error("Server is too busy. Try again later.")]
+    TooManyLogins,
+    #[error(r#"The body must be JSON: {{"user": "...", "password": "..."}}"#)]
+    BadCredentials,
+    #[error("The API key is not a session; it stays valid until it is revoked.")]
+    NoSession,
     #[error("Missing Content-Length header.")]
     MissingLength,
     #[error("File is empty.")]
@@ -37,7 +45,7 @@ pub(crate) enum ApiError {
     Submit(#[from] SubmitError),
     #[error("The results cannot be read now; the gateway's log has the reason. Try again later.")]
     Results(#[source] StoreError),
-    #[error("The API key cannot be checked now; the gateway's log has the reason. Try again later.")]
+    #[error("Keys and passwords cannot be checked now; the gateway's log has the reason. Try again later.")]
     Identity(#[source] IdentityError),
     #[error("The request took too long. Try again later.")]
     Timeout,
@@ -51,7 +59,10 @@ pub(crate) enum ApiError {
 fn submit_text(error: &SubmitError) -> String {
     match error {
         SubmitError::Busy => "Server is too busy. Try again later.".to_owned(),
-        SubmitError::Hashing(_) | SubmitError::Results(_) | SubmitError::Mismatch { .. } => {
+        SubmitError::Hashing(_)
+        | SubmitError::Passwords(_)
+        | SubmitError::Results(_)
+        | SubmitError::Mismatch { .. } => {
             format!("{error}; the gateway's log has the reason. Try again later.")
         }
         other => format!("{other}. Nothing was submitted."),
@@ -61,14 +72,17 @@ fn submit_text(error: &SubmitError) -> String {
 impl ApiError {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Self::AccessDenied | Self::Rule(_) => StatusCode::FORBIDDEN,
+            Self::Refused { status } => *status,
+            Self::Rule(_) | Self::LoginFailed => StatusCode::FORBIDDEN,
             Self::MissingLength => StatusCode::LENGTH_REQUIRED,
             Self::EmptyFile => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Unsupported(_) | Self::BadHeader { .. } => StatusCode::BAD_REQUEST,
+            Self::Unsupported(_) | Self::BadHeader { .. } | Self::BadCredentials | Self::NoSession => {
+                StatusCode::BAD_REQUEST
+            }
             Self::Submit(error) => submit_status(error),
             Self::Results(_) | Self::Identity(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Timeout => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Timeout | Self::TooManyLogins => StatusCode::SERVICE_UNAVAILABLE,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::NoMethod => StatusCode::METHOD_NOT_ALLOWED,
         }
@@ -84,9 +98,10 @@ fn submit_status(error: &SubmitError) -> StatusCode {
             StatusCode::BAD_REQUEST
         }
         SubmitError::Slow { .. } => StatusCode::REQUEST_TIMEOUT,
-        SubmitError::Mismatch { .. } | SubmitError::Hashing(_) | SubmitError::Results(_) => {
-            StatusCode::INTERNAL_SERVER_ERROR
-        }
+        SubmitError::Mismatch { .. }
+        | SubmitError::Hashing(_)
+        | SubmitError::Passwords(_)
+        | SubmitError::Results(_) => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use axum::Router;
-use lazaret_analysis::{ProgressCache, ResultStore, Rules, TaskQueue};
+use lazaret_analysis::{PasswordSeal, ProgressCache, ResultStore, Rules, TaskQueue};
 use lazaret_identity::Identity;
 use lazaret_node_client::{Cluster, Environment};
 use tokio::net::TcpListener;
@@ -23,8 +23,26 @@ pub(crate) struct Shared {
     pub(crate) results: Arc<dyn ResultStore>,
     pub(crate) progress: Arc<dyn ProgressCache>,
     pub(crate) identity: Identity,
+    /// Whether files are taken from callers without a key.
+    pub(crate) anonymous: bool,
     pub(crate) intake: Intake,
     pub(crate) readiness: Readiness,
+}
+
+/// What a gateway works on.
+pub struct Backends {
+    /// Analyses and their results.
+    pub results: Arc<dyn ResultStore>,
+    /// Tasks for workers.
+    pub queue: Arc<dyn TaskQueue>,
+    /// How far running analyses are.
+    pub progress: Arc<dyn ProgressCache>,
+    /// The storage cluster.
+    pub cluster: Cluster,
+    /// Who may ask.
+    pub identity: Identity,
+    /// What seals archive passwords for the workers.
+    pub seal: Arc<PasswordSeal>,
 }
 
 /// The REST gateway.
@@ -35,15 +53,8 @@ pub struct Gateway {
 
 impl Gateway {
     /// A gateway over the given back-ends. It does nothing until it is served.
-    pub fn new(
-        options: GatewayOptions,
-        results: Arc<dyn ResultStore>,
-        queue: Arc<dyn TaskQueue>,
-        progress: Arc<dyn ProgressCache>,
-        cluster: Cluster,
-        identity: Identity,
-        environment: Environment,
-    ) -> Gateway {
+    pub fn new(options: GatewayOptions, backends: Backends, environment: Environment) -> Gateway {
+        let Backends { results, queue, progress, cluster, identity, seal } = backends;
         let readiness = Readiness::new(
             Arc::clone(&results),
             Arc::clone(&queue),
@@ -57,6 +68,7 @@ impl Gateway {
             cluster,
             environment,
             admission: Admission::new(options.inflight_bytes_max, options.inflight_uploads_max),
+            seal,
             digests: options.digests,
             body_idle_timeout: options.body_idle_timeout,
         };
@@ -66,6 +78,7 @@ impl Gateway {
             results,
             progress,
             identity,
+            anonymous: options.anonymous,
             intake,
             readiness,
         };

@@ -24,5 +24,5 @@ mod server;
 pub mod submit;
 pub mod view;
 
-pub use gateway::Gateway;
+pub use gateway::{Backends, Gateway};
 pub use options::GatewayOptions;

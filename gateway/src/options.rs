@@ -38,6 +38,8 @@ pub struct GatewayOptions {
     pub shutdown_grace: Duration,
     /// The rules (workflows) that submissions choose from. They may be replaced while the gateway runs.
     pub rules: Rules,
+    /// Whether whoever has no key may submit files and read their results by id. Default no.
+    pub anonymous: bool,
     /// The digests that are computed of each upload, besides BLAKE3.
     pub digests: Selection,
     /// What GET /version answers.
@@ -54,6 +56,7 @@ impl Default for GatewayOptions {
             body_idle_timeout: Duration::from_secs(30),
             shutdown_grace: Duration::from_secs(30),
             rules: Rules::default(),
+            anonymous: false,
             digests: Selection::default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }

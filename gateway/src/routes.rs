@@ -5,6 +5,9 @@
 
 mod file_result;
 mod file_submit;
+mod login;
+mod logout;
+mod passwords;
 mod readyz;
 mod version;
 
@@ -28,6 +31,8 @@ const ALIAS: &str = "/metascan_rest";
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
     let reads = Router::new()
         .route("/file/{data_id}", get(file_result::handle))
+        .route("/login", post(login::handle))
+        .route("/logout", post(logout::handle))
         .route("/readyz", get(readyz::handle))
         .route("/version", get(version::handle))
         .route_layer(middleware::from_fn(in_time));

@@ -12,7 +12,10 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
-use lazaret_analysis::{DataId, FileInfo, NewAnalysis, Principal, ResultStore, Rule, StoreError, Task, TaskQueue};
+use lazaret_analysis::{
+    DataId, FileInfo, NewAnalysis, PasswordList, PasswordSeal, Principal, ResultStore, Rule, SealError,
+    SealedPasswords, StoreError, Task, TaskQueue,
+};
 use lazaret_digests::{Digests, Selection};
 use lazaret_node_client::{Cluster, Environment, PutError, Stored, Upload};
 
@@ -36,6 +39,8 @@ pub struct Submission {
     pub user_agent: String,
     /// What the client wants kept beside the analysis.
     pub metadata: Option<String>,
+    /// Passwords for what is encrypted in it, to be tried before those of the rule.
+    pub passwords: PasswordList,
 }
 
 /// Why a submission failed. Nothing was created.
@@ -90,6 +95,9 @@ pub enum SubmitError {
     /// The digests could not be computed.
     #[error("the digests could not be computed: {0}")]
     Hashing(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The passwords could not be sealed.
+    #[error("{0}")]
+    Passwords(#[from] SealError),
     /// The analysis could not be recorded.
     #[error("the analysis could not be recorded")]
     Results(#[source] StoreError),
@@ -110,6 +118,7 @@ pub(crate) struct Intake {
     pub(crate) cluster: Cluster,
     pub(crate) environment: Environment,
     pub(crate) admission: Admission,
+    pub(crate) seal: Arc<PasswordSeal>,
     pub(crate) digests: Selection,
     pub(crate) body_idle_timeout: Duration,
 }
@@ -155,7 +164,9 @@ impl Intake {
         let hash_ms = millis(hash_time);
 
         let data_id = DataId::random();
-        let analysis = self.analysis(data_id, submission, &stored, &digests, Timing { receive_ms, upload_ms, hash_ms });
+        let passwords = self.sealed_passwords(data_id, &submission)?;
+        let timing = Timing { receive_ms, upload_ms, hash_ms };
+        let analysis = NewAnalysis { passwords, ..self.analysis(data_id, submission, &stored, &digests, timing) };
         self.results.create(&analysis).await.map_err(SubmitError::Results)?;
         let task = Task::scan(data_id, analysis.queued_ms);
         if let Err(error) = self.queue.push(task).await {
@@ -172,6 +183,12 @@ impl Intake {
             "file accepted"
         );
         Ok(data_id)
+    }
+
+    fn sealed_passwords(&self, data_id: DataId, submission: &Submission) -> Result<Option<SealedPasswords>, SealError> {
+        let mut passwords = submission.passwords.clone();
+        passwords.extend(&submission.rule.passwords);
+        self.seal.seal(data_id, &passwords)
     }
 
     fn analysis(
@@ -198,6 +215,7 @@ impl Intake {
             principal: submission.principal,
             user_agent: submission.user_agent,
             metadata: submission.metadata,
+            passwords: None,
             receive_ms: timing.receive_ms,
             upload_ms: timing.upload_ms,
             hash_ms: timing.hash_ms,

@@ -9,10 +9,11 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::Request;
-use common::{Station, accepted, ask, content, get, refused, submission};
+use common::{SECRET, Station, accepted, ask, content, get, refused, submission};
 use futures_util::{StreamExt, stream};
 use lazaret_analysis::{
-    ContainerResult, DataId, FileInfo, FileResult, Findings, NestedRecord, Progress, ResultCode, RuleSet, State, Times,
+    ContainerResult, DataId, FileInfo, FileResult, Findings, NestedRecord, PasswordSeal, Progress, ResultCode, RuleSet,
+    State, Times,
 };
 use lazaret_gateway::GatewayOptions;
 use lazaret_protocol::limits::HELD_BYTES_MAX;
@@ -91,6 +92,30 @@ async fn a_submission_is_stored_recorded_and_queued() {
 }
 
 #[tokio::test]
+async fn passwords_are_kept_sealed_with_those_of_the_rule() {
+    let station = Station::new().await;
+    let yaml = "rules:\n  - name: default\n    passwords: [infected, fox]";
+    let options = GatewayOptions { rules: RuleSet::from_yaml(yaml).unwrap().into(), ..GatewayOptions::default() };
+    let router = station.gateway(options).router();
+    let mut request = submission(&station.alice, b"x");
+    request.headers_mut().insert("archivepwd2", "cow".parse().unwrap());
+    request.headers_mut().insert("archivepwd1", "f%6Fx".parse().unwrap());
+    let data_id = accepted(&router, request).await;
+    let record = station.record(data_id).await;
+    let sealed = record.new.passwords.clone().unwrap();
+    let opened = PasswordSeal::from_secret(SECRET).unwrap().open(data_id, &sealed).unwrap();
+    assert_eq!(opened.iter().collect::<Vec<_>>(), ["fox", "f%6Fx", "cow", "infected"]);
+    assert!(record.new.rule.passwords.is_empty(), "the snapshot of the rule has none in the clear");
+    let (_, document) = ask(&router, get(&format!("/file/{data_id}"), &station.alice)).await;
+    assert!(!document.to_string().contains("infected"), "{document}");
+
+    let mut request = submission(&station.alice, b"x");
+    request.headers_mut().insert("archivepwdx", "cow".parse().unwrap());
+    let error = refused(&router, request, 400).await;
+    assert!(error.contains("archivepwd") && !error.contains("cow"), "{error}");
+}
+
+#[tokio::test]
 async fn the_body_is_the_file_whatever_its_label_says() {
     let station = Station::new().await;
     let router = station.router();
@@ -152,7 +177,7 @@ async fn what_cannot_be_scanned_as_asked_is_refused() {
     refused(&router, with("workflow", "small", b"eleven byte"), 413).await;
     refused(&router, with("global-timeout", "soon", b"x"), 400).await;
     refused(&router, with("global-timeout", "0", b"x"), 400).await;
-    for name in ["batch", "content-encoding", "archivepwd", "archivepwd12", "downloadfrom", "callbackurl"] {
+    for name in ["batch", "content-encoding", "downloadfrom", "callbackurl"] {
         let text = refused(&router, with(name, "something", b"x"), 400).await;
         assert!(text.contains("not supported") && text.contains(name), "{text}");
     }

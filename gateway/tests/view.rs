@@ -158,6 +158,7 @@ fn queued() -> AnalysisRecord {
             principal: Principal { user_id: "7".into(), user_name: "alice".into(), role: "submitter".into() },
             user_agent: "mail-gate".into(),
             metadata: None,
+            passwords: None,
             // 2026-11-22T01:02:03.004Z
             receive_ms: 1_795_309_323_004,
             upload_ms: 1_795_309_324_004,

@@ -14,8 +14,8 @@ use crate::error::IdentityFault;
 /// How long a write waits for another process' write. Those are short; whoever holds one longer hangs.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Connections. Keys that were accepted once need none.
-const CONNECTIONS_MAX: u32 = 2;
+/// Connections. Keys that were accepted a moment ago need none.
+const CONNECTIONS_MAX: u32 = 4;
 
 static MIGRATOR: Migrator = sqlx::migrate!();
 

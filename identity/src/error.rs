@@ -2,7 +2,8 @@
 
 use std::io;
 
-use crate::principal::{Role, UnknownRole};
+use crate::password::WeakPassword;
+use crate::principal::{Role, UnknownRight};
 
 /// A request about identities that was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -37,12 +38,66 @@ pub enum IdentityFault {
         /// The role that was asked for.
         wanted: Role,
     },
-    /// A name that no user can have.
-    #[error("a user's name has 1 to {max} characters and no control characters")]
-    UserName {
+    /// A name that no user or role can have.
+    #[error("a name has 1 to {max} characters and no control characters")]
+    Name {
         /// The longest that is taken.
         max: usize,
     },
+    /// There is no such user.
+    #[error("there is no such user")]
+    NoUser,
+    /// There is a user of that name.
+    #[error("there is such a user already")]
+    UserExists,
+    /// There is no role of that name, or none that users can have.
+    #[error("users can't have the role {0:?}: there is none of that name")]
+    NoRole(String),
+    /// The role is part of every installation.
+    #[error("it is one of the built-in roles, which stay as they are")]
+    BuiltInRole,
+    /// Users have the role.
+    #[error("{users} users have it")]
+    RoleInUse {
+        /// How many.
+        users: i64,
+    },
+    /// The role's rights on disk are a newer build's.
+    #[error(transparent)]
+    Right(#[from] UnknownRight),
+    /// The password is against the policy.
+    #[error(transparent)]
+    WeakPassword(#[from] WeakPassword),
+    /// The user has no key that begins so.
+    #[error("the user has no such key")]
+    NoSuchKey,
+    /// Several keys of the user begin so.
+    #[error("several keys of the user begin so: give more of it")]
+    AmbiguousKey,
+    /// Too little of a key was given to name it.
+    #[error("give the first {min} characters of the key at least")]
+    ShortPrefix {
+        /// The fewest.
+        min: usize,
+    },
+    /// The user has as many keys as a user can.
+    #[error("the user has {max} keys, the most there can be: revoke some")]
+    TooManyKeys {
+        /// How many.
+        max: i64,
+    },
+    /// Too many passwords are being checked.
+    #[error("too many passwords are being checked at once: try again later")]
+    Busy,
+    /// Argon2 refused its parameters.
+    #[error("the password could not be hashed")]
+    Hashing,
+    /// A password's hash on disk is none, or asks for more than is computed.
+    #[error("the password's hash on disk is damaged: set the password anew")]
+    DamagedHash,
+    /// The address of a session on disk is none.
+    #[error("a session's address on disk is damaged")]
+    DamagedAddress,
     /// The file's key stands for nobody.
     #[error(
         "its key is not known here: the file or the identity database is another's. Remove the file to get a new key"
@@ -51,9 +106,6 @@ pub enum IdentityFault {
     /// The file is no key file.
     #[error("it holds no API key (64 hexadecimal digits): remove the file to get a new key")]
     NoKey,
-    /// A role on disk that this build doesn't know.
-    #[error(transparent)]
-    Role(#[from] UnknownRole),
     /// A file could not be used.
     #[error("{source} (its directory must exist and be writable)")]
     Io {

@@ -1,8 +1,9 @@
-//! API keys and their hashes.
+//! API keys, session ids, and the hashes by which both are known.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
+use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::error::IdentityFault;
@@ -10,10 +11,13 @@ use crate::error::IdentityFault;
 /// Bytes of randomness in a key.
 const KEY_BYTES: usize = 32;
 
-/// What the hash of a key is for (*format*: hashes on disk are made with it).
-const HASH_CONTEXT: &str = "lazaret 2026 api key hash v1";
+/// Digits of a key that are kept in clear, so that people can tell their keys apart. 224 random bits are left.
+const PREFIX_DIGITS: usize = 8;
 
-/// An API key in clear: 64 hexadecimal digits. It exists where it is made and shown, and is kept nowhere.
+/// What the hash of an older build's key is for (*format*: hashes on disk are made with it).
+const OLD_HASH_CONTEXT: &str = "lazaret 2026 api key hash v1";
+
+/// An API key or session id in clear: 64 hexadecimal digits. It exists where it is made and shown, and is kept nowhere.
 #[derive(Clone)]
 pub struct ApiKey(pub String);
 
@@ -23,6 +27,11 @@ impl ApiKey {
         getrandom::fill(&mut bytes).map_err(IdentityFault::Randomness)?;
         Ok(Self(hex::encode(bytes)))
     }
+
+    /// How the key begins: what it is called in lists.
+    pub fn prefix(&self) -> &str {
+        self.0.get(..PREFIX_DIGITS).unwrap_or_default()
+    }
 }
 
 impl fmt::Debug for ApiKey {
@@ -31,7 +40,8 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// The hash by which a key is known. Deriving it takes the same time for every key.
+/// The hash by which a key is known: SHA-256 of its text in lower case (*format*). A key is 256 random bits, so that a fast
+/// hash is enough: there is nothing to guess. Deriving it takes the same time for every key.
 #[derive(Clone, Copy)]
 pub(crate) struct KeyHash(pub(crate) [u8; 32]);
 
@@ -40,7 +50,14 @@ impl KeyHash {
     pub(crate) fn of(presented: &str) -> Option<Self> {
         let mut bytes = [0; KEY_BYTES];
         hex::decode_to_slice(presented, &mut bytes).ok()?;
-        Some(Self(blake3::derive_key(HASH_CONTEXT, &bytes)))
+        Some(Self(Sha256::digest(hex::encode(bytes)).into()))
+    }
+
+    /// The hash by which an older build knows the key.
+    pub(crate) fn old_of(presented: &str) -> Option<Self> {
+        let mut bytes = [0; KEY_BYTES];
+        hex::decode_to_slice(presented, &mut bytes).ok()?;
+        Some(Self(blake3::derive_key(OLD_HASH_CONTEXT, &bytes)))
     }
 }
 
@@ -67,14 +84,17 @@ mod tests {
         let (a, b) = (ApiKey::random().unwrap(), ApiKey::random().unwrap());
         assert_eq!(a.0.len(), 64);
         assert_ne!(a.0, b.0);
-        assert!(!format!("{a:?}").contains(&a.0));
+        assert!(a.0.starts_with(a.prefix()) && a.prefix().len() == PREFIX_DIGITS);
+        assert!(!format!("{a:?}").contains(a.prefix()));
     }
 
     #[test]
     fn hashes_stay_as_they_are() {
-        // A golden value: keys on disk are found by it.
-        let hash = KeyHash::of(&"0f".repeat(32)).unwrap();
-        assert_eq!(hex::encode(hash.0), "1ec9a378c69032f2a84f26e4544ddd7e62b80890acd71d1990853f26d306cba4");
+        // Golden values: keys on disk are found by them. The first is what `printf 0f0f...0f | sha256sum` says.
+        let key = "0f".repeat(32);
+        let (hash, old) = (KeyHash::of(&key).unwrap(), KeyHash::old_of(&key).unwrap());
+        assert_eq!(hex::encode(hash.0), "7152f9958a983e3313fb2498d743af1e83a0ff5999650fd341f0368d1678992c");
+        assert_eq!(hex::encode(old.0), "1ec9a378c69032f2a84f26e4544ddd7e62b80890acd71d1990853f26d306cba4");
         assert!(hash == KeyHash::of(&"0F".repeat(32)).unwrap());
         assert!(hash != KeyHash::of(&"f0".repeat(32)).unwrap());
     }
@@ -82,7 +102,7 @@ mod tests {
     #[test]
     fn what_cannot_be_a_key_has_no_hash() {
         for text in ["", "0f", &"0f".repeat(31), &"0f".repeat(33), &"0g".repeat(32), &"é".repeat(32)] {
-            assert!(KeyHash::of(text).is_none(), "{text}");
+            assert!(KeyHash::of(text).is_none() && KeyHash::old_of(text).is_none(), "{text}");
         }
     }
 }

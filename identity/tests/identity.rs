@@ -65,7 +65,7 @@ async fn a_user_keeps_its_role_and_has_a_name() {
     assert!(matches!(error.source, IdentityFault::OtherRole { .. }), "{error}");
     for name in ["", "a\nb", &"x".repeat(257)] {
         let error = identity.create_key(name, Role::Submitter).await.unwrap_err();
-        assert!(matches!(error.source, IdentityFault::UserName { .. }), "{error}");
+        assert!(matches!(error.source, IdentityFault::Name { .. }), "{error}");
     }
 }
 
@@ -96,7 +96,7 @@ async fn a_key_file_is_made_once_and_checked_after() {
     assert_eq!(mode(&file), 0o600);
     let content = std::fs::read_to_string(&file).unwrap();
     let principal = identity.authenticate(content.trim()).await.unwrap().unwrap();
-    assert_eq!((principal.user_name.as_str(), principal.role), ("admin", Role::Administrator));
+    assert_eq!((principal.user_name.as_str(), &principal.role), ("admin", &Role::Administrator));
 
     identity.ensure_key_file(&file, "admin", Role::Administrator).await.unwrap();
     assert_eq!(std::fs::read_to_string(&file).unwrap(), content, "a file that is there stays");

@@ -64,8 +64,8 @@ pub enum Request {
     Ping(Ping),
     /// Places or releases a legal hold (admin, peer).
     Hold(Hold),
-    /// Reads these copies whole from disk and says which of them are there, sound, and no older than named, in order (peer).
-    Verify(Vec<CopyClaim>),
+    /// Reads copies whole from disk and says which of them are there, sound, and no older than named, in order (peer).
+    Verify(CopyClaims),
     /// Compares everything with the other nodes now (admin).
     Repair,
     /// The node's own account of its disks and of what it does in the background.
@@ -180,6 +180,16 @@ pub struct Hold {
     pub time_ms: u64,
     /// Placed, or released.
     pub placed: bool,
+}
+
+/// Copies that a node is asked for by one that would give up its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyClaims {
+    /// The map by which the asking node has no share in them. By any other the answer would mean nothing: two nodes could each
+    /// take the other for the owner.
+    pub epoch: u64,
+    /// The copies.
+    pub copies: Vec<CopyClaim>,
 }
 
 /// A copy that a node should hold.

@@ -72,7 +72,7 @@ fn golden() -> Vec<(Vec<u8>, &'static str)> {
         (request(Request::Scrub), "scrub"),
         (request(Request::Ping(Ping { epoch: 3, now_ms: 4 })), "ping"),
         (request(Request::Hold(hold)), "hold"),
-        (request(Request::Verify(vec![CopyClaim { name, put_time_ms: 1 }])), "verify"),
+        (request(Request::Verify(CopyClaims { epoch: 3, copies: vec![CopyClaim { name, put_time_ms: 1 }] })), "verify"),
         (request(Request::Repair), "repair"),
         (request(Request::Report), "report"),
         (request(Request::RetentionPreview(24)), "retention preview"),

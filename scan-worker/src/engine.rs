@@ -37,6 +37,12 @@ pub struct Subject<'f> {
     pub file: &'f FileInfo,
 }
 
+/// A file's name without the folders before it: all of the name that an engine may go by, since a verdict counts for the
+/// same file in another folder.
+pub fn base_name(name: &str) -> &str {
+    name.rsplit(['/', '\\']).next().unwrap_or(name)
+}
+
 /// What bounds one scan.
 #[derive(Debug, Clone, Copy)]
 pub struct ScanContext {

@@ -15,8 +15,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::{eicar, tar, zip};
 use lazaret_analysis::{
-    AnalysisRecord, DataId, FileInfo, Limits, NewAnalysis, Principal, ProgressCache, ResultCode, ResultStore, Rule,
-    SqliteBackend, State, Task, TaskQueue,
+    AnalysisRecord, DataId, FileInfo, Limits, NewAnalysis, PasswordSeal, Principal, ProgressCache, ResultCode,
+    ResultStore, Rule, SqliteBackend, State, Task, TaskQueue,
 };
 use lazaret_node_client::{Cluster, ClusterOptions, Environment};
 use lazaret_protocol::BlobName;
@@ -47,6 +47,10 @@ impl Running {
     }
 }
 
+fn seal() -> Arc<PasswordSeal> {
+    Arc::new(PasswordSeal::from_secret("secret").unwrap())
+}
+
 fn now_ms() -> u64 {
     Environment::system().clock.unix_ms()
 }
@@ -66,7 +70,7 @@ impl Station {
             concurrent_files: 4,
             sweep_interval: Duration::from_millis(50),
             shutdown_grace: Duration::from_millis(100),
-            ..WorkerOptions::new("worker", [7; 32])
+            ..WorkerOptions::new("worker", [7; 32], seal())
         }
     }
 
@@ -107,6 +111,7 @@ impl Station {
             principal: Principal::default(),
             user_agent: String::new(),
             metadata: None,
+            passwords: None,
             receive_ms: now_ms(),
             upload_ms: now_ms(),
             hash_ms: 0,
@@ -375,4 +380,182 @@ async fn many_submissions_on_few_threads_all_finish() {
     assert_eq!(station.backend.count_unfinished().await.unwrap(), 0);
     worker.stop().await;
     assert!(ProgressCache::get(&*station.backend, DataId([0; 16])).await.unwrap().is_none());
+}
+
+/// Path, ordinal, own and overall result, SHA-512 and threats.
+type Seen = (String, u32, u16, u16, String, Vec<String>);
+
+/// What clients see of a tree: every file below `parent` with what was found, and that its own id leads to the same.
+async fn tree_of(station: &Station, parent: DataId) -> Vec<Seen> {
+    let mut found = Vec::new();
+    let mut open = vec![parent];
+    while let Some(parent) = open.pop() {
+        let page = station.backend.nested(parent, 0, 1000).await.unwrap();
+        assert_eq!(page.total as usize, page.records.len());
+        for record in page.records {
+            let alone = ResultStore::get(&*station.backend, record.data_id).await.unwrap().unwrap();
+            assert_eq!((alone.parent, alone.root), (Some(parent), record.root));
+            let result = record.result;
+            if let Some(container) = &result.container {
+                if let Some(worst) = container.worst_child {
+                    let worst = ResultStore::get(&*station.backend, worst).await.unwrap().unwrap();
+                    assert_eq!(worst.parent, Some(record.data_id));
+                }
+                open.push(record.data_id);
+            }
+            let threats = result.engines.iter().map(|engine| engine.threat.clone()).collect();
+            found.push((
+                record.path,
+                record.ordinal,
+                result.own.code(),
+                result.overall.code(),
+                result.file.sha512,
+                threats,
+            ));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Scans of the probe so far.
+fn scans(probe: &Probe) -> usize {
+    probe.scans.load(Ordering::Relaxed)
+}
+
+async fn scanned(station: &Station, name: &str, content: Vec<u8>, rule: Rule) -> (DataId, AnalysisRecord) {
+    let data_id = station.create(name, content, rule).await;
+    station.queue(data_id).await;
+    (data_id, station.finished(data_id).await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_is_not_scanned_again_and_looks_the_same() {
+    let station = Station::new().await;
+    let (probe, _on_begin, _release) = Probe::new("");
+    let mut engines = engines::builtin().unwrap();
+    engines.push(probe.clone());
+    let worker = station.start_with(station.options(), engines);
+    let rule = || Rule::with_defaults("test");
+    let inner = zip(&[("eicar.com", &eicar()), ("deep.tar", &tar(&[("x", b"x"), ("y", b"y")])), ("c", b"c")]);
+    let outer = tar(&[("first", b"1"), ("inner.zip", &inner), ("last", b"2")]);
+
+    let (first, record) = scanned(&station, "outer.tar", outer.clone(), rule()).await;
+    let result = record.result.unwrap();
+    assert_eq!(result.overall, ResultCode::INFECTED);
+    let tree = tree_of(&station, first).await;
+    assert_eq!((tree.len(), scans(&probe)), (8, 9));
+
+    // The whole submission again, a container out of it, a leaf; and the container in a new one.
+    let (again, record) = scanned(&station, "outer.tar", outer.clone(), rule()).await;
+    let known = record.result.unwrap();
+    assert_eq!(scans(&probe), 9, "nothing was scanned");
+    assert_eq!(
+        (known.own, known.overall, &known.blocked_reasons),
+        (result.own, result.overall, &result.blocked_reasons)
+    );
+    assert_eq!((&known.file, known.engines.len()), (&result.file, result.engines.len()));
+    assert_eq!(tree_of(&station, again).await, tree);
+    let (within, record) = scanned(&station, "inner.zip", inner.clone(), rule()).await;
+    let below = |tree: &[Seen]| {
+        let inner = |path: &str| path.strip_prefix("inner.zip/").map(str::to_owned);
+        let mut files: Vec<_> = tree.iter().filter_map(|file| Some((inner(&file.0)?, file.2, file.3))).collect();
+        files.sort();
+        files
+    };
+    assert_eq!((record.result.unwrap().overall, scans(&probe)), (ResultCode::INFECTED, 9));
+    let files: Vec<_> = tree_of(&station, within).await.into_iter().map(|file| (file.0, file.2, file.3)).collect();
+    assert_eq!(files, below(&tree));
+
+    let (moved, _) = scanned(&station, "new.tar", tar(&[("n", b"new"), ("a/inner.zip", &inner)]), rule()).await;
+    assert_eq!(scans(&probe), 11, "the new container and its new leaf");
+    let moved: Vec<_> = tree_of(&station, moved).await.into_iter().map(|file| (file.0, file.2, file.3)).collect();
+    assert_eq!(moved.len(), 2 + 5);
+    for (path, own, overall) in below(&tree) {
+        assert!(moved.contains(&(format!("a/inner.zip/{path}"), own, overall)), "{path} in {moved:?}");
+    }
+    let (_, leaf) = scanned(&station, "leaf", b"leaf".to_vec(), rule()).await;
+    let (_, known) = scanned(&station, "leaf", b"leaf".to_vec(), rule()).await;
+    assert_eq!(scans(&probe), 12);
+    assert_eq!(known.result.unwrap().file, leaf.result.unwrap().file);
+
+    // Another name, other engines and a rule that wants none of it find nothing; nor do tighter limits.
+    scanned(&station, "other", b"leaf".to_vec(), rule()).await;
+    scanned(&station, "leaf", b"leaf".to_vec(), Rule { engines: vec!["Probe".into()], ..rule() }).await;
+    scanned(&station, "leaf", b"leaf".to_vec(), Rule { verdict_cache: false, ..rule() }).await;
+    assert_eq!(scans(&probe), 15);
+    let limits = [
+        (Limits { depth: 2, ..Limits::default() }, ResultCode::ARCHIVE_DEPTH),
+        (Limits { files: 7, ..Limits::default() }, ResultCode::ARCHIVE_FILES),
+        (Limits { produced_bytes: 4_000, ..Limits::default() }, ResultCode::ARCHIVE_SIZE),
+        (Limits { file_bytes: Some(2_000), ..Limits::default() }, ResultCode::ARCHIVE_SIZE),
+    ];
+    for (limits, code) in limits {
+        let strict = Rule { limits, ..rule() };
+        let (data_id, _) = scanned(&station, "outer.tar", outer.clone(), strict).await;
+        let tree = tree_of(&station, data_id).await;
+        let root = ResultStore::get(&*station.backend, data_id).await.unwrap().unwrap().result.unwrap();
+        let mut codes: Vec<u16> = tree.iter().map(|file| file.2).collect();
+        codes.push(root.own.code());
+        assert!(codes.contains(&code.code()), "{code}: {codes:?}");
+    }
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_failed_or_hit_a_limit_is_found_out_anew() {
+    let station = Station::new().await;
+    let (probe, _on_begin, _release) = Probe::new("");
+    let worker = station.start_with(station.options(), vec![probe.clone()]);
+    let shallow = Rule { limits: Limits { depth: 1, ..Limits::default() }, ..Rule::with_defaults("shallow") };
+    let content = zip(&[("inner.zip", &zip(&[("a", b"a")])), ("good.zip", &zip(&[("b", b"b")]))]);
+    let (_, record) = scanned(&station, "file.zip", content.clone(), shallow).await;
+    assert_eq!((record.result.unwrap().overall, scans(&probe)), (ResultCode::ARCHIVE_DEPTH, 3));
+    let (_, record) = scanned(&station, "file.zip", content, Rule::with_defaults("deep")).await;
+    assert_eq!((record.result.unwrap().overall, scans(&probe)), (ResultCode::NO_THREAT, 8));
+    // Broken: what is whole in it is kept, the container is not.
+    let mut broken = zip(&[("whole.zip", &zip(&[("c", b"c")])), ("cut", &[b'x'; 5_000])]);
+    broken.truncate(broken.len() - 30);
+    for expected in [8 + 4, 8 + 4 + 2] {
+        let (_, record) = scanned(&station, "broken.zip", broken.clone(), Rule::with_defaults("deep")).await;
+        assert_eq!(record.result.unwrap().overall, ResultCode::EXTRACTION_FAILED);
+        assert_eq!(scans(&probe), expected);
+    }
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twins_wait_for_one_scan_and_are_not_cancelled_with_it() {
+    let station = Station::new().await;
+    let (probe, on_begin, release) = Probe::new("held");
+    let worker = station.start_with(WorkerOptions { concurrent_files: 2, ..station.options() }, vec![probe.clone()]);
+    let content = tar(&[("held", b"1"), ("other", b"2")]);
+    let rule = || Rule::with_defaults("test");
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        ids.push(station.create("file.tar", content.clone(), rule()).await);
+    }
+    for id in &ids {
+        station.queue(*id).await;
+    }
+    let on_begin = begun(on_begin, "held").await;
+    // Another file passes them all, though they are more than there are slots.
+    let (_, other) = scanned(&station, "another", b"another".to_vec(), rule()).await;
+    assert_eq!(other.result.unwrap().overall, ResultCode::NO_THREAT);
+    assert!(station.backend.request_cancel(ids[0]).await.unwrap());
+    assert_eq!(station.finished(ids[0]).await.state, State::Cancelled);
+    release.send(()).unwrap();
+    // The next one scans, the rest waits on.
+    begun(on_begin, "held").await;
+    assert!(station.backend.request_cancel(ids[2]).await.unwrap());
+    assert_eq!(station.finished(ids[2]).await.state, State::Cancelled, "one that waits is cancelled alone");
+    release.send(()).unwrap();
+    for id in [ids[1], ids[3]] {
+        let record = station.finished(id).await;
+        assert_eq!((record.state, record.result.unwrap().overall), (State::Done, ResultCode::NO_THREAT));
+        assert_eq!(tree_of(&station, id).await.len(), 2);
+    }
+    // The other file; three files by the first, at most, until it was cancelled; three by the second.
+    assert!((1 + 3 + 2..=1 + 3 + 3).contains(&scans(&probe)), "{}", scans(&probe));
+    worker.stop().await;
 }

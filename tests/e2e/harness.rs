@@ -178,8 +178,21 @@ impl Gateway {
 
     /// POST /file; the answer's status and document.
     pub async fn post(&self, name: &str, body: impl Into<reqwest::Body>) -> reqwest::Result<(StatusCode, Value)> {
+        self.post_with(name, body, &[]).await
+    }
+
+    /// The same with more headers.
+    pub async fn post_with(
+        &self,
+        name: &str,
+        body: impl Into<reqwest::Body>,
+        headers: &[(&str, &str)],
+    ) -> reqwest::Result<(StatusCode, Value)> {
         let mut request =
             self.http.post(format!("{}/file", self.url)).header("apikey", &self.key).header("filename", name);
+        for (header, value) in headers {
+            request = request.header(*header, *value);
+        }
         let body = body.into();
         if body.as_bytes().is_some_and(<[u8]>::is_empty) {
             // The client leaves it out otherwise, which is another error.

@@ -7,7 +7,7 @@ use std::process::Command;
 use bytes::Bytes;
 use serde_json::Value;
 
-use crate::harness::{Gateway, Processes, Up, command, content, eicar, lazaret, verdict};
+use crate::harness::{Gateway, Processes, Up, command, content, eicar, files_below, lazaret, verdict};
 
 fn zip_of(members: &[(&str, &[u8])]) -> Vec<u8> {
     let mut archive = zip::ZipWriter::new(Cursor::new(Vec::new()));
@@ -114,6 +114,56 @@ async fn separate_processes_judge_as_one_process_does() {
 }
 
 /// A body of zeros with a marker somewhere, made as it is sent.
+/// A password that is in no file by chance.
+const PASSWORD: &str = "fox & hounds 7f3a9c05";
+
+#[tokio::test]
+async fn what_is_encrypted_is_opened_with_the_password_that_came_along() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("eicar.com"), eicar()).unwrap();
+    let args = ["-q", "-P", PASSWORD, "secret.zip", "eicar.com"];
+    assert!(Command::new("zip").args(args).current_dir(dir.path()).status().unwrap().success());
+    let secret = std::fs::read(dir.path().join("secret.zip")).unwrap();
+    let nested = zip_of(&[("secret.zip", &secret), ("clean.txt", b"clean")]);
+
+    let data = dir.path().join("data");
+    let up = Up::start(&data, &[]);
+    assert_eq!(verdict(&up.gateway.scan("none.zip", nested.clone()).await), (12, false));
+    let encoded = PASSWORD.replace(' ', "%20").replace('&', "%26");
+    for (headers, code) in [
+        (vec![("archivepwd", "cow")], 12),
+        (vec![("archivepwd", encoded.as_str())], 1),
+        (vec![("archivepwd", PASSWORD)], 1),
+        (vec![("archivepwd1", "cow"), ("archivepwd2", "%00"), ("archivepwd10", encoded.as_str())], 1),
+    ] {
+        let (status, answer) = up.gateway.post_with("given.zip", nested.clone(), &headers).await.unwrap();
+        assert_eq!(status, 200, "{answer}");
+        let document = up.gateway.finished(answer["data_id"].as_str().unwrap()).await;
+        assert_eq!(verdict(&document), (code, false), "{headers:?}: {document}");
+        assert!(!document.to_string().contains("hounds"), "{document}");
+    }
+    let (status, answer) = up.gateway.post_with("odd.zip", nested, &[("archivepwd0", "cow")]).await.unwrap();
+    assert_eq!(status, 400, "{answer}");
+
+    // The command line sends them from a file, one a line.
+    let (passwords, archive) = (dir.path().join("passwords"), dir.path().join("secret.zip"));
+    std::fs::write(&passwords, format!("cow\n{PASSWORD}\n")).unwrap();
+    let (url, key) = (up.gateway.url.clone(), data.join("client.key"));
+    let args = ["scan", "--url", &url, "--apikey-file", key.to_str().unwrap(), archive.to_str().unwrap()];
+    let with_passwords = [&args[..], &["--password-file", passwords.to_str().unwrap()]].concat();
+    assert_eq!(lazaret(&args).status.code(), Some(1));
+    let found = lazaret(&with_passwords);
+    let table = String::from_utf8_lossy(&found.stdout).into_owned();
+    assert!(found.status.code() == Some(1) && table.contains("EICAR-Test-File"), "{table}");
+
+    drop(up);
+    for file in files_below(&data) {
+        let bytes = std::fs::read(&file).unwrap();
+        let holds = |text: &[u8]| bytes.windows(text.len()).any(|window| window == text);
+        assert!(!holds(PASSWORD.as_bytes()) && !holds(encoded.as_bytes()), "{} holds a password", file.display());
+    }
+}
+
 fn body_with(marker: &'static [u8], at: usize, length: usize) -> reqwest::Body {
     const PIECE: usize = 1 << 20;
     let pieces = (0..length / PIECE).map(move |index| {

@@ -5,10 +5,13 @@ use serde::Serialize;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{QueryBuilder, Row};
 
+use super::borrowed::{self, Found, Members};
 use super::{SqliteBackend, on, to_i64, to_id, to_u64};
 use crate::analysis::{AnalysisRecord, FileInfo, FileResult, NestedRecord, NewAnalysis, State};
+use crate::cache::{KeptVerdict, VerdictKey};
 use crate::id::DataId;
-use crate::store::{NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Page, ResultStore, StoreError, StoreFault};
+use crate::password::SealedPasswords;
+use crate::store::{Claim, NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Page, ResultStore, StoreError, StoreFault};
 use crate::verdict::ResultCode;
 
 /// The four digests as they are indexed: raw, absent if they were not taken.
@@ -84,11 +87,15 @@ async fn insert_nested(connection: &mut SqliteConnection, rows: Vec<NestedRow>) 
     Ok(true)
 }
 
+fn on_verdicts(operation: &'static str) -> impl FnOnce(StoreFault) -> StoreError {
+    move |source| StoreError { operation, object: "verdicts".to_owned(), source }
+}
+
 fn to_json(value: &impl Serialize) -> Result<String, StoreFault> {
     Ok(serde_json::to_string(value)?)
 }
 
-fn state_to_i64(state: State) -> i64 {
+pub(super) fn state_to_i64(state: State) -> i64 {
     match state {
         State::Queued => 0,
         State::Running => 1,
@@ -110,7 +117,7 @@ fn state_from_i64(state: i64) -> Result<State, StoreFault> {
 impl SqliteBackend {
     async fn get_root(&self, data_id: DataId) -> Result<Option<AnalysisRecord>, StoreFault> {
         let row = sqlx::query(
-            "SELECT submission, state, cancel_requested, sanitized_blob, started_ms, result
+            "SELECT submission, passwords, state, cancel_requested, sanitized_blob, started_ms, result
              FROM analysis WHERE data_id = $1",
         )
         .bind(data_id.0.to_vec())
@@ -120,7 +127,10 @@ impl SqliteBackend {
         let result: Option<String> = row.try_get("result")?;
         Ok(Some(AnalysisRecord {
             data_id,
-            new: serde_json::from_str(row.try_get("submission")?)?,
+            new: NewAnalysis {
+                passwords: row.try_get::<Option<Vec<u8>>, _>("passwords")?.map(SealedPasswords),
+                ..serde_json::from_str(row.try_get("submission")?)?
+            },
             state: state_from_i64(row.try_get("state")?)?,
             cancel_requested: row.try_get::<i64, _>("cancel_requested")? != 0,
             sanitized_blob: row.try_get("sanitized_blob")?,
@@ -156,38 +166,91 @@ impl SqliteBackend {
         }))
     }
 
+    /// A borrowed file.
+    async fn get_borrowed(&self, data_id: DataId) -> Result<Option<AnalysisRecord>, StoreFault> {
+        let mut reading = self.readers.begin().await?;
+        let Some((borrower, record)) = borrowed::get(&mut reading, &self.places, data_id).await? else {
+            return Ok(None);
+        };
+        let submission: NewAnalysis = serde_json::from_str(&borrower.submission)?;
+        let NestedRecord { root, parent, blob, result, .. } = record;
+        Ok(Some(AnalysisRecord {
+            data_id,
+            new: NewAnalysis { data_id, blob: blob.unwrap_or_default(), file: result.file.clone(), ..submission },
+            state: State::Done,
+            cancel_requested: false,
+            sanitized_blob: None,
+            started_ms: Some(result.times.start_ms),
+            result: Some(result),
+            root,
+            parent: Some(parent),
+        }))
+    }
+
     async fn page(&self, parent: DataId, first: u32, size: u32) -> Result<Page, StoreFault> {
-        // Ordinals have no gaps, so the highest one tells the number without a walk over all rows. Both statements see one
+        // Ordinals have no gaps, so the highest one tells the number without a walk over all rows. The statements see one
         // state of the database only in a transaction.
         let mut reading = self.readers.begin().await?;
+        let members = borrowed::members(&mut reading, &self.places, parent).await?;
+        let recorded_under = match &members {
+            Members::Own => parent,
+            Members::Of(_, lender) => *lender,
+        };
         let highest: Option<i64> = sqlx::query_scalar("SELECT max(ordinal) FROM nested WHERE parent = $1")
-            .bind(parent.0.to_vec())
+            .bind(recorded_under.0.to_vec())
             .fetch_one(&mut *reading)
             .await?;
         let end = i64::from(first) + i64::from(size.min(PAGE_RECORDS_MAX));
-        let rows = sqlx::query(
-            "SELECT data_id, root, ordinal, path, blob, result FROM nested
-             WHERE parent = $1 AND ordinal >= $2 AND ordinal < $3 ORDER BY ordinal",
-        )
-        .bind(parent.0.to_vec())
-        .bind(i64::from(first))
-        .bind(end)
-        .fetch_all(&mut *reading)
-        .await?;
-        let records = rows.into_iter().map(|row| {
-            Ok(NestedRecord {
-                data_id: to_id(row.try_get("data_id")?)?,
-                root: to_id(row.try_get("root")?)?,
-                parent,
-                ordinal: row.try_get("ordinal")?,
-                path: row.try_get("path")?,
-                blob: row.try_get("blob")?,
-                result: serde_json::from_str(row.try_get("result")?)?,
-            })
-        });
-        let records = records.collect::<Result<_, StoreFault>>()?;
+        let query = format!(
+            "SELECT {} FROM nested WHERE parent = $1 AND ordinal >= $2 AND ordinal < $3 ORDER BY ordinal",
+            Found::COLUMNS
+        );
+        let rows = sqlx::query(sqlx::AssertSqlSafe(query))
+            .bind(recorded_under.0.to_vec())
+            .bind(i64::from(first))
+            .bind(end)
+            .fetch_all(&mut *reading)
+            .await?;
+        let found = rows.iter().map(Found::of).collect::<Result<Vec<_>, StoreFault>>()?;
+        let records = match &members {
+            Members::Own => found.into_iter().map(|found| found.record).collect(),
+            Members::Of(borrower, _) => {
+                borrowed::borrow_page(&mut reading, &self.places, borrower, parent, found).await?
+            }
+        };
         Ok(Page { records, total: highest.map_or(0, |ordinal| to_u64(ordinal) + 1) })
     }
+}
+
+/// Notes a claim and looks who else has one. One statement writes.
+async fn claim(
+    connection: &mut SqliteConnection,
+    data_id: DataId,
+    key: VerdictKey,
+    until_ms: i64,
+    now_ms: i64,
+) -> Result<Claim, StoreFault> {
+    // A claim that is extended is no new start.
+    let claimed: Option<i64> = sqlx::query_scalar(
+        "UPDATE analysis SET state = 1, claim_key = $1, claim_until_ms = $2,
+             started_ms = CASE WHEN state = 1 AND claim_key = $1 AND claim_until_ms > $3 THEN started_ms ELSE $3 END
+         WHERE data_id = $4 AND state < 2 RETURNING id",
+    )
+    .bind(key.0.to_vec())
+    .bind(until_ms)
+    .bind(now_ms)
+    .bind(data_id.0.to_vec())
+    .fetch_optional(&mut *connection)
+    .await?;
+    let Some(row) = claimed else { return Ok(Claim::Nothing) };
+    let twin = sqlx::query(
+        "SELECT 1 FROM analysis WHERE claim_key = $1 AND state = 1 AND claim_until_ms > $2 AND id < $3 LIMIT 1",
+    )
+    .bind(key.0.to_vec())
+    .bind(now_ms)
+    .bind(row);
+    let twin = twin.fetch_optional(connection).await?;
+    Ok(if twin.is_some() { Claim::Twin } else { Claim::Yours })
 }
 
 #[async_trait]
@@ -197,8 +260,8 @@ impl ResultStore for SqliteBackend {
         let submission = to_json(new).map_err(on(operation, new.data_id))?;
         let Digests([md5, sha1, sha256, sha512]) = Digests::of(&new.file);
         let insert = sqlx::query(
-            "INSERT INTO analysis (data_id, state, blob, md5, sha1, sha256, sha512, queued_ms, submission)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (data_id) DO NOTHING",
+            "INSERT INTO analysis (data_id, state, blob, md5, sha1, sha256, sha512, queued_ms, submission, passwords)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (data_id) DO NOTHING",
         )
         .bind(new.data_id.0.to_vec())
         .bind(state_to_i64(State::Queued))
@@ -208,7 +271,8 @@ impl ResultStore for SqliteBackend {
         .bind(sha256)
         .bind(sha512)
         .bind(to_i64(new.queued_ms))
-        .bind(submission);
+        .bind(submission)
+        .bind(new.passwords.as_ref().map(|sealed| sealed.0.clone()));
         let created = self.writer.execute(insert).await;
         created.and_then(|new| if new { Ok(()) } else { Err(StoreFault::Exists) }).map_err(on(operation, new.data_id))
     }
@@ -219,6 +283,34 @@ impl ResultStore for SqliteBackend {
             .bind(to_i64(now_ms))
             .bind(data_id.0.to_vec());
         self.writer.execute(update).await.map_err(on("start analysis", data_id))
+    }
+
+    async fn claim(&self, data_id: DataId, key: VerdictKey, until_ms: u64, now_ms: u64) -> Result<Claim, StoreError> {
+        let (until_ms, now_ms) = (to_i64(until_ms), to_i64(now_ms));
+        let claiming = self.writer.write(move |connection| Box::pin(claim(connection, data_id, key, until_ms, now_ms)));
+        claiming.await.map_err(on("start analysis", data_id))
+    }
+
+    async fn verdicts(&self, keys: &[VerdictKey], now_ms: u64) -> Result<Vec<Option<KeptVerdict>>, StoreError> {
+        self.look_up(keys, now_ms).await.map_err(on_verdicts("look up"))
+    }
+
+    async fn keep_verdicts(&self, verdicts: &[(VerdictKey, KeptVerdict)], now_ms: u64) -> Result<(), StoreError> {
+        self.keep(verdicts, now_ms).await.map_err(on_verdicts("keep"))
+    }
+
+    async fn finish_as(
+        &self,
+        data_id: DataId,
+        result: &FileResult,
+        source: DataId,
+        now_ms: u64,
+    ) -> Result<bool, StoreError> {
+        let (places, result, now_ms) = (self.places.clone(), result.clone(), to_i64(now_ms));
+        let finishing = self.writer.write(move |connection| {
+            Box::pin(async move { borrowed::finish(connection, &places, (data_id, source), result, now_ms).await })
+        });
+        finishing.await.map_err(on("finish analysis", data_id))
     }
 
     async fn put_nested(&self, records: &[NestedRecord]) -> Result<bool, StoreError> {
@@ -239,7 +331,7 @@ impl ResultStore for SqliteBackend {
         let json = to_json(result).map_err(on(operation, data_id))?;
         let state = if result.own == ResultCode::CANCELLED { State::Cancelled } else { State::Done };
         let update = sqlx::query(
-            "UPDATE analysis SET state = $1, result = $2, finished_ms = $3 WHERE data_id = $4 AND state < 2",
+            "UPDATE analysis SET state = $1, result = $2, finished_ms = $3, passwords = NULL WHERE data_id = $4 AND state < 2",
         )
         .bind(state_to_i64(state))
         .bind(json)
@@ -249,10 +341,13 @@ impl ResultStore for SqliteBackend {
     }
 
     async fn get(&self, data_id: DataId) -> Result<Option<AnalysisRecord>, StoreError> {
-        let record = match self.get_root(data_id).await {
-            Ok(None) => self.get_nested(data_id).await,
-            other => other,
-        };
+        let mut record = self.get_root(data_id).await;
+        if let Ok(None) = record {
+            record = self.get_nested(data_id).await;
+        }
+        if let Ok(None) = record {
+            record = self.get_borrowed(data_id).await;
+        }
         record.map_err(on("read analysis", data_id))
     }
 

@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use lazaret_analysis::{AnalysisRecord, DataId, Progress};
 use lazaret_identity::Principal;
 
-use crate::access::{may_see, principal, query_parameter};
+use crate::access::{Gate, may_see, query_parameter, require};
 use crate::error::ApiError;
 use crate::gateway::Shared;
 use crate::view::{PageView, document};
@@ -29,7 +29,7 @@ pub(super) async fn handle(
     request: Request,
 ) -> Result<Response, ApiError> {
     let (parts, _) = request.into_parts();
-    let principal = principal(&shared.identity, &parts).await?;
+    let principal = require(&shared, &parts, Gate::RESULT).await?;
     // A path that is not UTF-8 names nothing either.
     let asked = path.map(|Path(text)| text).unwrap_or_default();
     let Some((record, progress)) = find(&shared, &principal, &asked).await? else {

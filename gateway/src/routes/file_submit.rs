@@ -17,16 +17,14 @@ use lazaret_protocol::limits::{BLOB_BYTES_MAX, MIB};
 use percent_encoding::percent_decode;
 use serde::Serialize;
 
-use crate::access::principal;
+use super::passwords;
+use crate::access::{Gate, require};
 use crate::error::ApiError;
 use crate::gateway::Shared;
 use crate::submit::Submission;
 
-/// Headers that change what is to be scanned or what is to follow, and that are not supported: `archivepwd` and its
-/// numbered forms are matched by prefix.
+/// Headers that change what is to be scanned or what is to follow, and that are not supported.
 const UNSUPPORTED: [&str; 4] = ["batch", "callbackurl", "content-encoding", "downloadfrom"];
-/// See [`UNSUPPORTED`].
-const PASSWORD_PREFIX: &str = "archivepwd";
 /// Hints to engines. They never make a result milder, so a file that comes with them is taken.
 const ENGINES_METADATA: &str = "engines-metadata";
 
@@ -56,7 +54,7 @@ pub(super) async fn handle(State(shared): State<Arc<Shared>>, request: Request) 
 }
 
 async fn submit(shared: &Shared, parts: &Parts, body: &mut BodyDataStream) -> Result<DataId, ApiError> {
-    let principal = principal(&shared.identity, parts).await?;
+    let principal = require(shared, parts, Gate::SUBMIT).await?;
     let length = declared_length(&parts.headers)?;
     refuse_unsupported(&parts.headers)?;
     let submission = submission(shared, &parts.headers, principal)?;
@@ -87,7 +85,7 @@ fn refuse_unsupported(headers: &HeaderMap) -> Result<(), ApiError> {
         let name = name.as_str();
         // Clients send some headers empty, and `identity`, to say that they want nothing.
         let says_nothing = value.is_empty() || (name == "content-encoding" && value == "identity");
-        if !says_nothing && (UNSUPPORTED.contains(&name) || name.starts_with(PASSWORD_PREFIX)) {
+        if !says_nothing && UNSUPPORTED.contains(&name) {
             return Err(ApiError::Unsupported(name.to_owned()));
         }
     }
@@ -119,6 +117,7 @@ fn submission(
         },
         user_agent,
         metadata: first_text(headers, &["metadata"]),
+        passwords: passwords::of(headers)?,
     })
 }
 
@@ -203,7 +202,7 @@ mod tests {
             headers.insert(name, HeaderValue::from_static(value));
             refuse_unsupported(&headers).is_err()
         };
-        for name in ["batch", "archivepwd", "archivepwd1", "archivepwd27", "content-encoding", "downloadfrom"] {
+        for name in ["batch", "content-encoding", "downloadfrom"] {
             assert!(refused(name, "x"), "{name}");
             assert!(!refused(name, ""), "{name}");
         }

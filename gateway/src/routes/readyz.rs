@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::access::{principal, query_parameter};
+use crate::access::{Gate, query_parameter, require};
 use crate::gateway::Shared;
 
 #[derive(Serialize)]
@@ -21,7 +21,7 @@ pub(super) async fn handle(State(shared): State<Arc<Shared>>, request: Request) 
     let report = shared.readiness.report().await;
     let code = if report.status { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let asked = query_parameter(&parts, "verbose").is_some_and(|value| value == "true" || value == "1");
-    if asked && principal(&shared.identity, &parts).await.is_ok() {
+    if asked && require(&shared, &parts, Gate::ANY_KEY).await.is_ok() {
         return (code, Json(report.as_ref())).into_response();
     }
     (code, Json(Brief { status: report.status })).into_response()

@@ -8,8 +8,8 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use http_body_util::BodyExt;
-use lazaret_analysis::{AnalysisRecord, DataId, ProgressCache, ResultStore, SqliteBackend, TaskQueue};
-use lazaret_gateway::{Gateway, GatewayOptions};
+use lazaret_analysis::{AnalysisRecord, DataId, PasswordSeal, ProgressCache, ResultStore, SqliteBackend, TaskQueue};
+use lazaret_gateway::{Backends, Gateway, GatewayOptions};
 use lazaret_identity::{Identity, Role};
 use lazaret_node_client::cluster::ClusterOptions;
 use lazaret_node_client::local::Handler;
@@ -25,6 +25,7 @@ use tower::ServiceExt;
 /// Nodes of a test's cluster, of which [`MIN_REPLICA`] must hold a blob.
 const NODES: u8 = 3;
 const MIN_REPLICA: u8 = 2;
+pub const SECRET: &str = "the cluster's secret";
 
 /// Everything around one gateway.
 pub struct Station {
@@ -71,15 +72,15 @@ impl Station {
 
     /// A gateway over the station. Several may share it, as they do in production.
     pub fn gateway(&self, options: GatewayOptions) -> Gateway {
-        Gateway::new(
-            options,
-            self.results.clone(),
-            self.queue.clone(),
-            self.progress.clone(),
-            self.cluster.clone(),
-            self.identity.clone(),
-            Environment::system(),
-        )
+        let backends = Backends {
+            results: self.results.clone(),
+            queue: self.queue.clone(),
+            progress: self.progress.clone(),
+            cluster: self.cluster.clone(),
+            identity: self.identity.clone(),
+            seal: Arc::new(PasswordSeal::from_secret(SECRET).unwrap()),
+        };
+        Gateway::new(options, backends, Environment::system())
     }
 
     pub fn router(&self) -> Router {

@@ -44,7 +44,7 @@ use lazaret_analysis::ResultCode;
 use serde::{Deserialize, Serialize};
 
 use super::connection::{Connection, Pool, Slot, is_gone};
-use crate::engine::{Engine, EngineInfo, EngineVerdict, ScanContext, Subject};
+use crate::engine::{Engine, EngineInfo, EngineVerdict, ScanContext, Subject, base_name};
 use crate::source::SourceError;
 
 /// How long an engine may take until it says what it is: long enough to load a large database.
@@ -296,7 +296,7 @@ impl Conversation {
         let file = subject.file;
         let request = Request {
             id: self.files,
-            name: &file.display_name,
+            name: base_name(&file.display_name),
             size: subject.sample.length(),
             file_type: &file.file_type,
             md5: &file.md5,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use lazaret_analysis::{FileInfo, ResultCode, worst};
+use lazaret_analysis::{FileInfo, ResultCode, VerdictKey, worst};
 use lazaret_containers::FileType;
 use lazaret_containers::format::Found;
 use lazaret_digests::{Digests, Pending, Selection, Set};
@@ -17,6 +17,7 @@ use lazaret_protocol::BlobName;
 
 use super::node::{Judged, Node};
 use super::opening::{FileOpening, SandboxInput};
+use super::verdicts::{Asked, take_over};
 use super::{Tree, ms_since};
 use crate::budget::StopReason;
 use crate::engine::Subject;
@@ -35,6 +36,10 @@ pub(super) struct Known {
     pub fetch_ms: u64,
     /// What it is.
     pub file_type: Option<FileType>,
+    /// Whether it is known from an earlier scan.
+    pub asked: Option<Asked>,
+    /// Under what its verdict is kept.
+    pub key: Option<VerdictKey>,
 }
 
 /// Scans one file and records what was found.
@@ -51,7 +56,7 @@ pub(super) fn process(tree: &Arc<Tree>, node: &Arc<Node>, sample: Sample, known:
     node.judged(tree, judged);
 }
 
-fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, known: Known) -> Judged {
+fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) -> Judged {
     let mut judged = Judged { blob: known.blob, ..Judged::default() };
     judged.times.start_ms = tree.scanner.clock.unix_ms();
     judged.times.fetch_ms = known.fetch_ms;
@@ -61,6 +66,17 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, known: Known) -> J
         return judged;
     }
     tree.progress.begin_file(&node.name);
+    if let Some(asked) = known.asked.take() {
+        known.key = Some(asked.key);
+        let (kept, digests) = asked.wait();
+        known.digests = known.digests.or(digests);
+        let file = || known.file.clone().unwrap_or_else(|| bare_info(sample));
+        if let Some(taken) = kept.and_then(|kept| take_over(tree, node, kept, file())) {
+            judged.taken = Some(taken);
+            return judged;
+        }
+    }
+    judged.key = known.key.filter(|_| tree.may_keep());
 
     let mut pending = match &known.file {
         Some(_) => None,
@@ -96,15 +112,16 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, known: Known) -> J
     judged.engines = examined.engines;
     judged.findings = examined.findings;
     judged.failure = [judged.failure, examined.failure].into_iter().flatten().reduce(worst);
-
-    if examined.closed {
-        // Its content decided: what is in it is not looked at.
-        settle_digests(&mut judged);
-        return judged;
+    if containers.is_empty() {
+        shared.leaf_cost.note(began.elapsed());
     }
-    let began = Instant::now();
-    judged.container = opening.take_apart(&containers);
-    judged.times.extraction_ms = ms_since(began);
+
+    // Where its content decided, what is in it is not looked at.
+    if !examined.closed {
+        let began = Instant::now();
+        judged.container = opening.take_apart(&containers);
+        judged.times.extraction_ms = ms_since(began);
+    }
     settle_digests(&mut judged);
     // A file whose scan was cut short must not look judged.
     judged.failure = judged.failure.or_else(|| tree.stop.reason().and_then(StopReason::code));

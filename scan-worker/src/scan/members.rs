@@ -17,6 +17,7 @@ use lazaret_protocol::BlobName;
 use super::Tree;
 use super::judge::{Known, begin_digests, process};
 use super::node::Node;
+use super::verdicts::{ask, ask_stored};
 use crate::memory::{MemoryBudget, Reservation};
 use crate::sample::Sample;
 use crate::source::{BlobSource, BlobWriter};
@@ -128,13 +129,15 @@ impl<'m> Members<'m> {
         match content {
             Content::Held(bytes, Permit::Reserved(reservation)) => {
                 // Begun here, they are there when a thread comes to the file, and computed with those of its neighbours.
-                let digests = begin_digests(self.tree, &bytes);
+                let asked = ask(self.tree, &node.name, &bytes, known.file_type.as_ref());
+                let digests = if asked.is_none() { begin_digests(self.tree, &bytes) } else { None };
                 let sample = Sample::reserved(node.name.clone(), bytes, Some(reservation));
-                self.queue(node, sample, Known { digests, ..known }, may_nest);
+                self.queue(node, sample, Known { digests, asked, ..known }, may_nest);
             }
             Content::Held(bytes, permit) if may_nest => {
+                let asked = ask(self.tree, &node.name, &bytes, known.file_type.as_ref());
                 let sample = Sample::memory(node.name.clone(), bytes);
-                self.scan_now(node, sample, known);
+                self.scan_now(node, sample, Known { asked, ..known });
                 drop(permit);
             }
             // Too deep to be scanned here, and no permission to be held until somebody else does.
@@ -149,7 +152,8 @@ impl<'m> Members<'m> {
             Content::Stored(blob, length, digests) => {
                 let source: Arc<dyn BlobSource> = self.tree.source.clone();
                 let sample = Sample::remote(node.name.clone(), blob, length, source);
-                let known = Known { digests: Some(digests), blob: Some(blob), ..known };
+                let asked = ask_stored(self.tree, &node.name, blob);
+                let known = Known { digests: Some(digests), blob: Some(blob), asked, ..known };
                 self.queue(node, sample, known, may_nest);
             }
         }

@@ -14,6 +14,7 @@ mod judge;
 mod members;
 mod node;
 mod opening;
+mod verdicts;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,7 +22,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use lazaret_analysis::{DataId, FileInfo, FileResult, NestedRecord, Progress, Rule};
+use lazaret_analysis::{
+    DataId, EngineVersion, FileInfo, FileResult, KeptVerdict, NestedRecord, Progress, Rule, VerdictKey, VerdictScope,
+};
 use lazaret_containers::{Passwords, TreeBudget};
 use lazaret_digests::Selection;
 use lazaret_node_client::environment::{Clock, Environment};
@@ -32,6 +35,8 @@ use tokio::sync::oneshot;
 
 use self::judge::{Known, process};
 use self::node::Node;
+use self::verdicts::LeafCost;
+pub use self::verdicts::{Answer, PAGE_MEMBERS, VerdictCounters, Verdicts, fits, root_fits, taken_over};
 use crate::budget::{StopReason, StopSignal, limits};
 use crate::engine::Engine;
 use crate::memory::{MemoryBudget, Reservation};
@@ -74,12 +79,17 @@ pub struct Root {
     pub fetch_ms: u64,
     /// The passwords for what is encrypted in it.
     pub passwords: Passwords,
+    /// What earlier scans found; none to find out everything anew.
+    pub verdicts: Option<Arc<dyn Verdicts>>,
 }
 
 /// Where records of nested files go as they are finished. It may block the scan thread, which paces the scan.
 pub trait RecordSink: Send + Sync {
     /// Takes one record. An error ends the scan without a result.
     fn put(&self, record: NestedRecord) -> Result<(), String>;
+
+    /// Takes a verdict to be kept for other files, once the records that were put before are written.
+    fn keep(&self, _key: VerdictKey, _verdict: KeptVerdict) {}
 }
 
 /// How a scan ended.
@@ -110,6 +120,8 @@ struct Shared {
     pool: Pool,
     /// Digests of nested files, many at once.
     digests: lazaret_digests::Pool,
+    leaf_cost: LeafCost,
+    counters: Arc<VerdictCounters>,
 }
 
 impl Scanner {
@@ -123,7 +135,24 @@ impl Scanner {
         let memory = MemoryBudget::new(options.sample_budget_bytes);
         let clock = environment.clock.clone();
         let digests = lazaret_digests::Pool::of_process()?;
-        Ok(Self { shared: Arc::new(Shared { options, engines, memory, clock, pool, digests }) })
+        let (leaf_cost, counters) = (LeafCost::default(), Arc::default());
+        Ok(Self { shared: Arc::new(Shared { options, engines, memory, clock, pool, digests, leaf_cost, counters }) })
+    }
+
+    /// What became of questions about earlier scans.
+    pub fn counters(&self) -> &Arc<VerdictCounters> {
+        &self.shared.counters
+    }
+
+    /// What the verdicts of a rule depend on, with the engines as they are now. None if it wants none of earlier scans.
+    pub fn scope(&self, rule: &Rule) -> Option<VerdictScope> {
+        let version = |engine: &Arc<dyn Engine>| {
+            let info = engine.info();
+            let database = (info.database_version, info.def_time_ms);
+            EngineVersion { id: info.id, name: info.name, version: info.version, database }
+        };
+        let engines: Vec<EngineVersion> = self.shared.engines.iter().map(version).collect();
+        VerdictScope::new(rule, &engines, &format!("{:?}", self.shared.options.digests))
     }
 
     /// The byte budget over all samples, for fetching a root into memory.
@@ -137,7 +166,12 @@ impl Scanner {
         let stop = Arc::new(StopSignal::default());
         let source = Arc::new(Watched { source, stop: stop.clone(), failure: Mutex::new(None) });
         let length = root.content.as_ref().map_or(root.file.size_bytes, |(content, _)| content.len() as u64);
+        // Before the first engine runs: what a newer database finds may be kept as an older one's, never the reverse.
+        let scope = root.verdicts.as_ref().and_then(|_| self.scope(&root.rule));
+        let key = scope.as_ref().map(|scope| scope.key(root.blob.as_bytes(), &root.file.display_name));
         let tree = Arc::new(Tree {
+            scope,
+            verdicts: root.verdicts,
             budget: Arc::new(TreeBudget::new(limits(&root.rule), length)),
             scanner: self.shared.clone(),
             root: root.data_id,
@@ -157,7 +191,7 @@ impl Scanner {
             Some((content, reservation)) => Sample::reserved(name, content, Some(reservation)),
             None => Sample::remote(name, root.blob, length, source),
         };
-        let known = Known { file: Some(root.file), fetch_ms: root.fetch_ms, ..Known::default() };
+        let known = Known { file: Some(root.file), fetch_ms: root.fetch_ms, key, ..Known::default() };
         let job_tree = tree.clone();
         tree.lane.push(Box::new(move || process(&job_tree, &node, sample, known)));
         TreeScan { tree, outcome }
@@ -212,6 +246,9 @@ struct Tree {
     root: DataId,
     rule: Rule,
     passwords: Passwords,
+    /// What verdicts depend on; none if none are taken from earlier scans, or kept.
+    scope: Option<VerdictScope>,
+    verdicts: Option<Arc<dyn Verdicts>>,
     budget: Arc<TreeBudget>,
     stop: Arc<StopSignal>,
     source: Arc<Watched>,
@@ -226,6 +263,11 @@ impl Tree {
     /// Whether results may no longer be written.
     fn is_lost(&self) -> bool {
         self.stop.reason().is_some_and(|reason| reason.code().is_none())
+    }
+
+    /// Whether what is found may be kept for others: not if they might lack a password that helped.
+    fn may_keep(&self) -> bool {
+        self.passwords == Passwords::NONE
     }
 
     /// Ends the scan without a result.

@@ -3,13 +3,15 @@
 //! A node stays only as long as something in it is unfinished, so a container with a million members costs as much as
 //! one with a single member.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use lazaret_analysis::cache::may_be_kept;
 use lazaret_analysis::verdict::Extraction;
 use lazaret_analysis::{
-    ContainerResult, DataId, EngineResult, FileInfo, FileResult, Findings, NestedRecord, Outcome, ResultCode, Rule,
-    Times, own_result, worst,
+    ContainerResult, DataId, EngineResult, FileInfo, FileResult, Findings, KeptTree, KeptVerdict, NestedRecord,
+    Outcome, ResultCode, Rule, Times, TreeTotals, VerdictKey, own_result, worst,
 };
 use lazaret_protocol::BlobName;
 
@@ -36,6 +38,10 @@ struct State {
     members: u32,
     detected: u64,
     worst: Option<Worst>,
+    /// What its members took, theirs included.
+    totals: TreeTotals,
+    /// Whether one of them can't be kept as a verdict, so that its container can't either.
+    unkeepable: bool,
 }
 
 /// The direct member with the worst result so far, its own nested files included, so that whoever follows it from
@@ -46,6 +52,13 @@ struct Worst {
     code: ResultCode,
     ordinal: u32,
     data_id: DataId,
+}
+
+/// What a finished file tells its container besides its result.
+#[derive(Clone, Copy)]
+struct Tally {
+    totals: TreeTotals,
+    keepable: bool,
 }
 
 /// What a file's own scan found.
@@ -60,6 +73,10 @@ pub(super) struct Judged {
     pub times: Times,
     pub detail: String,
     pub findings: Findings,
+    /// Under what the verdict is kept, if it is worth that.
+    pub key: Option<VerdictKey>,
+    /// The whole result, and what is nested in it, if that was known.
+    pub taken: Option<(FileResult, TreeTotals)>,
 }
 
 /// What came of taking it apart.
@@ -77,7 +94,15 @@ impl Node {
     }
 
     fn new(parent: Option<Arc<Node>>, data_id: DataId, ordinal: u32, depth: u32, name: String, path: String) -> Self {
-        let state = State { open: 1, judged: None, members: 0, detected: 0, worst: None };
+        let state = State {
+            open: 1,
+            judged: None,
+            members: 0,
+            detected: 0,
+            worst: None,
+            totals: TreeTotals::default(),
+            unkeepable: false,
+        };
         Self { parent, data_id, ordinal, depth, name, path, created: Instant::now(), state: Mutex::new(state) }
     }
 
@@ -89,18 +114,23 @@ impl Node {
             state.members += 1;
             state.members - 1
         };
-        let mut ordinals = vec![ordinal];
-        let mut above = Some(self);
-        while let Some(node) = above {
-            if node.parent.is_some() {
-                ordinals.push(node.ordinal);
-            }
-            above = node.parent.as_ref();
-        }
-        ordinals.reverse();
+        let mut ordinals = self.ordinals();
+        ordinals.push(ordinal);
         let data_id = DataId::nested(&tree.scanner.options.nested_id_key, tree.root, &ordinals);
         let path = if self.path.is_empty() { name.clone() } else { format!("{}/{name}", self.path) };
         Arc::new(Self::new(Some(self.clone()), data_id, ordinal, self.depth + 1, name, path))
+    }
+
+    /// Its place in the root: the index within each container, outermost first; empty for the root.
+    pub fn ordinals(&self) -> Vec<u32> {
+        let mut ordinals = Vec::new();
+        let mut node = Some(self);
+        while let Some(Self { parent: Some(parent), ordinal, .. }) = node {
+            ordinals.push(*ordinal);
+            node = Some(parent);
+        }
+        ordinals.reverse();
+        ordinals
     }
 
     /// The file's own scan is done.
@@ -114,22 +144,32 @@ impl Node {
 
     /// One of the things that were open is finished. If it was the last, the file is, and something of its parent.
     fn close_one(&self, tree: &Tree) -> Option<Arc<Self>> {
-        let (result, blob) = {
+        let (result, blob, tally, key) = {
             let mut state = lock(&self.state);
             state.open = state.open.saturating_sub(1);
             if state.open > 0 {
                 return None;
             }
-            let judged = state.judged.take().unwrap_or_default();
-            let blob = judged.blob;
-            (self.result(&state, judged, &tree.rule), blob)
+            let mut judged = state.judged.take().unwrap_or_default();
+            let (blob, key) = (judged.blob, judged.key);
+            let (result, totals) = match judged.taken.take() {
+                Some((mut result, totals)) => {
+                    result.times.total_ms = ms_since(self.created);
+                    (result, totals)
+                }
+                None => (self.result(&state, judged, &tree.rule), state.totals),
+            };
+            let keepable = !state.unkeepable && may_be_kept(&result) && tree.stop.reason().is_none();
+            (result, blob, Tally { totals, keepable }, key)
         };
         let Some(parent) = self.parent.clone() else {
+            self.keep(tree, key, &result, tally);
             tree.finish(result);
             return None;
         };
-        parent.fold(self, &result);
+        parent.fold(self, &result, tally);
         if !tree.is_lost() {
+            let kept = key.map(|key| (key, result.clone()));
             let record = NestedRecord {
                 data_id: self.data_id,
                 root: tree.root,
@@ -141,15 +181,31 @@ impl Node {
             };
             if let Err(error) = tree.records.put(record) {
                 tree.fail(error);
+            } else if let Some((key, result)) = kept {
+                self.keep(tree, Some(key), &result, tally);
             }
         }
         Some(parent)
     }
 
+    /// Offers its verdict for keeping, after its own record and those of its members.
+    fn keep(&self, tree: &Tree, key: Option<VerdictKey>, result: &FileResult, tally: Tally) {
+        let Some(key) = key.filter(|_| tally.keepable) else { return };
+        let kept = result.container.as_ref().map(|_| {
+            let totals = TreeTotals { depth: tally.totals.depth.max(1), ..tally.totals };
+            KeptTree { source: self.data_id, totals }
+        });
+        tree.scanner.counters.kept.fetch_add(1, Ordering::Relaxed);
+        tree.records.keep(key, KeptVerdict { result: result.clone(), tree: kept });
+    }
+
     /// Takes a direct member's result into account.
-    fn fold(&self, member: &Self, result: &FileResult) {
+    fn fold(&self, member: &Self, result: &FileResult, tally: Tally) {
         let candidate = Worst { code: result.overall, ordinal: member.ordinal, data_id: member.data_id };
+        let within = result.container.as_ref().map(|_| TreeTotals { depth: tally.totals.depth.max(1), ..tally.totals });
         let mut state = lock(&self.state);
+        state.totals.add(result.file.size_bytes, within.as_ref());
+        state.unkeepable |= !tally.keepable;
         state.detected += u64::from(is_threat(result.own));
         state.detected += result.container.as_ref().map_or(0, |container| container.detected_count);
         let key = |worst: &Worst| (worst.code.severity_rank(), worst.ordinal);

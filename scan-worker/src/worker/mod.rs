@@ -12,27 +12,31 @@
 mod fetch;
 mod records;
 mod supervisor;
+mod twins;
+mod verdicts;
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lazaret_analysis::{
-    AnalysisRecord, DataId, FileResult, Findings, Lease, ProgressCache, ResultCode, ResultStore, StoreError, Task,
-    TaskQueue, Times,
+    AnalysisRecord, Claim, DataId, FileResult, Findings, Lease, PasswordSeal, ProgressCache, ResultCode, ResultStore,
+    StoreError, Task, TaskQueue, Times, VerdictKey,
 };
 use lazaret_containers::Passwords;
 use lazaret_digests::Selection;
 use lazaret_node_client::{Cluster, Environment};
 use lazaret_protocol::BlobName;
 use lazaret_sandbox::Sandbox;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use self::records::RecordWriter;
 use self::supervisor::Supervisor;
+use self::twins::Finished;
+use self::verdicts::StoredVerdicts;
 use crate::budget::StopReason;
 use crate::engine::Engine;
-use crate::scan::{Root, Scanner, ScannerOptions, TreeOutcome, TreeScan};
+use crate::scan::{Root, Scanner, ScannerOptions, TreeOutcome, TreeScan, VerdictCounters, Verdicts};
 use crate::source::{BlobSource, ClusterSource, SourceError};
 
 /// A task that was leased more often without being given back is not tried again: it took its worker down each time.
@@ -52,6 +56,15 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 /// Most unfinished analyses that one pass of the sweep looks at; the next pass sees the rest.
 const SWEEP_MAX: u32 = 1_000;
 
+/// Most submissions that wait for a twin. Further ones are scanned.
+const TWINS_WAITING_MAX: usize = 1_000;
+
+const _: () = assert!(
+    lazaret_analysis::password::PASSWORDS_MAX <= lazaret_containers::passwords::PASSWORDS_MAX
+        && lazaret_analysis::password::PASSWORD_BYTES_MAX <= lazaret_containers::passwords::PASSWORD_BYTES_MAX,
+    "every password that a gateway takes is tried"
+);
+
 /// How a worker works.
 #[derive(Debug, Clone)]
 pub struct WorkerOptions {
@@ -59,6 +72,8 @@ pub struct WorkerOptions {
     pub name: String,
     /// The key from which nested files' ids are made. It must be the same for all workers, for as long as results are kept.
     pub nested_id_key: [u8; 32],
+    /// What opens the archive passwords that gateways sealed.
+    pub seal: Arc<PasswordSeal>,
     /// Threads that scan and extract. Default: one a core.
     pub scan_threads: usize,
     /// How many submissions are scanned at once. Default: twice the threads, so that fetching and scanning overlap.
@@ -86,11 +101,12 @@ pub struct WorkerOptions {
 
 impl WorkerOptions {
     /// The defaults, for a worker of this name.
-    pub fn new(name: impl Into<String>, nested_id_key: [u8; 32]) -> Self {
+    pub fn new(name: impl Into<String>, nested_id_key: [u8; 32], seal: Arc<PasswordSeal>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             name: name.into(),
             nested_id_key,
+            seal,
             scan_threads: cores,
             concurrent_files: 2 * cores,
             sample_memory_max_bytes: 256 << 20,
@@ -121,6 +137,11 @@ struct Shared {
     source: Arc<dyn BlobSource>,
     environment: Environment,
     scanner: Scanner,
+    verdicts: Arc<dyn Verdicts>,
+    slots: Arc<Semaphore>,
+    /// Places for those that wait for a twin.
+    waiting: Arc<Semaphore>,
+    finished: Finished,
 }
 
 impl ScanWorker {
@@ -145,26 +166,45 @@ impl ScanWorker {
         };
         let runtime = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
         let scanner = Scanner::start(scanner_options, engines, &environment)?;
+        let verdicts = Arc::new(StoredVerdicts::start(results.clone(), runtime.clone(), &environment)?);
         let source: Arc<dyn BlobSource> = Arc::new(ClusterSource::new(cluster.clone(), runtime));
-        let shared = Shared { options, results, queue, progress, cluster, source, environment, scanner };
+        let slots = Arc::new(Semaphore::new(options.concurrent_files.max(1)));
+        let shared = Shared {
+            options,
+            results,
+            queue,
+            progress,
+            cluster,
+            source,
+            environment,
+            scanner,
+            verdicts,
+            slots,
+            waiting: Arc::new(Semaphore::new(TWINS_WAITING_MAX)),
+            finished: Finished::default(),
+        };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// What became of questions about earlier scans.
+    pub fn verdict_counters(&self) -> Arc<VerdictCounters> {
+        self.shared.scanner.counters().clone()
     }
 
     /// Works until `shutdown` becomes true or its sender is gone. Then it takes no more tasks, lets running scans finish for
     /// a while, gives the others back, and returns when nothing runs any more.
     pub async fn run(self, mut shutdown: watch::Receiver<bool>) {
         let shared = self.shared;
-        let slots = Arc::new(Semaphore::new(shared.options.concurrent_files.max(1)));
         let sweep = shared.clone().sweep();
         let for_scans = shutdown.clone();
         tokio::select! {
-            () = shared.take_tasks(&slots, &for_scans) => {}
+            () = shared.take_tasks(&for_scans) => {}
             () = sweep => {}
             _ = shutdown.wait_for(|asked| *asked) => {}
         }
-        // Every running scan holds a slot.
-        let all = shared.options.concurrent_files.max(1) as u32;
-        drop(slots.acquire_many(all).await);
+        // Every task that was begun holds a slot or a place to wait, and who has the one may yet come for the other.
+        let slots = shared.options.concurrent_files.max(1) as u32;
+        let _ = tokio::join!(shared.slots.acquire_many(slots), shared.waiting.acquire_many(TWINS_WAITING_MAX as u32));
     }
 }
 
@@ -175,9 +215,9 @@ impl Shared {
 
     /// Leases tasks and starts their scans, for ever. May be dropped at any point: a task that was leased and not begun
     /// comes back when its lease ends.
-    async fn take_tasks(self: &Arc<Self>, slots: &Arc<Semaphore>, shutdown: &watch::Receiver<bool>) {
+    async fn take_tasks(self: &Arc<Self>, shutdown: &watch::Receiver<bool>) {
         loop {
-            let Ok(slot) = slots.clone().acquire_owned().await else { return };
+            let Ok(slot) = self.slots.clone().acquire_owned().await else { return };
             let Some(lease) = self.lease().await else {
                 drop(slot);
                 self.queue.wait(RETRY_DELAY).await;
@@ -185,8 +225,7 @@ impl Shared {
             };
             let (shared, shutdown) = (self.clone(), shutdown.clone());
             self.environment.spawner.spawn(Box::pin(async move {
-                shared.work(lease, shutdown).await;
-                drop(slot);
+                shared.work(lease, slot, shutdown).await;
             }));
         }
     }
@@ -223,19 +262,30 @@ impl Shared {
     }
 
     /// Does one task, whatever comes of it.
-    async fn work(&self, lease: Lease, shutdown: watch::Receiver<bool>) {
+    async fn work(&self, lease: Lease, slot: OwnedSemaphorePermit, shutdown: watch::Receiver<bool>) {
         let data_id = lease.task.data_id;
-        let ending = match self.try_work(&lease, shutdown).await {
+        let mut claimed = None;
+        let ending = match self.try_work(&lease, slot, &mut claimed, shutdown).await {
             Ok(ending) => ending,
             Err(error) => Ending::Retry { detail: error.to_string() },
         };
+        if let (Some(key), true) = (claimed, ending.leaves_it_unfinished()) {
+            self.disclaim(data_id, key).await;
+        }
         if let Err(error) = self.end(&lease, ending).await {
             // The lease ends by itself, and the task comes back.
             tracing::warn!(%data_id, %error, "the end of a scan could not be recorded");
         }
+        self.finished.tell();
     }
 
-    async fn try_work(&self, lease: &Lease, shutdown: watch::Receiver<bool>) -> Result<Ending, StoreError> {
+    async fn try_work(
+        &self,
+        lease: &Lease,
+        slot: OwnedSemaphorePermit,
+        claimed: &mut Option<VerdictKey>,
+        shutdown: watch::Receiver<bool>,
+    ) -> Result<Ending, StoreError> {
         let data_id = lease.task.data_id;
         let Some(record) = self.results.get(data_id).await? else { return Ok(Ending::Nothing) };
         if record.state.is_finished() {
@@ -253,19 +303,41 @@ impl Shared {
             let detail = format!("the analysis names no blob: {:?}", record.new.blob);
             return Ok(Ending::Failed { record: Box::new(record), detail });
         };
-        if !self.results.start(data_id, self.now_ms()).await? {
-            return Ok(Ending::Nothing);
+        *claimed = self.verdict_key(&record, blob);
+        let Some(key) = *claimed else {
+            if !self.results.start(data_id, self.now_ms()).await? {
+                return Ok(Ending::Nothing);
+            }
+            let supervisor = Supervisor::new(self, lease, &record, None, shutdown);
+            return Ok(self.scan(record, blob, None, supervisor).await);
+        };
+        if let Some(ending) = self.known(&record, key).await? {
+            return Ok(ending);
         }
-        let supervisor = Supervisor::new(self, lease, &record, shutdown);
-        Ok(self.scan(record, blob, supervisor).await)
+        let mut supervisor = Supervisor::new(self, lease, &record, *claimed, shutdown);
+        let _slot = match self.claim(data_id, key).await? {
+            Claim::Nothing => return Ok(Ending::Nothing),
+            Claim::Yours => slot,
+            Claim::Twin => match self.wait_for_twin(&record, key, slot, &mut supervisor).await? {
+                Ok(slot) => slot,
+                Err(ending) => return Ok(ending),
+            },
+        };
+        Ok(self.scan(record, blob, Some(self.verdicts.clone()), supervisor).await)
     }
 
     /// Fetches and scans a file under the supervisor's eyes.
-    async fn scan(&self, record: AnalysisRecord, blob: BlobName, mut supervisor: Supervisor<'_>) -> Ending {
+    async fn scan(
+        &self,
+        record: AnalysisRecord,
+        blob: BlobName,
+        verdicts: Option<Arc<dyn Verdicts>>,
+        mut supervisor: Supervisor<'_>,
+    ) -> Ending {
         let began = self.environment.clock.monotonic();
         let fetched = tokio::select! {
             biased;
-            reason = supervisor.next() => return self.stopped_early(record, reason, &supervisor),
+            reason = supervisor.next() => return self.stopped_early(&record, reason, &supervisor),
             fetched = self.fetch(blob, record.new.file.size_bytes) => fetched,
         };
         let content = match fetched {
@@ -280,7 +352,8 @@ impl Shared {
             blob,
             content,
             fetch_ms,
-            passwords: Passwords::NONE,
+            passwords: self.passwords(&record),
+            verdicts,
         };
         let (writer, sink) = RecordWriter::start(self.results.clone(), &self.environment);
         let mut tree = self.scanner.scan(root, self.source.clone(), sink);
@@ -293,6 +366,19 @@ impl Shared {
             (_, _) if supervisor.is_shutting_down() => Ending::GiveBack,
             (TreeOutcome::Unfinished { source: Some(error), .. }, _) => Ending::of_source(record, &error),
             (_, Err(detail)) | (TreeOutcome::Unfinished { detail, .. }, _) => Ending::Retry { detail },
+        }
+    }
+
+    /// The passwords that came with the submission. Sealed ones that don't open are none: what needs one is blocked as
+    /// encrypted.
+    fn passwords(&self, record: &AnalysisRecord) -> Passwords {
+        let Some(sealed) = &record.new.passwords else { return Passwords::NONE };
+        match self.options.seal.open(record.data_id, sealed) {
+            Ok(list) => Passwords::new(list.iter().map(str::to_owned)),
+            Err(error) => {
+                tracing::error!(data_id = %record.data_id, %error, "the archive passwords are lost");
+                Passwords::NONE
+            }
         }
     }
 
@@ -313,9 +399,9 @@ impl Shared {
     }
 
     /// A scan that was stopped before it had any content.
-    fn stopped_early(&self, record: AnalysisRecord, reason: StopReason, supervisor: &Supervisor<'_>) -> Ending {
+    fn stopped_early(&self, record: &AnalysisRecord, reason: StopReason, supervisor: &Supervisor<'_>) -> Ending {
         match reason.code() {
-            Some(code) => Ending::Result(Box::new(bare_result(&record, code, String::new(), self.now_ms()))),
+            Some(code) => Ending::Result(Box::new(bare_result(record, code, String::new(), self.now_ms()))),
             None if supervisor.is_lost() => Ending::Lost,
             None => Ending::GiveBack,
         }
@@ -325,7 +411,7 @@ impl Shared {
     async fn end(&self, lease: &Lease, ending: Ending) -> Result<(), StoreError> {
         let data_id = lease.task.data_id;
         let result = match ending {
-            Ending::Nothing => {
+            Ending::Nothing | Ending::Done => {
                 self.queue.ack(&lease.token).await?;
                 return Ok(());
             }
@@ -382,6 +468,8 @@ impl Shared {
 enum Ending {
     /// There was nothing to do.
     Nothing,
+    /// Its result is recorded already.
+    Done,
     /// With a result.
     Result(Box<FileResult>),
     /// It never will succeed.
@@ -395,6 +483,11 @@ enum Ending {
 }
 
 impl Ending {
+    /// Whether somebody will begin the scan again.
+    fn leaves_it_unfinished(&self) -> bool {
+        matches!(self, Self::Retry { .. } | Self::GiveBack)
+    }
+
     fn of_source(record: AnalysisRecord, error: &SourceError) -> Self {
         match error {
             SourceError::NotFound(_) => Self::Failed { record: Box::new(record), detail: error.to_string() },

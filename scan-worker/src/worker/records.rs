@@ -1,12 +1,12 @@
 //! Writes the records of one root's nested files, in the order in which they were finished, in batches.
 //!
 //! Scan threads block when the channel is full, which paces them to the store. A batch is whatever came while the one before
-//! was being written.
+//! was being written. Verdicts to be kept follow the records they stand for; one that can't be kept is no fault.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use lazaret_analysis::{NESTED_BATCH_MAX, NestedRecord, ResultStore};
+use lazaret_analysis::{KeptVerdict, NESTED_BATCH_MAX, NestedRecord, ResultStore, VERDICT_BATCH_MAX, VerdictKey};
 use lazaret_node_client::Environment;
 use tokio::sync::{mpsc, oneshot};
 
@@ -21,6 +21,7 @@ const RETRY_DELAY: Duration = Duration::from_millis(500);
 
 enum Message {
     Record(Box<NestedRecord>),
+    Keep(Box<(VerdictKey, KeptVerdict)>),
     End,
 }
 
@@ -37,6 +38,11 @@ impl RecordSink for Sink {
         self.0
             .blocking_send(Message::Record(Box::new(record)))
             .map_err(|_| "records can no longer be written".to_owned())
+    }
+
+    fn keep(&self, key: VerdictKey, verdict: KeptVerdict) {
+        // If nothing is written any more, nothing is to be kept.
+        let _ = self.0.blocking_send(Message::Keep(Box::new((key, verdict))));
     }
 }
 
@@ -73,14 +79,21 @@ async fn write_all(
         // No message: whoever scans is gone, and so is whoever asks.
         let mut ended = messages.is_empty();
         let mut batch = Vec::with_capacity(messages.len());
+        let mut kept = Vec::new();
         for message in messages.drain(..) {
             match message {
                 Message::Record(record) => batch.push(*record),
+                Message::Keep(verdict) => kept.push(*verdict),
                 Message::End => ended = true,
             }
         }
         if !batch.is_empty() {
             write(&*results, &environment, &batch).await?;
+        }
+        for verdicts in kept.chunks(VERDICT_BATCH_MAX) {
+            if let Err(error) = results.keep_verdicts(verdicts, environment.clock.unix_ms()).await {
+                tracing::debug!(%error, "verdicts could not be kept");
+            }
         }
         if ended {
             return Ok(());

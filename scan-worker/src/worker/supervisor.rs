@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use lazaret_analysis::{AnalysisRecord, Lease};
+use lazaret_analysis::{AnalysisRecord, Lease, VerdictKey};
 use tokio::sync::watch;
 
 use super::Shared;
@@ -16,6 +16,8 @@ const CANCEL_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct Supervisor<'s> {
     shared: &'s Shared,
     lease: &'s Lease,
+    /// What others wait for the scan to find out.
+    claim: Option<VerdictKey>,
     next_beat: Duration,
     lease_end: Duration,
     next_look: Option<Duration>,
@@ -34,12 +36,19 @@ enum Due {
 }
 
 impl<'s> Supervisor<'s> {
-    pub fn new(shared: &'s Shared, lease: &'s Lease, record: &AnalysisRecord, shutdown: watch::Receiver<bool>) -> Self {
+    pub fn new(
+        shared: &'s Shared,
+        lease: &'s Lease,
+        record: &AnalysisRecord,
+        claim: Option<VerdictKey>,
+        shutdown: watch::Receiver<bool>,
+    ) -> Self {
         let now = shared.environment.clock.monotonic();
         let lasts = Duration::from_millis(shared.options.lease_ms);
         Self {
             shared,
             lease,
+            claim,
             next_beat: now + lasts / 3,
             lease_end: now + lasts,
             next_look: Some(now),
@@ -120,6 +129,7 @@ impl<'s> Supervisor<'s> {
             Ok(true) => {
                 self.next_beat = began + lasts / 3;
                 self.lease_end = began + lasts;
+                self.extend_claim().await;
                 None
             }
             Ok(false) => {
@@ -135,6 +145,15 @@ impl<'s> Supervisor<'s> {
                 self.lost = true;
                 Some(StopReason::Abandoned)
             }
+        }
+    }
+
+    /// Lets others wait on. If that fails they scan the file themselves, once the claim has ended.
+    async fn extend_claim(&self) {
+        if let Some(key) = self.claim
+            && let Err(error) = self.shared.claim(self.lease.task.data_id, key).await
+        {
+            tracing::debug!(data_id = %self.lease.task.data_id, %error, "a claim could not be extended");
         }
     }
 

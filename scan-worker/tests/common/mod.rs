@@ -141,6 +141,7 @@ pub fn root(name: &str, content: Bytes, rule: Rule, scanner: &Scanner) -> Root {
         content: Some((content, reservation)),
         fetch_ms: 0,
         passwords: Passwords::NONE,
+        verdicts: None,
     }
 }
 

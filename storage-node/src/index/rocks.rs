@@ -40,6 +40,9 @@ const WRITE_BUFFER_BYTES: usize = 32 << 20;
 const OPEN_FILES_MAX: i32 = 256;
 /// Bits of a Bloom filter for each key: one absent name in a hundred costs a read.
 const BLOOM_BITS: f64 = 10.0;
+/// What part of the write buffer is a Bloom filter over its keys: most names that are asked for are absent, and the walk
+/// through the buffer to find that out was the largest part of a rebuild.
+const WRITE_BUFFER_BLOOM_SHARE: f64 = 0.1;
 /// RocksDB's own text logs kept.
 const LOG_FILES_MAX: usize = 2;
 
@@ -278,6 +281,8 @@ fn database_options(horizon: &Arc<AtomicU32>) -> Options {
     options.set_block_based_table_factory(&tables);
     options.set_compression_type(DBCompressionType::Lz4);
     options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    options.set_memtable_prefix_bloom_ratio(WRITE_BUFFER_BLOOM_SHARE);
+    options.set_memtable_whole_key_filtering(true);
     options.set_max_open_files(OPEN_FILES_MAX);
     options.set_keep_log_file_num(LOG_FILES_MAX);
     // A torn end of the log is a crash; whatever lies behind a torn place must not count, or it would not be a prefix.
@@ -371,7 +376,10 @@ fn decode_named(key: &[u8], value: &[u8]) -> Option<(BlobName, Entry)> {
 
 fn batch_of(batch: &IndexBatch) -> WriteBatch {
     let mut changes = WriteBatch::default();
-    for (name, entry) in &batch.entries {
+    // In order, so that each finds its place in the write buffer beside the one before.
+    let mut entries: Vec<_> = batch.entries.iter().collect();
+    entries.sort_unstable_by_key(|(name, _)| *name);
+    for (name, entry) in entries {
         if entry.is_empty() {
             changes.delete(name_key(*name));
         } else {

@@ -26,7 +26,7 @@ use lazaret_node_client::{AdoptError, Cluster};
 use lazaret_protocol::limits::{BUCKET_MS, MIB};
 use lazaret_protocol::message::NodeReport;
 use lazaret_protocol::{ClusterMap, NodeId};
-use tokio::sync::watch;
+use tokio::sync::{RwLock, watch};
 
 use foreground::Foreground;
 use metrics::Metrics;
@@ -87,6 +87,8 @@ pub(crate) struct Shared {
     /// The cluster as this node reaches it, with a node's rights. Its map is the node's map.
     pub(crate) cluster: Cluster,
     kept_map: map::Kept,
+    /// Held to read by whoever tells a peer that copies here are sound, to write by whoever gives copies up.
+    pub(crate) giving_up: RwLock<()>,
     pub(crate) environment: Environment,
     pub(crate) options: NodeOptions,
     pub(crate) foreground: Foreground,
@@ -108,6 +110,7 @@ impl Node {
             store,
             cluster,
             kept_map: map::Kept::default(),
+            giving_up: RwLock::default(),
             environment,
             options,
             foreground: Foreground::default(),

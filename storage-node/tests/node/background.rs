@@ -11,7 +11,7 @@ use lazaret_node_client::environment::{BoxFuture, Clock, Environment};
 use lazaret_node_client::{Cluster, ClusterOptions, GetError, LocalNetwork};
 use lazaret_protocol::cluster_map::{ClusterMap, NodeState};
 use lazaret_protocol::limits::BUCKET_MS;
-use lazaret_protocol::message::{ErrorCode, Hold, Request, Response, Role, Tombstone};
+use lazaret_protocol::message::{CopyClaim, CopyClaims, ErrorCode, Hold, Request, Response, Role, Tombstone};
 use lazaret_protocol::name::{BlobName, NodeId};
 use lazaret_protocol::placement::write_order;
 use lazaret_storage_node::SimDisk;
@@ -324,6 +324,27 @@ async fn rot_is_found_and_made_good() {
     let entry = victim.node.map().nodes[0].clone();
     assert_eq!(ask(&test.peers, &entry, &Request::Repair).await, Response::Repairing);
     test.converged(&names, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_is_confirmed_only_to_a_node_of_the_same_map() {
+    let test = Test::start(map(3, 3, 3));
+    let names = test.put([1_000]).await;
+    let entry = test.nodes[0].node.map().nodes[0].clone();
+    let put_time_ms = test.nodes[0].engine.entry(names[0]).unwrap().unwrap().blob.unwrap().put_time_ms;
+    let verify = |epoch| {
+        let absent = CopyClaim { name: BlobName([7; 32]), put_time_ms };
+        Request::Verify(CopyClaims { epoch, copies: vec![CopyClaim { name: names[0], put_time_ms }, absent] })
+    };
+    assert_eq!(ask(&test.peers, &entry, &verify(1)).await, Response::Verified(vec![true, false]));
+    test.change(|map| map.cleanuprange = 48).await;
+    for epoch in [1, 3] {
+        match ask(&test.peers, &entry, &verify(epoch)).await {
+            Response::Error(reply) => assert_eq!(reply.code, ErrorCode::OtherEpoch, "{}", reply.message),
+            other => panic!("by the map of epoch {epoch}: {other:?}"),
+        }
+    }
+    assert_eq!(ask(&test.peers, &entry, &verify(2)).await, Response::Verified(vec![true, false]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -28,7 +28,7 @@ use yara_x::{MetaValue, ScanError, Scanner};
 
 use self::compile::Compiled;
 use super::reload::{self, Found, LoadError, Reloadable, Trouble};
-use crate::engine::{Engine, EngineInfo, EngineVerdict, ScanContext, Subject};
+use crate::engine::{Engine, EngineInfo, EngineVerdict, ScanContext, Subject, base_name};
 
 /// The engine's id.
 pub const ENGINE_ID: &str = "yara";
@@ -227,11 +227,11 @@ fn verdict(result: Result<Vec<YaraHit>, String>, waited: Duration) -> EngineVerd
 
 /// What rules may ask of the file by name, in the order of [`compile::EXTERNALS`].
 fn externals(file: &FileInfo) -> [String; 4] {
-    let name = file.display_name.rsplit(['/', '\\']).next().unwrap_or_default();
-    // YARA knows no other whitespace or markup here: texts are taken as they are.
+    // Without the folders before it: a verdict is found again by this name, wherever the file lies.
+    let name = base_name(&file.display_name);
     [
         name.to_owned(),
-        file.display_name.clone(),
+        name.to_owned(),
         extension_of(name).map(|extension| format!(".{extension}")).unwrap_or_default(),
         file.file_type.clone(),
     ]
@@ -244,10 +244,14 @@ impl Reloadable for Shared {
 
     fn load(&self, files: &[Found]) -> Result<(), LoadError> {
         let compiled = Arc::new(compile::compile(files, &self.options.rules)?);
-        *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = compiled;
-        self.generation.fetch_add(1, Ordering::Release);
-        // Under the lock, so that no thread is between looking and waiting. Those that wait let go of the former set.
-        drop(self.lock());
+        let former = {
+            // Under the queue's lock: what is queued once the new set shows is never judged by the former.
+            let _queue = self.lock();
+            self.generation.fetch_add(1, Ordering::Release);
+            std::mem::replace(&mut *self.loaded.write().unwrap_or_else(PoisonError::into_inner), compiled)
+        };
+        drop(former);
+        // Those that wait let go of the former set at once.
         self.work.notify_all();
         Ok(())
     }
@@ -387,7 +391,7 @@ mod tests {
                 meta: description = "three letters" score = 75 sure = true
                 strings: $a = "abc" condition: $a and filesize < 100
             }
-            rule by_name { condition: filename == "x.doc" and filepath contains "in/" and extension == ".doc" and filetype == "text/plain" }"#,
+            rule by_name { condition: filename == "x.doc" and filepath == filename and extension == ".doc" and filetype == "text/plain" }"#,
         );
         write(
             folder.path(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lazaret_protocol::limits::REPAIR_ITEMS_MAX;
 use lazaret_protocol::message::{
-    CopyClaim, DayDigest, ErrorCode, ErrorReply, RepairItem, RepairItems, RepairPage, RepairScope,
+    CopyClaims, DayDigest, ErrorCode, ErrorReply, RepairItem, RepairItems, RepairPage, RepairScope,
 };
 use lazaret_protocol::{BlobName, ClusterMap, NodeId};
 
@@ -20,7 +20,7 @@ const ITEMS_A_NAME_MAX: usize = 4;
 
 /// Digests of a partition, one a day that has items.
 pub(crate) async fn digests(shared: &Shared, scope: RepairScope) -> Result<Vec<DayDigest>, ErrorReply> {
-    let map = agreed(shared, &scope)?;
+    let map = agreed(shared, scope.epoch)?;
     let own = shared.id;
     let work = move |store: Store| {
         let mut digests: BTreeMap<u32, DayDigest> = BTreeMap::new();
@@ -36,7 +36,7 @@ pub(crate) async fn digests(shared: &Shared, scope: RepairScope) -> Result<Vec<D
 
 /// A page of the items of one day.
 pub(crate) async fn items(shared: &Shared, page: RepairPage) -> Result<RepairItems, ErrorReply> {
-    let map = agreed(shared, &page.scope)?;
+    let map = agreed(shared, page.scope.epoch)?;
     let own = shared.id;
     let work = move |store: Store| {
         let mut items = Vec::new();
@@ -52,11 +52,15 @@ pub(crate) async fn items(shared: &Shared, page: RepairPage) -> Result<RepairIte
 }
 
 /// Which of the claimed copies are here and sound: each is read from the disk.
-pub(crate) async fn verify(shared: &Shared, claims: Vec<CopyClaim>) -> Result<Vec<bool>, ErrorReply> {
+pub(crate) async fn verify(shared: &Shared, claims: CopyClaims) -> Result<Vec<bool>, ErrorReply> {
+    let CopyClaims { epoch, copies: claims } = claims;
     if claims.len() > REPAIR_ITEMS_MAX {
         let message = format!("{} copies are over the limit of {REPAIR_ITEMS_MAX}", claims.len());
         return Err(ErrorReply { code: ErrorCode::BadRequest, message });
     }
+    // What is confirmed here is not given up meanwhile; and not afterwards, see `surplus::give_up`.
+    let _standing = shared.giving_up.read().await;
+    agreed(shared, epoch)?;
     let work = move |store: Store| {
         claims
             .iter()
@@ -70,12 +74,12 @@ pub(crate) async fn verify(shared: &Shared, claims: Vec<CopyClaim>) -> Result<Ve
 }
 
 /// The map that both ends go by.
-fn agreed(shared: &Shared, scope: &RepairScope) -> Result<Arc<ClusterMap>, ErrorReply> {
+fn agreed(shared: &Shared, epoch: u64) -> Result<Arc<ClusterMap>, ErrorReply> {
     let map = shared.cluster.map();
-    if map.epoch == scope.epoch {
+    if map.epoch == epoch {
         return Ok(map);
     }
-    let message = format!("this node holds epoch {}, the other one {}", map.epoch, scope.epoch);
+    let message = format!("this node holds epoch {}, the other one {epoch}", map.epoch);
     Err(ErrorReply { code: ErrorCode::OtherEpoch, message })
 }
 

@@ -6,7 +6,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lazaret_protocol::limits::{MIB, REPAIR_ITEMS_MAX, UPLOAD_LEASE_MAX_MS};
-use lazaret_protocol::message::{CopyClaim, Hold, PutHeader, PutLocator, PutTarget, RepairItem, Request, Response};
+use lazaret_protocol::message::{
+    CopyClaim, CopyClaims, Hold, PutHeader, PutLocator, PutTarget, RepairItem, Request, Response,
+};
 use lazaret_protocol::{BlobName, NodeId, PlacementKey, UploadId};
 
 use super::{Left, Round};
@@ -81,7 +83,7 @@ async fn hand_over_batch(round: &Round, mut batch: Vec<Surplus>) -> Left {
             left.undone = true;
             continue;
         }
-        for at in confirm(shared, owner, &mut batch).await {
+        for at in confirm(round, owner, &mut batch).await {
             let Some(copy) = batch.get_mut(at) else { continue };
             match send(shared, owner, copy).await {
                 // What a node has just hashed, written and synced is as good as read.
@@ -98,6 +100,24 @@ async fn hand_over_batch(round: &Round, mut batch: Vec<Surplus>) -> Left {
                 }
             }
         }
+    }
+    left.and(give_up(round, batch).await);
+    let worked = shared.environment.clock.monotonic().saturating_sub(began);
+    shared.foreground.yield_after(&shared.environment, worked).await;
+    left
+}
+
+/// Gives up the copies that every owner has confirmed.
+///
+/// Owners answer only by the map of this round. If it is still in force here, no other node was told since that a copy here
+/// counts as an owner's; if it is not, one may have been. Nobody is told while copies are given up.
+async fn give_up(round: &Round, batch: Vec<Surplus>) -> Left {
+    let shared = &round.shared;
+    let mut left = Left::default();
+    let _alone = shared.giving_up.write().await;
+    if shared.cluster.map().epoch != round.map.epoch {
+        left.undone = true;
+        return left;
     }
     for copy in batch {
         if copy.confirmed.len() < round.view().confirmations() {
@@ -121,13 +141,12 @@ async fn hand_over_batch(round: &Round, mut batch: Vec<Surplus>) -> Left {
             }
         }
     }
-    let worked = shared.environment.clock.monotonic().saturating_sub(began);
-    shared.foreground.yield_after(&shared.environment, worked).await;
     left
 }
 
 /// Asks an owner which of its copies are sound; returns the places in the batch of those that it lacks.
-async fn confirm(shared: &Shared, owner: NodeId, batch: &mut [Surplus]) -> Vec<usize> {
+async fn confirm(round: &Round, owner: NodeId, batch: &mut [Surplus]) -> Vec<usize> {
+    let shared = &round.shared;
     for hold in batch.iter().filter(|copy| copy.owners.contains(&owner)).filter_map(|copy| copy.hold) {
         // An owner that does not know of a hold might let the blob expire.
         if !matches!(shared.cluster.ask(owner, Request::Hold(hold)).await, Ok(Response::HoldSet)) {
@@ -142,7 +161,7 @@ async fn confirm(shared: &Shared, owner: NodeId, batch: &mut [Surplus]) -> Vec<u
         .collect();
     let bytes: u64 = own.keys().filter_map(|at| batch.get(*at)).map(|copy| copy.length).sum();
     let limit = VERIFY_SLACK + Duration::from_secs(bytes / VERIFY_BYTES_PER_SECOND_MIN);
-    let claims: Vec<CopyClaim> = own.values().copied().collect();
+    let claims = CopyClaims { epoch: round.map.epoch, copies: own.values().copied().collect() };
     match shared.cluster.ask_within(owner, Request::Verify(claims), limit).await {
         Ok(Response::Verified(sound)) if sound.len() == own.len() => {
             let mut lacking = Vec::new();
