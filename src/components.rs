@@ -89,7 +89,7 @@ async fn serve_node(
     let service = NodeService::new(node_at_work.clone());
     let listener = listen(config.listen.unwrap_or(node.address), &identity, cluster, service)?;
     if let Some(address) = config.metrics {
-        metrics::serve(address, vec![node_at_work.clone()]).await?;
+        metrics::serve(address, vec![node_at_work.clone()], None).await?;
     }
     node_at_work.start();
     ready(format_args!("storage-node={} address={}", node.name, listener.local_addr()?))?;

@@ -97,9 +97,6 @@ impl EmbeddedCluster {
 impl Services {
     async fn start(options: &UpOptions, nodes: &Nodes, http: TcpListener) -> anyhow::Result<Self> {
         let data = options.data.as_path();
-        if let Some(address) = options.metrics {
-            metrics::serve(address, nodes.nodes().to_vec()).await?;
-        }
         let gateway_address = http.local_addr()?;
         let cluster = nodes.cluster()?;
         let config = gateway_config(data, &options.judging);
@@ -107,6 +104,9 @@ impl Services {
         let backend = SqliteBackend::open(&config.results).await?;
         let gateway = components::open_gateway(&config, &backend, cluster.clone()).await?;
         let worker = components::open_worker(&worker_config(data, options)?, &backend, cluster.clone()).await?;
+        if let Some(address) = options.metrics {
+            metrics::serve(address, nodes.nodes().to_vec(), Some(worker.verdict_counters())).await?;
+        }
         let mut watching = Running::new();
         let watched = cluster.clone();
         watching.spawn(|shutdown| async move { watched.run_background(asked(shutdown)).await });

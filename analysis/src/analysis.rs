@@ -135,6 +135,9 @@ pub struct ContainerResult {
 /// Where the time went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Times {
+    /// Waiting for a thread of its worker.
+    #[serde(default)]
+    pub wait_ms: u64,
     /// Taking digests.
     pub hash_ms: u64,
     /// Fetching the blob.

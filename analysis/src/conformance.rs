@@ -617,9 +617,12 @@ async fn one_of_several_claims_counts(store: &dyn ResultStore) {
     // It was recorded earlier, so it waits for no later one: nobody waits in a circle.
     assert_eq!(store.claim(ids[0], key, 100, 30).await.unwrap(), Claim::Yours);
     assert_eq!(store.claim(ids[1], key, 100, 40).await.unwrap(), Claim::Twin);
-    assert_eq!(store.get(ids[1]).await.unwrap().unwrap().started_ms, Some(10), "extended, not started again");
-    assert_eq!(store.claim(ids[0], key, 0, 50).await.unwrap(), Claim::Yours, "given up");
-    assert_eq!(store.claim(ids[1], key, 300, 60).await.unwrap(), Claim::Yours);
+    assert_eq!(store.get(ids[1]).await.unwrap().unwrap().started_ms, Some(40), "it began anew");
+    store.extend_claim(ids[0], 150).await.unwrap();
+    assert_eq!(store.claim(ids[1], key, 300, 120).await.unwrap(), Claim::Twin, "extended");
+    assert_eq!(store.get(ids[0]).await.unwrap().unwrap().started_ms, Some(30), "which is no start");
+    store.extend_claim(ids[0], 0).await.unwrap();
+    assert_eq!(store.claim(ids[1], key, 300, 60).await.unwrap(), Claim::Yours, "given up");
     assert_eq!(store.claim(ids[2], key, 300, 70).await.unwrap(), Claim::Twin);
     assert!(store.finish(ids[1], &sample_result(ResultCode::CANCELLED, "a"), 80).await.unwrap());
     assert_eq!(store.claim(ids[1], key, 300, 90).await.unwrap(), Claim::Nothing, "finished");

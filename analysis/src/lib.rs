@@ -16,6 +16,7 @@ pub mod batch;
 pub mod cache;
 pub mod conformance;
 pub mod id;
+pub mod outdated;
 pub mod password;
 pub mod rule;
 pub mod sqlite;
@@ -30,6 +31,7 @@ pub use analysis::{
 pub use batch::{BatchGroup, BatchRecord, NewBatch};
 pub use cache::{EngineVersion, KeptTree, KeptVerdict, TreeTotals, VERDICT_BATCH_MAX, VerdictKey, VerdictScope};
 pub use id::DataId;
+pub use outdated::outdated_data;
 pub use password::{PasswordList, PasswordSeal, SealError, SealedPasswords};
 pub use rule::{Limits, Rule, RuleError, RuleSet, Rules, SelectError};
 pub use sqlite::SqliteBackend;

@@ -259,6 +259,8 @@ fn process_section(record: &AnalysisRecord, now: &Standing<'_>) -> ProcessSectio
             av_scan_time: times.scan_ms,
             extraction_time: times.extraction_ms,
             filetype_time: times.filetype_ms,
+            // The first thing that a file waits for, and the only one with a name of its own here.
+            filetype_wait_time: times.wait_ms,
             others_time: times.total_ms.saturating_sub(accounted),
             ..ProcessingTimes::default()
         },

@@ -488,7 +488,7 @@ async fn what_is_known_is_not_scanned_again_and_looks_the_same() {
     let limits = [
         (Limits { depth: 2, ..Limits::default() }, ResultCode::ARCHIVE_DEPTH),
         (Limits { files: 7, ..Limits::default() }, ResultCode::ARCHIVE_FILES),
-        (Limits { produced_bytes: 4_000, ..Limits::default() }, ResultCode::ARCHIVE_SIZE),
+        (Limits { produced_bytes: 3_000, ..Limits::default() }, ResultCode::ARCHIVE_SIZE),
         (Limits { file_bytes: Some(2_000), ..Limits::default() }, ResultCode::ARCHIVE_SIZE),
     ];
     for (limits, code) in limits {

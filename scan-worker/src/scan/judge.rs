@@ -60,6 +60,7 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     let mut judged = Judged { blob: known.blob, ..Judged::default() };
     judged.times.start_ms = tree.scanner.clock.unix_ms();
     judged.times.fetch_ms = known.fetch_ms;
+    judged.times.wait_ms = ms_since(node.created);
     if let Some(reason) = tree.stop.reason() {
         judged.file = known.file.unwrap_or_else(|| bare_info(sample));
         judged.failure = reason.code().or(Some(ResultCode::FAILED));

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use lazaret_analysis::{
     AnalysisRecord, Claim, DataId, FileResult, Findings, Lease, PasswordSeal, ProgressCache, ResultCode, ResultStore,
-    StoreError, Task, TaskQueue, Times, VerdictKey,
+    StoreError, Task, TaskQueue, Times,
 };
 use lazaret_containers::Passwords;
 use lazaret_digests::Selection;
@@ -288,13 +288,13 @@ impl Shared {
     /// Does one task, whatever comes of it.
     async fn work(&self, lease: Lease, slot: Slot, shutdown: watch::Receiver<bool>) {
         let data_id = lease.task.data_id;
-        let mut claimed = None;
+        let mut claimed = false;
         let ending = match self.try_work(&lease, slot, &mut claimed, shutdown).await {
             Ok(ending) => ending,
             Err(error) => Ending::Retry { detail: error.to_string() },
         };
-        if let (Some(key), true) = (claimed, ending.leaves_it_unfinished()) {
-            self.disclaim(data_id, key).await;
+        if claimed && ending.leaves_it_unfinished() {
+            self.disclaim(data_id).await;
         }
         if let Err(error) = self.end(&lease, ending).await {
             // The lease ends by itself, and the task comes back.
@@ -307,7 +307,7 @@ impl Shared {
         &self,
         lease: &Lease,
         slot: Slot,
-        claimed: &mut Option<VerdictKey>,
+        claimed: &mut bool,
         shutdown: watch::Receiver<bool>,
     ) -> Result<Ending, StoreError> {
         let data_id = lease.task.data_id;
@@ -327,18 +327,18 @@ impl Shared {
             let detail = format!("the analysis names no blob: {:?}", record.new.blob);
             return Ok(Ending::Failed { record: Box::new(record), detail });
         };
-        *claimed = self.verdict_key(&record, blob);
-        let Some(key) = *claimed else {
+        let Some(key) = self.verdict_key(&record, blob) else {
             if !self.results.start(data_id, self.now_ms()).await? {
                 return Ok(Ending::Nothing);
             }
-            let supervisor = Supervisor::new(self, lease, &record, None, shutdown);
+            let supervisor = Supervisor::new(self, lease, &record, false, shutdown);
             return Ok(self.scan(record, blob, None, supervisor, slot).await);
         };
         if let Some(ending) = self.known(&record, key).await? {
             return Ok(ending);
         }
-        let mut supervisor = Supervisor::new(self, lease, &record, *claimed, shutdown);
+        *claimed = true;
+        let mut supervisor = Supervisor::new(self, lease, &record, true, shutdown);
         let slot = match self.claim(data_id, key).await? {
             Claim::Nothing => return Ok(Ending::Nothing),
             Claim::Yours => slot,
