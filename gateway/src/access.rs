@@ -128,12 +128,14 @@ pub(crate) enum Presented {
 pub(crate) fn presented(parts: &Parts) -> Presented {
     let key = match parts.headers.get(APIKEY) {
         Some(value) => value.to_str().ok().map(|key| key.trim().to_owned()),
-        None => match query_parameter(parts, APIKEY) {
-            Some(key) => Some(key),
-            None => return Presented::Nothing,
-        },
+        None => Some(query_parameter(parts, APIKEY).unwrap_or_default()),
     };
-    key.filter(|key| !key.is_empty() && key.len() <= KEY_CHARS_MAX).map_or(Presented::NoKey, Presented::Key)
+    match key {
+        // Clients that were given no key send an empty one.
+        Some(key) if key.is_empty() => Presented::Nothing,
+        Some(key) if key.len() <= KEY_CHARS_MAX => Presented::Key(key),
+        _ => Presented::NoKey,
+    }
 }
 
 /// The first query parameter of that name. A query that cannot be parsed has none.

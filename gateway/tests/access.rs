@@ -13,7 +13,7 @@ use axum::body::Body;
 use axum::http::{Method, Request};
 use common::{Station, ask};
 use lazaret_gateway::GatewayOptions;
-use lazaret_identity::{Actor, Identity, IdentityOptions, Right, Rights, Role};
+use lazaret_identity::{Actor, Clock, Identity, IdentityOptions, Right, Rights, Role};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -92,6 +92,10 @@ async fn callers(station: &Station) -> Vec<Caller> {
     identity.revoke_key(&actor, "alice", revoked.as_deref().unwrap()).await.unwrap();
     let ended = session(identity, "alice").await;
     identity.logout(&ended, None).await.unwrap();
+    // Of yesterday, by a clock that shows it.
+    let yesterday = Clock::new(|| Clock::system().unix_ms().saturating_sub(24 * 3600 * 1000));
+    let options = IdentityOptions { clock: yesterday, ..IdentityOptions::default() };
+    let expired = session(&Identity::open_with(station.identity_file(), options).await.unwrap(), "alice").await;
     while identity.users().await.unwrap().iter().all(|user| user.locked_until_ms == 0) {
         assert!(identity.login("locked", "wrong", None).await.is_err());
     }
@@ -105,6 +109,7 @@ async fn callers(station: &Station) -> Vec<Caller> {
         caller("a password", Some(PASSWORD.to_owned()), None),
         caller("a revoked key", revoked, None),
         caller("an ended session", Some(ended), None),
+        caller("an expired session", Some(expired), None),
         caller("an administrator", Some(station.admin.clone()), rights(Role::Administrator)),
         caller("a submitter", Some(station.alice.clone()), rights(Role::Submitter)),
         caller("a submitter's session", Some(session(identity, "alice").await), rights(Role::Submitter)),
@@ -184,7 +189,8 @@ async fn without_a_key_files_are_taken_only_where_that_is_set() {
     // A user's results are not anybody's, and a wrong key is not none.
     let alices = common::accepted(&router, post(Some(&station.alice))).await.to_string();
     assert_eq!(ask(&router, read(&alices)).await.1, json!({alices: "Not Found"}));
-    for wrong in ["", "wrong", &"0".repeat(64)] {
+    common::accepted(&router, post(Some(""))).await;
+    for wrong in ["wrong", &"0".repeat(64), &"x".repeat(1000)] {
         common::refused(&router, post(Some(wrong)), 403).await;
     }
     // What any key opens is not open to whoever has none.
