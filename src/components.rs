@@ -8,10 +8,11 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use lazaret_analysis::{PasswordSeal, RuleSet, SqliteBackend};
-use lazaret_gateway::{Backends, Gateway, GatewayOptions};
+use lazaret_gateway::{Backends, CallbackKey, CallbackOptions, Gateway, GatewayOptions, OutboundOptions, Signer};
 use lazaret_identity::{Identity, Role};
 use lazaret_node_client::Environment;
 use lazaret_node_client::cluster::{Cluster, ClusterOptions};
@@ -29,6 +30,7 @@ use lazaret_storage_node::service::NodeService;
 use lazaret_storage_node::store::{DiskSource, Store};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::cli::{ComponentOptions, StorageNodeOptions};
 use crate::config::{self, Config, GatewayConfig, SandboxMode, ScanWorkerConfig, StorageNodeConfig};
@@ -224,7 +226,31 @@ pub async fn open_gateway(
     let identity = Identity::open_with(&config.identity, config.identity_options()).await?;
     identity.ensure_key_file(&config.admin_key_file, "admin", Role::Administrator).await?;
     identity.ensure_key_file(&config.client_key_file, "client", Role::Submitter).await?;
+    let signing_key = config.signing_key.clone();
+    let signer = tokio::task::spawn_blocking(move || Signer::open(&signing_key)).await??;
+    let callbacks = match config.callbacks.hosts.as_slice() {
+        [] => None,
+        hosts => Some(CallbackOptions {
+            outbound: OutboundOptions {
+                hosts: hosts.to_vec(),
+                private_addresses: config.callbacks.private_addresses,
+                time_max: Duration::from_secs(config.callbacks.seconds_max.max(1)),
+                ..OutboundOptions::default()
+            },
+            key: CallbackKey::open(&config.callback_key)
+                .with_context(|| format!("the callback key {}", config.callback_key.display()))?,
+        }),
+    };
     let options = GatewayOptions {
+        downloads: OutboundOptions {
+            hosts: config.downloads.hosts.clone(),
+            private_addresses: config.downloads.private_addresses,
+            time_max: Duration::from_secs(config.downloads.seconds_max.max(1)),
+            bytes_max: config.downloads.bytes_max,
+        },
+        callbacks,
+        signer: Some(Arc::new(signer)),
+        history: (config.history_hours > 0).then(|| Duration::from_secs(config.history_hours.saturating_mul(3600))),
         inflight_bytes_max: config.inflight_bytes_max,
         inflight_uploads_max: config.inflight_uploads_max,
         anonymous: config.anonymous,
@@ -296,6 +322,37 @@ pub fn ready(what: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "ready {what}")?;
     Ok(stdout.flush()?)
+}
+
+/// Tasks that end after they were told to.
+pub struct Running {
+    shutdown: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    /// None yet.
+    pub fn new() -> Self {
+        Self { shutdown: watch::Sender::new(false), tasks: Vec::new() }
+    }
+
+    /// Begins one, which is handed what tells it to end.
+    pub fn spawn<F: Future<Output = ()> + Send + 'static>(&mut self, task: impl FnOnce(watch::Receiver<bool>) -> F) {
+        self.tasks.push(tokio::spawn(task(self.shutdown.subscribe())));
+    }
+
+    /// Tells all of them to end and waits until they have.
+    pub async fn stop(self) {
+        let _ = self.shutdown.send(true);
+        for task in self.tasks {
+            let _ = task.await;
+        }
+    }
+}
+
+/// Completes once shutdown was asked for.
+pub async fn asked(mut shutdown: watch::Receiver<bool>) {
+    let _ = shutdown.wait_for(|asked| *asked).await;
 }
 
 /// Completes on SIGINT or SIGTERM.

@@ -214,6 +214,44 @@ impl Config for StorageNodeConfig {
     }
 }
 
+/// Whom a gateway fetches files from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DownloadsConfig {
+    /// Hosts: `files.example`, `files.example:8443`, `*.example`. None switches it off.
+    pub hosts: Vec<String>,
+    /// Whether addresses may be asked that are not public: loopback, private, link-local.
+    pub private_addresses: bool,
+    /// The longest file.
+    pub bytes_max: u64,
+    /// How long one may take.
+    pub seconds_max: u64,
+}
+
+impl Default for DownloadsConfig {
+    fn default() -> Self {
+        Self { hosts: Vec::new(), private_addresses: false, bytes_max: 4096 * MIB, seconds_max: 300 }
+    }
+}
+
+/// Whom a gateway tells of finished analyses.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CallbacksConfig {
+    /// Hosts, as for `downloads`. None switches it off.
+    pub hosts: Vec<String>,
+    /// Whether addresses may be asked that are not public: loopback, private, link-local.
+    pub private_addresses: bool,
+    /// How long an answer may take.
+    pub seconds_max: u64,
+}
+
+impl Default for CallbacksConfig {
+    fn default() -> Self {
+        Self { hosts: Vec::new(), private_addresses: false, seconds_max: 30 }
+    }
+}
+
 /// One gateway.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -234,6 +272,16 @@ pub struct GatewayConfig {
     pub client_key_file: PathBuf,
     /// The cluster's secret, as the workers have it; archive passwords are sealed with it.
     pub secret: PathBuf,
+    /// The key and certificate (PEM) that sign the results of batches. Made on the first start.
+    pub signing_key: PathBuf,
+    /// Whom files may be fetched from (`downloadfrom`).
+    pub downloads: DownloadsConfig,
+    /// Whom finished analyses may be told to (`callbackurl`).
+    pub callbacks: CallbacksConfig,
+    /// The key (32 characters or more) that signs callbacks. Made when they are switched on.
+    pub callback_key: PathBuf,
+    /// How many hours finished analyses are kept, with all that was found in them; 0 keeps them for good.
+    pub history_hours: u64,
     /// Whether whoever has no key may submit files, and read their results by id.
     pub anonymous: bool,
     /// How long sessions live and what they are bound to.
@@ -262,6 +310,11 @@ impl Default for GatewayConfig {
             identity: "identity.db".into(),
             admin_key_file: "admin.key".into(),
             client_key_file: "client.key".into(),
+            signing_key: "signing.pem".into(),
+            downloads: DownloadsConfig::default(),
+            callbacks: CallbacksConfig::default(),
+            callback_key: "callback.key".into(),
+            history_hours: 0,
             secret: crate::init::SECRET_FILE.into(),
             anonymous: false,
             sessions: SessionsConfig::default(),
@@ -292,6 +345,8 @@ impl Config for GatewayConfig {
             &mut self.identity,
             &mut self.admin_key_file,
             &mut self.client_key_file,
+            &mut self.signing_key,
+            &mut self.callback_key,
             &mut self.secret,
         ];
         paths.extend(&mut self.rules);

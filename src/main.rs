@@ -8,6 +8,7 @@ mod components;
 mod config;
 mod init;
 mod metrics;
+mod nodes;
 mod offline;
 mod scan;
 mod simulate;

@@ -47,6 +47,20 @@ pub struct FileInfo {
     pub extension: String,
 }
 
+/// What a submission may name beside the file.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SentAlong {
+    /// The batch that it belongs to.
+    pub batch: Option<DataId>,
+    /// What is meant for engines: JSON, as it came.
+    pub engines_metadata: Option<String>,
+    /// Where the finished analysis is to be told.
+    pub callback_url: Option<String>,
+    /// Where the file was fetched from, if it was not sent.
+    pub download_url: Option<String>,
+}
+
 /// A submission whose blob is stored, to be recorded before its task is queued.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewAnalysis {
@@ -64,6 +78,9 @@ pub struct NewAnalysis {
     pub user_agent: String,
     /// What the submitter wants kept with the analysis.
     pub metadata: Option<String>,
+    /// What it named beside the file.
+    #[serde(default)]
+    pub sent_along: SentAlong,
     /// The passwords for what is encrypted in it; gone once the analysis is finished. Kept apart from the rest.
     #[serde(skip)]
     pub passwords: Option<SealedPasswords>,

@@ -9,17 +9,19 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::analysis::{
-    ContainerResult, EngineResult, FileInfo, FileResult, NestedRecord, NewAnalysis, Principal, State, Times,
+    ContainerResult, EngineResult, FileInfo, FileResult, NestedRecord, NewAnalysis, Principal, SentAlong, State, Times,
 };
+use crate::batch::NewBatch;
 use crate::cache::{KeptTree, KeptVerdict, TreeTotals, VERDICT_BATCH_MAX, VerdictKey};
 use crate::id::DataId;
 use crate::password::SealedPasswords;
 use crate::rule::Rule;
 use crate::store::{
-    Claim, LeaseToken, NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Progress, ProgressCache, ResultStore, StoreFault, Task,
-    TaskQueue,
+    Claim, DigestQuery, LeaseToken, NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Progress, ProgressCache, ResultStore,
+    SMALL_FILE_BYTES, StoreFault, Task, TaskQueue,
 };
-use crate::verdict::ResultCode;
+use crate::verdict::{Outcome, ResultCode};
+use crate::worker_report::{EngineInfo, WorkerReport};
 
 /// A submission to test with: every field is filled, and two of them differ in everything that may differ.
 pub fn sample_analysis(data_id: DataId) -> NewAnalysis {
@@ -32,6 +34,11 @@ pub fn sample_analysis(data_id: DataId) -> NewAnalysis {
         principal: Principal { user_id: "7".to_owned(), user_name: "Ada".to_owned(), role: "submitter".to_owned() },
         user_agent: "conformance".to_owned(),
         metadata: Some(r#"{"ticket": 12}"#.to_owned()),
+        sent_along: SentAlong {
+            engines_metadata: Some(r#"{"depth": 3}"#.to_owned()),
+            download_url: Some("https://files.example/report".to_owned()),
+            ..SentAlong::default()
+        },
         passwords: Some(SealedPasswords(data_id.0.to_vec())),
         receive_ms: 1_700_000_000_000,
         upload_ms: 1_700_000_000_400,
@@ -100,10 +107,18 @@ pub async fn result_store(store: &dyn ResultStore) {
     nested_files_are_recorded_and_paged(store).await;
     nested_files_of_finished_analyses_are_refused(store).await;
     unfinished_analyses_are_listed(store).await;
+    analyses_are_found_by_digest(store).await;
+    analyses_are_listed_by_user(store).await;
+    batches_take_files_until_they_are_closed(store).await;
+    batches_are_cancelled_as_a_whole(store).await;
+    workers_report(store).await;
+    callbacks_are_due_until_they_are_settled(store).await;
+    what_is_old_is_removed(store).await;
     verdicts_are_kept_and_found(store).await;
     one_of_several_claims_counts(store).await;
     members_are_borrowed(store).await;
     only_finished_analyses_lend(store).await;
+    borrowed_members_are_found_and_outlive_their_lender(store).await;
 }
 
 async fn analyses_are_recorded_once(store: &dyn ResultStore) {
@@ -262,6 +277,293 @@ async fn unfinished_analyses_are_listed(store: &dyn ResultStore) {
         store.finish(*id, &sample_result(ResultCode::NO_THREAT, "a"), 2000).await.unwrap();
     }
     assert_eq!(store.count_unfinished().await.unwrap(), before);
+}
+
+async fn analyses_are_found_by_digest(store: &dyn ResultStore) {
+    let user = DataId::random().to_string();
+    // One content, submitted three times by one user and once by another; nested in a fifth submission.
+    let file = sample_file("same", blake3::hash(user.as_bytes()).to_hex().as_str());
+    let new = |queued_ms: u64, user_id: &str, rule: &str| NewAnalysis {
+        file: file.clone(),
+        rule: Rule::with_defaults(rule),
+        principal: Principal { user_id: user_id.to_owned(), ..Principal::default() },
+        queued_ms,
+        ..sample_analysis(DataId::random())
+    };
+    let (old, newer, foreign) = (new(1000, &user, "a"), new(2000, &user, "b"), new(3000, "another", "a"));
+    let (open, cancelled) = (new(4000, &user, "a"), new(4500, &user, "a"));
+    let container = NewAnalysis { file: FileInfo::default(), ..new(5000, &user, "c") };
+    let mut nested = sample_nested(container.data_id, 0);
+    nested.result.file = file.clone();
+    for new in [&old, &newer, &foreign, &open, &cancelled, &container] {
+        store.create(new).await.unwrap();
+    }
+    store.put_nested(std::slice::from_ref(&nested)).await.unwrap();
+    for id in [old.data_id, newer.data_id, foreign.data_id] {
+        store.finish(id, &sample_result(ResultCode::NO_THREAT, "x"), 6000).await.unwrap();
+    }
+    store.finish(cancelled.data_id, &sample_result(ResultCode::CANCELLED, "x"), 6000).await.unwrap();
+
+    let of_user = DigestQuery { user_id: Some(user.clone()), nested: true, ..DigestQuery::default() };
+    for digest in [&file.md5, &file.sha1, &file.sha256, &file.sha512] {
+        let query = DigestQuery { digest: hex::decode(digest).unwrap(), ..of_user.clone() };
+        let found = store.find_by_digest(&query, 9).await.unwrap();
+        assert_eq!(found, [newer.data_id, old.data_id], "finished, the user's own, newest first: {digest}");
+    }
+    store.finish(container.data_id, &sample_result(ResultCode::NO_THREAT, "x"), 6000).await.unwrap();
+    let query = DigestQuery { digest: hex::decode(&file.sha256).unwrap(), ..of_user };
+    let find = async |query: DigestQuery, limit| store.find_by_digest(&query, limit).await.unwrap();
+    let (n, a, b) = (nested.data_id, newer.data_id, old.data_id);
+    assert_eq!(find(query.clone(), 9).await, [n, a, b], "nested files as well, once their root is finished");
+    assert_eq!(find(query.clone(), 1).await, [n]);
+    assert_eq!(find(DigestQuery { nested: false, ..query.clone() }, 9).await, [a, b]);
+    assert_eq!(find(DigestQuery { rule: Some("a".to_owned()), ..query.clone() }, 9).await, [b]);
+    assert_eq!(find(DigestQuery { since_ms: 1500, nested: false, ..query.clone() }, 9).await, [a]);
+    let all = DigestQuery { user_id: None, nested: false, ..query.clone() };
+    assert_eq!(find(all, 9).await, [foreign.data_id, a, b], "everybody's");
+    let unfinished = DigestQuery { unfinished: true, nested: false, ..query.clone() };
+    assert_eq!(find(unfinished.clone(), 9).await, [a, b, open.data_id], "what is finished comes first");
+    let late = DigestQuery { since_ms: 4000, ..unfinished };
+    assert_eq!(find(late, 9).await, [open.data_id]);
+    // The index looks at the first bytes only.
+    let mut other = query.digest.clone();
+    *other.last_mut().unwrap() ^= 1;
+    assert_eq!(find(DigestQuery { digest: other, ..query.clone() }, 9).await, []);
+    for length in [0, 1, 15, 33, 65] {
+        assert_eq!(find(DigestQuery { digest: vec![0; length], ..query.clone() }, 9).await, []);
+    }
+    store.finish(open.data_id, &sample_result(ResultCode::NO_THREAT, "x"), 6000).await.unwrap();
+}
+
+async fn analyses_are_listed_by_user(store: &dyn ResultStore) {
+    let user = DataId::random().to_string();
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        let principal = Principal { user_id: user.clone(), ..Principal::default() };
+        let new = NewAnalysis { principal, ..sample_analysis(DataId::random()) };
+        store.create(&new).await.unwrap();
+        store.finish(new.data_id, &sample_result(ResultCode::NO_THREAT, "x"), 6000).await.unwrap();
+        ids.insert(0, new.data_id);
+    }
+    let mut seen = Vec::new();
+    let mut from = None;
+    loop {
+        let page = store.list(Some(&user), from, 2).await.unwrap();
+        assert!(page.records.len() <= 2);
+        seen.extend(page.records.iter().map(|record| record.data_id));
+        from = page.next;
+        if from.is_none() {
+            break;
+        }
+    }
+    assert_eq!(seen, ids, "newest first, none twice, none left out");
+    assert_eq!(store.list(None, None, 2).await.unwrap().records[0].data_id, ids[0], "everybody's");
+    assert_eq!(store.list(Some("nobody"), None, 2).await.unwrap().records, []);
+}
+
+fn sample_batch() -> NewBatch {
+    NewBatch {
+        batch_id: DataId::random(),
+        rule: Rule::with_defaults("default"),
+        principal: Principal { user_id: "7".to_owned(), ..Principal::default() },
+        user_agent: "conformance".to_owned(),
+        user_data: "night \u{1F319}\n\"x\"".to_owned(),
+        created_ms: 1_700_000_000_000,
+    }
+}
+
+fn member_of(batch_id: DataId, allowed: &[ResultCode]) -> NewAnalysis {
+    let mut new = sample_analysis(DataId::random());
+    new.rule.allowed_codes = allowed.to_vec();
+    new.sent_along.batch = Some(batch_id);
+    new
+}
+
+async fn batches_take_files_until_they_are_closed(store: &dyn ResultStore) {
+    let batch = sample_batch();
+    let id = batch.batch_id;
+    let (clean, infected) = (ResultCode::NO_THREAT, ResultCode::INFECTED);
+    let early = member_of(id, &[clean]);
+    let error = store.create(&early).await.expect_err("the batch is unknown");
+    assert!(matches!(error.source, StoreFault::BatchClosed), "{error}");
+    assert_eq!((store.batch(id).await.unwrap(), store.batch_head(id).await.unwrap()), (None, None));
+    assert!(!store.close_batch(id, 5).await.unwrap() && !store.cancel_batch(id, 5).await.unwrap());
+
+    store.create_batch(&batch).await.unwrap();
+    let error = store.create_batch(&batch).await.expect_err("an id is taken once");
+    assert!(matches!(error.source, StoreFault::Exists), "{error}");
+    let members = [member_of(id, &[clean]), member_of(id, &[clean]), member_of(id, &[clean, infected])];
+    for member in &members {
+        store.create(member).await.unwrap();
+    }
+    let error = store.create(&members[0]).await.expect_err("recorded already");
+    assert!(matches!(error.source, StoreFault::Exists), "{error}");
+    assert_eq!(store.batch_head(id).await.unwrap(), Some((batch.clone(), true)));
+    let record = store.batch(id).await.unwrap().unwrap();
+    assert_eq!((&record.new, record.closed_ms, record.cancelled), (&batch, None, false));
+    assert_eq!((record.count(), record.code()), (3, ResultCode::IN_PROGRESS));
+
+    let shown = |records: Vec<crate::analysis::AnalysisRecord>| -> Vec<DataId> {
+        records.iter().map(|record| record.data_id).collect()
+    };
+    let ids = members.each_ref().map(|member| member.data_id);
+    assert_eq!(shown(store.batch_members(id, 0, 9).await.unwrap()), ids, "in the order in which they came");
+    assert_eq!(shown(store.batch_members(id, 1, 1).await.unwrap()), ids[1..2]);
+    assert_eq!(shown(store.batch_members(id, 3, 9).await.unwrap()), []);
+    assert_eq!(store.batch_members(id, u32::MAX, u32::MAX).await.unwrap(), []);
+
+    store.start(ids[0], 70).await.unwrap();
+    store.start(ids[1], 60).await.unwrap();
+    assert!(store.close_batch(id, 50).await.unwrap() && store.close_batch(id, 90).await.unwrap());
+    assert_eq!(store.batch_head(id).await.unwrap(), Some((batch.clone(), false)));
+    let late = member_of(id, &[clean]);
+    let error = store.create(&late).await.expect_err("the batch is closed");
+    assert!(matches!(error.source, StoreFault::BatchClosed), "{error}");
+    assert_eq!(store.get(late.data_id).await.unwrap(), None);
+    for (member, code) in ids.iter().zip([clean, clean, infected]) {
+        assert_eq!(store.batch(id).await.unwrap().unwrap().outcome(), Outcome::Processing);
+        store.finish(*member, &sample_result(code, "x"), 100).await.unwrap();
+    }
+    let record = store.batch(id).await.unwrap().unwrap();
+    assert_eq!((record.closed_ms, record.count(), record.code()), (Some(50), 3, infected));
+    assert_eq!(record.outcome(), Outcome::Allowed, "each file is judged by its own rule");
+    assert_eq!((record.started_ms, record.finished_ms), (Some(60), Some(100)));
+}
+
+async fn batches_are_cancelled_as_a_whole(store: &dyn ResultStore) {
+    let batch = sample_batch();
+    let id = batch.batch_id;
+    store.create_batch(&batch).await.unwrap();
+    let (done, open) = (member_of(id, &[ResultCode::NO_THREAT]), member_of(id, &[ResultCode::NO_THREAT]));
+    store.create(&done).await.unwrap();
+    store.create(&open).await.unwrap();
+    store.finish(done.data_id, &sample_result(ResultCode::NO_THREAT, "x"), 9).await.unwrap();
+    for now_ms in [10, 11] {
+        assert!(store.cancel_batch(id, now_ms).await.unwrap());
+    }
+    assert!(!store.cancel_requested(done.data_id).await.unwrap(), "what is finished stays as it is");
+    assert!(store.cancel_requested(open.data_id).await.unwrap());
+    assert!(store.create(&member_of(id, &[])).await.is_err(), "a cancelled batch takes no files");
+    store.finish(open.data_id, &sample_result(ResultCode::CANCELLED, "x"), 12).await.unwrap();
+    let record = store.batch(id).await.unwrap().unwrap();
+    assert_eq!((record.closed_ms, record.cancelled, record.code()), (Some(10), true, ResultCode::CANCELLED));
+    assert_eq!(record.outcome(), Outcome::Blocked);
+}
+
+async fn workers_report(store: &dyn ResultStore) {
+    let named = |name: &str, running| WorkerReport {
+        name: name.to_owned(),
+        running,
+        engines: vec![EngineInfo {
+            id: "builtin_1".to_owned(),
+            name: "Lazaret".to_owned(),
+            version: "1".to_owned(),
+            kind: "signatures".to_owned(),
+            database_version: "2".to_owned(),
+            def_time_ms: 3,
+        }],
+        ..WorkerReport::default()
+    };
+    // Younger than whatever was reported before.
+    let now_ms = 1 << 45;
+    store.report_worker(&named("b", 1), now_ms).await.unwrap();
+    store.report_worker(&named("a", 2), now_ms + 1).await.unwrap();
+    store.report_worker(&named("b", 3), now_ms + 2).await.unwrap();
+    assert_eq!(
+        store.workers(now_ms).await.unwrap(),
+        [named("a", 2), named("b", 3)],
+        "the last report of each, by name"
+    );
+    assert_eq!(store.workers(now_ms + 2).await.unwrap(), [named("b", 3)]);
+    assert_eq!(store.workers(now_ms + 3).await.unwrap(), []);
+}
+
+async fn callbacks_are_due_until_they_are_settled(store: &dyn ResultStore) {
+    let mut new = sample_analysis(DataId::random());
+    let id = new.data_id;
+    new.sent_along.callback_url = Some("https://example.test/done".to_owned());
+    store.create(&new).await.unwrap();
+    let now_ms = new.queued_ms;
+    let due = async |now_ms| -> Vec<(String, u32)> {
+        let all = store.due_callbacks(now_ms, 100).await.unwrap();
+        all.into_iter()
+            .filter(|callback| callback.data_id == id)
+            .map(|callback| (callback.url, callback.attempts))
+            .collect()
+    };
+    let url = "https://example.test/done".to_owned();
+    assert_eq!(due(now_ms).await, [], "not before the analysis is finished");
+    store.finish(id, &sample_result(ResultCode::NO_THREAT, "x"), now_ms).await.unwrap();
+    assert_eq!(due(now_ms).await, [(url.clone(), 0)]);
+    assert!(store.callback_tried(id, Some(now_ms + 10)).await.unwrap());
+    assert_eq!(due(now_ms + 9).await, []);
+    assert_eq!(due(now_ms + 10).await, [(url, 1)]);
+    assert!(store.callback_tried(id, None).await.unwrap());
+    assert!(!store.callback_tried(id, Some(now_ms)).await.unwrap(), "settled for good");
+    assert_eq!(due(u64::MAX).await, []);
+}
+
+async fn what_is_old_is_removed(store: &dyn ResultStore) {
+    let clean = sample_result(ResultCode::NO_THREAT, "x");
+    let finished = async |new: &NewAnalysis, at_ms| {
+        store.create(new).await.unwrap();
+        let nested: Vec<NestedRecord> = (0..5).map(|ordinal| sample_nested(new.data_id, ordinal)).collect();
+        store.put_nested(&nested).await.unwrap();
+        store.finish(new.data_id, &clean, at_ms).await.unwrap();
+        (new.data_id, nested[4].data_id)
+    };
+    let known = async |id| store.get(id).await.unwrap().is_some();
+    // Older than whatever the other suites finished but for some, which don't look back.
+    let (old, old_nested) = finished(&sample_analysis(DataId::random()), 2).await;
+    let (young, young_nested) = finished(&sample_analysis(DataId::random()), 1 << 46).await;
+    let open = sample_analysis(DataId::random());
+    store.create(&open).await.unwrap();
+    let mut told = sample_analysis(DataId::random());
+    told.sent_along.callback_url = Some("https://example.test/".to_owned());
+    let (told, _) = finished(&told, 2).await;
+    // A batch with a young file keeps its old one; a batch of old files goes, and so does an old one without files.
+    let (mixed, gone, empty) = (sample_batch(), sample_batch(), sample_batch());
+    let old_batch = |batch: &NewBatch| NewBatch { created_ms: 1, ..batch.clone() };
+    for batch in [&mixed, &gone, &empty] {
+        store.create_batch(&old_batch(batch)).await.unwrap();
+    }
+    let (kept, _) = finished(&member_of(mixed.batch_id, &[]), 2).await;
+    finished(&member_of(mixed.batch_id, &[]), 1 << 46).await;
+    let (member, _) = finished(&member_of(gone.batch_id, &[]), 2).await;
+    store.close_batch(gone.batch_id, 2).await.unwrap();
+
+    // What is borrowed stays for its borrower, and is unknown by its own ids; it goes with the last borrower.
+    let (lender, lent, records) = lender(store).await;
+    let (by_young, by_old) = (DataId::random(), DataId::random());
+    for (borrower, at_ms) in [(by_young, 1 << 46), (by_old, 2)] {
+        store.create(&sample_analysis(borrower)).await.unwrap();
+        assert!(store.finish_as(borrower, &lent, lender, at_ms).await.unwrap());
+    }
+    let late = DataId::random();
+    store.create(&sample_analysis(late)).await.unwrap();
+
+    let mut steps = 0;
+    while store.expire(3, 2).await.unwrap() > 0 {
+        assert_eq!(known(old).await, known(old_nested).await, "it goes as a whole");
+        steps += 1;
+        assert!(steps < 10_000, "it comes to an end");
+    }
+    assert!(steps > 2, "in steps");
+    assert_eq!(store.expire(3, 2).await.unwrap(), 0);
+    assert!(known(young).await && known(young_nested).await && known(open.data_id).await);
+    assert!(known(told).await, "what is yet to be told stays");
+    assert!(known(kept).await && store.batch(mixed.batch_id).await.unwrap().unwrap().count() == 2);
+    assert!(!known(member).await && store.batch(gone.batch_id).await.unwrap().is_none());
+    assert_eq!(store.batch(empty.batch_id).await.unwrap(), None);
+    assert!(!known(lender).await && !known(records[0].data_id).await && !known(by_old).await);
+    assert_eq!(store.nested(by_young, 0, 10).await.unwrap().records.len(), 3, "a borrower loses nothing");
+    assert!(!store.finish_as(late, &lent, lender, 1 << 46).await.unwrap(), "what is unknown lends no more");
+    store.finish(late, &clean, 1 << 46).await.unwrap();
+    let query = DigestQuery { nested: true, unfinished: true, ..DigestQuery::default() };
+    let digest = hex::decode(sample_analysis(old).file.sha256).unwrap();
+    assert_eq!(store.find_by_digest(&DigestQuery { digest, ..query }, 9).await.unwrap(), []);
+    store.callback_tried(told, None).await.unwrap();
+    store.finish(open.data_id, &clean, 1 << 46).await.unwrap();
 }
 
 fn sample_key(seed: DataId, number: u8) -> VerdictKey {
@@ -429,11 +731,56 @@ async fn only_finished_analyses_lend(store: &dyn ResultStore) {
     }
 }
 
+async fn borrowed_members_are_found_and_outlive_their_lender(store: &dyn ResultStore) {
+    let (root, result, records) = lender(store).await;
+    let user = DataId::random().to_string();
+    let borrower = async |source: DataId, result: &FileResult| {
+        let principal = Principal { user_id: user.clone(), ..Principal::default() };
+        let mut new = NewAnalysis { principal, ..sample_analysis(DataId::random()) };
+        let batch = NewBatch { batch_id: DataId::random(), ..sample_batch() };
+        store.create_batch(&batch).await.unwrap();
+        new.sent_along.batch = Some(batch.batch_id);
+        store.create(&new).await.unwrap();
+        assert!(store.finish_as(new.data_id, result, source, 1 << 46).await.unwrap());
+        let groups = store.batch(batch.batch_id).await.unwrap().unwrap().groups;
+        assert_eq!(groups[0].overall, Some(result.overall), "its result counts in its batch");
+        new.data_id
+    };
+    let find = async |record: &NestedRecord| {
+        let digest = hex::decode(&record.result.file.sha256).unwrap();
+        let query = DigestQuery { digest, user_id: Some(user.clone()), nested: true, ..DigestQuery::default() };
+        store.find_by_digest(&query, 9).await.unwrap()
+    };
+    assert_eq!(find(&records[0]).await, [], "nothing is borrowed yet");
+    let whole = borrower(root, &result).await;
+    let page = store.nested(whole, 0, 9).await.unwrap().records;
+    let deep = store.nested(page[1].data_id, 0, 9).await.unwrap().records;
+    let (first, second) = (find(&records[0]).await, find(&records[2]).await);
+    assert!(first.contains(&page[0].data_id) && first.contains(&deep[0].data_id), "two files of the same content");
+    assert_eq!(second, [page[2].data_id]);
+    let inner = borrower(records[1].data_id, &records[1].result).await;
+    let inner_page = store.nested(inner, 0, 9).await.unwrap().records;
+    assert!(find(&records[0]).await.contains(&inner_page[0].data_id));
+    assert_eq!(find(&records[2]).await, [page[2].data_id], "what lies beside the inner container was not borrowed");
+
+    while store.expire(2, 100).await.unwrap() > 0 {}
+    assert_eq!(store.get(root).await.unwrap(), None, "the lender is gone");
+    assert_eq!(store.get(records[0].data_id).await.unwrap(), None, "and so are its files");
+    assert_eq!(store.nested(whole, 0, 9).await.unwrap().records, page, "what was borrowed stays");
+    assert_eq!(find(&records[2]).await, [page[2].data_id]);
+    let late = sample_analysis(DataId::random());
+    store.create(&late).await.unwrap();
+    assert!(!store.finish_as(late.data_id, &result, root, 9).await.unwrap(), "what is gone lends no more");
+    store.finish(late.data_id, &result, 1 << 46).await.unwrap();
+}
+
 /// What a [`TaskQueue`] must do. It must be empty.
 pub async fn task_queue(queue: &dyn TaskQueue) {
     let depth = queue.depth().await.unwrap();
     assert_eq!((depth.queued, depth.leased), (0, 0), "the suite wants an empty queue");
     tasks_are_queued_once_and_leased_in_order(queue).await;
+    owners_take_turns_and_priorities_come_first(queue).await;
+    small_files_are_leased_alone(queue).await;
     leases_are_extended_and_lost(queue).await;
     tasks_are_given_back(queue).await;
     waiting_ends(queue).await;
@@ -443,8 +790,7 @@ pub async fn task_queue(queue: &dyn TaskQueue) {
 
 async fn tasks_are_queued_once_and_leased_in_order(queue: &dyn TaskQueue) {
     let ids: Vec<DataId> = (0..5).map(|_| DataId::random()).collect();
-    // Pushed youngest first.
-    for (age, id) in ids.iter().enumerate().rev() {
+    for (age, id) in ids.iter().enumerate() {
         assert!(!queue.contains(*id).await.unwrap());
         assert!(queue.push(Task::scan(*id, 100 + age as u64)).await.unwrap());
         assert!(!queue.push(Task::scan(*id, 50)).await.unwrap(), "queued already");
@@ -453,7 +799,7 @@ async fn tasks_are_queued_once_and_leased_in_order(queue: &dyn TaskQueue) {
     assert_eq!(queue.lease("w", 0, 1000, 200).await.unwrap(), []);
     let leases = queue.lease("w", 2, 1000, 200).await.unwrap();
     let taken: Vec<DataId> = leases.iter().map(|lease| lease.task.data_id).collect();
-    assert_eq!(taken, ids[..2], "the oldest first");
+    assert_eq!(taken, ids[..2], "in the order in which they were queued");
     for (age, lease) in leases.iter().enumerate() {
         assert_eq!((lease.attempts, lease.releases), (1, 0));
         assert_eq!(lease.task, Task { attempts: 1, ..Task::scan(ids[age], 100 + age as u64) });
@@ -480,6 +826,72 @@ async fn tasks_are_queued_once_and_leased_in_order(queue: &dyn TaskQueue) {
     let lease = queue.lease("w", 1, 1000, 300).await.unwrap().remove(0);
     assert_eq!(lease.attempts, 1, "and begins anew");
     assert!(queue.ack(&lease.token).await.unwrap());
+}
+
+/// Leases everything there is, one at a time, and acknowledges it.
+async fn drain(queue: &dyn TaskQueue) -> Vec<Task> {
+    let mut taken = Vec::new();
+    while let Some(lease) = queue.lease("w", 1, 1000, 1000).await.unwrap().pop() {
+        assert!(queue.ack(&lease.token).await.unwrap());
+        taken.push(lease.task);
+    }
+    taken
+}
+
+async fn owners_take_turns_and_priorities_come_first(queue: &dyn TaskQueue) {
+    let task = |owner: &str, priority: u8, age: u64| Task {
+        owner: owner.to_owned(),
+        priority,
+        ..Task::scan(DataId::random(), age)
+    };
+    // One owner queues a hundred, then another five: these don't wait for those.
+    for age in 0..100 {
+        assert!(queue.push(task("many", 5, age)).await.unwrap());
+    }
+    for age in 100..105 {
+        assert!(queue.push(task("few", 5, age)).await.unwrap());
+    }
+    let taken = drain(queue).await;
+    let places: Vec<usize> = (0..105).filter(|at| taken[*at].owner == "few").collect();
+    assert_eq!((taken.len(), places.len()), (105, 5));
+    assert!(places[4] < 20, "the few waited for the many: {places:?}");
+    for owner in ["many", "few"] {
+        let ages: Vec<u64> = taken.iter().filter(|task| task.owner == owner).map(|task| task.enqueued_ms).collect();
+        // One lease in some goes by age, which is the same order within an owner.
+        assert!(ages.is_sorted(), "{owner}: {ages:?}");
+    }
+
+    for age in 0..40 {
+        assert!(queue.push(task("a", 3, age)).await.unwrap());
+    }
+    for age in 40..44 {
+        assert!(queue.push(task("b", 9, age)).await.unwrap());
+    }
+    let batch = queue.lease("w", 3, 1000, 1000).await.unwrap();
+    let mut taken: Vec<Task> = batch.iter().map(|lease| lease.task.clone()).collect();
+    for lease in &batch {
+        assert!(queue.ack(&lease.token).await.unwrap());
+    }
+    taken.extend(drain(queue).await);
+    let places: Vec<usize> = (0..44).filter(|at| taken[*at].priority == 9).collect();
+    assert!(places.last() < Some(&12), "the higher priority waited: {places:?}");
+    assert_eq!((taken.len(), places.len()), (44, 4));
+}
+
+async fn small_files_are_leased_alone(queue: &dyn TaskQueue) {
+    let sizes = [SMALL_FILE_BYTES + 1, SMALL_FILE_BYTES, u64::MAX / 2, 0];
+    let ids: Vec<DataId> = sizes.iter().map(|_| DataId::random()).collect();
+    for (id, size_bytes) in ids.iter().zip(sizes) {
+        assert!(queue.push(Task { size_bytes, ..Task::scan(*id, 7) }).await.unwrap());
+    }
+    let small = queue.lease_small("w", 10, 1000, 1000).await.unwrap();
+    let taken: Vec<(DataId, u64)> = small.iter().map(|lease| (lease.task.data_id, lease.task.size_bytes)).collect();
+    assert_eq!(taken, [(ids[1], sizes[1]), (ids[3], 0)]);
+    assert_eq!(queue.lease_small("w", 10, 1000, 1000).await.unwrap(), []);
+    for lease in &small {
+        assert!(queue.ack(&lease.token).await.unwrap());
+    }
+    assert_eq!(drain(queue).await.len(), 2);
 }
 
 async fn leases_are_extended_and_lost(queue: &dyn TaskQueue) {

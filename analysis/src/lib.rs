@@ -12,6 +12,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod analysis;
+pub mod batch;
 pub mod cache;
 pub mod conformance;
 pub mod id;
@@ -20,18 +21,21 @@ pub mod rule;
 pub mod sqlite;
 pub mod store;
 pub mod verdict;
+pub mod worker_report;
 
 pub use analysis::{
-    AnalysisRecord, ContainerResult, EngineResult, FileInfo, FileResult, NestedRecord, NewAnalysis, Principal, State,
-    Times,
+    AnalysisRecord, ContainerResult, EngineResult, FileInfo, FileResult, NestedRecord, NewAnalysis, Principal,
+    SentAlong, State, Times,
 };
+pub use batch::{BatchGroup, BatchRecord, NewBatch};
 pub use cache::{EngineVersion, KeptTree, KeptVerdict, TreeTotals, VERDICT_BATCH_MAX, VerdictKey, VerdictScope};
 pub use id::DataId;
 pub use password::{PasswordList, PasswordSeal, SealError, SealedPasswords};
 pub use rule::{Limits, Rule, RuleError, RuleSet, SelectError};
 pub use sqlite::SqliteBackend;
 pub use store::{
-    Claim, Lease, LeaseToken, NESTED_BATCH_MAX, Page, Progress, ProgressCache, QueueDepth, ResultStore, StoreError,
-    StoreFault, Task, TaskKind, TaskQueue,
+    Callback, Claim, DigestQuery, Lease, LeaseToken, Listing, NESTED_BATCH_MAX, Page, Progress, ProgressCache,
+    QueueDepth, ResultStore, SMALL_FILE_BYTES, StoreError, StoreFault, Task, TaskKind, TaskQueue,
 };
 pub use verdict::{Extraction, Outcome, Policy, ResultCode, own_result, worst};
+pub use worker_report::{EngineInfo, HostReport, WorkerReport};

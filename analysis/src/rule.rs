@@ -111,8 +111,11 @@ fn default_ratio_code() -> ResultCode {
 /// The highest priority of a rule.
 pub const PRIORITY_MAX: u8 = 9;
 
+/// The priority of a rule that says none.
+pub const PRIORITY_DEFAULT: u8 = 5;
+
 fn default_priority() -> u8 {
-    5
+    PRIORITY_DEFAULT
 }
 
 fn default_true() -> bool {

@@ -7,11 +7,16 @@
 //! - Reads have connections of their own and never wait for a write.
 //! - The schema is changed under a file lock, `<path>.lock`, by one process; a file of a newer schema is refused.
 //!
-//! It does not spread over hosts (SQLite's locks don't hold over network file systems), and it deletes no analyses.
+//! It does not spread over hosts (SQLite's locks don't hold over network file systems), and it
+//! deletes nothing by itself.
 
+mod batches;
 mod borrowed;
+mod history;
+mod lookup;
 mod progress;
 mod queue;
+mod reports;
 mod results;
 mod verdicts;
 mod writer;
@@ -56,6 +61,8 @@ pub struct SqliteBackend {
     writer: Writer,
     /// Told when a task became leasable in this process.
     leasable: Arc<Notify>,
+    /// How often this process asked for tasks.
+    leases: Arc<AtomicU64>,
     /// Makes the ids of borrowed members.
     places: Places,
     /// How many verdicts are kept at most, and how many this process has kept.
@@ -109,6 +116,7 @@ impl SqliteBackend {
             readers,
             writer: Writer::spawn(connection, write_options),
             leasable: Arc::new(Notify::new()),
+            leases: Arc::default(),
             places,
             verdicts_max: verdicts::VERDICTS_MAX,
             verdicts_kept: Arc::default(),

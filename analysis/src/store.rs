@@ -17,8 +17,10 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::analysis::{AnalysisRecord, FileResult, NestedRecord, NewAnalysis};
+use crate::batch::{BatchRecord, NewBatch};
 use crate::cache::{KeptVerdict, VerdictKey};
 use crate::id::DataId;
+use crate::worker_report::WorkerReport;
 
 /// Most nested files that one call records: about a megabyte, one short transaction.
 pub const NESTED_BATCH_MAX: usize = 500;
@@ -28,6 +30,13 @@ pub const PAGE_RECORDS_MAX: u32 = 1000;
 
 /// Highest percentage that progress shows: 100 is the result itself.
 pub const PROGRESS_PERCENT_MAX: u8 = 99;
+
+/// A submitted file up to this length is small: it may be leased when everything else that runs is large. Nearly all
+/// documents are; and what is read of it, if not what comes out of it, takes a fraction of a second.
+pub const SMALL_FILE_BYTES: u64 = 1 << 20;
+
+/// One lease in so many goes to the task that waits longest, whatever its priority and owner, so that none waits for ever.
+pub const OLDEST_EVERY: u64 = 8;
 
 /// A request to a back-end that was not carried out.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -47,6 +56,9 @@ pub enum StoreFault {
     /// The id is taken.
     #[error("an analysis of this id exists already")]
     Exists,
+    /// The batch takes no files.
+    #[error("the batch is unknown or closed")]
+    BatchClosed,
     /// More at once than [`NESTED_BATCH_MAX`].
     #[error("{0} records at once, at most {NESTED_BATCH_MAX} are taken")]
     BatchTooLarge(usize),
@@ -99,10 +111,48 @@ pub struct Page {
     pub total: u64,
 }
 
+/// A look-up of analyses by a digest of the file.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DigestQuery {
+    /// MD5, SHA-1, SHA-256 or SHA-512, told apart by their length: 16, 20, 32 or 64 bytes. Of another length nothing is found.
+    pub digest: Vec<u8>,
+    /// Only what this user submitted.
+    pub user_id: Option<String>,
+    /// Only what was submitted under a rule of this name.
+    pub rule: Option<String>,
+    /// Only what was queued at this time or later.
+    pub since_ms: u64,
+    /// Also files nested in what was submitted.
+    pub nested: bool,
+    /// Also what is not finished.
+    pub unfinished: bool,
+}
+
+/// Part of the analyses that were submitted, newest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// The analyses.
+    pub records: Vec<AnalysisRecord>,
+    /// Where the rest begins; nothing if there is none.
+    pub next: Option<u64>,
+}
+
+/// A finished analysis that somebody wants to be told of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Callback {
+    /// The analysis.
+    pub data_id: DataId,
+    /// Where it is to be told.
+    pub url: String,
+    /// How often that was tried already.
+    pub attempts: u32,
+}
+
 /// Keeps analyses and their results. It is the truth about what was submitted.
 #[async_trait]
 pub trait ResultStore: Send + Sync {
-    /// Records a submission. Durable when it returns. An id that exists is refused ([`StoreFault::Exists`]).
+    /// Records a submission. Durable when it returns. An id that exists is refused ([`StoreFault::Exists`]), and so is a
+    /// submission to a batch that takes none ([`StoreFault::BatchClosed`]).
     async fn create(&self, new: &NewAnalysis) -> Result<(), StoreError>;
 
     /// Notes that a worker has begun. False if the analysis is unknown or finished already: there is nothing to do.
@@ -160,6 +210,51 @@ pub trait ResultStore: Send + Sync {
 
     /// How many analyses are not finished.
     async fn count_unfinished(&self) -> Result<u64, StoreError>;
+
+    /// Analyses and nested files of a digest, finished ones first, then the newest submission first; at most `limit`. What was
+    /// cancelled, and what is nested in an unfinished submission, is not found. An id may turn out to be unknown: what is
+    /// borrowed is only found by its path. Of a file that was submitted very often only
+    /// the newest submissions are looked at, ten thousand at least.
+    async fn find_by_digest(&self, query: &DigestQuery, limit: u32) -> Result<Vec<DataId>, StoreError>;
+
+    /// Submissions, those of one user or all, newest first, at most [`PAGE_RECORDS_MAX`]; from the newest, or from where
+    /// an earlier listing ended.
+    async fn list(&self, user_id: Option<&str>, from: Option<u64>, limit: u32) -> Result<Listing, StoreError>;
+
+    /// Makes a batch. An id that exists is refused ([`StoreFault::Exists`]).
+    async fn create_batch(&self, new: &NewBatch) -> Result<(), StoreError>;
+
+    /// What was asked for of a batch, and whether it takes files. Its cost does not grow with the batch.
+    async fn batch_head(&self, batch_id: DataId) -> Result<Option<(NewBatch, bool)>, StoreError>;
+
+    /// What is recorded of a batch. Its cost grows with the batch, but it reads no analysis.
+    async fn batch(&self, batch_id: DataId) -> Result<Option<BatchRecord>, StoreError>;
+
+    /// Part of a batch's files in the order in which they came, from index `first`; at most [`PAGE_RECORDS_MAX`].
+    async fn batch_members(&self, batch_id: DataId, first: u32, size: u32) -> Result<Vec<AnalysisRecord>, StoreError>;
+
+    /// Lets a batch take no more files. False if it is unknown. Closing twice is closing once.
+    async fn close_batch(&self, batch_id: DataId, now_ms: u64) -> Result<bool, StoreError>;
+
+    /// Closes a batch and asks for all its unfinished analyses to be cancelled. False if it is unknown.
+    async fn cancel_batch(&self, batch_id: DataId, now_ms: u64) -> Result<bool, StoreError>;
+
+    /// Notes what a worker says of itself, in place of what it said before.
+    async fn report_worker(&self, report: &WorkerReport, now_ms: u64) -> Result<(), StoreError>;
+
+    /// What workers said of themselves at `since_ms` or later, by name.
+    async fn workers(&self, since_ms: u64) -> Result<Vec<WorkerReport>, StoreError>;
+
+    /// Finished analyses whose submitter is to be told of them by now, the longest due first.
+    async fn due_callbacks(&self, now_ms: u64, limit: u32) -> Result<Vec<Callback>, StoreError>;
+
+    /// Notes that telling was tried: the next time is at `next_ms`, or never. False if there was nothing to tell.
+    async fn callback_tried(&self, data_id: DataId, next_ms: Option<u64>) -> Result<bool, StoreError>;
+
+    /// Removes what was finished before `before_ms`, a step at a time: at most `limit` rows of each kind. How many rows it
+    /// touched; 0 when nothing is left to remove. A batch goes as a whole, once nothing of it is younger. What is
+    /// being removed is unknown to every other method from the first step on. What is yet to be told stays.
+    async fn expire(&self, before_ms: u64, limit: u32) -> Result<u64, StoreError>;
 }
 
 /// What is to be done with an analysis.
@@ -179,14 +274,31 @@ pub struct Task {
     pub kind: TaskKind,
     /// How often it was leased and not given back by [`TaskQueue::release`].
     pub attempts: u32,
-    /// When it was queued, in Unix milliseconds. The oldest is leased first.
+    /// When it was queued, in Unix milliseconds.
     pub enqueued_ms: u64,
+    /// Who submitted it: owners take turns.
+    pub owner: String,
+    /// The higher, the sooner.
+    pub priority: u8,
+    /// The length of the file.
+    pub size_bytes: u64,
 }
 
 impl Task {
-    /// A scan of `data_id` that nobody tried yet.
+    /// A scan of `data_id` that nobody tried yet, nobody's in particular.
     pub fn scan(data_id: DataId, enqueued_ms: u64) -> Self {
-        Self { data_id, kind: TaskKind::Scan, attempts: 0, enqueued_ms }
+        let (owner, priority) = (String::new(), crate::rule::PRIORITY_DEFAULT);
+        Self { data_id, kind: TaskKind::Scan, attempts: 0, enqueued_ms, owner, priority, size_bytes: 0 }
+    }
+
+    /// A scan of what was submitted, which nobody tried yet.
+    pub fn of(new: &NewAnalysis, enqueued_ms: u64) -> Self {
+        Self {
+            owner: new.principal.user_id.clone(),
+            priority: new.rule.priority,
+            size_bytes: new.file.size_bytes,
+            ..Self::scan(new.data_id, enqueued_ms)
+        }
     }
 }
 
@@ -230,8 +342,14 @@ pub trait TaskQueue: Send + Sync {
     /// Queues a task. False if one of the same id is queued or leased already, which stays as it is.
     async fn push(&self, task: Task) -> Result<bool, StoreError>;
 
-    /// Takes up to `max` tasks for `lease_ms`, the oldest first. A task whose lease ended counts as queued.
+    /// Takes up to `max` tasks for `lease_ms`: those of the highest priority first, and of these one of each owner in turn, in
+    /// the order in which each owner's were queued. One call in [`OLDEST_EVERY`] goes by age alone. A task whose lease ended
+    /// counts as queued, and keeps its turn.
     async fn lease(&self, worker: &str, max: usize, lease_ms: u64, now_ms: u64) -> Result<Vec<Lease>, StoreError>;
+
+    /// The same among files of at most [`SMALL_FILE_BYTES`].
+    async fn lease_small(&self, worker: &str, max: usize, lease_ms: u64, now_ms: u64)
+    -> Result<Vec<Lease>, StoreError>;
 
     /// Lets a lease end `lease_ms` from now. False if it is lost.
     async fn extend(&self, token: &LeaseToken, lease_ms: u64, now_ms: u64) -> Result<bool, StoreError>;

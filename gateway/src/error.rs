@@ -8,9 +8,11 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use lazaret_analysis::{SelectError, StoreError};
 use lazaret_identity::IdentityError;
-use lazaret_node_client::PutError;
+use lazaret_node_client::{GetError, PutError};
 use serde::Serialize;
+use utoipa::ToSchema;
 
+use crate::outbound::OutboundError;
 use crate::submit::SubmitError;
 
 /// Seconds after which a client that was told to come back may do so.
@@ -47,6 +49,28 @@ pub(crate) enum ApiError {
     Results(#[source] StoreError),
     #[error("Keys and passwords cannot be checked now; the gateway's log has the reason. Try again later.")]
     Identity(#[source] IdentityError),
+    #[error("Not found")]
+    NotFound,
+    #[error("File could not be found")]
+    FileNotFound,
+    #[error("Invalid hash format")]
+    BadHash,
+    #[error("The batch is closed.")]
+    BatchClosed,
+    #[error("Batch not found")]
+    NoBatch,
+    #[error("The batch is not finished: close it, and ask again when its result is there.")]
+    Unfinished,
+    #[error("The analysis is finished.")]
+    Finished,
+    #[error("The result could not be signed.")]
+    Unsigned,
+    #[error("The range lies outside the file's {length} bytes.")]
+    BadRange { length: u64 },
+    #[error("The file cannot be read now; the gateway's log has the reason. Try again later.")]
+    Content(#[source] GetError),
+    #[error("{0}. Nothing was submitted.")]
+    Outbound(#[from] OutboundError),
     #[error("The request took too long. Try again later.")]
     Timeout,
     #[error("There is no such resource.")]
@@ -59,6 +83,8 @@ pub(crate) enum ApiError {
 fn submit_text(error: &SubmitError) -> String {
     match error {
         SubmitError::Busy => "Server is too busy. Try again later.".to_owned(),
+        SubmitError::Empty => "File is empty.".to_owned(),
+        SubmitError::BatchClosed => "The batch is closed.".to_owned(),
         SubmitError::Hashing(_)
         | SubmitError::Passwords(_)
         | SubmitError::Results(_)
@@ -74,6 +100,13 @@ impl ApiError {
         match self {
             Self::Refused { status } => *status,
             Self::Rule(_) | Self::LoginFailed => StatusCode::FORBIDDEN,
+            Self::NotFound | Self::FileNotFound | Self::BadHash | Self::NoBatch => StatusCode::NOT_FOUND,
+            Self::BatchClosed | Self::Unfinished | Self::Finished => StatusCode::BAD_REQUEST,
+            Self::Unsigned => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::BadRange { .. } => StatusCode::RANGE_NOT_SATISFIABLE,
+            Self::Outbound(error) if error.is_refusal() => StatusCode::BAD_REQUEST,
+            Self::Outbound(_) => StatusCode::BAD_GATEWAY,
+            Self::Content(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::MissingLength => StatusCode::LENGTH_REQUIRED,
             Self::EmptyFile => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -92,6 +125,9 @@ impl ApiError {
 fn submit_status(error: &SubmitError) -> StatusCode {
     match error {
         SubmitError::Busy => StatusCode::SERVICE_UNAVAILABLE,
+        SubmitError::Encoding(_) | SubmitError::BatchClosed => StatusCode::BAD_REQUEST,
+        SubmitError::Empty => StatusCode::UNPROCESSABLE_ENTITY,
+        SubmitError::TooLarge { .. } | SubmitError::Expanded { .. } => StatusCode::PAYLOAD_TOO_LARGE,
         SubmitError::Store(PutError::TooLong { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
         SubmitError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
         SubmitError::Incomplete { .. } | SubmitError::Overlong { .. } | SubmitError::Broken { .. } => {
@@ -105,8 +141,10 @@ fn submit_status(error: &SubmitError) -> StatusCode {
     }
 }
 
-#[derive(Serialize)]
-struct ErrorBody {
+/// What a refusal says.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct ErrorBody {
+    /// Why.
     err: String,
 }
 

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::Router;
 use lazaret_analysis::{PasswordSeal, ProgressCache, ResultStore, RuleSet, TaskQueue};
@@ -11,14 +11,17 @@ use lazaret_node_client::{Cluster, Environment};
 use tokio::net::TcpListener;
 
 use crate::admission::Admission;
+use crate::callbacks::CallbackOptions;
 use crate::options::GatewayOptions;
+use crate::outbound::OutboundOptions;
 use crate::readiness::Readiness;
+use crate::signer::Signer;
 use crate::submit::Intake;
-use crate::{routes, server};
+use crate::{callbacks, history, routes, server};
 
 /// What the routes share.
 pub(crate) struct Shared {
-    pub(crate) rules: Arc<RuleSet>,
+    rules: Arc<RuleSet>,
     pub(crate) version: String,
     pub(crate) results: Arc<dyn ResultStore>,
     pub(crate) progress: Arc<dyn ProgressCache>,
@@ -27,6 +30,26 @@ pub(crate) struct Shared {
     pub(crate) anonymous: bool,
     pub(crate) intake: Intake,
     pub(crate) readiness: Readiness,
+    /// Whom files may be fetched from.
+    pub(crate) downloads: OutboundOptions,
+    /// Whom finished analyses may be told to.
+    pub(crate) callbacks: Option<CallbackOptions>,
+    /// What signs the results of batches.
+    pub(crate) signer: Option<Arc<Signer>>,
+    /// The answer to GET /openapi.json, made with the routes.
+    pub(crate) openapi: OnceLock<String>,
+}
+
+impl Shared {
+    /// The rules that are in force now.
+    pub(crate) fn rules(&self) -> Arc<RuleSet> {
+        Arc::clone(&self.rules)
+    }
+
+    /// What time it is, in Unix milliseconds.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.intake.environment.clock.unix_ms()
+    }
 }
 
 /// What a gateway works on.
@@ -81,6 +104,10 @@ impl Gateway {
             anonymous: options.anonymous,
             intake,
             readiness,
+            downloads: options.downloads.clone(),
+            callbacks: options.callbacks.clone(),
+            signer: options.signer.clone(),
+            openapi: OnceLock::new(),
         };
         Gateway { options, shared: Arc::new(shared) }
     }
@@ -97,6 +124,24 @@ impl Gateway {
         listener: TcpListener,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> io::Result<()> {
-        server::serve(self.router(), &self.options, listener, shutdown).await
+        let serving = server::serve(self.router(), &self.options, listener, shutdown);
+        let kept = self.options.history;
+        let forgetting = async {
+            match kept {
+                Some(kept) => history::forget(&self.shared, kept).await,
+                None => std::future::pending().await,
+            }
+        };
+        let telling = async {
+            match &self.shared.callbacks {
+                Some(options) => callbacks::tell(&self.shared, options).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            served = serving => served,
+            () = forgetting => Ok(()),
+            () = telling => Ok(()),
+        }
     }
 }

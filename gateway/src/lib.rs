@@ -14,15 +14,23 @@
 
 mod access;
 mod admission;
+mod callbacks;
+pub mod decode;
 mod error;
 mod gateway;
 mod hashing;
+mod history;
 mod options;
+mod outbound;
 mod readiness;
 mod routes;
 mod server;
+mod signer;
 pub mod submit;
 pub mod view;
 
+pub use callbacks::{CallbackKey, CallbackOptions};
 pub use gateway::{Backends, Gateway};
 pub use options::GatewayOptions;
+pub use outbound::{OutboundError, OutboundOptions};
+pub use signer::{Signer, SignerError};

@@ -1,10 +1,15 @@
 //! What can be set on a gateway, with the defaults and their reasons.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lazaret_analysis::RuleSet;
 use lazaret_digests::Selection;
 use lazaret_protocol::limits::MIB;
+
+use crate::callbacks::CallbackOptions;
+use crate::outbound::OutboundOptions;
+use crate::signer::Signer;
 
 /// Longest header block of a request. Sixteen passwords, metadata and a long percent-encoded name fit many times over.
 pub(crate) const HEADER_BYTES_MAX: usize = 64 * 1024;
@@ -42,6 +47,14 @@ pub struct GatewayOptions {
     pub anonymous: bool,
     /// The digests that are computed of each upload, besides BLAKE3.
     pub digests: Selection,
+    /// Whom files may be fetched from, and how. Default: nobody.
+    pub downloads: OutboundOptions,
+    /// Whom finished analyses may be told to. Default: nobody.
+    pub callbacks: Option<CallbackOptions>,
+    /// How long finished analyses are kept. Default: for good.
+    pub history: Option<Duration>,
+    /// What signs the results of batches. Without it there are no certificates.
+    pub signer: Option<Arc<Signer>>,
     /// What GET /version answers.
     pub version: String,
 }
@@ -58,6 +71,10 @@ impl Default for GatewayOptions {
             rules: RuleSet::builtin(),
             anonymous: false,
             digests: Selection::default(),
+            downloads: OutboundOptions::default(),
+            callbacks: None,
+            history: None,
+            signer: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

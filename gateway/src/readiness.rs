@@ -12,6 +12,7 @@ use lazaret_node_client::Cluster;
 use serde::Serialize;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
+use utoipa::ToSchema;
 
 /// How long an answer is repeated to further probes.
 const FRESH_FOR: Duration = Duration::from_secs(1);
@@ -21,7 +22,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 const UNATTENDED_MAX: Duration = Duration::from_secs(30);
 
 /// GET /readyz in full.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct Report {
     pub(crate) status: bool,
     pub(crate) scan_queue: ScanQueue,
@@ -29,19 +30,20 @@ pub(crate) struct Report {
     pub(crate) components: Components,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct ScanQueue {
     pub(crate) number_in_queue: u64,
     pub(crate) status: bool,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = LicenseStatus)]
 pub(crate) struct License {
     pub(crate) status: &'static str,
 }
 
 /// The parts under the names that the API reference gives them.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct Components {
     pub(crate) status: bool,
     pub(crate) datalake: Component,
@@ -52,7 +54,7 @@ pub(crate) struct Components {
     pub(crate) ometascan: Component,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct Component {
     pub(crate) status: bool,
     pub(crate) detail: String,

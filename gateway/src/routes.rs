@@ -3,12 +3,22 @@
 //! Every path is served under `/metascan_rest` as well, where older clients look for it. What is not in the table answers
 //! in JSON like everything else.
 
+mod admin;
+mod batch;
+mod cancel;
+mod docs;
+mod documented;
+mod download;
 mod file_result;
 mod file_submit;
+mod hash;
+mod headers;
 mod login;
 mod logout;
 mod passwords;
 mod readyz;
+mod rules;
+mod stat;
 mod version;
 
 use std::sync::Arc;
@@ -19,7 +29,9 @@ use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::error::{ApiError, Reason};
 use crate::gateway::Shared;
@@ -29,23 +41,51 @@ use crate::options::READ_TIMEOUT;
 const ALIAS: &str = "/metascan_rest";
 
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
-    let reads = Router::new()
-        .route("/file/{data_id}", get(file_result::handle))
-        .route("/login", post(login::handle))
-        .route("/logout", post(logout::handle))
-        .route("/readyz", get(readyz::handle))
-        .route("/version", get(version::handle))
+    let reads = OpenApiRouter::with_openapi(docs::Description::openapi())
+        .routes(routes!(file_result::handle))
+        .routes(routes!(hash::handle))
+        .routes(routes!(rules::handle))
+        .routes(routes!(cancel::of_file))
+        .routes(routes!(batch::create))
+        .routes(routes!(batch::close))
+        .routes(routes!(batch::status))
+        .routes(routes!(cancel::of_batch))
+        .routes(routes!(admin::license))
+        .routes(routes!(admin::healthcheck))
+        .routes(routes!(stat::engines))
+        .routes(routes!(stat::nodes))
+        .routes(routes!(login::handle))
+        .routes(routes!(logout::handle))
+        .routes(routes!(readyz::handle))
+        .routes(routes!(version::handle))
+        .routes(routes!(docs::openapi))
+        .routes(routes!(docs::page))
         .route_layer(middleware::from_fn(in_time));
-    let paths = Router::new()
-        .route("/file", post(file_submit::handle))
-        .merge(reads)
-        .method_not_allowed_fallback(|| async { ApiError::NoMethod });
+    // What takes as long as the bytes on their way, or as an analysis.
+    let (paths, openapi) = reads
+        .routes(routes!(file_submit::handle))
+        .routes(routes!(file_submit::handle_sync))
+        .routes(routes!(batch::certificate))
+        .routes(routes!(download::converted))
+        .routes(routes!(download::download))
+        .split_for_parts();
+    let paths = paths.method_not_allowed_fallback(|| async { ApiError::NoMethod });
+    shared.openapi.get_or_init(|| openapi.to_json().unwrap_or_default());
     Router::new()
         .merge(paths.clone())
         .nest(ALIAS, paths)
         .fallback(|| async { ApiError::NoRoute })
         .layer(middleware::from_fn(logged))
         .with_state(shared)
+}
+
+/// Who asks, as an analysis keeps it.
+fn recorded(principal: lazaret_identity::Principal) -> lazaret_analysis::Principal {
+    lazaret_analysis::Principal {
+        user_id: principal.user_id.to_string(),
+        role: principal.role.as_str().to_owned(),
+        user_name: principal.user_name,
+    }
 }
 
 /// Answers 503 instead of letting a client wait without end.

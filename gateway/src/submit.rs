@@ -14,12 +14,14 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 use lazaret_analysis::{
     DataId, FileInfo, NewAnalysis, PasswordList, PasswordSeal, Principal, ResultStore, Rule, SealError,
-    SealedPasswords, StoreError, Task, TaskQueue,
+    SealedPasswords, SentAlong, StoreError, StoreFault, Task, TaskQueue,
 };
 use lazaret_digests::{Digests, Selection};
 use lazaret_node_client::{Cluster, Environment, PutError, Stored, Upload};
+use lazaret_protocol::limits::BLOB_BYTES_MAX;
 
 use crate::admission::Admission;
+use crate::decode::{DecodeError, Decoder, Encoding};
 use crate::hashing::Hashing;
 use crate::options::UPLOAD_BYTES_PER_SECOND_MIN;
 
@@ -39,6 +41,8 @@ pub struct Submission {
     pub user_agent: String,
     /// What the client wants kept beside the analysis.
     pub metadata: Option<String>,
+    /// What it names beside the file.
+    pub sent_along: SentAlong,
     /// Passwords for what is encrypted in it, to be tried before those of the rule.
     pub passwords: PasswordList,
 }
@@ -63,6 +67,29 @@ pub enum SubmitError {
         /// Bytes that were announced.
         declared: u64,
     },
+    /// The body is not what its encoding says.
+    #[error(transparent)]
+    Encoding(#[from] DecodeError),
+    /// The decoded body has no bytes.
+    #[error("the file is empty")]
+    Empty,
+    /// The decoded body is longer than its rule takes.
+    #[error("the file has more than the {max} bytes that rule {rule:?} takes")]
+    TooLarge {
+        /// The longest file.
+        max: u64,
+        /// The rule.
+        rule: String,
+    },
+    /// The body became too many times its length.
+    #[error("the body becomes more than {ratio} times as long when it is decoded")]
+    Expanded {
+        /// How many times as long it may become.
+        ratio: u64,
+    },
+    /// The batch was closed meanwhile.
+    #[error("the batch is closed")]
+    BatchClosed,
     /// No byte came for too long, or too few over the whole time.
     #[error("the body came too slowly: {received} of {declared} bytes")]
     Slow {
@@ -123,6 +150,15 @@ pub(crate) struct Intake {
     pub(crate) body_idle_timeout: Duration,
 }
 
+/// What is known of a body's length before it comes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Announced {
+    /// It has so many bytes.
+    Exactly(u64),
+    /// It may have so many.
+    AtMost(u64),
+}
+
 /// When a body came, and how long its digests took.
 struct Timing {
     receive_ms: u64,
@@ -134,27 +170,54 @@ struct Timing {
 struct Receiving {
     upload: Upload,
     hashing: Hashing,
+    /// What comes encoded is decoded before anything else looks at it.
+    decoder: Option<Decoder>,
+    rule: Rule,
     received: u64,
     declared: u64,
+    /// Whether it must have as many bytes as declared, or may have fewer.
+    exact: bool,
+    /// Bytes of the file so far: those received, or what they decode to.
+    produced: u64,
+    /// What is gathered until it is worth handing on.
+    piece: BytesMut,
 }
 
 impl Intake {
-    /// Stores `body`, creates its analysis and queues it. `body` is left where the failure found it.
+    /// Stores `body`, decoded if it comes encoded, creates its analysis and queues it. `body` is left where the failure
+    /// found it.
     pub(crate) async fn submit<S, E>(
         &self,
         submission: Submission,
-        declared: u64,
+        announced: Announced,
+        encoding: Option<Encoding>,
         body: &mut S,
     ) -> Result<DataId, SubmitError>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let _place = self.admission.admit(declared).ok_or(SubmitError::Busy)?;
+        let (declared, exact) = match announced {
+            Announced::Exactly(length) => (length, true),
+            Announced::AtMost(length) => (length, false),
+        };
+        // What comes encoded may become long, however short it is.
+        let held = if encoding.is_some() { u64::MAX } else { declared };
+        let _place = self.admission.admit(held).ok_or(SubmitError::Busy)?;
         let receive_ms = self.environment.clock.unix_ms();
         let pool = lazaret_digests::Pool::of_process().map_err(|error| SubmitError::Hashing(error.into()))?;
         let hashing = Hashing::new(&pool, self.digests);
-        let receiving = Receiving { upload: self.cluster.upload(), hashing, received: 0, declared };
+        let receiving = Receiving {
+            upload: self.cluster.upload(),
+            hashing,
+            decoder: encoding.map(Decoder::new),
+            rule: submission.rule.clone(),
+            received: 0,
+            declared,
+            exact,
+            produced: 0,
+            piece: BytesMut::new(),
+        };
         let slowest =
             self.body_idle_timeout.saturating_add(Duration::from_secs(declared / UPLOAD_BYTES_PER_SECOND_MIN));
         let deadline = tokio::time::Instant::now().checked_add(slowest);
@@ -167,14 +230,17 @@ impl Intake {
         let passwords = self.sealed_passwords(data_id, &submission)?;
         let timing = Timing { receive_ms, upload_ms, hash_ms };
         let analysis = NewAnalysis { passwords, ..self.analysis(data_id, submission, &stored, &digests, timing) };
-        self.results.create(&analysis).await.map_err(SubmitError::Results)?;
-        let task = Task::scan(data_id, analysis.queued_ms);
+        self.results.create(&analysis).await.map_err(|error| match error.source {
+            StoreFault::BatchClosed => SubmitError::BatchClosed,
+            _ => SubmitError::Results(error),
+        })?;
+        let task = Task::of(&analysis, analysis.queued_ms);
         if let Err(error) = self.queue.push(task).await {
             tracing::warn!(%data_id, %error, "the task could not be queued now; the sweep will queue it");
         }
         tracing::info!(
             %data_id,
-            bytes = declared,
+            bytes = stored.length,
             rule = %analysis.rule.name,
             user = %analysis.principal.user_name,
             upload_ms = upload_ms.saturating_sub(receive_ms),
@@ -215,6 +281,7 @@ impl Intake {
             principal: submission.principal,
             user_agent: submission.user_agent,
             metadata: submission.metadata,
+            sent_along: submission.sent_along,
             passwords: None,
             receive_ms: timing.receive_ms,
             upload_ms: timing.upload_ms,
@@ -236,7 +303,6 @@ impl Receiving {
         S: Stream<Item = Result<Bytes, E>> + Unpin,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let mut piece = BytesMut::new();
         loop {
             let next = match tokio::time::timeout(idle, body.next()).await {
                 Ok(_) if deadline.is_some_and(|deadline| tokio::time::Instant::now() > deadline) => {
@@ -246,42 +312,94 @@ impl Receiving {
                 Err(_) => return Err(self.slow()),
             };
             let Some(next) = next else { break };
-            let mut bytes = next.map_err(|source| SubmitError::Broken {
+            let bytes = next.map_err(|source| SubmitError::Broken {
                 received: self.received,
                 declared: self.declared,
                 source: source.into(),
             })?;
             self.received += bytes.len() as u64;
+            if self.received > self.declared && !self.exact {
+                return Err(SubmitError::TooLarge { max: self.declared, rule: self.rule.name.clone() });
+            }
             if self.received > self.declared {
                 return Err(SubmitError::Overlong { declared: self.declared });
             }
-            while !bytes.is_empty() {
-                if piece.capacity() == 0 {
-                    piece.reserve(self.next_piece_bytes(bytes.len()));
-                }
-                let taken = bytes.split_to(bytes.len().min(PIECE_BYTES.saturating_sub(piece.len())));
-                piece.extend_from_slice(&taken);
-                if piece.len() >= PIECE_BYTES {
-                    self = self.hand_on(std::mem::take(&mut piece).freeze()).await?;
-                }
-            }
+            self.take(bytes).await?;
         }
-        if self.received < self.declared {
+        if self.exact && self.received < self.declared {
             return Err(SubmitError::Incomplete { received: self.received, declared: self.declared });
         }
-        if piece.is_empty() { Ok(self) } else { self.hand_on(piece.freeze()).await }
+        if let Some(decoder) = self.decoder.take() {
+            let last = decoder.finish().await?;
+            self.gather(last).await?;
+        }
+        if self.produced == 0 {
+            return Err(SubmitError::Empty);
+        }
+        let piece = std::mem::take(&mut self.piece);
+        if !piece.is_empty() {
+            self.hand_on(piece.freeze()).await?;
+        }
+        Ok(self)
+    }
+
+    /// Takes what was received: as it is, or decoded step by step.
+    async fn take(&mut self, mut bytes: Bytes) -> Result<(), SubmitError> {
+        while let Some(decoder) = &mut self.decoder {
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            let decoded = decoder.step(&mut bytes).await?;
+            self.gather(decoded).await?;
+        }
+        self.gather(bytes).await
+    }
+
+    /// Gathers bytes of the file and hands on what is long enough.
+    async fn gather(&mut self, mut bytes: Bytes) -> Result<(), SubmitError> {
+        self.produced = self.produced.saturating_add(bytes.len() as u64);
+        self.check_length()?;
+        while !bytes.is_empty() {
+            if self.piece.capacity() == 0 {
+                let length = self.next_piece_bytes(bytes.len());
+                self.piece.reserve(length);
+            }
+            let taken = bytes.split_to(bytes.len().min(PIECE_BYTES.saturating_sub(self.piece.len())));
+            self.piece.extend_from_slice(&taken);
+            if self.piece.len() >= PIECE_BYTES {
+                let piece = std::mem::take(&mut self.piece).freeze();
+                self.hand_on(piece).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the file stays within its rule. A body that is not encoded was measured by its announced length.
+    fn check_length(&self) -> Result<(), SubmitError> {
+        let max = self.rule.max_file_size_bytes.min(BLOB_BYTES_MAX);
+        if self.produced > max {
+            return Err(SubmitError::TooLarge { max, rule: self.rule.name.clone() });
+        }
+        let limits = &self.rule.limits;
+        if self.produced > limits.ratio_free_bytes && self.produced > self.received.saturating_mul(limits.ratio) {
+            return Err(SubmitError::Expanded { ratio: limits.ratio });
+        }
+        Ok(())
     }
 
     /// The length of the buffer to begin: no longer than what is still to come, `at_hand` bytes of it received already.
     fn next_piece_bytes(&self, at_hand: usize) -> usize {
+        if self.decoder.is_some() {
+            return PIECE_BYTES;
+        }
         let to_come = usize::try_from(self.declared.saturating_sub(self.received)).unwrap_or(PIECE_BYTES);
         at_hand.saturating_add(to_come).min(PIECE_BYTES)
     }
 
-    async fn hand_on(mut self, piece: Bytes) -> Result<Self, SubmitError> {
+    async fn hand_on(&mut self, piece: Bytes) -> Result<(), SubmitError> {
         self.upload.write(piece.clone()).await.map_err(SubmitError::Store)?;
         self.hashing.update(piece).await;
-        Ok(self)
+        Ok(())
     }
 
     /// Makes the body durable; the last digests are computed meanwhile.
@@ -289,7 +407,7 @@ impl Receiving {
         let (stored, hashed) = tokio::join!(self.upload.finish(), self.hashing.finish());
         let stored = stored.map_err(SubmitError::Store)?;
         let (digests, hash_time) = hashed.map_err(|lost| SubmitError::Hashing(lost.into()))?;
-        if stored.name.as_bytes() != &digests.blake3 || stored.length != self.declared {
+        if stored.name.as_bytes() != &digests.blake3 || stored.length != self.produced {
             return Err(SubmitError::Mismatch { stored: stored.name.to_string(), hashed: hex::encode(digests.blake3) });
         }
         Ok((stored, digests, hash_time))

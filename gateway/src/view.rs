@@ -3,6 +3,8 @@
 //! Pure: nothing is queried here, so that each state can be tested alone. The shape is in [`mod@document`], the texts of
 //! result codes come from `lazaret_analysis::verdict` only.
 
+pub mod batch;
+pub mod certificate;
 pub mod document;
 
 use std::collections::BTreeMap;
@@ -17,8 +19,9 @@ use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
 use document::{
-    Document, EngineSection, ExtractedFile, ExtractedSection, ExtractionSection, FileSection, FiletypeFile,
-    FiletypeSection, FinalVerdict, PostProcessing, ProcessSection, ProcessingTimes, ScanSection, SpoofingSection,
+    Document, DownloadSection, EngineSection, ExtractedFile, ExtractedSection, ExtractionSection, FileSection,
+    FiletypeFile, FiletypeSection, FinalVerdict, PostProcessing, ProcessSection, ProcessingTimes, ScanSection,
+    SpoofingSection,
 };
 
 /// Progress of a finished analysis. Nothing unfinished shows it.
@@ -59,6 +62,12 @@ pub fn document(record: &AnalysisRecord, page: Option<&PageView>, progress: Opti
             .result
             .zip(container)
             .and_then(|(result, container)| extraction_section(result, container)),
+        download_info: record
+            .new
+            .sent_along
+            .download_url
+            .clone()
+            .map(|url| DownloadSection { status: "Download Success", url }),
         metadata: record.new.metadata.as_deref().map(metadata_value),
     }
 }
@@ -101,6 +110,11 @@ impl<'a> Standing<'a> {
 
     fn finished(result: Option<&'a FileResult>, code: ResultCode, policy: &Policy) -> Self {
         Self { result, code, outcome: policy.outcome(code), percent: PERCENT_DONE, last_file: None }
+    }
+
+    /// The texts of the results that led to the outcome.
+    fn verdicts(&self) -> Vec<String> {
+        if self.outcome == Outcome::Processing { Vec::new() } else { vec![self.code.text().to_owned()] }
     }
 
     /// Why the file is blocked; empty unless it is.
@@ -191,7 +205,7 @@ fn process_section(record: &AnalysisRecord, now: &Standing<'_>) -> ProcessSectio
         result: now.outcome.as_str(),
         user_agent: record.new.user_agent.clone(),
         username: record.new.principal.user_name.clone(),
-        verdicts: if now.outcome == Outcome::Processing { Vec::new() } else { vec![now.code.text().to_owned()] },
+        verdicts: now.verdicts(),
         post_processing: PostProcessing::default(),
     }
 }
@@ -249,7 +263,7 @@ fn extracted_file(record: &AnalysisRecord, nested: &NestedRecord, policy: &Polic
     let now = Standing::of_nested(result, policy);
     ExtractedFile {
         data_id: nested.data_id.to_string(),
-        detected_by: result.engines.iter().filter(|engine| is_detection(engine.code)).count(),
+        detected_by: detections(&result.engines),
         display_name: nested.path.clone(),
         file_size: result.file.size_bytes,
         file_type: result.file.file_type.clone(),
@@ -259,6 +273,11 @@ fn extracted_file(record: &AnalysisRecord, nested: &NestedRecord, policy: &Polic
         scanned_with: result.engines.len(),
         process_info: process_section(record, &now),
     }
+}
+
+/// How many engines found something.
+fn detections(engines: &[EngineResult]) -> usize {
+    engines.iter().filter(|engine| is_detection(engine.code)).count()
 }
 
 /// Whether an engine's result says that it found something.
@@ -302,7 +321,7 @@ const TIMESTAMP: &[BorrowedFormatItem<'static>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 
 /// Unix milliseconds as the API writes times. A time past the year 9999 is not one; it is shown as the epoch.
-fn timestamp(unix_ms: u64) -> String {
+pub(crate) fn timestamp(unix_ms: u64) -> String {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms) * 1_000_000)
         .unwrap_or(OffsetDateTime::UNIX_EPOCH)
         .format(TIMESTAMP)

@@ -176,7 +176,7 @@ async fn what_cannot_be_scanned_as_asked_is_refused() {
     refused(&router, with("workflow", "small", b"eleven byte"), 413).await;
     refused(&router, with("global-timeout", "soon", b"x"), 400).await;
     refused(&router, with("global-timeout", "0", b"x"), 400).await;
-    for name in ["batch", "content-encoding", "downloadfrom", "callbackurl"] {
+    for name in ["downloadfrom", "callbackurl"] {
         let text = refused(&router, with(name, "something", b"x"), 400).await;
         assert!(text.contains("not supported") && text.contains(name), "{text}");
     }

@@ -4,7 +4,7 @@
 
 use lazaret_analysis::{
     AnalysisRecord, ContainerResult, DataId, EngineResult, FileInfo, FileResult, NestedRecord, NewAnalysis, Page,
-    Principal, Progress, ResultCode, Rule, State, Times,
+    Principal, Progress, ResultCode, Rule, SentAlong, State, Times,
 };
 use lazaret_gateway::view::{PageView, document};
 use serde_json::{Value, json};
@@ -158,6 +158,7 @@ fn queued() -> AnalysisRecord {
             principal: Principal { user_id: "7".into(), user_name: "alice".into(), role: "submitter".into() },
             user_agent: "mail-gate".into(),
             metadata: None,
+            sent_along: SentAlong::default(),
             passwords: None,
             // 2026-11-22T01:02:03.004Z
             receive_ms: 1_795_309_323_004,

@@ -6,27 +6,11 @@
 
 use std::time::{Duration, Instant};
 
+pub use lazaret_analysis::EngineInfo;
 use lazaret_analysis::ResultCode;
 use serde::{Deserialize, Serialize};
 
 use crate::sample::Sample;
-
-/// What an engine is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EngineInfo {
-    /// A stable id.
-    pub id: String,
-    /// The name that clients see and rules use.
-    pub name: String,
-    /// The engine's own version.
-    pub version: String,
-    /// What kind of engine it is: "signatures", "antivirus", "yara".
-    pub kind: String,
-    /// The version of what it searches for.
-    pub database_version: String,
-    /// When that was made, in Unix milliseconds.
-    pub def_time_ms: u64,
-}
 
 /// What bounds one scan.
 #[derive(Debug, Clone, Copy)]
@@ -77,6 +61,11 @@ impl EngineVerdict {
 pub trait Engine: Send + Sync {
     /// What the engine is now. Its database may change while it is loaded.
     fn info(&self) -> EngineInfo;
+
+    /// Whether judging a file is mostly waiting, for another process or a machine. Other files are scanned meanwhile.
+    fn waits(&self) -> bool {
+        false
+    }
 
     /// Judges one file.
     fn scan(&self, sample: &Sample, context: &ScanContext) -> EngineVerdict;

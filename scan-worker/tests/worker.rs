@@ -16,7 +16,7 @@ use bytes::Bytes;
 use common::{eicar, tar, zip};
 use lazaret_analysis::{
     AnalysisRecord, DataId, FileInfo, Limits, NewAnalysis, PasswordSeal, Principal, ProgressCache, ResultCode,
-    ResultStore, Rule, SqliteBackend, State, Task, TaskQueue,
+    ResultStore, Rule, SentAlong, SqliteBackend, State, Task, TaskQueue,
 };
 use lazaret_node_client::{Cluster, ClusterOptions, Environment};
 use lazaret_protocol::BlobName;
@@ -112,6 +112,7 @@ impl Station {
             principal: Principal::default(),
             user_agent: String::new(),
             metadata: None,
+            sent_along: SentAlong::default(),
             passwords: None,
             receive_ms: now_ms(),
             upload_ms: now_ms(),

@@ -3,7 +3,7 @@
 //! It speaks only the REST API, also to the temporary cluster that it starts when no gateway is named, so that what it shows
 //! is what any client would get.
 
-mod client;
+pub mod client;
 mod report;
 
 use std::io::IsTerminal;
@@ -106,7 +106,7 @@ fn progress_bar(files: usize) -> ProgressBar {
 }
 
 /// The regular files among and below `paths`, in order of name. Symbolic links inside folders are not followed.
-fn files_below(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+pub fn files_below(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in paths {
         let metadata = std::fs::metadata(path).with_context(|| format!("cannot scan {}", path.display()))?;

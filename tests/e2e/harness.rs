@@ -176,6 +176,20 @@ impl Gateway {
         Self { url: url.to_owned(), key, http: reqwest::Client::builder().no_proxy().build().unwrap() }
     }
 
+    /// A request with the key.
+    pub fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.url)).header("apikey", &self.key)
+    }
+
+    /// A request that must be answered with a document.
+    pub async fn asked(&self, request: reqwest::RequestBuilder) -> Value {
+        let response = request.send().await.unwrap();
+        let status = response.status();
+        let document = response.json().await.unwrap();
+        assert_eq!(status, StatusCode::OK, "{document}");
+        document
+    }
+
     /// POST /file; the answer's status and document.
     pub async fn post(&self, name: &str, body: impl Into<reqwest::Body>) -> reqwest::Result<(StatusCode, Value)> {
         self.post_with(name, body, &[]).await

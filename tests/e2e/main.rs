@@ -4,6 +4,7 @@
 mod harness;
 mod relay;
 
+mod api;
 mod bad_input;
 mod blobs;
 mod cluster_admin;
@@ -13,3 +14,4 @@ mod faults;
 mod refusals;
 mod scanning;
 mod users;
+mod workers;

@@ -7,6 +7,7 @@
 //!
 //! Invariants:
 //! - A lender's members have rows of their own, down to the last: whoever borrows never lends. So one step finds a row.
+//! - A lender that was removed from the history keeps its rows for as long as anybody borrows them, and lends no more.
 //! - Both analyses are finished before the one is said to borrow, so the rows' numbers never change.
 
 use aes::Aes128;
@@ -40,7 +41,7 @@ impl Places {
     }
 
     /// The id of a lender's row `nested` as the borrower's, whose row is `analysis`.
-    fn id(&self, analysis: i64, nested: i64) -> DataId {
+    pub fn id(&self, analysis: i64, nested: i64) -> DataId {
         let mut bytes = [0; DataId::BYTES];
         let (first, second) = bytes.split_at_mut(8);
         first.copy_from_slice(&analysis.to_le_bytes());
@@ -173,7 +174,7 @@ async fn find(
     id: DataId,
 ) -> Result<Option<(Borrower, Found)>, StoreFault> {
     let (analysis, nested) = places.rows(id);
-    let query = format!("SELECT {} FROM analysis WHERE id = $1", Borrower::COLUMNS);
+    let query = format!("SELECT {} FROM analysis WHERE id = $1 AND expired = 0", Borrower::COLUMNS);
     let row = sqlx::query(sqlx::AssertSqlSafe(query)).bind(analysis).fetch_optional(&mut *reading).await?;
     let Some(borrower) = row.map(|row| Borrower::of(&row)).transpose()?.flatten() else { return Ok(None) };
     let query = format!("SELECT {} FROM nested WHERE id = $1 AND root = $2", Found::COLUMNS);
@@ -302,7 +303,7 @@ pub(super) async fn finish(
     }
     let update = sqlx::query(
         "UPDATE analysis SET state = 2, result = $1, started_ms = coalesce(started_ms, $2), finished_ms = $2,
-             members_of = $3, members_root = $4, members_path = $5, passwords = NULL
+             members_of = $3, members_root = $4, members_path = $5, passwords = NULL, overall = $8
          WHERE id = $6 AND state < 2 AND NOT EXISTS (SELECT 1 FROM nested WHERE root = $7)",
     )
     .bind(serde_json::to_string(&result)?)
@@ -311,7 +312,8 @@ pub(super) async fn finish(
     .bind(root.0.to_vec())
     .bind(path)
     .bind(own)
-    .bind(data_id.0.to_vec());
+    .bind(data_id.0.to_vec())
+    .bind(i64::from(result.overall.code()));
     Ok(update.execute(connection).await?.rows_affected() > 0)
 }
 
@@ -322,7 +324,7 @@ async fn lender_place(
 ) -> Result<Option<(DataId, String)>, StoreFault> {
     let done = super::results::state_to_i64(State::Done);
     let root: Option<(i64, Option<Vec<u8>>)> =
-        sqlx::query_as("SELECT state, members_of FROM analysis WHERE data_id = $1")
+        sqlx::query_as("SELECT state, members_of FROM analysis WHERE data_id = $1 AND expired = 0")
             .bind(lender.0.to_vec())
             .fetch_optional(&mut *connection)
             .await?;
@@ -331,7 +333,7 @@ async fn lender_place(
     }
     let nested: Option<(Vec<u8>, String)> = sqlx::query_as(
         "SELECT nested.root, nested.path FROM nested JOIN analysis ON analysis.data_id = nested.root
-         WHERE nested.data_id = $1 AND analysis.state = $2",
+         WHERE nested.data_id = $1 AND analysis.state = $2 AND analysis.expired = 0",
     )
     .bind(lender.0.to_vec())
     .bind(done)
@@ -349,7 +351,7 @@ mod tests {
         let places = Places(Aes128::new_from_slice(&[7; 16]).unwrap());
         let id = places.id(3, 70_000);
         // A golden value: clients keep ids.
-        assert_eq!(id.to_string(), "GOLDEN");
+        assert_eq!(id.to_string(), "f9f952e33710a8beec8ae726fc95d40f");
         assert_eq!(places.rows(id), (3, 70_000));
         assert_ne!(places.id(3, 70_001), places.id(4, 70_000));
         let mut changed = id;

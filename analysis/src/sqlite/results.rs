@@ -2,17 +2,25 @@
 
 use async_trait::async_trait;
 use serde::Serialize;
-use sqlx::sqlite::SqliteConnection;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{QueryBuilder, Row};
 
 use super::borrowed::{self, Found, Members};
 use super::{SqliteBackend, on, to_i64, to_id, to_u64};
 use crate::analysis::{AnalysisRecord, FileInfo, FileResult, NestedRecord, NewAnalysis, State};
+use crate::batch::{BatchRecord, NewBatch};
 use crate::cache::{KeptVerdict, VerdictKey};
 use crate::id::DataId;
 use crate::password::SealedPasswords;
-use crate::store::{Claim, NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Page, ResultStore, StoreError, StoreFault};
+use crate::store::{
+    Callback, Claim, DigestQuery, Listing, NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Page, ResultStore, StoreError,
+    StoreFault,
+};
 use crate::verdict::ResultCode;
+use crate::worker_report::WorkerReport;
+
+/// As much of a digest as an error repeats.
+const DIGEST_BYTES_SHOWN: usize = 8;
 
 /// The four digests as they are indexed: raw, absent if they were not taken.
 struct Digests([Option<Vec<u8>>; 4]);
@@ -91,7 +99,7 @@ fn on_verdicts(operation: &'static str) -> impl FnOnce(StoreFault) -> StoreError
     move |source| StoreError { operation, object: "verdicts".to_owned(), source }
 }
 
-fn to_json(value: &impl Serialize) -> Result<String, StoreFault> {
+pub(super) fn to_json(value: &impl Serialize) -> Result<String, StoreFault> {
     Ok(serde_json::to_string(value)?)
 }
 
@@ -114,37 +122,47 @@ fn state_from_i64(state: i64) -> Result<State, StoreFault> {
     }
 }
 
+/// An analysis as its row has it.
+pub(super) fn to_record(row: &SqliteRow) -> Result<AnalysisRecord, StoreFault> {
+    let data_id = to_id(row.try_get("data_id")?)?;
+    let result: Option<String> = row.try_get("result")?;
+    Ok(AnalysisRecord {
+        data_id,
+        new: NewAnalysis {
+            passwords: row.try_get::<Option<Vec<u8>>, _>("passwords")?.map(SealedPasswords),
+            ..serde_json::from_str(row.try_get("submission")?)?
+        },
+        state: state_from_i64(row.try_get("state")?)?,
+        cancel_requested: row.try_get::<i64, _>("cancel_requested")? != 0,
+        sanitized_blob: row.try_get("sanitized_blob")?,
+        started_ms: row.try_get::<Option<i64>, _>("started_ms")?.map(to_u64),
+        result: result.map(|json| serde_json::from_str(&json)).transpose()?,
+        root: data_id,
+        parent: None,
+    })
+}
+
 impl SqliteBackend {
     async fn get_root(&self, data_id: DataId) -> Result<Option<AnalysisRecord>, StoreFault> {
         let row = sqlx::query(
-            "SELECT submission, passwords, state, cancel_requested, sanitized_blob, started_ms, result
-             FROM analysis WHERE data_id = $1",
+            "SELECT id, data_id, submission, passwords, state, cancel_requested, sanitized_blob, started_ms, result
+             FROM analysis WHERE data_id = $1 AND expired = 0",
         )
         .bind(data_id.0.to_vec())
         .fetch_optional(&self.readers)
         .await?;
-        let Some(row) = row else { return Ok(None) };
-        let result: Option<String> = row.try_get("result")?;
-        Ok(Some(AnalysisRecord {
-            data_id,
-            new: NewAnalysis {
-                passwords: row.try_get::<Option<Vec<u8>>, _>("passwords")?.map(SealedPasswords),
-                ..serde_json::from_str(row.try_get("submission")?)?
-            },
-            state: state_from_i64(row.try_get("state")?)?,
-            cancel_requested: row.try_get::<i64, _>("cancel_requested")? != 0,
-            sanitized_blob: row.try_get("sanitized_blob")?,
-            started_ms: row.try_get::<Option<i64>, _>("started_ms")?.map(to_u64),
-            result: result.map(|json| serde_json::from_str(&json)).transpose()?,
-            root: data_id,
-            parent: None,
-        }))
+        row.as_ref().map(to_record).transpose()
+    }
+
+    async fn exists(&self, data_id: DataId) -> bool {
+        matches!(self.get_root(data_id).await, Ok(Some(_)))
     }
 
     async fn get_nested(&self, data_id: DataId) -> Result<Option<AnalysisRecord>, StoreFault> {
         let row = sqlx::query(
             "SELECT nested.root, nested.parent, nested.blob, nested.result, analysis.submission
-             FROM nested JOIN analysis ON analysis.data_id = nested.root WHERE nested.data_id = $1",
+             FROM nested JOIN analysis ON analysis.data_id = nested.root AND analysis.expired = 0
+             WHERE nested.data_id = $1",
         )
         .bind(data_id.0.to_vec())
         .fetch_optional(&self.readers)
@@ -259,9 +277,16 @@ impl ResultStore for SqliteBackend {
         let operation = "record analysis";
         let submission = to_json(new).map_err(on(operation, new.data_id))?;
         let Digests([md5, sha1, sha256, sha512]) = Digests::of(&new.file);
+        let batch = new.sent_along.batch.map(|batch| batch.0.to_vec());
+        let allowed = to_json(&new.rule.allowed_codes).map_err(on(operation, new.data_id))?;
+        // One statement, so that a batch can't be closed between the look at it and the insert.
         let insert = sqlx::query(
-            "INSERT INTO analysis (data_id, state, blob, md5, sha1, sha256, sha512, queued_ms, submission, passwords)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (data_id) DO NOTHING",
+            "INSERT INTO analysis (data_id, state, blob, md5, sha1, sha256, sha512, queued_ms, submission, user_id,
+                 batch_id, batch_ordinal, allowed_codes, callback_ms, passwords)
+             SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
+                 $11, (SELECT coalesce(max(batch_ordinal) + 1, 0) FROM analysis WHERE batch_id = $11), $12, $13, $14
+             WHERE $11 IS NULL OR EXISTS (SELECT 1 FROM batch WHERE batch_id = $11 AND closed_ms IS NULL)
+             ON CONFLICT (data_id) DO NOTHING",
         )
         .bind(new.data_id.0.to_vec())
         .bind(state_to_i64(State::Queued))
@@ -272,9 +297,20 @@ impl ResultStore for SqliteBackend {
         .bind(sha512)
         .bind(to_i64(new.queued_ms))
         .bind(submission)
+        .bind(new.principal.user_id.clone())
+        .bind(batch)
+        .bind(new.sent_along.batch.map(|_| allowed))
+        .bind(new.sent_along.callback_url.as_ref().map(|_| to_i64(new.queued_ms)))
         .bind(new.passwords.as_ref().map(|sealed| sealed.0.clone()));
-        let created = self.writer.execute(insert).await;
-        created.and_then(|new| if new { Ok(()) } else { Err(StoreFault::Exists) }).map_err(on(operation, new.data_id))
+        let created = match self.writer.execute(insert).await {
+            Ok(true) => Ok(()),
+            Ok(false) if new.sent_along.batch.is_some() && !self.exists(new.data_id).await => {
+                Err(StoreFault::BatchClosed)
+            }
+            Ok(false) => Err(StoreFault::Exists),
+            Err(fault) => Err(fault),
+        };
+        created.map_err(on(operation, new.data_id))
     }
 
     async fn start(&self, data_id: DataId, now_ms: u64) -> Result<bool, StoreError> {
@@ -331,11 +367,13 @@ impl ResultStore for SqliteBackend {
         let json = to_json(result).map_err(on(operation, data_id))?;
         let state = if result.own == ResultCode::CANCELLED { State::Cancelled } else { State::Done };
         let update = sqlx::query(
-            "UPDATE analysis SET state = $1, result = $2, finished_ms = $3, passwords = NULL WHERE data_id = $4 AND state < 2",
+            "UPDATE analysis SET state = $1, result = $2, finished_ms = $3, overall = $4, passwords = NULL
+             WHERE data_id = $5 AND state < 2",
         )
         .bind(state_to_i64(state))
         .bind(json)
         .bind(to_i64(now_ms))
+        .bind(i64::from(result.overall.code()))
         .bind(data_id.0.to_vec());
         self.writer.execute(update).await.map_err(on(operation, data_id))
     }
@@ -391,5 +429,75 @@ impl ResultStore for SqliteBackend {
             object: "unfinished analyses".to_owned(),
             source: error.into(),
         })
+    }
+    async fn find_by_digest(&self, query: &DigestQuery, limit: u32) -> Result<Vec<DataId>, StoreError> {
+        let found = self.find(query, limit).await;
+        found.map_err(|source| StoreError {
+            operation: "look up the digest",
+            object: hex::encode(query.digest.get(..DIGEST_BYTES_SHOWN).unwrap_or(&query.digest)),
+            source,
+        })
+    }
+
+    async fn list(&self, user_id: Option<&str>, from: Option<u64>, limit: u32) -> Result<Listing, StoreError> {
+        let listed = self.list_page(user_id, from, limit).await;
+        listed.map_err(|source| StoreError { operation: "list", object: "analyses".to_owned(), source })
+    }
+
+    async fn create_batch(&self, new: &NewBatch) -> Result<(), StoreError> {
+        self.insert_batch(new).await.map_err(on("make batch", new.batch_id))
+    }
+
+    async fn batch_head(&self, batch_id: DataId) -> Result<Option<(NewBatch, bool)>, StoreError> {
+        self.read_batch_head(batch_id).await.map_err(on("read batch", batch_id))
+    }
+
+    async fn batch(&self, batch_id: DataId) -> Result<Option<BatchRecord>, StoreError> {
+        self.read_batch(batch_id).await.map_err(on("read batch", batch_id))
+    }
+
+    async fn batch_members(&self, batch_id: DataId, first: u32, size: u32) -> Result<Vec<AnalysisRecord>, StoreError> {
+        self.read_members(batch_id, first, size).await.map_err(on("read the files of batch", batch_id))
+    }
+
+    async fn close_batch(&self, batch_id: DataId, now_ms: u64) -> Result<bool, StoreError> {
+        self.shut_batch(batch_id, now_ms).await.map_err(on("close batch", batch_id))
+    }
+
+    async fn cancel_batch(&self, batch_id: DataId, now_ms: u64) -> Result<bool, StoreError> {
+        self.stop_batch(batch_id, now_ms).await.map_err(on("cancel batch", batch_id))
+    }
+
+    async fn report_worker(&self, report: &WorkerReport, now_ms: u64) -> Result<(), StoreError> {
+        self.note_worker(report, now_ms).await.map_err(|source| StoreError {
+            operation: "note the report of worker",
+            object: report.name.clone(),
+            source,
+        })
+    }
+
+    async fn workers(&self, since_ms: u64) -> Result<Vec<WorkerReport>, StoreError> {
+        let workers = self.read_workers(since_ms).await;
+        workers.map_err(|source| StoreError { operation: "list", object: "workers".to_owned(), source })
+    }
+
+    async fn due_callbacks(&self, now_ms: u64, limit: u32) -> Result<Vec<Callback>, StoreError> {
+        let due = self.read_callbacks(now_ms, limit).await;
+        due.map_err(|source| StoreError { operation: "list", object: "callbacks".to_owned(), source })
+    }
+
+    async fn callback_tried(&self, data_id: DataId, next_ms: Option<u64>) -> Result<bool, StoreError> {
+        let update = sqlx::query(
+            "UPDATE analysis SET callback_ms = $1, callback_attempts = callback_attempts + 1
+             WHERE data_id = $2 AND callback_ms IS NOT NULL",
+        )
+        .bind(next_ms.map(to_i64))
+        .bind(data_id.0.to_vec());
+        self.writer.execute(update).await.map_err(on("note a callback of analysis", data_id))
+    }
+
+    async fn expire(&self, before_ms: u64, limit: u32) -> Result<u64, StoreError> {
+        let removed = self.remove_step(before_ms, limit).await;
+        removed.map_err(|source| StoreError { operation: "remove", object: "what has expired".to_owned(), source })
     }
 }

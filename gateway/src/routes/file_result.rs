@@ -13,9 +13,11 @@ use axum::response::{IntoResponse, Response};
 use lazaret_analysis::{AnalysisRecord, DataId, Progress};
 use lazaret_identity::Principal;
 
+use super::documented::{Forbidden, NoRight, Paging, Unexpected};
 use crate::access::{Gate, may_see, query_parameter, require};
 use crate::error::ApiError;
 use crate::gateway::Shared;
+use crate::view::document::Document;
 use crate::view::{PageView, document};
 
 /// Files on a page when the client does not say.
@@ -23,6 +25,11 @@ const PAGE_SIZE_DEFAULT: u32 = 50;
 /// Most files on a page: about a megabyte of JSON.
 const PAGE_SIZE_MAX: u32 = 1000;
 
+/// An analysis or a nested file, in every state.
+#[utoipa::path(get, path = "/file/{data_id}", tag = "Analysis",
+    params(("data_id" = String, Path, description = "The analysis or nested file"), Paging),
+    responses((status = 200, description = "The analysis, or {\"<data_id>\": \"Not Found\"}", body = Document),
+        Forbidden, NoRight, Unexpected))]
 pub(super) async fn handle(
     State(shared): State<Arc<Shared>>,
     path: Result<Path<String>, PathRejection>,
@@ -32,20 +39,41 @@ pub(super) async fn handle(
     let principal = require(&shared, &parts, Gate::RESULT).await?;
     // A path that is not UTF-8 names nothing either.
     let asked = path.map(|Path(text)| text).unwrap_or_default();
-    let Some((record, progress)) = find(&shared, &principal, &asked).await? else {
-        return Ok(Json(BTreeMap::from([(asked, "Not Found")])).into_response());
+    let document = match asked.parse::<DataId>() {
+        Ok(data_id) => shown(&shared, &parts, &principal, data_id).await?,
+        Err(_) => None,
     };
-    let page = page(&shared, &parts, &record).await?;
-    Ok(Json(document(&record, page.as_ref(), progress.as_ref())).into_response())
+    match document {
+        Some(document) => Ok(Json(document).into_response()),
+        None => Ok(Json(BTreeMap::from([(asked, "Not Found")])).into_response()),
+    }
+}
+
+/// What the principal may see of an id, with the page that the request asks for.
+pub(super) async fn shown(
+    shared: &Shared,
+    parts: &Parts,
+    principal: &Principal,
+    data_id: DataId,
+) -> Result<Option<Document>, ApiError> {
+    let Some((record, progress)) = find(shared, principal, data_id).await? else { return Ok(None) };
+    let page = page(shared, parts, &record).await?;
+    Ok(Some(document(&record, page.as_ref(), progress.as_ref())))
+}
+
+/// The document of what was just submitted here.
+pub(super) async fn own(shared: &Shared, parts: &Parts, data_id: DataId) -> Result<Option<Document>, ApiError> {
+    let Some(record) = shared.results.get(data_id).await.map_err(ApiError::Results)? else { return Ok(None) };
+    let page = page(shared, parts, &record).await?;
+    Ok(Some(document(&record, page.as_ref(), None)))
 }
 
 /// The record that the principal may see, and the progress it had just before.
 async fn find(
     shared: &Shared,
     principal: &Principal,
-    asked: &str,
+    data_id: DataId,
 ) -> Result<Option<(AnalysisRecord, Option<Progress>)>, ApiError> {
-    let Ok(data_id) = asked.parse::<DataId>() else { return Ok(None) };
     // Progress first: it is forgotten once the result stands, so reading it second could find neither the result nor the
     // progress, and the percentage would go back to 0. Without it the document is still right, only less precise.
     let progress = match shared.progress.get(data_id).await {
@@ -65,10 +93,15 @@ async fn page(shared: &Shared, parts: &Parts, record: &AnalysisRecord) -> Result
     if finished.is_none_or(|result| result.container.is_none()) {
         return Ok(None);
     }
-    let first = number(parts, "first").unwrap_or(0);
-    let size = number(parts, "size").unwrap_or(PAGE_SIZE_DEFAULT).min(PAGE_SIZE_MAX);
+    let (first, size) = paging(parts);
     let page = shared.results.nested(record.data_id, first, size).await.map_err(ApiError::Results)?;
     Ok(Some(PageView { first, size, page }))
+}
+
+/// The index of the first item of a page, and how many it may have.
+pub(super) fn paging(parts: &Parts) -> (u32, u32) {
+    let size = number(parts, "size").unwrap_or(PAGE_SIZE_DEFAULT).min(PAGE_SIZE_MAX);
+    (number(parts, "first").unwrap_or(0), size)
 }
 
 /// A number from the query. What is not one counts as absent, since a poll that fails makes clients loop; what is too

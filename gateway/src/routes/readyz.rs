@@ -10,12 +10,19 @@ use serde::Serialize;
 
 use crate::access::{Gate, query_parameter, require};
 use crate::gateway::Shared;
+use crate::readiness::Report;
 
+/// The answer without details.
 #[derive(Serialize)]
 struct Brief {
+    /// Whether everything works.
     status: bool,
 }
 
+/// Whether everything works; with `verbose` and a key, which part does not.
+#[utoipa::path(get, path = "/readyz", tag = "Statistics", security((), ("apikey" = [])),
+    params(("verbose" = Option<bool>, Query, description = "Show the details, to callers with a key")),
+    responses((status = 200, description = "Healthy", body = Report), (status = 503, description = "Not healthy", body = Report)))]
 pub(super) async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     let report = shared.readiness.report().await;

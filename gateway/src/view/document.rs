@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 /// The answer to GET /file/{data_id}.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Document {
     /// The analysis or nested file.
     pub data_id: String,
@@ -27,13 +28,16 @@ pub struct Document {
     /// Why a container was not taken apart to its end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extraction_info: Option<ExtractionSection>,
+    /// How the file was fetched, if it was not sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub download_info: Option<DownloadSection>,
     /// What the submitter sent along.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<Value>,
 }
 
 /// `file_info`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct FileSection {
     /// The name the client gave.
     pub display_name: String,
@@ -64,7 +68,7 @@ pub struct FileSection {
 }
 
 /// `filetype_info`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct FiletypeSection {
     /// The type that was found.
     pub file_info: FiletypeFile,
@@ -81,7 +85,7 @@ pub struct FiletypeSection {
 }
 
 /// `filetype_info.file_info`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct FiletypeFile {
     /// The type for people.
     pub description: String,
@@ -116,7 +120,7 @@ pub struct FiletypeFile {
 }
 
 /// `filetype_info.final_verdict`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct FinalVerdict {
     /// `allowed` or `blocked`.
     pub verdict: &'static str,
@@ -125,7 +129,7 @@ pub struct FinalVerdict {
 }
 
 /// `filetype_info.spoofing_info`.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub struct SpoofingSection {
     /// The result.
     pub detection_result: String,
@@ -136,7 +140,7 @@ pub struct SpoofingSection {
 }
 
 /// `process_info`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ProcessSection {
     /// Why the file is blocked; empty when it is not.
     pub blocked_reason: String,
@@ -171,7 +175,7 @@ pub struct ProcessSection {
 }
 
 /// `process_info.processing_time_details`, all in milliseconds.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
 #[allow(missing_docs, reason = "each field is the time of what its name says")]
 pub struct ProcessingTimes {
     pub av_scan_time: u64,
@@ -188,7 +192,7 @@ pub struct ProcessingTimes {
 }
 
 /// `process_info.post_processing`. Nothing is sanitised or moved yet, so its texts are empty.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub struct PostProcessing {
     /// Actions that failed, separated by spaces.
     pub actions_failed: String,
@@ -205,20 +209,30 @@ pub struct PostProcessing {
 }
 
 /// `process_info.post_processing.sanitization_details`.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub struct SanitizationDetails {
+    /// Milliseconds it took.
+    pub cdr_wait_time: u64,
     /// Whether it succeeded, in words.
     pub description: String,
     /// What was sanitised or removed.
     pub details: Vec<Value>,
+    /// The kind of failure; empty when there was none.
+    pub failure_category: String,
     /// The result; empty when there was no sanitisation.
     pub result: String,
+    /// For the reference's own console.
+    pub result_template_hash: String,
     /// The file that came out.
     pub sanitized_file_info: SanitizedFile,
+    /// Whether the sanitisation advises to block; empty when there was none.
+    pub verdict: String,
+    /// Why.
+    pub verdict_explanations: Vec<String>,
 }
 
 /// `sanitized_file_info`.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub struct SanitizedFile {
     /// Length in bytes.
     pub file_size: u64,
@@ -227,7 +241,7 @@ pub struct SanitizedFile {
 }
 
 /// `scan_results`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ScanSection {
     /// The analysis or nested file.
     pub data_id: String,
@@ -251,7 +265,7 @@ pub struct ScanSection {
 }
 
 /// One engine's entry in `scan_results.scan_details`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct EngineSection {
     /// The time of the engine's database.
     pub def_time: String,
@@ -270,7 +284,7 @@ pub struct EngineSection {
 }
 
 /// `extracted_files`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ExtractedSection {
     /// Files in which a threat was found, at any depth.
     pub detected_by: u64,
@@ -289,7 +303,7 @@ pub struct ExtractedSection {
 }
 
 /// One file in `extracted_files.files_in_archive`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ExtractedFile {
     /// The nested file; GET /file/{data_id} knows it too.
     pub data_id: String,
@@ -313,8 +327,17 @@ pub struct ExtractedFile {
     pub process_info: ProcessSection,
 }
 
+/// `download_info`.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct DownloadSection {
+    /// How it went. A file is recorded once it is there, so this is `Download Success`.
+    pub status: &'static str,
+    /// Where from.
+    pub url: String,
+}
+
 /// `extraction_info`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ExtractionSection {
     /// Whether a protected container could be opened; absent when it is not protected.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use lazaret_analysis::{AnalysisRecord, DataId, PasswordSeal, ProgressCache, ResultStore, SqliteBackend, TaskQueue};
-use lazaret_gateway::{Backends, Gateway, GatewayOptions};
+use lazaret_gateway::{Backends, Gateway, GatewayOptions, Signer};
 use lazaret_identity::{Identity, Role};
 use lazaret_node_client::cluster::ClusterOptions;
 use lazaret_node_client::local::Handler;
@@ -89,7 +89,18 @@ impl Station {
     }
 
     pub fn router(&self) -> Router {
-        self.gateway(GatewayOptions::default()).router()
+        self.gateway(self.options()).router()
+    }
+
+    /// The defaults, with a key that signs.
+    pub fn options(&self) -> GatewayOptions {
+        let signer = Signer::open(&self.directory.path().join("signing.pem")).unwrap();
+        GatewayOptions { signer: Some(Arc::new(signer)), ..GatewayOptions::default() }
+    }
+
+    /// The file in which the results lie.
+    pub fn results_file(&self) -> std::path::PathBuf {
+        self.directory.path().join("results.db")
     }
 
     /// Takes all nodes but one away.

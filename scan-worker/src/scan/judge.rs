@@ -207,7 +207,11 @@ fn run_engines(tree: &Tree, node: &Node, sample: &Sample) -> Vec<EngineResult> {
 
 fn run_engine(tree: &Tree, engine: &dyn Engine, sample: &Sample) -> EngineVerdict {
     let context = ScanContext::within(tree.scanner.options.engine_timeout);
-    match catch_unwind(AssertUnwindSafe(|| engine.scan(sample, &context))) {
+    let judge = || match engine.waits() {
+        true => tree.scanner.pool.while_waiting(|| engine.scan(sample, &context)),
+        false => engine.scan(sample, &context),
+    };
+    match catch_unwind(AssertUnwindSafe(judge)) {
         Ok(verdict) if verdict.code.is_final() => verdict,
         Ok(_) => EngineVerdict::failed("the engine gave no final verdict"),
         Err(panic) => {

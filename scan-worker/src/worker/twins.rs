@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use lazaret_analysis::{AnalysisRecord, Claim, DataId, StoreError, VerdictKey};
 use lazaret_protocol::BlobName;
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::sync::Notify;
 
+use super::slots::Slot;
 use super::supervisor::Supervisor;
 use super::{Ending, Shared};
 use crate::scan::{root_fits, taken_over};
@@ -86,9 +87,9 @@ impl Shared {
         &self,
         record: &AnalysisRecord,
         key: VerdictKey,
-        slot: OwnedSemaphorePermit,
+        slot: Slot,
         supervisor: &mut Supervisor<'_>,
-    ) -> Result<Result<OwnedSemaphorePermit, Ending>, StoreError> {
+    ) -> Result<Result<Slot, Ending>, StoreError> {
         // If too many wait it is scanned too, which is right, only dearer.
         let Ok(_place) = self.waiting.clone().try_acquire_owned() else { return Ok(Ok(slot)) };
         drop(slot);
@@ -119,7 +120,7 @@ impl Shared {
         tokio::select! {
             biased;
             reason = supervisor.next() => Ok(Err(self.stopped_early(record, reason, supervisor))),
-            slot = self.slots.clone().acquire_owned() => Ok(slot.map_err(|_| Ending::GiveBack)),
+            slot = self.slots.any() => Ok(Ok(slot)),
         }
     }
 }

@@ -1,0 +1,94 @@
+//! What clients say in headers: texts that come percent-encoded or raw, numbers, yes and no.
+
+use axum::http::{HeaderMap, HeaderValue};
+use percent_encoding::percent_decode;
+
+use crate::error::ApiError;
+
+/// The text of the first of these headers that is there and not empty.
+pub(super) fn first_text(headers: &HeaderMap, names: &[&str]) -> Option<String> {
+    names.iter().filter_map(|name| headers.get(*name)).map(header_text).find(|text| !text.is_empty())
+}
+
+/// A header's text: percent-encoded UTF-8 as some clients send it, or raw UTF-8, or raw Latin-1, which every byte
+/// sequence is.
+pub(super) fn header_text(value: &HeaderValue) -> String {
+    let raw = value.as_bytes();
+    if let Ok(decoded) = percent_decode(raw).decode_utf8() {
+        return decoded.trim().to_owned();
+    }
+    match std::str::from_utf8(raw) {
+        Ok(text) => text.trim().to_owned(),
+        Err(_) => raw.iter().map(|byte| char::from(*byte)).collect::<String>().trim().to_owned(),
+    }
+}
+
+/// The text without control characters, which could write on the terminal of whoever lists analyses.
+pub(super) fn printable(text: String) -> String {
+    if text.contains(char::is_control) {
+        text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+    } else {
+        text
+    }
+}
+
+/// How the client's program calls itself.
+pub(super) fn user_agent(headers: &HeaderMap) -> String {
+    printable(first_text(headers, &["user_agent", "user-agent"]).unwrap_or_default())
+}
+
+/// The rule that the client names.
+pub(super) fn rule(headers: &HeaderMap) -> Option<String> {
+    first_text(headers, &["rule", "workflow"])
+}
+
+/// A number; nothing if the header is missing or empty.
+pub(super) fn number(headers: &HeaderMap, name: &'static str) -> Result<Option<u64>, ApiError> {
+    let Some(text) = first_text(headers, &[name]) else { return Ok(None) };
+    let bad = |_| ApiError::BadHeader { name, reason: "it must be a whole number".to_owned() };
+    text.parse().map(Some).map_err(bad)
+}
+
+/// Yes or no; no if the header is missing or empty.
+pub(super) fn flag(headers: &HeaderMap, name: &'static str) -> Result<bool, ApiError> {
+    let text = first_text(headers, &[name]).unwrap_or_default().to_ascii_lowercase();
+    match text.as_str() {
+        "true" | "1" => Ok(true),
+        "false" | "0" | "" => Ok(false),
+        _ => Err(ApiError::BadHeader { name, reason: "it must be true or false".to_owned() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(raw: &[u8]) -> String {
+        header_text(&HeaderValue::from_bytes(raw).unwrap())
+    }
+
+    #[test]
+    fn names_come_percent_encoded_or_raw() {
+        assert_eq!(text(b"r%C3%A9sum%C3%A9.pdf"), "résumé.pdf");
+        assert_eq!(text("résumé.pdf".as_bytes()), "résumé.pdf");
+        assert_eq!(text(b"r\xe9sum\xe9.pdf"), "résumé.pdf", "Latin-1");
+        assert_eq!(text(b"100% sure.txt"), "100% sure.txt", "not an escape");
+        assert_eq!(text(b"caf%E9.txt"), "caf%E9.txt", "decodes to no UTF-8: taken as it is");
+        assert_eq!(text(b"%E6%96%87%E4%BB%B6.zip"), "文件.zip");
+        assert_eq!(printable(text(b"a%1B[2Jb%00.txt")), "a\u{fffd}[2Jb\u{fffd}.txt");
+    }
+
+    #[test]
+    fn numbers_and_flags_are_read_or_refused() {
+        let headers = |value: &'static str| {
+            HeaderMap::from_iter([("timerange".parse().unwrap(), HeaderValue::from_static(value))])
+        };
+        assert_eq!(number(&headers("24"), "timerange").unwrap(), Some(24));
+        assert_eq!(number(&headers(""), "timerange").unwrap(), None);
+        assert_eq!(number(&HeaderMap::new(), "timerange").unwrap(), None);
+        assert!(number(&headers("-1"), "timerange").is_err() && number(&headers("a day"), "timerange").is_err());
+        assert!(flag(&headers("TRUE"), "timerange").unwrap() && flag(&headers("1"), "timerange").unwrap());
+        assert!(!flag(&headers("false"), "timerange").unwrap() && !flag(&HeaderMap::new(), "timerange").unwrap());
+        assert!(flag(&headers("perhaps"), "timerange").is_err());
+    }
+}

@@ -1,0 +1,92 @@
+//! What the worker says of itself every few seconds: the engines that are loaded, what it does, the machine.
+//!
+//! A report that can't be recorded is logged and forgotten: nothing depends on it.
+
+use std::fs;
+use std::time::Duration;
+
+use lazaret_analysis::worker_report::REPORT_INTERVAL_MS;
+use lazaret_analysis::{HostReport, WorkerReport};
+
+use super::Shared;
+
+impl Shared {
+    /// Reports, for ever.
+    pub(super) async fn report(&self) {
+        let started_ms = self.now_ms();
+        loop {
+            // The files under /proc answer from memory.
+            let report = self.own_report(started_ms);
+            if let Err(error) = self.results.report_worker(&report, self.now_ms()).await {
+                tracing::warn!(%error, "the worker's report could not be recorded");
+            }
+            self.environment.clock.sleep(Duration::from_millis(REPORT_INTERVAL_MS)).await;
+        }
+    }
+
+    fn own_report(&self, started_ms: u64) -> WorkerReport {
+        WorkerReport {
+            name: self.options.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            scan_threads: self.options.scan_threads as u64,
+            concurrent_files: self.options.concurrent_files.max(1) as u64,
+            running: self.slots.held(),
+            engines: self.engines.iter().map(|engine| engine.info()).collect(),
+            started_ms,
+            host: host(),
+        }
+    }
+}
+
+/// The machine, as the kernel tells it.
+fn host() -> HostReport {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let cpu_cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let memory = read("/proc/meminfo");
+    HostReport {
+        os: os_name(&read("/etc/os-release")).unwrap_or_else(|| std::env::consts::OS.to_owned()),
+        cpu_cores,
+        memory_bytes: memory_field(&memory, "MemTotal:"),
+        memory_available_bytes: memory_field(&memory, "MemAvailable:"),
+        load_percent: load_percent(&read("/proc/loadavg"), cpu_cores),
+    }
+}
+
+/// `PRETTY_NAME="..."` of os-release(5).
+fn os_name(text: &str) -> Option<String> {
+    let value = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
+    Some(value.trim_matches('"').to_owned()).filter(|name| !name.is_empty())
+}
+
+/// A field of /proc/meminfo, which counts in KiB, in bytes.
+fn memory_field(text: &str, name: &str) -> u64 {
+    let value = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    let kib = value.split_whitespace().next().and_then(|number| number.parse::<u64>().ok());
+    kib.unwrap_or(0).saturating_mul(1024)
+}
+
+/// The load of the last minute, as a share of the cores.
+fn load_percent(text: &str, cpu_cores: u64) -> u64 {
+    let load = text.split_whitespace().next().and_then(|number| number.parse::<f64>().ok()).unwrap_or(0.0);
+    // The cast saturates, and what is no number becomes 0.
+    ((100.0 * load / cpu_cores.max(1) as f64) as u64).min(100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_words_are_read() {
+        let memory = "MemTotal:       24689764 kB\nMemFree:         1 kB\nMemAvailable:    2048 kB\n";
+        assert_eq!(memory_field(memory, "MemTotal:"), 24_689_764 * 1024);
+        assert_eq!(memory_field(memory, "MemAvailable:"), 2 << 20);
+        assert_eq!((memory_field("", "MemTotal:"), memory_field("MemTotal: x", "MemTotal:")), (0, 0));
+        assert_eq!(load_percent("1.50 0.2 0.1 1/2 3", 2), 75);
+        assert_eq!((load_percent("9.00", 2), load_percent("", 2), load_percent("nan", 0)), (100, 0, 0));
+        assert_eq!(os_name("ID=x\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n").as_deref(), Some("Debian GNU/Linux 12"));
+        assert_eq!(os_name("PRETTY_NAME=\"\""), None);
+        let here = host();
+        assert!(here.cpu_cores > 0 && here.memory_bytes > here.memory_available_bytes, "{here:?}");
+    }
+}
