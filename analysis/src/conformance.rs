@@ -9,7 +9,8 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::analysis::{
-    ContainerResult, EngineResult, FileInfo, FileResult, NestedRecord, NewAnalysis, Principal, SentAlong, State, Times,
+    ContainerResult, EngineResult, FileInfo, FileResult, Findings, NestedRecord, NewAnalysis, Principal, SentAlong,
+    State, Times,
 };
 use crate::batch::NewBatch;
 use crate::cache::{KeptTree, KeptVerdict, TreeTotals, VERDICT_BATCH_MAX, VerdictKey};
@@ -66,6 +67,7 @@ pub fn sample_result(code: ResultCode, name: &str) -> FileResult {
         blocked_reasons: Vec::new(),
         times: Times { start_ms: 1_700_000_001_000, total_ms: 9, ..Times::default() },
         detail: String::new(),
+        findings: Findings::default(),
     }
 }
 

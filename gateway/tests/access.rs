@@ -13,7 +13,7 @@ use axum::body::Body;
 use axum::http::{Method, Request};
 use common::{Station, ask};
 use lazaret_gateway::GatewayOptions;
-use lazaret_identity::{Actor, Identity, IdentityOptions, Right, Rights, Role};
+use lazaret_identity::{Actor, Clock, Identity, IdentityOptions, Right, Rights, Role};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -45,14 +45,38 @@ const fn route(
     Route { method, path, keyless, rightless, rights, let_in }
 }
 
-/// All routes but those of the sessions themselves, which have tests below.
+const READ: &[Right] = &[Right::ReadOwn, Right::ReadAll];
+const CANCEL: &[Right] = &[Right::CancelOwn, Right::CancelAll];
+const RULES: &[Right] = &[Right::Submit, Right::ReadAll, Right::AdminRead];
+
+/// All routes but those in [`ELSEWHERE`]. What stands in braces is [`ID`], which nothing has.
 const ROUTES: &[Route] = &[
     // Empty: what is let in is told that.
     route(Method::POST, "/file", (403, 403), &[Right::Submit], 422),
-    route(Method::GET, "/file/6e603ae3bf5395ddaf17364fa0ac12c7", (403, 405), &[Right::ReadOwn, Right::ReadAll], 200),
+    route(Method::POST, "/file/sync", (403, 403), &[Right::Submit], 422),
+    route(Method::GET, "/file/{data_id}", (403, 405), READ, 200),
+    route(Method::GET, "/hash/{hash}", (403, 403), READ, 200),
+    route(Method::GET, "/file/rules", (403, 403), RULES, 200),
+    route(Method::GET, "/file/converted/{data_id}", (403, 405), &[Right::Download], 404),
+    route(Method::GET, "/file/download/{data_id}", (403, 405), &[Right::Download], 404),
+    route(Method::POST, "/file/{data_id}/cancel", (400, 405), CANCEL, 404),
+    // Makes one, which is no analysis.
+    route(Method::POST, "/file/batch", (400, 403), &[Right::Batch], 200),
+    route(Method::POST, "/file/batch/{batch_id}/close", (400, 403), &[Right::Batch], 404),
+    route(Method::GET, "/file/batch/{batch_id}", (400, 403), READ, 404),
+    route(Method::GET, "/file/batch/{batch_id}/certificate", (400, 403), READ, 404),
+    route(Method::POST, "/file/batch/{batch_id}/cancel", (400, 403), CANCEL, 404),
+    route(Method::GET, "/admin/license", (403, 405), &[Right::AdminRead], 200),
+    route(Method::GET, "/admin/config/healthcheck", (403, 405), &[Right::Stat], 200),
+    route(Method::GET, "/stat/engines", (403, 403), &[Right::Stat], 200),
+    route(Method::GET, "/stat/nodes", (403, 405), &[Right::Stat], 200),
     route(Method::GET, "/readyz", (200, 200), &[], 200),
     route(Method::GET, "/version", (200, 200), &[], 200),
+    route(Method::GET, "/openapi.json", (200, 200), &[], 200),
 ];
+
+/// Routes that are asked otherwise: sessions have tests below, and the page is no JSON.
+const ELSEWHERE: [(Method, &str); 3] = [(Method::POST, "/login"), (Method::POST, "/logout"), (Method::GET, "/docs")];
 
 /// Somebody who asks.
 struct Caller {
@@ -63,7 +87,9 @@ struct Caller {
 }
 
 async fn answer(router: &Router, route: &Route, prefix: &str, key: Option<&str>) -> (u16, Value) {
-    let mut request = Request::builder().method(route.method.clone()).uri(format!("{prefix}{}", route.path));
+    let asked = |segment| if str::starts_with(segment, '{') { ID } else { segment };
+    let path = route.path.split('/').map(asked).collect::<Vec<_>>().join("/");
+    let mut request = Request::builder().method(route.method.clone()).uri(format!("{prefix}{path}"));
     if let Some(key) = key {
         request = request.header("apikey", key);
     }
@@ -92,6 +118,10 @@ async fn callers(station: &Station) -> Vec<Caller> {
     identity.revoke_key(&actor, "alice", revoked.as_deref().unwrap()).await.unwrap();
     let ended = session(identity, "alice").await;
     identity.logout(&ended, None).await.unwrap();
+    // Of yesterday, by a clock that shows it.
+    let yesterday = Clock::new(|| Clock::system().unix_ms().saturating_sub(24 * 3600 * 1000));
+    let options = IdentityOptions { clock: yesterday, ..IdentityOptions::default() };
+    let expired = session(&Identity::open_with(station.identity_file(), options).await.unwrap(), "alice").await;
     while identity.users().await.unwrap().iter().all(|user| user.locked_until_ms == 0) {
         assert!(identity.login("locked", "wrong", None).await.is_err());
     }
@@ -105,6 +135,7 @@ async fn callers(station: &Station) -> Vec<Caller> {
         caller("a password", Some(PASSWORD.to_owned()), None),
         caller("a revoked key", revoked, None),
         caller("an ended session", Some(ended), None),
+        caller("an expired session", Some(expired), None),
         caller("an administrator", Some(station.admin.clone()), rights(Role::Administrator)),
         caller("a submitter", Some(station.alice.clone()), rights(Role::Submitter)),
         caller("a submitter's session", Some(session(identity, "alice").await), rights(Role::Submitter)),
@@ -144,6 +175,40 @@ async fn every_route_answers_every_caller_as_the_table_says() {
 }
 
 #[tokio::test]
+async fn the_table_has_every_route_that_there_is() {
+    let station = Station::new().await;
+    let described = ask(&station.router(), common::get("/openapi.json", "")).await.1;
+    let mut described: Vec<(String, String)> = described["paths"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .flat_map(|(path, methods)| methods.as_object().unwrap().keys().map(move |method| (path, method)))
+        .map(|(path, method)| (path.clone(), method.to_uppercase()))
+        .collect();
+    let tabled = ROUTES.iter().map(|route| (&route.method, route.path));
+    let elsewhere = ELSEWHERE.iter().map(|(method, path)| (method, *path));
+    let mut known: Vec<(String, String)> =
+        tabled.chain(elsewhere).map(|(method, path)| (path.to_owned(), method.to_string())).collect();
+    described.sort();
+    known.sort();
+    assert_eq!(known, described);
+}
+
+#[tokio::test]
+async fn without_a_key_a_route_is_open_if_that_is_set_and_whoever_has_none_may() {
+    let station = Station::new().await;
+    let router = station.gateway(GatewayOptions { anonymous: true, ..station.options() }).router();
+    let rights = Role::Anonymous.built_in_rights().unwrap();
+    for route in ROUTES {
+        let open = route.rights.is_empty() || rights.intersects(Rights::of(route.rights));
+        let (status, document) = answer(&router, route, "", None).await;
+        assert_eq!(status, if open { route.let_in } else { route.keyless }, "{} {document}", route.path);
+        let (status, document) = answer(&router, route, "", Some("wrong")).await;
+        assert_eq!(status, route.keyless, "{} {document}", route.path);
+    }
+}
+
+#[tokio::test]
 async fn a_viewer_sees_what_everybody_submitted_and_a_submitter_its_own() {
     let station = Station::new().await;
     let actor = Actor::system();
@@ -165,7 +230,7 @@ async fn a_viewer_sees_what_everybody_submitted_and_a_submitter_its_own() {
 #[tokio::test]
 async fn without_a_key_files_are_taken_only_where_that_is_set() {
     let station = Station::new().await;
-    let router = station.gateway(GatewayOptions { anonymous: true, ..GatewayOptions::default() }).router();
+    let router = station.gateway(GatewayOptions { anonymous: true, ..station.options() }).router();
     let post = |key: Option<&str>| {
         let mut request = Request::post("/file").header("content-length", 1);
         if let Some(key) = key {
@@ -184,7 +249,8 @@ async fn without_a_key_files_are_taken_only_where_that_is_set() {
     // A user's results are not anybody's, and a wrong key is not none.
     let alices = common::accepted(&router, post(Some(&station.alice))).await.to_string();
     assert_eq!(ask(&router, read(&alices)).await.1, json!({alices: "Not Found"}));
-    for wrong in ["", "wrong", &"0".repeat(64)] {
+    common::accepted(&router, post(Some(""))).await;
+    for wrong in ["wrong", &"0".repeat(64), &"x".repeat(1000)] {
         common::refused(&router, post(Some(wrong)), 403).await;
     }
     // What any key opens is not open to whoever has none.

@@ -80,7 +80,8 @@ impl Identity {
     }
 
     pub(crate) fn now_ms(&self) -> i64 {
-        self.options.clock.unix_ms()
+        // In the form that the database keeps.
+        i64::try_from(self.options.clock.unix_ms()).unwrap_or(i64::MAX)
     }
 
     /// Whom a presented key or session stands for; nobody if it is unknown, ended, or no key at all. Where requests come

@@ -30,10 +30,11 @@ const SALT_BYTES: usize = 16;
 /// Most that a stored hash may ask for, as a multiple of the above: room for later builds' settings, not for 4 TiB.
 const COST_FACTOR_MAX: u32 = 16;
 
-/// Hashes computed at once: two cores' work and 38 MiB. More would take time from requests that have a key.
-const AT_ONCE: usize = 2;
-/// Checks that may wait for their turn: about a second's work. Past it a login is told to come back.
-const WAITING_MAX: usize = 64;
+/// Most hashes computed at once, of half as many as there are cores: whoever floods the login takes no more than half of
+/// the machine, and 76 MiB, from requests that have a key.
+const AT_ONCE_MAX: usize = 4;
+/// Checks under way or waiting for their turn: about two seconds' work. Past it a login is told to come back.
+const PLACES: usize = 64;
 
 /// Kinds of characters that a complex password has, of four.
 const KINDS_MIN: usize = 3;
@@ -114,8 +115,9 @@ pub(crate) struct Hasher {
 
 impl Hasher {
     pub(crate) fn new() -> Result<Self, IdentityFault> {
-        let (turns, places) = (Arc::new(Semaphore::new(AT_ONCE)), Arc::new(Semaphore::new(AT_ONCE + WAITING_MAX)));
-        Ok(Self { decoy: decoy()?.into(), turns, places, runs: Arc::default() })
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let turns = Arc::new(Semaphore::new((cores / 2).clamp(1, AT_ONCE_MAX)));
+        Ok(Self { decoy: decoy()?.into(), turns, places: Arc::new(Semaphore::new(PLACES)), runs: Arc::default() })
     }
 
     /// How often Argon2 ran so far.
@@ -252,7 +254,7 @@ mod tests {
     #[tokio::test]
     async fn past_the_bound_whoever_asks_is_sent_away() {
         let hasher = Hasher::new().unwrap();
-        let all = u32::try_from(AT_ONCE + WAITING_MAX).unwrap();
+        let all = u32::try_from(PLACES).unwrap();
         let held = Arc::clone(&hasher.places).acquire_many_owned(all).await.unwrap();
         assert!(matches!(hasher.verify("x", None).await, Err(IdentityFault::Busy)));
         assert!(matches!(hasher.hash("x").await, Err(IdentityFault::Busy)));

@@ -20,9 +20,8 @@ use lazaret_analysis::{
 };
 use lazaret_node_client::{Cluster, ClusterOptions, Environment};
 use lazaret_protocol::BlobName;
-use lazaret_scan_worker::engine::{Engine, EngineInfo, EngineVerdict, ScanContext};
+use lazaret_scan_worker::engine::{Engine, EngineInfo, EngineVerdict, ScanContext, Subject};
 use lazaret_scan_worker::engines;
-use lazaret_scan_worker::sample::Sample;
 use lazaret_scan_worker::worker::ATTEMPTS_MAX;
 use lazaret_scan_worker::{ScanWorker, WorkerOptions};
 use support::{Fault, MemoryNode, TestCluster};
@@ -185,7 +184,8 @@ impl Engine for Probe {
         }
     }
 
-    fn scan(&self, sample: &Sample, _: &ScanContext) -> EngineVerdict {
+    fn scan(&self, subject: &Subject<'_>, _: &ScanContext) -> EngineVerdict {
+        let sample = subject.sample;
         self.scans.fetch_add(1, Ordering::Relaxed);
         let _ = self.begun.send(sample.name().to_owned());
         if sample.name() == self.hold {

@@ -23,8 +23,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lazaret_analysis::{
-    AnalysisRecord, Claim, DataId, FileResult, Lease, PasswordSeal, ProgressCache, ResultCode, ResultStore, StoreError,
-    Task, TaskQueue, Times,
+    AnalysisRecord, Claim, DataId, FileResult, Findings, Lease, PasswordSeal, ProgressCache, ResultCode, ResultStore,
+    StoreError, Task, TaskQueue, Times,
 };
 use lazaret_containers::Passwords;
 use lazaret_digests::Selection;
@@ -565,5 +565,6 @@ fn bare_result(record: &AnalysisRecord, code: ResultCode, detail: String, now_ms
         blocked_reasons,
         times: Times { start_ms: now_ms, ..Times::default() },
         detail,
+        findings: Findings::default(),
     }
 }
