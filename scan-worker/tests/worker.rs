@@ -561,3 +561,31 @@ async fn twins_wait_for_one_scan_and_are_not_cancelled_with_it() {
     assert!((1 + 3 + 2..=1 + 3 + 3).contains(&scans(&probe)), "{}", scans(&probe));
     worker.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_have_taken_a_worker_down_is_scanned_alone() {
+    let station = Station::new().await;
+    let (probe, on_begin, release) = Probe::new("held");
+    let running = station.submit("held", "held").await;
+    let worker = station.start_with(station.options(), vec![probe]);
+    let on_begin = begun(on_begin, "held").await;
+    // Leased by a worker that was never heard of again.
+    let suspect = station.create("suspect", "suspect", Rule::with_defaults("test")).await;
+    station.backend.push(Task { attempts: 1, ..Task::scan(suspect, now_ms()) }).await.unwrap();
+    let leased = async {
+        while station.backend.depth().await.unwrap().leased < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), leased).await.expect("the suspect is leased");
+    let other = station.submit("other", "other").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(on_begin.try_recv().is_err(), "neither the suspect nor what came after it has begun");
+    release.send(()).unwrap();
+    station.finished(running).await;
+    let on_begin = begun(on_begin, "suspect").await;
+    station.finished(suspect).await;
+    begun(on_begin, "other").await;
+    station.finished(other).await;
+    worker.stop().await;
+}

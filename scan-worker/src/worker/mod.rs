@@ -7,6 +7,7 @@
 //! - What may work later (content unavailable, records not writable) gives the task back with a growing delay, at most
 //!   [`RELEASES_MAX`] times. What never will (the blob is gone) closes the analysis as Failed, with the reason. A task that
 //!   was leased more than [`ATTEMPTS_MAX`] times without being given back took its worker down each time, and is closed too.
+//! - A task that was leased before is scanned alone, so that no other one is blamed if it takes this worker down as well.
 //! - Every few seconds the worker reports who it is and what it does, which decides nothing: see `report`.
 //! - The result store is the truth: a sweep queues again whatever is unfinished and has no task.
 
@@ -31,7 +32,7 @@ use lazaret_digests::Selection;
 use lazaret_node_client::{Cluster, Environment};
 use lazaret_protocol::BlobName;
 use lazaret_sandbox::Sandbox;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use self::records::RecordWriter;
 use self::slots::{Slot, Slots};
@@ -239,9 +240,16 @@ impl Shared {
                 continue;
             };
             let (shared, shutdown) = (self.clone(), shutdown.clone());
+            let is_suspect = is_suspect(&lease);
+            let (end, ended) = oneshot::channel::<()>();
             self.environment.spawner.spawn(Box::pin(async move {
                 shared.work(lease, slot, shutdown).await;
+                drop(end);
             }));
+            if is_suspect {
+                // Whatever were leased meanwhile would be suspected with it.
+                let _ = ended.await;
+            }
         }
     }
 
@@ -331,8 +339,11 @@ impl Shared {
             if !self.results.start(data_id, self.now_ms()).await? {
                 return Ok(Ending::Nothing);
             }
-            let supervisor = Supervisor::new(self, lease, &record, false, shutdown);
-            return Ok(self.scan(record, blob, None, supervisor, slot).await);
+            let mut supervisor = Supervisor::new(self, lease, &record, false, shutdown);
+            return Ok(match self.alone_if_suspect(lease, &record, slot, &mut supervisor).await {
+                Ok(slots) => self.scan(record, blob, None, supervisor, slots).await,
+                Err(ending) => ending,
+            });
         };
         if let Some(ending) = self.known(&record, key).await? {
             return Ok(ending);
@@ -347,7 +358,30 @@ impl Shared {
                 Err(ending) => return Ok(ending),
             },
         };
-        Ok(self.scan(record, blob, Some(self.verdicts.clone()), supervisor, slot).await)
+        Ok(match self.alone_if_suspect(lease, &record, slot, &mut supervisor).await {
+            Ok(slot) => self.scan(record, blob, Some(self.verdicts.clone()), supervisor, slot).await,
+            Err(ending) => ending,
+        })
+    }
+
+    /// Waits until nothing else runs if the task was leased before: its worker may have died of it, or of another one that
+    /// it had at the same time. Alone it can only be its own fault.
+    async fn alone_if_suspect(
+        &self,
+        lease: &Lease,
+        record: &AnalysisRecord,
+        slot: Slot,
+        supervisor: &mut Supervisor<'_>,
+    ) -> Result<Slot, Ending> {
+        if !is_suspect(lease) {
+            return Ok(slot);
+        }
+        drop(slot);
+        tokio::select! {
+            biased;
+            reason = supervisor.next() => Err(self.stopped_early(record, reason, supervisor)),
+            slot = self.slots.every() => Ok(slot),
+        }
     }
 
     /// Fetches and scans a file under the supervisor's eyes.
@@ -518,6 +552,11 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// Whether a task may have taken a worker down.
+fn is_suspect(lease: &Lease) -> bool {
+    (2..=ATTEMPTS_MAX).contains(&lease.attempts)
 }
 
 /// How a task ended.
