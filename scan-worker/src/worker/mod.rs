@@ -353,6 +353,8 @@ impl Shared {
         let slot = match self.claim(data_id, key).await? {
             Claim::Nothing => return Ok(Ending::Nothing),
             Claim::Yours => slot,
+            // While it waits nothing else is leased, so it waits for nobody.
+            Claim::Twin if is_suspect(lease) => slot,
             Claim::Twin => match self.wait_for_twin(&record, key, slot, &mut supervisor).await? {
                 Ok(slot) => slot,
                 Err(ending) => return Ok(ending),
