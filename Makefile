@@ -1,4 +1,4 @@
-# make run | test | lint | audit | soak: see README.md. One release profile and one target directory for everything, so that
+# make run | test | lint | audit | bench | soak: see README.md. One release profile and one target directory for everything, so that
 # RocksDB, yara-x and aws-lc are compiled once.
 
 SHELL := /bin/bash
@@ -12,7 +12,7 @@ CRATES := lazaret lazaret-protocol lazaret-node-client lazaret-storage-node laza
 CHECKED := $(foreach crate,$(CRATES),--config profile.release.package.$(crate).debug-assertions=true \
                                      --config profile.release.package.$(crate).overflow-checks=true)
 
-.PHONY: run build test soak lint audit system-packages claim-target
+.PHONY: run build test bench soak lint audit system-packages claim-target
 
 run: build
 	scripts/first-run "$(CARGO_TARGET_DIR)/release/lazaret"
@@ -22,6 +22,12 @@ build: system-packages claim-target
 
 test: system-packages claim-target
 	cargo test --release --locked --workspace --lib --bins --tests $(CHECKED)
+
+# Every benchmark for BENCH_SECONDS each, into target/bench/report.json and report.html of this clone.
+BENCH_SECONDS ?= 5
+bench: build
+	scripts/system-packages valgrind
+	"$(CARGO_TARGET_DIR)/release/lazaret" bench report --out target/bench --seconds $(BENCH_SECONDS)
 
 # What may run for hours: SEEDS simulated clusters from SEED on, as many lives of a single engine, and files of every format
 # changed at random for SOAK_SECONDS, without feedback from coverage.

@@ -30,6 +30,9 @@ pub enum Command {
     /// Make a cluster's files; show its state
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Look at rules (workflows)
+    #[command(subcommand)]
+    Rules(RulesCommand),
     /// Users, their passwords and keys, roles, and who did what
     User(UserOptions),
     /// Run whole clusters in virtual time under faults drawn from a seed, and check what they promise
@@ -68,6 +71,19 @@ pub struct UpOptions {
     /// Where `GET /metrics` of the storage nodes is answered, for Prometheus [default: nowhere]
     #[arg(long)]
     pub metrics: Option<SocketAddr>,
+    #[command(flatten)]
+    pub judging: JudgingOptions,
+}
+
+/// What files are judged by, in an embedded cluster.
+#[derive(Debug, Clone, Default, Args)]
+pub struct JudgingOptions {
+    /// A file of rules (YAML) [default: one rule named default]
+    #[arg(long = "rules", value_name = "FILE")]
+    pub rules: Option<PathBuf>,
+    /// A file of engines (YAML): what stands below `engines` in a scan worker's configuration [default: the built-in signatures]
+    #[arg(long = "engines", value_name = "FILE")]
+    pub engines: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -84,6 +100,8 @@ pub struct ScanOptions {
     /// The rule to scan by
     #[arg(long)]
     pub rule: Option<String>,
+    #[command(flatten)]
+    pub judging: JudgingOptions,
     /// A file of archive passwords, one a line
     #[arg(long)]
     pub password_file: Option<PathBuf>,
@@ -93,6 +111,15 @@ pub struct ScanOptions {
     /// Files submitted and awaited at once
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub concurrency: u16,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RulesCommand {
+    /// Check a file of rules and print what it says
+    Check {
+        /// The file (YAML)
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -316,6 +343,41 @@ pub struct InitOptions {
 pub enum BenchCommand {
     /// Puts and gets of the storage cluster
     Store(BenchStoreOptions),
+    /// Files submitted to a gateway at a fixed rate, and their verdicts
+    Submit(BenchSubmitOptions),
+    /// All of it, as a report in JSON and HTML
+    Report(BenchReportOptions),
+    /// Archives through the whole station, with nothing known and with every verdict known
+    Archive(BenchArchiveOptions),
+}
+
+#[derive(Debug, Args)]
+pub struct BenchArchiveOptions {
+    /// Files and folders; without any, archives are generated
+    pub paths: Vec<PathBuf>,
+    /// How many archives are generated
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub archives: u16,
+    /// How many members each generated archive has
+    #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub members: u32,
+    /// Submit everything a second time, when every verdict is known
+    #[arg(long)]
+    pub warm: bool,
+    /// Threads that extract and scan
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: u16,
+    /// Storage nodes, each blob on one of them
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub nodes: u16,
+    /// Files submitted and awaited at once
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub concurrency: u16,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub judging: JudgingOptions,
 }
 
 #[derive(Debug, Args)]
@@ -344,6 +406,59 @@ pub struct BenchStoreOptions {
     /// Leave out what the machine allows
     #[arg(long)]
     pub no_limits: bool,
+    /// Three nodes in this process, reached without a network
+    #[arg(long, conflicts_with = "file")]
+    pub embedded: bool,
+    /// So many puts of each size, instead of as many as go in --seconds
+    #[arg(long)]
+    pub puts: Option<usize>,
+    /// So many gets after them
+    #[arg(long, default_value_t = 0, requires = "puts")]
+    pub gets: usize,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchSubmitOptions {
+    /// A gateway; without it one is started with everything embedded, in a process of its own
+    #[arg(long, requires = "apikey_file")]
+    pub url: Option<String>,
+    /// A file that holds the API key
+    #[arg(long)]
+    pub apikey_file: Option<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+    /// How long files are submitted
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub seconds: u64,
+    /// Files a second
+    #[arg(long, default_value_t = 100.0)]
+    pub rate: f64,
+    /// The files' mean length
+    #[arg(long, value_name = "BYTES", default_value_t = 140_000, value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+    pub size: u64,
+    /// Submissions under way at once; what is due beyond them waits, and its latency counts
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub concurrency: u16,
+    /// Copies that make a put, of the nodes that are started
+    #[arg(long, default_value_t = 1)]
+    pub min_replica: u8,
+    /// Copies that a blob should have; as many nodes are started
+    #[arg(long, default_value_t = 1)]
+    pub max_replica: u8,
+    /// Below which directory its data lies while it runs [default: the temporary directory]
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchReportOptions {
+    /// Where report.json and report.html are written
+    #[arg(long, default_value = "target/bench")]
+    pub out: PathBuf,
+    /// How long each part is measured
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub seconds: u64,
 }
 
 #[derive(Debug, Args)]

@@ -2,7 +2,7 @@
 //!
 //! `cluster.yml` is written last: where it is, the rest is complete. Nothing that exists is ever overwritten.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -168,6 +168,19 @@ fn write_new(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Replaces a file as a whole, durably.
+pub fn replace(path: &Path, text: &str) -> anyhow::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let write = || -> std::io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(text.as_bytes())?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        File::open(folder)?.sync_all()
     };
     write().with_context(|| format!("cannot write {}", path.display()))
 }

@@ -4,32 +4,22 @@
 //! Everything lies below one directory, and a second start on it finds everything again.
 
 use std::fs::{self, File, TryLockError};
-use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
 use lazaret_analysis::SqliteBackend;
 use lazaret_node_client::Environment;
 use lazaret_node_client::cluster::Cluster;
 use lazaret_node_client::cluster_file::ClusterFile;
-use lazaret_node_client::local::LocalNetwork;
-use lazaret_protocol::message::Role;
-use lazaret_protocol::{NodeEntry, NodeId};
-use lazaret_storage_node::listener::Listener;
-use lazaret_storage_node::node;
-use lazaret_storage_node::service::NodeService;
-use lazaret_storage_node::store::{DiskSource, Store};
-use lazaret_storage_node::{Node, NodeOptions};
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::net::TcpListener;
 
-use crate::cli::{InitOptions, UpOptions};
-use crate::components::{self, NodeIdentity};
-use crate::config::{GatewayConfig, ScanWorkerConfig, default_reserve_bytes, default_segment_bytes_max};
+use crate::cli::{InitOptions, JudgingOptions, UpOptions};
+use crate::components::{self, Running, asked};
+use crate::config::{self, GatewayConfig, ScanWorkerConfig};
+use crate::nodes::Nodes;
 use crate::{init, metrics};
 
 /// Replicas and nodes of a cluster for which nothing else was asked.
@@ -49,83 +39,74 @@ pub async fn run(options: UpOptions) -> anyhow::Result<ExitCode> {
 
 /// A running cluster.
 pub struct EmbeddedCluster {
+    services: Services,
+    nodes: Nodes,
+    /// Held for as long as the cluster runs.
+    _lock: File,
+}
+
+/// What works on the nodes: a gateway and a worker.
+struct Services {
     gateway_address: SocketAddr,
     gateway: Running,
     /// Learns of newer cluster maps.
     watching: Running,
     worker: Running,
-    listeners: Running,
-    nodes: Vec<Node>,
-    stores: Vec<Store>,
     cluster: Cluster,
     client_key_file: PathBuf,
-    /// Held for as long as the cluster runs.
-    _lock: File,
-}
-
-/// Tasks that end after they were told to.
-struct Running {
-    shutdown: watch::Sender<bool>,
-    tasks: Vec<JoinHandle<()>>,
-}
-
-impl Running {
-    fn new() -> Self {
-        Self { shutdown: watch::Sender::new(false), tasks: Vec::new() }
-    }
-
-    fn spawn<F: Future<Output = ()> + Send + 'static>(&mut self, task: impl FnOnce(watch::Receiver<bool>) -> F) {
-        self.tasks.push(tokio::spawn(task(self.shutdown.subscribe())));
-    }
-
-    async fn stop(self) {
-        let _ = self.shutdown.send(true);
-        for task in self.tasks {
-            let _ = task.await;
-        }
-    }
-}
-
-/// Completes once shutdown was asked for.
-async fn asked(mut shutdown: watch::Receiver<bool>) {
-    let _ = shutdown.wait_for(|asked| *asked).await;
 }
 
 impl EmbeddedCluster {
     /// Starts a cluster in `options.data`, which is made if it is not there. When it returns, everything serves.
     pub async fn start(options: &UpOptions) -> anyhow::Result<Self> {
-        let mut stores = Vec::new();
-        match Self::start_with(options, &mut stores).await {
-            Ok(cluster) => Ok(Self { stores, ..cluster }),
+        let data = options.data.as_path();
+        let lock = lock(data)?;
+        // Before anything is written: the most likely thing to be wrong.
+        let http = components::bind_http(options.listen).await?;
+        let file = cluster_file(options)?;
+        let nodes = Nodes::start(data, file).await?;
+        match Services::start(options, &nodes, http).await {
+            Ok(services) => Ok(Self { services, nodes, _lock: lock }),
             Err(error) => {
                 // A process must not end while an engine's threads still run.
-                close_all(stores).await;
+                nodes.stop().await;
                 Err(error)
             }
         }
     }
 
-    /// Starts everything; what was opened of `stores` is the caller's to close.
-    async fn start_with(options: &UpOptions, stores: &mut Vec<Store>) -> anyhow::Result<Self> {
+    /// The gateway's URL.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.services.gateway_address)
+    }
+
+    /// A submitter's API key.
+    pub fn client_key(&self) -> anyhow::Result<String> {
+        let path = &self.services.client_key_file;
+        let key = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(key.trim().to_owned())
+    }
+
+    /// Finishes uploads in flight, gives back what is being scanned, completes background copies, closes the stores.
+    pub async fn stop(self) {
+        self.services.stop().await;
+        self.nodes.stop().await;
+    }
+}
+
+impl Services {
+    async fn start(options: &UpOptions, nodes: &Nodes, http: TcpListener) -> anyhow::Result<Self> {
         let data = options.data.as_path();
-        let lock = lock(data)?;
-        // Before anything is written: the most likely thing to be wrong.
-        let http = components::bind_http(options.listen).await?;
         let gateway_address = http.local_addr()?;
-        let file = cluster_file(options)?;
-
-        let network = LocalNetwork::new();
-        let Started { file, listeners, nodes } = start_nodes(data, file, &network, stores).await?;
-        if let Some(address) = options.metrics {
-            metrics::serve(address, nodes.clone()).await?;
-        }
-        let cluster = components::cluster_over(file.map.clone(), Arc::new(network))?;
-
-        let config = gateway_config(data);
+        let cluster = nodes.cluster()?;
+        let config = gateway_config(data, &options.judging);
         // One back-end for both, so that a submission wakes the worker at once.
         let backend = SqliteBackend::open(&config.results).await?;
         let gateway = components::open_gateway(&config, &backend, cluster.clone()).await?;
-        let worker = components::open_worker(&worker_config(data, options.workers), &backend, cluster.clone()).await?;
+        let worker = components::open_worker(&worker_config(data, options)?, &backend, cluster.clone()).await?;
+        if let Some(address) = options.metrics {
+            metrics::serve(address, nodes.nodes().to_vec(), Some(worker.verdict_counters())).await?;
+        }
         let mut watching = Running::new();
         let watched = cluster.clone();
         watching.spawn(|shutdown| async move { watched.run_background(asked(shutdown)).await });
@@ -142,42 +123,16 @@ impl EmbeddedCluster {
             gateway: running_gateway,
             watching,
             worker: running_worker,
-            listeners,
-            nodes,
-            stores: Vec::new(),
             cluster,
             client_key_file: config.client_key_file,
-            _lock: lock,
         })
     }
 
-    /// The gateway's URL.
-    pub fn url(&self) -> String {
-        format!("http://{}", self.gateway_address)
-    }
-
-    /// A submitter's API key.
-    pub fn client_key(&self) -> anyhow::Result<String> {
-        let path = &self.client_key_file;
-        let key = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(key.trim().to_owned())
-    }
-
-    /// Finishes uploads in flight, gives back what is being scanned, completes background copies, closes the stores.
-    pub async fn stop(self) {
+    async fn stop(self) {
         self.gateway.stop().await;
         self.worker.stop().await;
         self.watching.stop().await;
         self.cluster.close().await;
-        self.nodes.iter().for_each(Node::stop);
-        self.listeners.stop().await;
-        close_all(self.stores).await;
-    }
-}
-
-async fn close_all(stores: Vec<Store>) {
-    for store in stores {
-        components::close(store).await;
     }
 }
 
@@ -227,99 +182,10 @@ fn cluster_file(options: &UpOptions) -> anyhow::Result<ClusterFile> {
     Ok(ClusterFile::load(&init::init(&new, &*Environment::system().random)?)?)
 }
 
-/// Nodes at work.
-struct Started {
-    file: ClusterFile,
-    listeners: Running,
-    nodes: Vec<Node>,
-}
-
-/// Opens and serves every node of the map, in the process and over QUIC, and writes down where they listen. Engines that
-/// were opened are in `stores` even if it fails.
-async fn start_nodes(
-    data: &Path,
-    mut file: ClusterFile,
-    network: &LocalNetwork,
-    stores: &mut Vec<Store>,
-) -> anyhow::Result<Started> {
-    let ids: Vec<NodeId> = file.map.nodes.iter().map(|node| node.id).collect();
-    open_stores(data, &file, stores).await?;
-    // An administrator may have changed the map since the file was written.
-    for kept in stores.iter().filter_map(node::map::kept) {
-        if kept.epoch > file.map.epoch && kept.cluster == file.map.cluster {
-            file.map = kept;
-        }
-    }
-    let peers = LocalNetwork::new();
-    let (mut nodes, mut bound, mut moved) = (Vec::new(), Vec::new(), false);
-    for (id, store) in ids.into_iter().zip(stores.iter()) {
-        // A node that was removed is opened once more at most, and serves nobody.
-        let Some(entry) = file.map.node(id).cloned() else { continue };
-        let cluster = components::cluster_over(file.map.clone(), Arc::new(peers.clone()))?;
-        let node = Node::new(id, store.clone(), cluster, Environment::system(), NodeOptions::default());
-        let service = NodeService::new(node.clone());
-        network.register(id, service.handler(Role::Client));
-        peers.register(id, service.handler(Role::Peer));
-        let listener = listen_somewhere(data, &file, &entry, service)?;
-        let address = listener.local_addr()?;
-        if let Some(entry) = file.map.nodes.iter_mut().find(|entry| entry.id == id) {
-            moved |= entry.address != address;
-            entry.address = address;
-        }
-        nodes.push(node);
-        bound.push(listener);
-    }
-    if moved {
-        file.map.epoch += 1;
-    }
-    replace(&data.join(init::CLUSTER_FILE), &init::cluster_file(file.map.clone()).to_yaml()?)?;
-    let mut listeners = Running::new();
-    for (node, listener) in nodes.iter().zip(bound) {
-        node.adopt(file.map.clone())?;
-        node.start();
-        listeners.spawn(|shutdown| async move { listener.run(asked(shutdown)).await });
-    }
-    Ok(Started { file, listeners, nodes })
-}
-
-/// Opens every node's disk, all at once, since recovery reads segments.
-async fn open_stores(data: &Path, file: &ClusterFile, stores: &mut Vec<Store>) -> anyhow::Result<()> {
-    let mut opening = Vec::new();
-    for node in &file.map.nodes {
-        let (folder, map, id) = (data.join(&node.name), file.map.clone(), node.id);
-        let sizes = (default_segment_bytes_max(), default_reserve_bytes());
-        let source = vec![DiskSource::directory(folder, false)];
-        opening.push(tokio::spawn(async move { components::open_store(source, &map, id, sizes).await }));
-    }
-    let mut outcome = Ok(());
-    for (opening, node) in opening.into_iter().zip(&file.map.nodes) {
-        match opening.await? {
-            Ok(store) => stores.push(store),
-            Err(error) => outcome = outcome.and(Err(error.context(format!("cannot open {}", node.name)))),
-        }
-    }
-    outcome
-}
-
-/// Listens where the map says, or, where that port was taken meanwhile, on a free one.
-fn listen_somewhere(
-    data: &Path,
-    file: &ClusterFile,
-    node: &NodeEntry,
-    service: NodeService,
-) -> anyhow::Result<Listener> {
-    let (certificate, private_key) = (data.join(format!("{}.pem", node.name)), data.join(format!("{}.key", node.name)));
-    let identity = NodeIdentity { certificate: &certificate, private_key: &private_key };
-    match components::listen(node.address, &identity, file, service.clone()) {
-        Ok(listener) => Ok(listener),
-        Err(error) if node.address.port() == 0 => Err(error),
-        Err(_) => components::listen(SocketAddr::new(node.address.ip(), 0), &identity, file, service),
-    }
-}
-
 /// The gateway's configuration in a data directory.
-pub fn gateway_config(data: &Path) -> GatewayConfig {
+pub fn gateway_config(data: &Path, judging: &JudgingOptions) -> GatewayConfig {
     GatewayConfig {
+        rules: judging.rules.clone(),
         results: data.join("results.db"),
         identity: data.join("identity.db"),
         admin_key_file: data.join("admin.key"),
@@ -331,24 +197,12 @@ pub fn gateway_config(data: &Path) -> GatewayConfig {
     }
 }
 
-fn worker_config(data: &Path, scan_threads: u16) -> ScanWorkerConfig {
-    ScanWorkerConfig {
+fn worker_config(data: &Path, options: &UpOptions) -> anyhow::Result<ScanWorkerConfig> {
+    Ok(ScanWorkerConfig {
         results: data.join("results.db"),
         secret: data.join(init::SECRET_FILE),
-        scan_threads: scan_threads.into(),
+        scan_threads: options.workers.into(),
+        engines: options.judging.engines.as_deref().map(config::load).transpose()?.unwrap_or_default(),
         ..ScanWorkerConfig::default()
-    }
-}
-
-/// Replaces a file as a whole, durably.
-fn replace(path: &Path, text: &str) -> anyhow::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(text.as_bytes())?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        File::open(folder)?.sync_all()
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    })
 }

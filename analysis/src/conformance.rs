@@ -9,7 +9,8 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::analysis::{
-    ContainerResult, EngineResult, FileInfo, FileResult, NestedRecord, NewAnalysis, Principal, SentAlong, State, Times,
+    ContainerResult, EngineResult, FileInfo, FileResult, Findings, NestedRecord, NewAnalysis, Principal, SentAlong,
+    State, Times,
 };
 use crate::batch::NewBatch;
 use crate::cache::{KeptTree, KeptVerdict, TreeTotals, VERDICT_BATCH_MAX, VerdictKey};
@@ -18,7 +19,7 @@ use crate::password::SealedPasswords;
 use crate::rule::Rule;
 use crate::store::{
     Claim, DigestQuery, LeaseToken, NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Progress, ProgressCache, ResultStore,
-    StoreFault, Task, TaskQueue,
+    SMALL_FILE_BYTES, StoreFault, Task, TaskQueue,
 };
 use crate::verdict::{Outcome, ResultCode};
 use crate::worker_report::{EngineInfo, WorkerReport};
@@ -66,6 +67,7 @@ pub fn sample_result(code: ResultCode, name: &str) -> FileResult {
         blocked_reasons: Vec::new(),
         times: Times { start_ms: 1_700_000_001_000, total_ms: 9, ..Times::default() },
         detail: String::new(),
+        findings: Findings::default(),
     }
 }
 
@@ -532,6 +534,16 @@ async fn what_is_old_is_removed(store: &dyn ResultStore) {
     let (member, _) = finished(&member_of(gone.batch_id, &[]), 2).await;
     store.close_batch(gone.batch_id, 2).await.unwrap();
 
+    // What is borrowed stays for its borrower, and is unknown by its own ids; it goes with the last borrower.
+    let (lender, lent, records) = lender(store).await;
+    let (by_young, by_old) = (DataId::random(), DataId::random());
+    for (borrower, at_ms) in [(by_young, 1 << 46), (by_old, 2)] {
+        store.create(&sample_analysis(borrower)).await.unwrap();
+        assert!(store.finish_as(borrower, &lent, lender, at_ms).await.unwrap());
+    }
+    let late = DataId::random();
+    store.create(&sample_analysis(late)).await.unwrap();
+
     let mut steps = 0;
     while store.expire(3, 2).await.unwrap() > 0 {
         assert_eq!(known(old).await, known(old_nested).await, "it goes as a whole");
@@ -545,6 +557,10 @@ async fn what_is_old_is_removed(store: &dyn ResultStore) {
     assert!(known(kept).await && store.batch(mixed.batch_id).await.unwrap().unwrap().count() == 2);
     assert!(!known(member).await && store.batch(gone.batch_id).await.unwrap().is_none());
     assert_eq!(store.batch(empty.batch_id).await.unwrap(), None);
+    assert!(!known(lender).await && !known(records[0].data_id).await && !known(by_old).await);
+    assert_eq!(store.nested(by_young, 0, 10).await.unwrap().records.len(), 3, "a borrower loses nothing");
+    assert!(!store.finish_as(late, &lent, lender, 1 << 46).await.unwrap(), "what is unknown lends no more");
+    store.finish(late, &clean, 1 << 46).await.unwrap();
     let query = DigestQuery { nested: true, unfinished: true, ..DigestQuery::default() };
     let digest = hex::decode(sample_analysis(old).file.sha256).unwrap();
     assert_eq!(store.find_by_digest(&DigestQuery { digest, ..query }, 9).await.unwrap(), []);
@@ -601,9 +617,12 @@ async fn one_of_several_claims_counts(store: &dyn ResultStore) {
     // It was recorded earlier, so it waits for no later one: nobody waits in a circle.
     assert_eq!(store.claim(ids[0], key, 100, 30).await.unwrap(), Claim::Yours);
     assert_eq!(store.claim(ids[1], key, 100, 40).await.unwrap(), Claim::Twin);
-    assert_eq!(store.get(ids[1]).await.unwrap().unwrap().started_ms, Some(10), "extended, not started again");
-    assert_eq!(store.claim(ids[0], key, 0, 50).await.unwrap(), Claim::Yours, "given up");
-    assert_eq!(store.claim(ids[1], key, 300, 60).await.unwrap(), Claim::Yours);
+    assert_eq!(store.get(ids[1]).await.unwrap().unwrap().started_ms, Some(40), "it began anew");
+    store.extend_claim(ids[0], 150).await.unwrap();
+    assert_eq!(store.claim(ids[1], key, 300, 120).await.unwrap(), Claim::Twin, "extended");
+    assert_eq!(store.get(ids[0]).await.unwrap().unwrap().started_ms, Some(30), "which is no start");
+    store.extend_claim(ids[0], 0).await.unwrap();
+    assert_eq!(store.claim(ids[1], key, 300, 60).await.unwrap(), Claim::Yours, "given up");
     assert_eq!(store.claim(ids[2], key, 300, 70).await.unwrap(), Claim::Twin);
     assert!(store.finish(ids[1], &sample_result(ResultCode::CANCELLED, "a"), 80).await.unwrap());
     assert_eq!(store.claim(ids[1], key, 300, 90).await.unwrap(), Claim::Nothing, "finished");
@@ -765,6 +784,8 @@ pub async fn task_queue(queue: &dyn TaskQueue) {
     let depth = queue.depth().await.unwrap();
     assert_eq!((depth.queued, depth.leased), (0, 0), "the suite wants an empty queue");
     tasks_are_queued_once_and_leased_in_order(queue).await;
+    owners_take_turns_and_priorities_come_first(queue).await;
+    small_files_are_leased_alone(queue).await;
     leases_are_extended_and_lost(queue).await;
     tasks_are_given_back(queue).await;
     waiting_ends(queue).await;
@@ -774,8 +795,7 @@ pub async fn task_queue(queue: &dyn TaskQueue) {
 
 async fn tasks_are_queued_once_and_leased_in_order(queue: &dyn TaskQueue) {
     let ids: Vec<DataId> = (0..5).map(|_| DataId::random()).collect();
-    // Pushed youngest first.
-    for (age, id) in ids.iter().enumerate().rev() {
+    for (age, id) in ids.iter().enumerate() {
         assert!(!queue.contains(*id).await.unwrap());
         assert!(queue.push(Task::scan(*id, 100 + age as u64)).await.unwrap());
         assert!(!queue.push(Task::scan(*id, 50)).await.unwrap(), "queued already");
@@ -784,7 +804,7 @@ async fn tasks_are_queued_once_and_leased_in_order(queue: &dyn TaskQueue) {
     assert_eq!(queue.lease("w", 0, 1000, 200).await.unwrap(), []);
     let leases = queue.lease("w", 2, 1000, 200).await.unwrap();
     let taken: Vec<DataId> = leases.iter().map(|lease| lease.task.data_id).collect();
-    assert_eq!(taken, ids[..2], "the oldest first");
+    assert_eq!(taken, ids[..2], "in the order in which they were queued");
     for (age, lease) in leases.iter().enumerate() {
         assert_eq!((lease.attempts, lease.releases), (1, 0));
         assert_eq!(lease.task, Task { attempts: 1, ..Task::scan(ids[age], 100 + age as u64) });
@@ -811,6 +831,72 @@ async fn tasks_are_queued_once_and_leased_in_order(queue: &dyn TaskQueue) {
     let lease = queue.lease("w", 1, 1000, 300).await.unwrap().remove(0);
     assert_eq!(lease.attempts, 1, "and begins anew");
     assert!(queue.ack(&lease.token).await.unwrap());
+}
+
+/// Leases everything there is, one at a time, and acknowledges it.
+async fn drain(queue: &dyn TaskQueue) -> Vec<Task> {
+    let mut taken = Vec::new();
+    while let Some(lease) = queue.lease("w", 1, 1000, 1000).await.unwrap().pop() {
+        assert!(queue.ack(&lease.token).await.unwrap());
+        taken.push(lease.task);
+    }
+    taken
+}
+
+async fn owners_take_turns_and_priorities_come_first(queue: &dyn TaskQueue) {
+    let task = |owner: &str, priority: u8, age: u64| Task {
+        owner: owner.to_owned(),
+        priority,
+        ..Task::scan(DataId::random(), age)
+    };
+    // One owner queues a hundred, then another five: these don't wait for those.
+    for age in 0..100 {
+        assert!(queue.push(task("many", 5, age)).await.unwrap());
+    }
+    for age in 100..105 {
+        assert!(queue.push(task("few", 5, age)).await.unwrap());
+    }
+    let taken = drain(queue).await;
+    let places: Vec<usize> = (0..105).filter(|at| taken[*at].owner == "few").collect();
+    assert_eq!((taken.len(), places.len()), (105, 5));
+    assert!(places[4] < 20, "the few waited for the many: {places:?}");
+    for owner in ["many", "few"] {
+        let ages: Vec<u64> = taken.iter().filter(|task| task.owner == owner).map(|task| task.enqueued_ms).collect();
+        // One lease in some goes by age, which is the same order within an owner.
+        assert!(ages.is_sorted(), "{owner}: {ages:?}");
+    }
+
+    for age in 0..40 {
+        assert!(queue.push(task("a", 3, age)).await.unwrap());
+    }
+    for age in 40..44 {
+        assert!(queue.push(task("b", 9, age)).await.unwrap());
+    }
+    let batch = queue.lease("w", 3, 1000, 1000).await.unwrap();
+    let mut taken: Vec<Task> = batch.iter().map(|lease| lease.task.clone()).collect();
+    for lease in &batch {
+        assert!(queue.ack(&lease.token).await.unwrap());
+    }
+    taken.extend(drain(queue).await);
+    let places: Vec<usize> = (0..44).filter(|at| taken[*at].priority == 9).collect();
+    assert!(places.last() < Some(&12), "the higher priority waited: {places:?}");
+    assert_eq!((taken.len(), places.len()), (44, 4));
+}
+
+async fn small_files_are_leased_alone(queue: &dyn TaskQueue) {
+    let sizes = [SMALL_FILE_BYTES + 1, SMALL_FILE_BYTES, u64::MAX / 2, 0];
+    let ids: Vec<DataId> = sizes.iter().map(|_| DataId::random()).collect();
+    for (id, size_bytes) in ids.iter().zip(sizes) {
+        assert!(queue.push(Task { size_bytes, ..Task::scan(*id, 7) }).await.unwrap());
+    }
+    let small = queue.lease_small("w", 10, 1000, 1000).await.unwrap();
+    let taken: Vec<(DataId, u64)> = small.iter().map(|lease| (lease.task.data_id, lease.task.size_bytes)).collect();
+    assert_eq!(taken, [(ids[1], sizes[1]), (ids[3], 0)]);
+    assert_eq!(queue.lease_small("w", 10, 1000, 1000).await.unwrap(), []);
+    for lease in &small {
+        assert!(queue.ack(&lease.token).await.unwrap());
+    }
+    assert_eq!(drain(queue).await.len(), 2);
 }
 
 async fn leases_are_extended_and_lost(queue: &dyn TaskQueue) {

@@ -61,6 +61,8 @@ pub struct SqliteBackend {
     writer: Writer,
     /// Told when a task became leasable in this process.
     leasable: Arc<Notify>,
+    /// How often this process asked for tasks.
+    leases: Arc<AtomicU64>,
     /// Makes the ids of borrowed members.
     places: Places,
     /// How many verdicts are kept at most, and how many this process has kept.
@@ -114,6 +116,7 @@ impl SqliteBackend {
             readers,
             writer: Writer::spawn(connection, write_options),
             leasable: Arc::new(Notify::new()),
+            leases: Arc::default(),
             places,
             verdicts_max: verdicts::VERDICTS_MAX,
             verdicts_kept: Arc::default(),

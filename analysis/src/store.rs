@@ -31,6 +31,13 @@ pub const PAGE_RECORDS_MAX: u32 = 1000;
 /// Highest percentage that progress shows: 100 is the result itself.
 pub const PROGRESS_PERCENT_MAX: u8 = 99;
 
+/// A submitted file up to this length is small: it may be leased when everything else that runs is large. Nearly all
+/// documents are; and what is read of it, if not what comes out of it, takes a fraction of a second.
+pub const SMALL_FILE_BYTES: u64 = 1 << 20;
+
+/// One lease in so many goes to the task that waits longest, whatever its priority and owner, so that none waits for ever.
+pub const OLDEST_EVERY: u64 = 8;
+
 /// A request to a back-end that was not carried out.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("cannot {operation} {object}: {source}")]
@@ -153,9 +160,12 @@ pub trait ResultStore: Send + Sync {
 
     /// Notes that a worker has begun, like [`ResultStore::start`], and that until `until_ms` others may wait for what it
     /// finds out under `key`. Of analyses that claim the same key at once the one that was recorded first has it; the others'
-    /// claims stand too, for those after them. Called again, it extends the claim and tells whether it is still a twin's. A
-    /// claim ends with the analysis.
+    /// claims stand too, for those after them. Called again, it begins anew and tells whether it is still a twin's. A claim
+    /// ends with the analysis.
     async fn claim(&self, data_id: DataId, key: VerdictKey, until_ms: u64, now_ms: u64) -> Result<Claim, StoreError>;
+
+    /// Lets a claim end at `until_ms`; at 0, at once.
+    async fn extend_claim(&self, data_id: DataId, until_ms: u64) -> Result<(), StoreError>;
 
     /// What was kept under each of the keys, in their order; at most [`crate::cache::VERDICT_BATCH_MAX`].
     async fn verdicts(&self, keys: &[VerdictKey], now_ms: u64) -> Result<Vec<Option<KeptVerdict>>, StoreError>;
@@ -267,14 +277,31 @@ pub struct Task {
     pub kind: TaskKind,
     /// How often it was leased and not given back by [`TaskQueue::release`].
     pub attempts: u32,
-    /// When it was queued, in Unix milliseconds. The oldest is leased first.
+    /// When it was queued, in Unix milliseconds.
     pub enqueued_ms: u64,
+    /// Who submitted it: owners take turns.
+    pub owner: String,
+    /// The higher, the sooner.
+    pub priority: u8,
+    /// The length of the file.
+    pub size_bytes: u64,
 }
 
 impl Task {
-    /// A scan of `data_id` that nobody tried yet.
+    /// A scan of `data_id` that nobody tried yet, nobody's in particular.
     pub fn scan(data_id: DataId, enqueued_ms: u64) -> Self {
-        Self { data_id, kind: TaskKind::Scan, attempts: 0, enqueued_ms }
+        let (owner, priority) = (String::new(), crate::rule::PRIORITY_DEFAULT);
+        Self { data_id, kind: TaskKind::Scan, attempts: 0, enqueued_ms, owner, priority, size_bytes: 0 }
+    }
+
+    /// A scan of what was submitted, which nobody tried yet.
+    pub fn of(new: &NewAnalysis, enqueued_ms: u64) -> Self {
+        Self {
+            owner: new.principal.user_id.clone(),
+            priority: new.rule.priority,
+            size_bytes: new.file.size_bytes,
+            ..Self::scan(new.data_id, enqueued_ms)
+        }
     }
 }
 
@@ -318,8 +345,14 @@ pub trait TaskQueue: Send + Sync {
     /// Queues a task. False if one of the same id is queued or leased already, which stays as it is.
     async fn push(&self, task: Task) -> Result<bool, StoreError>;
 
-    /// Takes up to `max` tasks for `lease_ms`, the oldest first. A task whose lease ended counts as queued.
+    /// Takes up to `max` tasks for `lease_ms`: those of the highest priority first, and of these one of each owner in turn, in
+    /// the order in which each owner's were queued. One call in [`OLDEST_EVERY`] goes by age alone. A task whose lease ended
+    /// counts as queued, and keeps its turn.
     async fn lease(&self, worker: &str, max: usize, lease_ms: u64, now_ms: u64) -> Result<Vec<Lease>, StoreError>;
+
+    /// The same among files of at most [`SMALL_FILE_BYTES`].
+    async fn lease_small(&self, worker: &str, max: usize, lease_ms: u64, now_ms: u64)
+    -> Result<Vec<Lease>, StoreError>;
 
     /// Lets a lease end `lease_ms` from now. False if it is lost.
     async fn extend(&self, token: &LeaseToken, lease_ms: u64, now_ms: u64) -> Result<bool, StoreError>;

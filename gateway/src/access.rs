@@ -51,8 +51,7 @@ impl Gate {
     }
 }
 
-// The gates, in the order of the API reference. Those that other routes are to use are allowed to be unused.
-#[allow(dead_code, reason = "a gate stands here before its route does")]
+// The gates, in the order of the API reference.
 impl Gate {
     /// POST /file, POST /file/sync.
     pub(crate) const SUBMIT: Self = Self::of(&[Right::Submit]);
@@ -96,17 +95,18 @@ pub(crate) fn client_address(parts: &Parts) -> Option<IpAddr> {
 /// Who asks, if it may pass the gate; otherwise the gate's refusal. A caller without any key is the anonymous one where
 /// the gateway is set to take such; a wrong key is refused there too.
 pub(crate) async fn require(shared: &Shared, parts: &Parts, gate: Gate) -> Result<Principal, ApiError> {
-    let refused = ApiError::Refused { status: gate.without_key };
-    let principal = match presented(parts) {
-        Presented::Nothing if shared.anonymous && gate.any_of != Rights::NONE => Principal::anonymous(),
-        Presented::Nothing | Presented::NoKey => return Err(refused),
-        Presented::Key(key) => shared
-            .identity
-            .authenticate_from(&key, client_address(parts))
-            .await
-            .map_err(ApiError::Identity)?
-            .ok_or(refused)?,
+    let keyless = ApiError::Refused { status: gate.without_key };
+    let key = match presented(parts) {
+        Presented::Key(key) => key,
+        Presented::Nothing if shared.anonymous => {
+            let anybody = Principal::anonymous();
+            // What it may not, whoever has a key may.
+            return if anybody.rights.intersects(gate.any_of) { Ok(anybody) } else { Err(keyless) };
+        }
+        Presented::Nothing | Presented::NoKey => return Err(keyless),
     };
+    let found = shared.identity.authenticate_from(&key, client_address(parts)).await.map_err(ApiError::Identity)?;
+    let principal = found.ok_or(keyless)?;
     if gate.any_of == Rights::NONE || principal.rights.intersects(gate.any_of) {
         Ok(principal)
     } else {
@@ -128,12 +128,14 @@ pub(crate) enum Presented {
 pub(crate) fn presented(parts: &Parts) -> Presented {
     let key = match parts.headers.get(APIKEY) {
         Some(value) => value.to_str().ok().map(|key| key.trim().to_owned()),
-        None => match query_parameter(parts, APIKEY) {
-            Some(key) => Some(key),
-            None => return Presented::Nothing,
-        },
+        None => Some(query_parameter(parts, APIKEY).unwrap_or_default()),
     };
-    key.filter(|key| !key.is_empty() && key.len() <= KEY_CHARS_MAX).map_or(Presented::NoKey, Presented::Key)
+    match key {
+        // Clients that were given no key send an empty one.
+        Some(key) if key.is_empty() => Presented::Nothing,
+        Some(key) if key.len() <= KEY_CHARS_MAX => Presented::Key(key),
+        _ => Presented::NoKey,
+    }
 }
 
 /// The first query parameter of that name. A query that cannot be parsed has none.
@@ -153,7 +155,6 @@ pub(crate) fn may_see_of(principal: &Principal, owner_id: &str) -> bool {
 }
 
 /// Whether the principal may cancel what the user submitted. Whoever may not is told what is said of an unknown id.
-#[allow(dead_code, reason = "it stands here before its routes do")]
 pub(crate) fn may_cancel(principal: &Principal, owner_id: &str) -> bool {
     allowed(principal, owner_id, Right::CancelOwn, Right::CancelAll)
 }

@@ -234,7 +234,7 @@ impl Intake {
             StoreFault::BatchClosed => SubmitError::BatchClosed,
             _ => SubmitError::Results(error),
         })?;
-        let task = Task::scan(data_id, analysis.queued_ms);
+        let task = Task::of(&analysis, analysis.queued_ms);
         if let Err(error) = self.queue.push(task).await {
             tracing::warn!(%data_id, %error, "the task could not be queued now; the sweep will queue it");
         }

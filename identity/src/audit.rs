@@ -124,7 +124,9 @@ pub(crate) async fn record(
     .execute(&mut *writing)
     .await?;
     if inserted.last_insert_rowid() % TRIM_EVERY == 0 {
-        trim(writing, action.kind(), EVENTS_MAX).await?;
+        for kind in ["change", "access"] {
+            trim(writing, kind, EVENTS_MAX).await?;
+        }
     }
     Ok(())
 }

@@ -64,3 +64,49 @@ async fn lock_schema(path: &Path) -> Result<File, IdentityFault> {
     });
     locked.await.map_err(|_| IdentityFault::ShuttingDown)?
 }
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use super::*;
+    use crate::key::{ApiKey, KeyHash};
+    use crate::{Identity, Role};
+
+    #[tokio::test]
+    async fn an_older_builds_file_opens_and_its_keys_stay_good() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("i.db");
+        let first =
+            Migrator { migrations: Cow::Owned(MIGRATOR.iter().take(1).cloned().collect()), ..Migrator::DEFAULT };
+        let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true).foreign_keys(true);
+        let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await.unwrap();
+        first.run(&pool).await.unwrap();
+        sqlx::query("INSERT INTO user VALUES ('0a', 'admin', 'administrator'), ('0b', 'bob', 'submitter')")
+            .execute(&pool)
+            .await
+            .unwrap();
+        let key = ApiKey::random().unwrap();
+        sqlx::query("INSERT INTO api_key VALUES ($1, '0b')")
+            .bind(KeyHash::old_of(&key.0).unwrap().0.to_vec())
+            .execute(&pool)
+            .await
+            .unwrap();
+        pool.close().await;
+
+        let identity = Identity::open(&path).await.unwrap();
+        assert!(identity.keys("bob").await.unwrap()[0].prefix.starts_with("old-"));
+        let principal = identity.authenticate(&key.0).await.unwrap().unwrap();
+        assert_eq!((principal.user_id.as_str(), &principal.role), ("0b", &Role::Submitter));
+        assert_eq!(identity.keys("bob").await.unwrap()[0].prefix, key.prefix(), "kept by its SHA-256 now");
+        let again = Identity::open(&path).await.unwrap();
+        assert_eq!(again.authenticate(&key.0).await.unwrap(), Some(principal));
+        // References to the tables that were made anew hold.
+        again.remove_user(&crate::Actor::system(), "bob").await.unwrap();
+        assert!(again.authenticate(&key.0).await.unwrap().is_none());
+        assert_eq!(again.users().await.unwrap().len(), 1);
+        let orphans: Vec<(String,)> =
+            sqlx::query_as("SELECT \"table\" FROM pragma_foreign_key_check").fetch_all(&again.database).await.unwrap();
+        assert!(orphans.is_empty(), "{orphans:?}");
+    }
+}

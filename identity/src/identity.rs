@@ -71,10 +71,7 @@ impl Identity {
         let path = path.as_ref();
         let failed = |fault: IdentityFault| fault.during("open the identity database", path.display());
         let database = database::open(path).await.map_err(failed)?;
-        let hasher = tokio::task::spawn_blocking(Hasher::new)
-            .await
-            .unwrap_or(Err(IdentityFault::ShuttingDown))
-            .map_err(failed)?;
+        let hasher = Hasher::new().map_err(failed)?;
         Ok(Self { database, options: Arc::new(options), hasher, accepted: Arc::default() })
     }
 
@@ -83,7 +80,8 @@ impl Identity {
     }
 
     pub(crate) fn now_ms(&self) -> i64 {
-        self.options.clock.unix_ms()
+        // In the form that the database keeps.
+        i64::try_from(self.options.clock.unix_ms()).unwrap_or(i64::MAX)
     }
 
     /// Whom a presented key or session stands for; nobody if it is unknown, ended, or no key at all. Where requests come

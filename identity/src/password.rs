@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use argon2::password_hash::phc::PasswordHash;
+use argon2::password_hash::phc::{Output, ParamsString, PasswordHash, Salt};
 use argon2::{Algorithm, Argon2, Params, PasswordHasher, PasswordVerifier, Version};
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
@@ -30,10 +30,11 @@ const SALT_BYTES: usize = 16;
 /// Most that a stored hash may ask for, as a multiple of the above: room for later builds' settings, not for 4 TiB.
 const COST_FACTOR_MAX: u32 = 16;
 
-/// Hashes computed at once: two cores' work and 38 MiB. More would take time from requests that have a key.
-const AT_ONCE: usize = 2;
-/// Checks that may wait for their turn: about a second's work. Past it a login is told to come back.
-const WAITING_MAX: usize = 64;
+/// Most hashes computed at once, of half as many as there are cores: whoever floods the login takes no more than half of
+/// the machine, and 76 MiB, from requests that have a key.
+const AT_ONCE_MAX: usize = 4;
+/// Checks under way or waiting for their turn: about two seconds' work. Past it a login is told to come back.
+const PLACES: usize = 64;
 
 /// Kinds of characters that a complex password has, of four.
 const KINDS_MIN: usize = 3;
@@ -104,7 +105,7 @@ pub(crate) fn check(policy: &PasswordPolicy, user_name: &str, password: &str) ->
 /// Computes and checks hashes, a bounded number at once. Clones share the bound.
 #[derive(Clone)]
 pub(crate) struct Hasher {
-    /// A hash of nothing that anybody knows, for names without a password.
+    /// The hash of no password that anybody knows, for names without one.
     decoy: Arc<str>,
     turns: Arc<Semaphore>,
     places: Arc<Semaphore>,
@@ -114,12 +115,9 @@ pub(crate) struct Hasher {
 
 impl Hasher {
     pub(crate) fn new() -> Result<Self, IdentityFault> {
-        let mut unknown = Zeroizing::new([0; 32]);
-        getrandom::fill(unknown.as_mut_slice()).map_err(IdentityFault::Randomness)?;
-        let runs = Arc::<AtomicU64>::default();
-        let decoy = hash(unknown.as_slice(), &runs)?.into();
-        let (turns, places) = (Arc::new(Semaphore::new(AT_ONCE)), Arc::new(Semaphore::new(AT_ONCE + WAITING_MAX)));
-        Ok(Self { decoy, turns, places, runs })
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let turns = Arc::new(Semaphore::new((cores / 2).clamp(1, AT_ONCE_MAX)));
+        Ok(Self { decoy: decoy()?.into(), turns, places: Arc::new(Semaphore::new(PLACES)), runs: Arc::default() })
     }
 
     /// How often Argon2 ran so far.
@@ -165,6 +163,22 @@ impl Hasher {
 fn argon2() -> Result<Argon2<'static>, IdentityFault> {
     let parameters = Params::new(MEMORY_KIB, PASSES, LANES, Some(HASH_BYTES)).map_err(|_| IdentityFault::Hashing)?;
     Ok(Argon2::new(Algorithm::Argon2id, Version::V0x13, parameters))
+}
+
+/// What looks like the hash of a password and is random: finding out that a password is not its costs as much as for any.
+fn decoy() -> Result<String, IdentityFault> {
+    let (mut salt, mut output) = ([0; SALT_BYTES], [0; HASH_BYTES]);
+    getrandom::fill(&mut salt).map_err(IdentityFault::Randomness)?;
+    getrandom::fill(&mut output).map_err(IdentityFault::Randomness)?;
+    let argon2 = argon2()?;
+    let hash = PasswordHash {
+        algorithm: Algorithm::Argon2id.ident(),
+        version: Some(Version::V0x13.into()),
+        params: ParamsString::try_from(argon2.params()).map_err(|_| IdentityFault::Hashing)?,
+        salt: Some(Salt::new(&salt).map_err(|_| IdentityFault::Hashing)?),
+        hash: Some(Output::new(&output).map_err(|_| IdentityFault::Hashing)?),
+    };
+    Ok(hash.to_string())
 }
 
 fn hash(password: &[u8], runs: &AtomicU64) -> Result<String, IdentityFault> {
@@ -240,7 +254,7 @@ mod tests {
     #[tokio::test]
     async fn past_the_bound_whoever_asks_is_sent_away() {
         let hasher = Hasher::new().unwrap();
-        let all = u32::try_from(AT_ONCE + WAITING_MAX).unwrap();
+        let all = u32::try_from(PLACES).unwrap();
         let held = Arc::clone(&hasher.places).acquire_many_owned(all).await.unwrap();
         assert!(matches!(hasher.verify("x", None).await, Err(IdentityFault::Busy)));
         assert!(matches!(hasher.hash("x").await, Err(IdentityFault::Busy)));

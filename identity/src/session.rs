@@ -312,3 +312,53 @@ pub(crate) async fn forgive(writing: &mut Writing, user_id: &str) -> Result<(), 
     sqlx::query("DELETE FROM login_failure WHERE user_id = $1").bind(user_id).execute(&mut **writing).await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::principal::Role;
+
+    #[tokio::test]
+    async fn every_refusal_costs_one_run_of_argon2() {
+        let directory = tempfile::tempdir().unwrap();
+        let identity = Identity::open(directory.path().join("i.db")).await.unwrap();
+        let actor = Actor::system();
+        identity.add_user(&actor, "ada", &Role::Submitter, Some("correct horse battery")).await.unwrap();
+        identity.add_user(&actor, "bob", &Role::Submitter, None).await.unwrap();
+        identity.add_user(&actor, "eve", &Role::Submitter, Some("correct horse battery")).await.unwrap();
+        for _ in 0..identity.options.lockout.attempts {
+            assert!(identity.login("eve", "wrong", None).await.is_err());
+        }
+        for (name, password, right) in [
+            ("ada", "correct horse battery", true),
+            ("ada", "wrong", false),
+            ("bob", "wrong", false),
+            ("eve", "correct horse battery", false),
+            ("nobody", "wrong", false),
+            ("", "", false),
+            ("nobody\0of\nnote", "wrong", false),
+        ] {
+            let before = identity.hasher.runs();
+            assert_eq!(identity.login(name, password, None).await.is_ok(), right, "{name:?}");
+            assert_eq!(identity.hasher.runs() - before, 1, "{name:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn sessions_of_a_user_are_bounded() {
+        let directory = tempfile::tempdir().unwrap();
+        let identity = Identity::open(directory.path().join("i.db")).await.unwrap();
+        identity.add_user(&Actor::system(), "ada", &Role::Submitter, None).await.unwrap();
+        let user_id = identity.users().await.unwrap()[0].id.clone();
+        let now_ms = identity.now_ms();
+        let mut writing = identity.begin().await.unwrap();
+        let mut ids = Vec::new();
+        for number in 0..SESSIONS_OF_USER_MAX + 3 {
+            ids.push(identity.insert_session(&mut writing, &user_id, now_ms + number, None).await.unwrap());
+        }
+        writing.commit().await.unwrap();
+        assert_eq!(identity.users().await.unwrap()[0].sessions, SESSIONS_OF_USER_MAX);
+        let good = async |number: usize| identity.authenticate(&ids[number].0).await.unwrap().is_some();
+        assert!(!good(2).await && good(3).await && good(ids.len() - 1).await, "the oldest ended");
+    }
+}

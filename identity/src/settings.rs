@@ -104,9 +104,9 @@ impl Clock {
         })
     }
 
-    /// Milliseconds since the Unix epoch, in the form that the database keeps.
-    pub(crate) fn unix_ms(&self) -> i64 {
-        i64::try_from((self.0)()).unwrap_or(i64::MAX)
+    /// Milliseconds since the Unix epoch.
+    pub fn unix_ms(&self) -> u64 {
+        (self.0)()
     }
 }
 

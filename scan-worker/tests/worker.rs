@@ -20,9 +20,8 @@ use lazaret_analysis::{
 };
 use lazaret_node_client::{Cluster, ClusterOptions, Environment};
 use lazaret_protocol::BlobName;
-use lazaret_scan_worker::engine::{Engine, EngineInfo, EngineVerdict, ScanContext};
+use lazaret_scan_worker::engine::{Engine, EngineInfo, EngineVerdict, ScanContext, Subject};
 use lazaret_scan_worker::engines;
-use lazaret_scan_worker::sample::Sample;
 use lazaret_scan_worker::worker::ATTEMPTS_MAX;
 use lazaret_scan_worker::{ScanWorker, WorkerOptions};
 use support::{Fault, MemoryNode, TestCluster};
@@ -185,7 +184,8 @@ impl Engine for Probe {
         }
     }
 
-    fn scan(&self, sample: &Sample, _: &ScanContext) -> EngineVerdict {
+    fn scan(&self, subject: &Subject<'_>, _: &ScanContext) -> EngineVerdict {
+        let sample = subject.sample;
         self.scans.fetch_add(1, Ordering::Relaxed);
         let _ = self.begun.send(sample.name().to_owned());
         if sample.name() == self.hold {
@@ -488,7 +488,7 @@ async fn what_is_known_is_not_scanned_again_and_looks_the_same() {
     let limits = [
         (Limits { depth: 2, ..Limits::default() }, ResultCode::ARCHIVE_DEPTH),
         (Limits { files: 7, ..Limits::default() }, ResultCode::ARCHIVE_FILES),
-        (Limits { produced_bytes: 4_000, ..Limits::default() }, ResultCode::ARCHIVE_SIZE),
+        (Limits { produced_bytes: 3_000, ..Limits::default() }, ResultCode::ARCHIVE_SIZE),
         (Limits { file_bytes: Some(2_000), ..Limits::default() }, ResultCode::ARCHIVE_SIZE),
     ];
     for (limits, code) in limits {

@@ -1,5 +1,6 @@
-//! `lazaret bench store`: puts and gets against three storage nodes as processes of their own over loopback QUIC (or against
-//! any running cluster), durable, with content that is unique and does not compress.
+//! `lazaret bench store`: puts and gets against three storage nodes as processes of their own over loopback QUIC, in this
+//! process without a network (`--embedded`), or of any running cluster, durable, with content that is unique and does not
+//! compress.
 //!
 //! A put counts when all its copies are durable, those past `min_replica` included. The load generator's own work is part of
 //! what is measured, as both share the machine.
@@ -8,12 +9,11 @@ use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use bytes::{Bytes, BytesMut};
 use comfy_table::{Table, presets};
 use lazaret_node_client::Environment;
 use lazaret_node_client::cluster::Cluster;
@@ -23,18 +23,16 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 
 use super::limits::{self, Limits};
+use super::load::{Contents, Latencies};
 use crate::cli::{BenchStoreOptions, InitOptions};
 use crate::components::quic_cluster;
 use crate::init;
+use crate::nodes::Nodes;
 
 /// Sizes measured when none is asked for, and how many requests are under way at once with each.
 const SIZES: [(usize, usize); 5] = [(4 << 10, 64), (10 << 10, 64), (140 << 10, 32), (4 << 20, 8), (16 << 20, 4)];
 /// Nodes of the cluster that is started when none is given.
 const NODES: u16 = 3;
-/// Random bytes that contents are cut from.
-const POOL_BYTES: usize = 64 << 20;
-/// What makes each content unique: a number in its first bytes.
-const STAMP_BYTES: usize = 8;
 
 /// One line of the result.
 #[derive(Debug, Clone, Serialize)]
@@ -47,9 +45,8 @@ struct Figure {
     seconds: f64,
     per_second: f64,
     bytes_per_second: f64,
-    p50_ms: f64,
-    p99_ms: f64,
-    max_ms: f64,
+    #[serde(flatten)]
+    latency: Latencies,
 }
 
 /// The whole result.
@@ -64,19 +61,26 @@ struct Report {
 
 /// Runs the command.
 pub async fn run(options: BenchStoreOptions) -> anyhow::Result<ExitCode> {
-    let (file, own) = match &options.cluster.file {
-        Some(file) => (file.clone(), None),
-        None => {
-            let own = OwnCluster::start(options.min_replica, options.max_replica)?;
-            (own.file.clone(), Some(own))
-        }
-    };
-    let cluster = quic_cluster(&ClusterFile::load(&file)?)?;
+    if options.embedded {
+        let own = EmbeddedNodes::start(options.min_replica, options.max_replica).await?;
+        let outcome = measure(&options, own.cluster.clone(), Some(own.dir.path())).await;
+        own.stop().await;
+        return outcome;
+    }
+    if let Some(file) = &options.cluster.file {
+        return measure(&options, quic_cluster(&ClusterFile::load(file)?)?, None).await;
+    }
+    let own = NodeProcesses::start(options.min_replica, options.max_replica)?;
+    measure(&options, quic_cluster(&ClusterFile::load(&own.file)?)?, Some(own.dir.path())).await
+}
+
+/// Measures a cluster; the machine's limits too if its files lie in `own`.
+async fn measure(options: &BenchStoreOptions, cluster: Cluster, own: Option<&Path>) -> anyhow::Result<ExitCode> {
     let map = cluster.map();
-    let limits = match &own {
-        Some(own) if !options.no_limits => {
+    let limits = match own {
+        Some(dir) if !options.no_limits => {
             let node = map.nodes.first().context("the map has no node")?;
-            Some(limits::measure(own.dir.path(), node.id, &node.name).await?)
+            Some(limits::measure(dir, node.id, &node.name).await?)
         }
         _ => None,
     };
@@ -88,7 +92,10 @@ pub async fn run(options: BenchStoreOptions) -> anyhow::Result<ExitCode> {
     let mut figures = Vec::new();
     for (size, concurrency) in sizes {
         let bench = Bench { cluster: cluster.clone(), contents: Arc::clone(&contents), size, concurrency };
-        figures.extend(bench.all(Duration::from_secs(options.seconds)).await?);
+        figures.extend(match options.puts {
+            Some(puts) => bench.counted(puts, options.gets).await?,
+            None => bench.all(Duration::from_secs(options.seconds)).await?,
+        });
     }
     cluster.close().await;
     let report =
@@ -115,9 +122,9 @@ fn table(report: &Report) -> String {
             figure.requests.to_string(),
             format!("{:.0}", figure.per_second),
             format!("{:.1}", figure.bytes_per_second / 1e6),
-            format!("{:.2}", figure.p50_ms),
-            format!("{:.2}", figure.p99_ms),
-            format!("{:.2}", figure.max_ms),
+            format!("{:.2}", figure.latency.p50_ms),
+            format!("{:.2}", figure.latency.p99_ms),
+            format!("{:.2}", figure.latency.max_ms),
         ]);
     }
     let mut text = table.to_string();
@@ -131,34 +138,6 @@ fn table(report: &Report) -> String {
         );
     }
     text + &format!("\n{} nodes, replicas {} to {}", report.nodes, report.min_replica, report.max_replica)
-}
-
-/// Contents that are unique and do not compress: pieces of one random pool, each with a number of its own in front.
-struct Contents {
-    pool: Vec<u8>,
-    next: AtomicU64,
-}
-
-impl Contents {
-    fn new() -> Self {
-        let mut pool = vec![0; POOL_BYTES];
-        let seed = Environment::system().random_bytes::<32>();
-        blake3::Hasher::new_keyed(&seed).finalize_xof().fill(&mut pool);
-        Self { pool, next: AtomicU64::new(u64::from_le_bytes(Environment::system().random_bytes())) }
-    }
-
-    fn next(&self, size: usize) -> Bytes {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut content = BytesMut::with_capacity(size);
-        content.extend_from_slice(number.to_le_bytes().get(..size.min(STAMP_BYTES)).unwrap_or_default());
-        let mut from = (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % POOL_BYTES as u64) as usize;
-        while content.len() < size {
-            let piece = self.pool.get(from..).unwrap_or_default();
-            content.extend_from_slice(piece.get(..piece.len().min(size - content.len())).unwrap_or_default());
-            from = 0;
-        }
-        content.freeze()
-    }
 }
 
 /// One size.
@@ -189,15 +168,10 @@ impl Seen {
     }
 
     fn figure(&self, operation: &'static str, bench: &Bench, took: Duration) -> anyhow::Result<Figure> {
-        let mut latencies = std::mem::take(&mut *self.latencies.lock().unwrap_or_else(PoisonError::into_inner));
+        let latencies = std::mem::take(&mut *self.latencies.lock().unwrap_or_else(PoisonError::into_inner));
         if latencies.is_empty() {
             bail!("no {operation} of {} bytes succeeded", bench.size);
         }
-        latencies.sort_unstable();
-        let quantile = |share: f64| {
-            let at = ((latencies.len() - 1) as f64 * share).round() as usize;
-            latencies.get(at).map_or(0.0, |latency| latency.as_secs_f64() * 1e3)
-        };
         let per_second = latencies.len() as f64 / took.as_secs_f64();
         Ok(Figure {
             operation,
@@ -208,29 +182,65 @@ impl Seen {
             seconds: took.as_secs_f64(),
             per_second,
             bytes_per_second: per_second * bench.size as f64,
-            p50_ms: quantile(0.5),
-            p99_ms: quantile(0.99),
-            max_ms: quantile(1.0),
+            latency: Latencies::of(latencies),
         })
     }
 }
 
+/// When enough was done.
+#[derive(Clone)]
+enum Until {
+    Moment(Instant),
+    Count(Arc<AtomicUsize>),
+}
+
+impl Until {
+    fn after(duration: Duration) -> Self {
+        Self::Moment(Instant::now() + duration)
+    }
+
+    fn count(count: usize) -> Self {
+        Self::Count(Arc::new(AtomicUsize::new(count)))
+    }
+
+    /// Whether another request is to be made.
+    fn goes_on(&self) -> bool {
+        match self {
+            Self::Moment(end) => Instant::now() < *end,
+            Self::Count(left) => left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok(),
+        }
+    }
+}
+
 impl Bench {
+    /// So many puts, then so many gets.
+    async fn counted(&self, puts: usize, gets: usize) -> anyhow::Result<Vec<Figure>> {
+        let names = Arc::new(Mutex::new(Vec::new()));
+        let mut figures = vec![self.puts(&names, Until::count(puts)).await?];
+        let names = Arc::new(std::mem::take(&mut *names.lock().unwrap_or_else(PoisonError::into_inner)));
+        if gets > 0 {
+            figures.push(self.gets(&names, &Arc::default(), Until::count(gets)).await?);
+        }
+        Ok(figures)
+    }
+
+    async fn puts(&self, names: &Arc<Mutex<Vec<BlobName>>>, until: Until) -> anyhow::Result<Figure> {
+        let names = Arc::clone(names);
+        self.saturate("put", until, move |bench| bench.put(Arc::clone(&names))).await
+    }
+
+    async fn gets(&self, names: &Arc<Vec<BlobName>>, next: &Arc<AtomicUsize>, until: Until) -> anyhow::Result<Figure> {
+        let (names, next) = (Arc::clone(names), Arc::clone(next));
+        self.saturate("get", until, move |bench| bench.get(Arc::clone(&names), Arc::clone(&next))).await
+    }
+
     async fn all(&self, duration: Duration) -> anyhow::Result<Vec<Figure>> {
         let names = Arc::new(Mutex::new(Vec::new()));
-        let put = self.saturate("put", duration, {
-            let names = Arc::clone(&names);
-            move |bench| bench.put(Arc::clone(&names))
-        });
-        let put = put.await?;
+        let put = self.puts(&names, Until::after(duration)).await?;
         let names: Arc<Vec<BlobName>> =
             Arc::new(std::mem::take(&mut *names.lock().unwrap_or_else(PoisonError::into_inner)));
         let next = Arc::new(AtomicUsize::new(0));
-        let get = self.saturate("get", duration, {
-            let (names, next) = (Arc::clone(&names), Arc::clone(&next));
-            move |bench| bench.get(Arc::clone(&names), Arc::clone(&next))
-        });
-        let get = get.await?;
+        let get = self.gets(&names, &next, Until::after(duration)).await?;
         let mixed = self.mixed(duration, (put.per_second / 4.0, get.per_second / 4.0), names, next).await?;
         Ok([put, get].into_iter().chain(mixed).collect())
     }
@@ -256,7 +266,7 @@ impl Bench {
     }
 
     /// As many requests as go, `concurrency` at once.
-    async fn saturate<F, R>(&self, operation: &'static str, duration: Duration, request: F) -> anyhow::Result<Figure>
+    async fn saturate<F, R>(&self, operation: &'static str, until: Until, request: F) -> anyhow::Result<Figure>
     where
         F: Fn(Bench) -> R + Clone + Send + 'static,
         R: Future<Output = anyhow::Result<()>> + Send,
@@ -265,9 +275,9 @@ impl Bench {
         let began = Instant::now();
         let mut tasks = JoinSet::new();
         for _ in 0..self.concurrency {
-            let (bench, seen, request) = (self.clone(), Arc::clone(&seen), request.clone());
+            let (bench, seen, request, until) = (self.clone(), Arc::clone(&seen), request.clone(), until.clone());
             tasks.spawn(async move {
-                while began.elapsed() < duration {
+                while until.goes_on() {
                     let begun = Instant::now();
                     let outcome = request(bench.clone()).await;
                     seen.note(begun.elapsed(), outcome);
@@ -324,26 +334,15 @@ impl Bench {
 }
 
 /// Nodes in processes of their own, for as long as this lives.
-struct OwnCluster {
+struct NodeProcesses {
     dir: tempfile::TempDir,
     file: PathBuf,
     nodes: Vec<Child>,
 }
 
-impl OwnCluster {
+impl NodeProcesses {
     fn start(min_replica: u8, max_replica: u8) -> anyhow::Result<Self> {
-        let dir = tempfile::Builder::new().prefix("lazaret-bench").tempdir()?;
-        let file = init::init(
-            &InitOptions {
-                dir: dir.path().to_owned(),
-                nodes: NODES,
-                node_addresses: free_addresses(usize::from(NODES))?,
-                gateway_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-                min_replica,
-                max_replica,
-            },
-            &*Environment::system().random,
-        )?;
+        let (dir, file) = new_cluster(min_replica, max_replica)?;
         let mut cluster = Self { dir, file, nodes: Vec::new() };
         for number in 1..=NODES {
             let config = cluster.dir.path().join(format!("node{number}.yml"));
@@ -353,12 +352,47 @@ impl OwnCluster {
     }
 }
 
-impl Drop for OwnCluster {
+impl Drop for NodeProcesses {
     fn drop(&mut self) {
         for node in &mut self.nodes {
             let _ = node.kill();
             let _ = node.wait();
         }
+    }
+}
+
+/// The files of a cluster in a directory of its own.
+fn new_cluster(min_replica: u8, max_replica: u8) -> anyhow::Result<(tempfile::TempDir, PathBuf)> {
+    let dir = tempfile::Builder::new().prefix("lazaret-bench-").tempdir()?;
+    let options = InitOptions {
+        dir: dir.path().to_owned(),
+        nodes: NODES,
+        node_addresses: free_addresses(usize::from(NODES))?,
+        gateway_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        min_replica,
+        max_replica,
+    };
+    let file = init::init(&options, &*Environment::system().random)?;
+    Ok((dir, file))
+}
+
+/// Nodes in this process, reached without a network.
+struct EmbeddedNodes {
+    dir: tempfile::TempDir,
+    cluster: Cluster,
+    nodes: Nodes,
+}
+
+impl EmbeddedNodes {
+    async fn start(min_replica: u8, max_replica: u8) -> anyhow::Result<Self> {
+        let (dir, file) = new_cluster(min_replica, max_replica)?;
+        let nodes = Nodes::start(dir.path(), ClusterFile::load(&file)?).await?;
+        Ok(Self { cluster: nodes.cluster()?, dir, nodes })
+    }
+
+    async fn stop(self) {
+        self.cluster.close().await;
+        self.nodes.stop().await;
     }
 }
 

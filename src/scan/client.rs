@@ -152,6 +152,13 @@ impl GatewayClient {
         }
     }
 
+    /// The document of a file with a page of those directly in it.
+    pub async fn page(&self, data_id: &str, first: u64, size: u64) -> anyhow::Result<Value> {
+        let url = format!("{}/file/{data_id}?first={first}&size={size}", self.url);
+        let request = self.http.get(url).headers(self.access.clone()).timeout(POLL_PATIENCE);
+        answer_of(request.send().await.map_err(|error| self.unreachable(&error))?).await
+    }
+
     async fn fetch(&self, data_id: &str) -> anyhow::Result<Value> {
         let request = self.http.get(format!("{}/file/{data_id}?size=1", self.url)).headers(self.access.clone());
         let request = request.timeout(POLL_PATIENCE);

@@ -1,7 +1,8 @@
 //! Removing old analyses from SQLite, in steps that hold the write lock for a moment each.
 //!
 //! **Invariant.** An analysis is marked before anything of it is removed, and what is marked is unknown to every read: nobody
-//! sees a container that has lost half of its files. What lends its members stays until its last borrower is gone. A step may fail or be cut short anywhere; the next one goes on.
+//! sees a container that has lost half of its files. What lends its members stays until its last
+//! borrower is gone. A step may fail or be cut short anywhere; the next one goes on.
 
 use super::{SqliteBackend, to_i64};
 use crate::store::{PAGE_RECORDS_MAX, StoreFault};

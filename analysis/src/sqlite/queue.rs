@@ -2,7 +2,11 @@
 //!
 //! A task's row says from when it may be leased (`ready_ms`): that is the end of the lease while it is leased, so that an
 //! expired lease needs nobody to notice. The token tells whether a lease is still its holder's.
+//!
+//! Owners take turns by numbers (start-time fair queueing): a task's turn is one after its owner's last, but not before the
+//! turn that is being served, so that who was away has saved nothing up. Leasing is then one walk along an index.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,7 +15,9 @@ use sqlx::sqlite::SqliteRow;
 
 use super::{SqliteBackend, on, to_i64, to_id, to_u64};
 use crate::id::{DataId, random_bytes};
-use crate::store::{Lease, LeaseToken, QueueDepth, StoreError, StoreFault, Task, TaskKind, TaskQueue};
+use crate::store::{
+    Lease, LeaseToken, OLDEST_EVERY, QueueDepth, SMALL_FILE_BYTES, StoreError, StoreFault, Task, TaskKind, TaskQueue,
+};
 
 /// How often a waiting worker looks for tasks that other processes pushed, or whose lease or delay ended. It is what a file
 /// waits on an idle station of several processes; one look is one read of about 0.1 ms.
@@ -38,6 +44,9 @@ fn to_lease(row: &SqliteRow) -> Result<Lease, StoreFault> {
             kind: TaskKind::Scan,
             attempts,
             enqueued_ms: to_u64(row.try_get("enqueued_ms")?),
+            owner: row.try_get("owner")?,
+            priority: row.try_get("priority")?,
+            size_bytes: to_u64(row.try_get("size_bytes")?),
         },
         token: LeaseToken(row.try_get("token")?),
         attempts,
@@ -45,13 +54,54 @@ fn to_lease(row: &SqliteRow) -> Result<Lease, StoreFault> {
     })
 }
 
+/// Which tasks are leased, and in what order. Each is the whole rest of a statement, so that each has its index.
+const BY_TURN: &str = "FROM task WHERE ready_ms <= $1 ORDER BY priority DESC, turn, id";
+const SMALL_BY_TURN: &str = "FROM task WHERE ready_ms <= $1 AND size_bytes <= 1048576 ORDER BY priority DESC, turn, id";
+const BY_AGE: &str = "FROM task WHERE ready_ms <= $1 ORDER BY enqueued_ms, id";
+const _: () = assert!(SMALL_FILE_BYTES == 1_048_576, "it stands in SMALL_BY_TURN and in the index's definition");
+
 impl SqliteBackend {
-    async fn any_leasable(&self, now_ms: u64) -> Result<bool, StoreFault> {
-        let row = sqlx::query("SELECT 1 FROM task WHERE ready_ms <= $1 LIMIT 1")
+    async fn any_leasable(&self, which: &'static str, now_ms: u64) -> Result<bool, StoreFault> {
+        let row = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT 1 {which} LIMIT 1")))
             .bind(to_i64(now_ms))
             .fetch_optional(&self.readers)
             .await?;
         Ok(row.is_some())
+    }
+
+    async fn lease_which(
+        &self,
+        which: &'static str,
+        worker: &str,
+        max: usize,
+        lease_ms: u64,
+        now_ms: u64,
+    ) -> Result<Vec<Lease>, StoreError> {
+        // An idle worker asks often; it should not take the write lock for that.
+        if max == 0 || !self.any_leasable(which, now_ms).await.map_err(on_queue("look into"))? {
+            return Ok(Vec::new());
+        }
+        let update = format!(
+            "UPDATE task SET attempts = attempts + 1, ready_ms = $2, worker = $3, token = $4 || '-' || id
+             WHERE id IN (SELECT id {which} LIMIT $5)
+             RETURNING data_id, attempts, releases, enqueued_ms, token, owner, priority, size_bytes, turn"
+        );
+        let update = sqlx::query(sqlx::AssertSqlSafe(update))
+            .bind(to_i64(now_ms))
+            .bind(to_i64(now_ms.saturating_add(lease_ms)))
+            .bind(worker.to_owned())
+            .bind(hex::encode(random_bytes()))
+            .bind(max.min(LEASE_MAX) as i64);
+        let leasing = self.writer.write(|connection| {
+            Box::pin(async move {
+                let rows = update.fetch_all(connection).await?;
+                rows.iter().map(|row| Ok((row.try_get::<i64, _>("turn")?, to_lease(row)?))).collect()
+            })
+        });
+        let mut leases: Vec<(i64, Lease)> = leasing.await.map_err(on_queue("lease tasks from"))?;
+        // RETURNING promises no order.
+        leases.sort_by_key(|(turn, lease)| (u8::MAX - lease.task.priority, *turn));
+        Ok(leases.into_iter().map(|(_, lease)| lease).collect())
     }
 }
 
@@ -63,13 +113,20 @@ impl TaskQueue for SqliteBackend {
             TaskKind::Scan => "scan",
         };
         let insert = sqlx::query(
-            "INSERT INTO task (data_id, kind, attempts, enqueued_ms) VALUES ($1, $2, $3, $4)
-                 ON CONFLICT (data_id) DO NOTHING",
+            "INSERT INTO task (data_id, kind, attempts, enqueued_ms, owner, priority, size_bytes, turn)
+             SELECT $1, $2, $3, $4, $5, $6, $7, max(
+                 coalesce((SELECT max(turn) + 1 FROM task WHERE priority = $6 AND owner = $5), 0),
+                 coalesce((SELECT turn FROM task WHERE priority = $6 AND token IS NULL ORDER BY turn LIMIT 1),
+                          (SELECT max(turn) FROM task WHERE priority = $6), 0))
+             WHERE true ON CONFLICT (data_id) DO NOTHING",
         )
         .bind(task.data_id.0.to_vec())
         .bind(kind)
         .bind(i64::from(task.attempts))
-        .bind(to_i64(task.enqueued_ms));
+        .bind(to_i64(task.enqueued_ms))
+        .bind(task.owner)
+        .bind(i64::from(task.priority))
+        .bind(to_i64(task.size_bytes));
         let queued = self.writer.execute(insert).await.map_err(on("queue task", data_id))?;
         if queued {
             self.leasable.notify_one();
@@ -78,32 +135,19 @@ impl TaskQueue for SqliteBackend {
     }
 
     async fn lease(&self, worker: &str, max: usize, lease_ms: u64, now_ms: u64) -> Result<Vec<Lease>, StoreError> {
-        // An idle worker asks often; it should not take the write lock for that.
-        if max == 0 || !self.any_leasable(now_ms).await.map_err(on_queue("look into"))? {
-            return Ok(Vec::new());
-        }
-        let worker = worker.to_owned();
-        let max = max.min(LEASE_MAX) as i64;
-        let token = hex::encode(random_bytes());
-        let update = sqlx::query(
-            "UPDATE task SET attempts = attempts + 1, ready_ms = $1, worker = $2, token = $3 || '-' || id
-             WHERE id IN (SELECT id FROM task WHERE ready_ms <= $4 ORDER BY enqueued_ms, id LIMIT $5)
-             RETURNING data_id, attempts, releases, enqueued_ms, token",
-        )
-        .bind(to_i64(now_ms.saturating_add(lease_ms)))
-        .bind(worker)
-        .bind(token)
-        .bind(to_i64(now_ms))
-        .bind(max);
-        let leases = self.writer.write(|connection| {
-            Box::pin(
-                async move { update.fetch_all(connection).await?.iter().map(to_lease).collect::<Result<Vec<_>, _>>() },
-            )
-        });
-        let mut leases = leases.await.map_err(on_queue("lease tasks from"))?;
-        // RETURNING promises no order.
-        leases.sort_by_key(|lease| lease.task.enqueued_ms);
-        Ok(leases)
+        let number = self.leases.fetch_add(1, Ordering::Relaxed);
+        let which = if number % OLDEST_EVERY == OLDEST_EVERY - 1 { BY_AGE } else { BY_TURN };
+        self.lease_which(which, worker, max, lease_ms, now_ms).await
+    }
+
+    async fn lease_small(
+        &self,
+        worker: &str,
+        max: usize,
+        lease_ms: u64,
+        now_ms: u64,
+    ) -> Result<Vec<Lease>, StoreError> {
+        self.lease_which(SMALL_BY_TURN, worker, max, lease_ms, now_ms).await
     }
 
     async fn extend(&self, token: &LeaseToken, lease_ms: u64, now_ms: u64) -> Result<bool, StoreError> {

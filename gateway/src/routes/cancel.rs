@@ -8,7 +8,7 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::request::Parts;
-use lazaret_analysis::{AnalysisRecord, DataId, FileResult, ResultCode, State as Progressing, Times};
+use lazaret_analysis::{AnalysisRecord, DataId, FileResult, Findings, ResultCode, State as Progressing, Times};
 
 use super::documented::{BadRequest, Forbidden, NoRight, NotFound, Unexpected};
 use crate::access::{Gate, may_cancel, require};
@@ -75,6 +75,7 @@ async fn cancel(shared: &Shared, record: AnalysisRecord) -> Result<(), ApiError>
             file: record.new.file.clone(),
             container: None,
             blocked_reasons: vec![ResultCode::CANCELLED.text().to_owned()],
+            findings: Findings::default(),
             times: Times { start_ms: now_ms, ..Times::default() },
             detail: String::new(),
         };

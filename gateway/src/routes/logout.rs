@@ -17,6 +17,8 @@ use crate::gateway::Shared;
 /// The end of a session.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Ended {
+    /// In words.
+    #[schema(value_type = String)]
     response: &'static str,
 }
 

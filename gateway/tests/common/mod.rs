@@ -83,6 +83,11 @@ impl Station {
         Gateway::new(options, backends, Environment::system())
     }
 
+    /// Where the identities are.
+    pub fn identity_file(&self) -> std::path::PathBuf {
+        self.directory.path().join("identity.db")
+    }
+
     pub fn router(&self) -> Router {
         self.gateway(self.options()).router()
     }

@@ -23,7 +23,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lazaret_analysis::{
-    DataId, EngineVersion, FileInfo, FileResult, KeptVerdict, NestedRecord, Progress, Rule, VerdictKey, VerdictScope,
+    DataId, EngineVersion, FileInfo, FileResult, KeptVerdict, NestedRecord, Progress, Rule, SMALL_FILE_BYTES,
+    VerdictKey, VerdictScope,
 };
 use lazaret_containers::{Passwords, TreeBudget};
 use lazaret_digests::Selection;
@@ -131,7 +132,7 @@ impl Scanner {
         engines: Vec<Arc<dyn Engine>>,
         environment: &Environment,
     ) -> io::Result<Self> {
-        let pool = Pool::start(options.scan_threads, &*environment.spawner)?;
+        let pool = Pool::start(options.scan_threads, environment.spawner.clone())?;
         let memory = MemoryBudget::new(options.sample_budget_bytes);
         let clock = environment.clock.clone();
         let digests = lazaret_digests::Pool::of_process()?;
@@ -180,7 +181,7 @@ impl Scanner {
             stop,
             source: source.clone(),
             records,
-            lane: self.shared.pool.lane(),
+            lane: self.shared.pool.lane(length <= SMALL_FILE_BYTES),
             progress: ProgressState::new(length),
             failure: Mutex::new(None),
             done: Mutex::new(Some(done)),

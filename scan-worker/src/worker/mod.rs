@@ -13,6 +13,7 @@
 mod fetch;
 mod records;
 mod report;
+mod slots;
 mod supervisor;
 mod twins;
 mod verdicts;
@@ -22,17 +23,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lazaret_analysis::{
-    AnalysisRecord, Claim, DataId, FileResult, Lease, PasswordSeal, ProgressCache, ResultCode, ResultStore, StoreError,
-    Task, TaskQueue, Times, VerdictKey,
+    AnalysisRecord, Claim, DataId, FileResult, Findings, Lease, PasswordSeal, ProgressCache, ResultCode, ResultStore,
+    StoreError, Task, TaskQueue, Times,
 };
 use lazaret_containers::Passwords;
 use lazaret_digests::Selection;
 use lazaret_node_client::{Cluster, Environment};
 use lazaret_protocol::BlobName;
 use lazaret_sandbox::Sandbox;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 
 use self::records::RecordWriter;
+use self::slots::{Slot, Slots};
 use self::supervisor::Supervisor;
 use self::twins::Finished;
 use self::verdicts::StoredVerdicts;
@@ -53,6 +55,9 @@ const RELEASE_DELAY_MS_MAX: u64 = 10 * 60 * 1_000;
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// How often a root's result is offered to a store that refuses, before the task is given back.
 const FINISH_TRIES: u32 = 3;
+/// How long a scan that is cancelled or out of time may take to stop, before its analysis ends without it. With what it takes
+/// to notice the wish, cancelling takes less than a second.
+const STOP_GRACE: Duration = Duration::from_millis(500);
 /// How often progress is noted.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 /// Most unfinished analyses that one pass of the sweep looks at; the next pass sees the rest.
@@ -78,7 +83,8 @@ pub struct WorkerOptions {
     pub seal: Arc<PasswordSeal>,
     /// Threads that scan and extract. Default: one a core.
     pub scan_threads: usize,
-    /// How many submissions are scanned at once. Default: twice the threads, so that fetching and scanning overlap.
+    /// How many submissions are scanned at once, and so many small ones besides. Default: twice the threads, so that
+    /// fetching and scanning overlap.
     pub concurrent_files: usize,
     /// A file up to this length is held in memory while it is scanned. Default: 256 MiB.
     pub sample_memory_max_bytes: u64,
@@ -139,12 +145,12 @@ struct Shared {
     source: Arc<dyn BlobSource>,
     environment: Environment,
     scanner: Scanner,
-    engines: Vec<Arc<dyn Engine>>,
     verdicts: Arc<dyn Verdicts>,
-    slots: Arc<Semaphore>,
+    slots: Slots,
     /// Places for those that wait for a twin.
     waiting: Arc<Semaphore>,
     finished: Finished,
+    engines: Vec<Arc<dyn Engine>>,
 }
 
 impl ScanWorker {
@@ -171,7 +177,7 @@ impl ScanWorker {
         let scanner = Scanner::start(scanner_options, engines.clone(), &environment)?;
         let verdicts = Arc::new(StoredVerdicts::start(results.clone(), runtime.clone(), &environment)?);
         let source: Arc<dyn BlobSource> = Arc::new(ClusterSource::new(cluster.clone(), runtime));
-        let slots = Arc::new(Semaphore::new(options.concurrent_files.max(1)));
+        let slots = Slots::new(options.concurrent_files);
         let shared = Shared {
             options,
             results,
@@ -200,7 +206,7 @@ impl ScanWorker {
     pub async fn run(self, mut shutdown: watch::Receiver<bool>) {
         let shared = self.shared;
         let sweep = shared.clone().sweep();
-        let report = shared.report(&shared.slots);
+        let report = shared.report();
         let for_scans = shutdown.clone();
         tokio::select! {
             () = shared.take_tasks(&for_scans) => {}
@@ -209,8 +215,7 @@ impl ScanWorker {
             _ = shutdown.wait_for(|asked| *asked) => {}
         }
         // Every task that was begun holds a slot or a place to wait, and who has the one may yet come for the other.
-        let slots = shared.options.concurrent_files.max(1) as u32;
-        let _ = tokio::join!(shared.slots.acquire_many(slots), shared.waiting.acquire_many(TWINS_WAITING_MAX as u32));
+        let _ = tokio::join!(shared.slots.all(), shared.waiting.acquire_many(TWINS_WAITING_MAX as u32));
     }
 }
 
@@ -223,10 +228,14 @@ impl Shared {
     /// comes back when its lease ends.
     async fn take_tasks(self: &Arc<Self>, shutdown: &watch::Receiver<bool>) {
         loop {
-            let Ok(slot) = self.slots.clone().acquire_owned().await else { return };
-            let Some(lease) = self.lease().await else {
-                drop(slot);
-                self.queue.wait(RETRY_DELAY).await;
+            let slot = self.slots.next().await;
+            let Some(lease) = self.lease(slot.is_for_small()).await else {
+                // A small file's slot is not held while a slot for any file may become free.
+                let any_slot = self.slots.wait_for_any(slot);
+                tokio::select! {
+                    () = self.queue.wait(RETRY_DELAY) => {}
+                    () = any_slot => {}
+                }
                 continue;
             };
             let (shared, shutdown) = (self.clone(), shutdown.clone());
@@ -236,8 +245,13 @@ impl Shared {
         }
     }
 
-    async fn lease(&self) -> Option<Lease> {
-        match self.queue.lease(&self.options.name, 1, self.options.lease_ms, self.now_ms()).await {
+    async fn lease(&self, small: bool) -> Option<Lease> {
+        let (name, lease_ms, now_ms) = (&self.options.name, self.options.lease_ms, self.now_ms());
+        let leased = match small {
+            true => self.queue.lease_small(name, 1, lease_ms, now_ms).await,
+            false => self.queue.lease(name, 1, lease_ms, now_ms).await,
+        };
+        match leased {
             Ok(mut leases) => leases.pop(),
             Err(error) => {
                 tracing::warn!(%error, "no task could be leased");
@@ -260,7 +274,11 @@ impl Shared {
         let now_ms = self.now_ms();
         let before_ms = now_ms.saturating_sub(self.options.sweep_age_ms);
         for data_id in self.results.unfinished(before_ms, SWEEP_MAX).await? {
-            if !self.queue.contains(data_id).await? && self.queue.push(Task::scan(data_id, now_ms)).await? {
+            if self.queue.contains(data_id).await? {
+                continue;
+            }
+            let Some(record) = self.results.get(data_id).await? else { continue };
+            if self.queue.push(Task::of(&record.new, now_ms)).await? {
                 tracing::warn!(%data_id, "an unfinished analysis had no task and was queued again");
             }
         }
@@ -268,15 +286,15 @@ impl Shared {
     }
 
     /// Does one task, whatever comes of it.
-    async fn work(&self, lease: Lease, slot: OwnedSemaphorePermit, shutdown: watch::Receiver<bool>) {
+    async fn work(&self, lease: Lease, slot: Slot, shutdown: watch::Receiver<bool>) {
         let data_id = lease.task.data_id;
-        let mut claimed = None;
+        let mut claimed = false;
         let ending = match self.try_work(&lease, slot, &mut claimed, shutdown).await {
             Ok(ending) => ending,
             Err(error) => Ending::Retry { detail: error.to_string() },
         };
-        if let (Some(key), true) = (claimed, ending.leaves_it_unfinished()) {
-            self.disclaim(data_id, key).await;
+        if claimed && ending.leaves_it_unfinished() {
+            self.disclaim(data_id).await;
         }
         if let Err(error) = self.end(&lease, ending).await {
             // The lease ends by itself, and the task comes back.
@@ -288,8 +306,8 @@ impl Shared {
     async fn try_work(
         &self,
         lease: &Lease,
-        slot: OwnedSemaphorePermit,
-        claimed: &mut Option<VerdictKey>,
+        slot: Slot,
+        claimed: &mut bool,
         shutdown: watch::Receiver<bool>,
     ) -> Result<Ending, StoreError> {
         let data_id = lease.task.data_id;
@@ -309,19 +327,19 @@ impl Shared {
             let detail = format!("the analysis names no blob: {:?}", record.new.blob);
             return Ok(Ending::Failed { record: Box::new(record), detail });
         };
-        *claimed = self.verdict_key(&record, blob);
-        let Some(key) = *claimed else {
+        let Some(key) = self.verdict_key(&record, blob) else {
             if !self.results.start(data_id, self.now_ms()).await? {
                 return Ok(Ending::Nothing);
             }
-            let supervisor = Supervisor::new(self, lease, &record, None, shutdown);
-            return Ok(self.scan(record, blob, None, supervisor).await);
+            let supervisor = Supervisor::new(self, lease, &record, false, shutdown);
+            return Ok(self.scan(record, blob, None, supervisor, slot).await);
         };
         if let Some(ending) = self.known(&record, key).await? {
             return Ok(ending);
         }
-        let mut supervisor = Supervisor::new(self, lease, &record, *claimed, shutdown);
-        let _slot = match self.claim(data_id, key).await? {
+        *claimed = true;
+        let mut supervisor = Supervisor::new(self, lease, &record, true, shutdown);
+        let slot = match self.claim(data_id, key).await? {
             Claim::Nothing => return Ok(Ending::Nothing),
             Claim::Yours => slot,
             Claim::Twin => match self.wait_for_twin(&record, key, slot, &mut supervisor).await? {
@@ -329,7 +347,7 @@ impl Shared {
                 Err(ending) => return Ok(ending),
             },
         };
-        Ok(self.scan(record, blob, Some(self.verdicts.clone()), supervisor).await)
+        Ok(self.scan(record, blob, Some(self.verdicts.clone()), supervisor, slot).await)
     }
 
     /// Fetches and scans a file under the supervisor's eyes.
@@ -339,6 +357,7 @@ impl Shared {
         blob: BlobName,
         verdicts: Option<Arc<dyn Verdicts>>,
         mut supervisor: Supervisor<'_>,
+        mut slot: Slot,
     ) -> Ending {
         let began = self.environment.clock.monotonic();
         let fetched = tokio::select! {
@@ -363,7 +382,7 @@ impl Shared {
         };
         let (writer, sink) = RecordWriter::start(self.results.clone(), &self.environment);
         let mut tree = self.scanner.scan(root, self.source.clone(), sink);
-        let outcome = self.watch(record.data_id, &mut tree, &mut supervisor).await;
+        let outcome = self.watch(&record, &mut tree, &mut supervisor, &mut slot).await;
         drop(tree);
         let written = writer.finish().await;
         match (outcome, written) {
@@ -388,14 +407,45 @@ impl Shared {
         }
     }
 
-    /// Waits for the end of a scan, notes its progress, and stops it when the supervisor says so.
-    async fn watch(&self, data_id: DataId, tree: &mut TreeScan, supervisor: &mut Supervisor<'_>) -> TreeOutcome {
+    /// Waits for the end of a scan, notes its progress, and stops it when the supervisor says so. A scan that doesn't stop
+    /// soon, because an engine doesn't look up from its file, is left to itself: its analysis ends all the same.
+    async fn watch(
+        &self,
+        record: &AnalysisRecord,
+        tree: &mut TreeScan,
+        supervisor: &mut Supervisor<'_>,
+        slot: &mut Slot,
+    ) -> TreeOutcome {
+        let data_id = record.data_id;
+        let mut give_up = None;
         loop {
+            let overdue = async {
+                match give_up {
+                    Some((code, at)) => {
+                        let left: Duration = at;
+                        let left = left.saturating_sub(self.environment.clock.monotonic());
+                        self.environment.clock.sleep(left).await;
+                        code
+                    }
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 biased;
                 outcome = tree.outcome() => return outcome,
-                reason = supervisor.next() => tree.stop(reason),
+                code = overdue => {
+                    tracing::warn!(%data_id, "a scan did not stop when it was told to, its analysis ends without it");
+                    let detail = "what had not been scanned by then was not waited for".to_owned();
+                    return TreeOutcome::Finished(Box::new(bare_result(record, code, detail, self.now_ms())));
+                }
+                reason = supervisor.next() => {
+                    tree.stop(reason);
+                    if let (Some(code), None) = (reason.code(), give_up) {
+                        give_up = Some((code, self.environment.clock.monotonic() + STOP_GRACE));
+                    }
+                }
                 () = self.environment.clock.sleep(PROGRESS_INTERVAL) => {
+                    self.slots.prefer_any(slot);
                     if let Err(error) = self.progress.set(data_id, tree.progress()).await {
                         tracing::debug!(%data_id, %error, "progress could not be noted");
                     }
@@ -515,5 +565,6 @@ fn bare_result(record: &AnalysisRecord, code: ResultCode, detail: String, now_ms
         blocked_reasons,
         times: Times { start_ms: now_ms, ..Times::default() },
         detail,
+        findings: Findings::default(),
     }
 }

@@ -7,17 +7,16 @@ use std::time::Duration;
 
 use lazaret_analysis::worker_report::REPORT_INTERVAL_MS;
 use lazaret_analysis::{HostReport, WorkerReport};
-use tokio::sync::Semaphore;
 
 use super::Shared;
 
 impl Shared {
     /// Reports, for ever.
-    pub(super) async fn report(&self, slots: &Semaphore) {
+    pub(super) async fn report(&self) {
         let started_ms = self.now_ms();
         loop {
             // The files under /proc answer from memory.
-            let report = self.own_report(slots, started_ms);
+            let report = self.own_report(started_ms);
             if let Err(error) = self.results.report_worker(&report, self.now_ms()).await {
                 tracing::warn!(%error, "the worker's report could not be recorded");
             }
@@ -25,14 +24,13 @@ impl Shared {
         }
     }
 
-    fn own_report(&self, slots: &Semaphore, started_ms: u64) -> WorkerReport {
-        let concurrent_files = self.options.concurrent_files.max(1);
+    fn own_report(&self, started_ms: u64) -> WorkerReport {
         WorkerReport {
             name: self.options.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             scan_threads: self.options.scan_threads as u64,
-            concurrent_files: concurrent_files as u64,
-            running: concurrent_files.saturating_sub(slots.available_permits()) as u64,
+            concurrent_files: self.options.concurrent_files.max(1) as u64,
+            running: self.slots.held(),
             engines: self.engines.iter().map(|engine| engine.info()).collect(),
             started_ms,
             host: host(),

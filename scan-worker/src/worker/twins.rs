@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use lazaret_analysis::{AnalysisRecord, Claim, DataId, StoreError, VerdictKey};
 use lazaret_protocol::BlobName;
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::sync::Notify;
 
+use super::slots::Slot;
 use super::supervisor::Supervisor;
 use super::{Ending, Shared};
 use crate::scan::{root_fits, taken_over};
@@ -46,8 +47,8 @@ impl Shared {
     }
 
     /// Gives a claim up, so that those who wait do not wait for the next attempt.
-    pub(super) async fn disclaim(&self, data_id: DataId, key: VerdictKey) {
-        if let Err(error) = self.results.claim(data_id, key, 0, self.now_ms()).await {
+    pub(super) async fn disclaim(&self, data_id: DataId) {
+        if let Err(error) = self.results.extend_claim(data_id, 0).await {
             tracing::debug!(%data_id, %error, "a claim could not be given up; it ends by itself");
         }
     }
@@ -55,6 +56,7 @@ impl Shared {
     /// Finishes a submission whose verdict is known.
     pub(super) async fn known(&self, record: &AnalysisRecord, key: VerdictKey) -> Result<Option<Ending>, StoreError> {
         let now_ms = self.now_ms();
+        let began = self.environment.clock.monotonic();
         let counters = self.scanner.counters();
         counters.asked.fetch_add(1, Ordering::Relaxed);
         let found = match self.results.verdicts(&[key], now_ms).await {
@@ -65,7 +67,8 @@ impl Shared {
             }
         };
         let Some(kept) = found else { return Ok(None) };
-        let result = taken_over(kept.result, record.new.file.clone(), now_ms);
+        let mut result = taken_over(kept.result, record.new.file.clone(), now_ms);
+        result.times.total_ms = self.environment.clock.monotonic().saturating_sub(began).as_millis() as u64;
         let Some(tree) = kept.tree else {
             counters.known.fetch_add(1, Ordering::Relaxed);
             return Ok(Some(Ending::Result(Box::new(result))));
@@ -86,9 +89,9 @@ impl Shared {
         &self,
         record: &AnalysisRecord,
         key: VerdictKey,
-        slot: OwnedSemaphorePermit,
+        slot: Slot,
         supervisor: &mut Supervisor<'_>,
-    ) -> Result<Result<OwnedSemaphorePermit, Ending>, StoreError> {
+    ) -> Result<Result<Slot, Ending>, StoreError> {
         // If too many wait it is scanned too, which is right, only dearer.
         let Ok(_place) = self.waiting.clone().try_acquire_owned() else { return Ok(Ok(slot)) };
         drop(slot);
@@ -119,7 +122,7 @@ impl Shared {
         tokio::select! {
             biased;
             reason = supervisor.next() => Ok(Err(self.stopped_early(record, reason, supervisor))),
-            slot = self.slots.clone().acquire_owned() => Ok(slot.map_err(|_| Ending::GiveBack)),
+            slot = self.slots.any() => Ok(Ok(slot)),
         }
     }
 }
