@@ -89,8 +89,8 @@ async fn cancel(shared: &Shared, record: AnalysisRecord) -> Result<(), ApiError>
 async fn cancel_batch(shared: &Shared, parts: &Parts, asked: String) -> Result<Cancelled, ApiError> {
     let principal = require(shared, parts, Gate::BATCH_CANCEL).await?;
     let id = asked.parse::<DataId>().map_err(|_| ApiError::NotFound)?;
-    let batch = shared.results.batch(id).await.map_err(ApiError::Results)?.ok_or(ApiError::NotFound)?;
-    if !may_cancel(&principal, &batch.new.principal.user_id) {
+    let (batch, _) = shared.results.batch_head(id).await.map_err(ApiError::Results)?.ok_or(ApiError::NotFound)?;
+    if !may_cancel(&principal, &batch.principal.user_id) {
         return Err(ApiError::NotFound);
     }
     if !shared.results.cancel_batch(id, shared.now_ms()).await.map_err(ApiError::Results)? {
