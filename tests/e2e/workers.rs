@@ -188,7 +188,7 @@ async fn a_small_file_passes_large_archives_and_a_cancelled_one_ends_at_once() {
     // More archives than there are slots and threads.
     let mut archives = Vec::new();
     for seed in 0..4 {
-        archives.push(id(&gateway.submit("large.zip", archive(seed, 40_000)).await));
+        archives.push(id(&gateway.submit("large.zip", archive(seed, 100_000)).await));
     }
     let (first, second) = (archives[0], archives[1]);
     let busy = || async { station.recorded(first).await > 500 && station.recorded(second).await > 500 };
