@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::*;
 use lazaret_analysis::rule::SkipReason;
-use lazaret_analysis::{FileInfo, Findings, NestedRecord, ResultCode, Rule};
+use lazaret_analysis::{FileInfo, Findings, NestedRecord, ResultCode, Rule, SMALL_FILE_BYTES};
 use lazaret_containers::Passwords;
 use lazaret_digests::Selection;
 use lazaret_protocol::BlobName;
@@ -398,6 +398,13 @@ fn held_at(name: &'static str) -> (Arc<dyn Engine>, mpsc::Receiver<()>, mpsc::Se
     (engine, begun, release)
 }
 
+/// A tar that is long enough to be scanned by as many threads as there are and none besides.
+fn long_tar(members: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut archive = tar(members);
+    archive.resize(archive.len() + SMALL_FILE_BYTES as usize, 0);
+    archive
+}
+
 #[test]
 fn a_stopped_tree_says_so_for_every_file_and_keeps_its_threats() {
     for (reason, code) in
@@ -407,7 +414,7 @@ fn a_stopped_tree_says_so_for_every_file_and_keeps_its_threats() {
         let options = ScannerOptions { scan_threads: 1, ..options() };
         let scanner = scanner(options, vec![holds]);
         let records = Arc::new(Records::default());
-        let archive = tar(&[("first", b"1"), ("second", b"2"), ("third", b"3")]);
+        let archive = long_tar(&[("first", b"1"), ("second", b"2"), ("third", b"3")]);
         let root = root("file.tar", archive.into(), rule(|_| ()), &scanner);
         let scan = scanner.scan(root, Arc::new(MemoryStore::default()), records.clone());
         begun.recv().unwrap();
@@ -427,7 +434,7 @@ fn an_abandoned_tree_records_nothing_more() {
     let (holds, begun, release) = held_at("second");
     let scanner = scanner(ScannerOptions { scan_threads: 1, ..options() }, vec![holds]);
     let records = Arc::new(Records::default());
-    let root = root("file.tar", tar(&[("first", b"1"), ("second", b"2")]).into(), rule(|_| ()), &scanner);
+    let root = root("file.tar", long_tar(&[("first", b"1"), ("second", b"2")]).into(), rule(|_| ()), &scanner);
     let scan = scanner.scan(root, Arc::new(MemoryStore::default()), records.clone());
     begun.recv().unwrap();
     scan.stop(StopReason::Abandoned);
@@ -468,7 +475,7 @@ fn records_that_cannot_be_written_and_content_that_cannot_be_read_leave_no_resul
 fn progress_goes_on_and_names_files() {
     let (holds, begun, release) = held_at("second");
     let scanner = scanner(ScannerOptions { scan_threads: 1, ..options() }, vec![holds]);
-    let root = root("file.tar", tar(&[("first", b"1"), ("second", b"2")]).into(), rule(|_| ()), &scanner);
+    let root = root("file.tar", long_tar(&[("first", b"1"), ("second", b"2")]).into(), rule(|_| ()), &scanner);
     let scan = scanner.scan(root, Arc::new(MemoryStore::default()), Arc::new(Records::default()));
     begun.recv().unwrap();
     let progress = scan.progress();
