@@ -463,6 +463,7 @@ async fn workers_report(store: &dyn ResultStore) {
             kind: "signatures".to_owned(),
             database_version: "2".to_owned(),
             def_time_ms: 3,
+            trouble: "it limps".to_owned(),
         }],
         ..WorkerReport::default()
     };

@@ -26,6 +26,9 @@ pub struct EngineInfo {
     pub database_version: String,
     /// When that was made, in Unix milliseconds.
     pub def_time_ms: u64,
+    /// What is wrong with it, in words; empty if it is well.
+    #[serde(default)]
+    pub trouble: String,
 }
 
 /// The machine that a worker runs on. What could not be found out is 0 or empty.

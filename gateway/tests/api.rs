@@ -375,6 +375,7 @@ async fn statistics_are_what_workers_report() {
         kind: "antivirus".to_owned(),
         database_version: "77".to_owned(),
         def_time_ms,
+        trouble: "it limps".to_owned(),
     };
     let now_ms = Environment::system().clock.unix_ms();
     let worker = |name: &str, def_time_ms| WorkerReport {
@@ -402,7 +403,7 @@ async fn statistics_are_what_workers_report() {
         engines[0],
         json!({"abandoned": false, "active": true, "def_time": "2023-11-14T22:14:46.400Z", "download_progress": 100,
             "download_time": "2023-11-14T22:14:46.400Z", "eng_id": "ClamAV_1", "eng_name": "ClamAV",
-            "eng_type": "antivirus engine", "eng_ver": "1.2", "engine_type": "av", "notified_messages": [],
+            "eng_type": "antivirus engine", "eng_ver": "1.2", "engine_type": "av", "notified_messages": ["it limps"],
             "pinned": false, "state": "production", "type": "engine"})
     );
     let nodes = answered(&router, get("/stat/nodes", &station.admin)).await;

@@ -2,9 +2,10 @@
 //! has its type and is not null.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use lazaret_analysis::rule::{SkipReason, Skipped};
 use lazaret_analysis::{
     AnalysisRecord, ContainerResult, DataId, EngineResult, FileInfo, FileResult, Findings, NestedRecord, NewAnalysis,
-    Page, Principal, Progress, ResultCode, Rule, SentAlong, State, Times,
+    Page, Principal, Progress, ResultCode, Rule, SentAlong, Signer, Spoofing, State, Times, YaraFindings, YaraHit,
 };
 use lazaret_gateway::view::{PageView, document};
 use serde_json::{Value, json};
@@ -400,5 +401,69 @@ fn metadata_comes_back_as_it_was_sent() {
     for text in ["not json", "null", ""] {
         record.new.metadata = Some(text.into());
         assert_eq!(shown(&record, None, None)["metadata"], text);
+    }
+}
+
+#[test]
+fn what_was_found_besides_results_is_shown_where_clients_look_for_it() {
+    let hit = |namespace: &str| YaraHit {
+        rule: "internal".into(),
+        namespace: namespace.into(),
+        tags: vec!["secret".into()],
+        meta: [("description".to_owned(), json!("internal papers")), ("score".to_owned(), json!(75))].into(),
+    };
+    let mut found = result(ResultCode::YARA_MATCHED);
+    found.engines =
+        vec![engine("YARA", ResultCode::YARA_MATCHED, "internal"), engine("Known", ResultCode::KNOWN_BAD, "x")];
+    found.findings = Findings {
+        yara: Some(YaraFindings { verdict: 1, hits: vec![hit("a.yar"), hit("b.yar")] }),
+        forbidden_type: Some("the rule blocks group:E".into()),
+        spoofing: Some(Spoofing { overview: "Double extension".into(), explanation: "it reads like .pdf".into() }),
+        signers: vec![Signer { vendor_name: "Vendor".into(), version: "2".into(), ..Signer::default() }],
+        ..Findings::default()
+    };
+    let value = shown(&done(found.clone()), None, None);
+    assert_eq!(value["scan_results"]["scan_details"]["YARA"]["scan_result_i"], 1);
+    assert_eq!(value["scan_results"]["scan_details"]["Known"]["scan_result_i"], 1);
+    assert_eq!(value["yara"]["verdict"], 1);
+    let hits = value["yara"]["hits"].as_object().unwrap();
+    assert_eq!(hits.keys().collect::<Vec<_>>(), ["internal", "internal (b.yar)"]);
+    assert_eq!(
+        hits["internal"],
+        json!({"namespace": "a.yar", "description": "internal papers", "tags": ["secret"],
+            "meta": {"description": "internal papers", "score": 75}})
+    );
+    assert_eq!(
+        value["filetype_info"]["final_verdict"],
+        json!({"verdict": "blocked", "verdict_explanation": "the rule blocks group:E"})
+    );
+    assert_eq!(
+        value["filetype_info"]["spoofing_info"],
+        json!({"detection_result": "spoofed", "result_explanation": "it reads like .pdf", "result_overview": "Double extension"})
+    );
+    assert_eq!(
+        value["file_info"]["signer_infos"],
+        json!([{"digest_algorithm": "", "digest_encryption_algorithm": "", "issuer": "", "serial_number": "",
+            "vendor_name": "Vendor", "version": "2"}])
+    );
+
+    // A mismatch is told in any case, and decides only if the rule says so.
+    let mismatch = || Findings { type_mismatch: Some("the name lies".into()), ..Findings::default() };
+    let allowed = FileResult { findings: mismatch(), ..result(ResultCode::NO_THREAT) };
+    let value = shown(&done(allowed), None, None);
+    assert_eq!(value["filetype_info"]["is_file_type_mismatch"], true);
+    assert_eq!(
+        value["filetype_info"]["final_verdict"],
+        json!({"verdict": "allowed", "verdict_explanation": "the name lies"})
+    );
+    let mut record = done(FileResult { findings: mismatch(), ..result(ResultCode::MISMATCH) });
+    record.new.rule.file_types.mismatch = true;
+    assert_eq!(shown(&record, None, None)["filetype_info"]["final_verdict"]["verdict"], "blocked");
+
+    let skipped =
+        |reason| Findings { skipped: Some(Skipped { code: ResultCode::NOT_SCANNED, reason }), ..Findings::default() };
+    for (reason, by_type) in [(SkipReason::Type, true), (SkipReason::Size, false)] {
+        let result = FileResult { findings: skipped(reason), ..result(ResultCode::NOT_SCANNED) };
+        assert_eq!(shown(&done(result), None, None)["process_info"]["file_type_skipped_scan"], by_type);
     }
 }

@@ -100,18 +100,18 @@ pub trait Engine: Send + Sync {
     /// What the engine is now. Its database may change while it is loaded.
     fn info(&self) -> EngineInfo;
 
-    /// Whether judging a file is mostly waiting, for another process or a machine. Other files are scanned meanwhile.
-    fn waits(&self) -> bool {
-        false
-    }
-
     /// What is wrong with it, in words; none if it is well.
     fn trouble(&self) -> Option<String> {
-        None
+        Some(self.info().trouble).filter(|trouble| !trouble.is_empty())
     }
 
     /// Whether it must know a file's digests. It is not shown the file before they are there.
     fn needs_digests(&self) -> bool {
+        false
+    }
+
+    /// Whether judging a file is mostly waiting, for another process or a machine. Other files are scanned meanwhile.
+    fn waits(&self) -> bool {
         false
     }
 

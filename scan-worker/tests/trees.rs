@@ -41,6 +41,7 @@ impl<F: Fn(&Sample) -> EngineVerdict + Send + Sync> Engine for TestEngine<F> {
             kind: "test".into(),
             database_version: "1".into(),
             def_time_ms: 1,
+            trouble: String::new(),
         }
     }
 

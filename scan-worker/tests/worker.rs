@@ -181,6 +181,7 @@ impl Engine for Probe {
             kind: "test".into(),
             database_version: "1".into(),
             def_time_ms: 1,
+            trouble: String::new(),
         }
     }
 

@@ -202,11 +202,16 @@ fn engine_answer(engine: EngineInfo) -> EngineAnswer {
         eng_type: format!("{} engine", engine.kind),
         eng_ver: engine.version,
         engine_type: ENGINE_TYPE,
-        notified_messages: Vec::new(),
+        notified_messages: messages(&engine.trouble),
         pinned: false,
         state: "production",
         kind: "engine",
     }
+}
+
+/// What is wrong with an engine, as a list.
+fn messages(trouble: &str) -> Vec<String> {
+    if trouble.is_empty() { Vec::new() } else { vec![trouble.to_owned()] }
 }
 
 /// Whatever judges files is one of these to clients of this API.
@@ -226,7 +231,7 @@ fn node_answer(worker: WorkerReport, now_ms: u64) -> NodeAnswer {
         eng_ver: engine.version,
         engine_type: ENGINE_TYPE,
         id: engine.id,
-        issues: Vec::new(),
+        issues: messages(&engine.trouble),
     });
     NodeAnswer {
         address: String::new(),

@@ -70,6 +70,7 @@ impl Engine for BuiltinEngine {
             kind: "signatures".into(),
             database_version: DATABASE_VERSION.into(),
             def_time_ms: DATABASE_TIME_MS,
+            trouble: String::new(),
         }
     }
 

@@ -296,11 +296,8 @@ impl Engine for ClamavEngine {
             kind: "antivirus".into(),
             database_version: health.database_version,
             def_time_ms: health.def_time_ms,
+            trouble: health.trouble.unwrap_or_default(),
         }
-    }
-
-    fn trouble(&self) -> Option<String> {
-        self.shared.health().trouble.clone()
     }
 
     fn waits(&self) -> bool {

@@ -342,7 +342,10 @@ fn garbage(what: &str, detail: &dyn std::fmt::Display) -> io::Error {
 
 impl Engine for ExternalEngine {
     fn info(&self) -> EngineInfo {
-        let hello = self.state().hello.clone();
+        let (hello, trouble) = {
+            let state = self.state();
+            (state.hello.clone(), state.trouble.clone())
+        };
         EngineInfo {
             id: format!("external-{}", self.options.name),
             name: self.options.name.clone(),
@@ -350,11 +353,8 @@ impl Engine for ExternalEngine {
             kind: "external".into(),
             database_version: hello.database_version,
             def_time_ms: hello.database_time_ms,
+            trouble: trouble.unwrap_or_default(),
         }
-    }
-
-    fn trouble(&self) -> Option<String> {
-        self.state().trouble.clone()
     }
 
     fn waits(&self) -> bool {

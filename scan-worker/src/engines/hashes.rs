@@ -298,11 +298,8 @@ impl Engine for HashListEngine {
             kind: "hashes".into(),
             database_version: lists.version.clone(),
             def_time_ms: lists.time_ms,
+            trouble: self.shared.trouble.get().unwrap_or_default(),
         }
-    }
-
-    fn trouble(&self) -> Option<String> {
-        self.shared.trouble.get()
     }
 
     fn needs_digests(&self) -> bool {

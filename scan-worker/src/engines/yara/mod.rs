@@ -175,11 +175,8 @@ impl Engine for YaraEngine {
             kind: "yara".into(),
             database_version: loaded.version.clone(),
             def_time_ms: loaded.time_ms,
+            trouble: self.shared.trouble.get().unwrap_or_default(),
         }
-    }
-
-    fn trouble(&self) -> Option<String> {
-        self.shared.trouble.get()
     }
 
     fn scan(&self, subject: &Subject<'_>, context: &ScanContext) -> EngineVerdict {
@@ -334,7 +331,9 @@ fn hit(rule: &yara_x::Rule<'_, '_>) -> YaraHit {
     let meta = rule.metadata().take(META_MAX).map(|(key, value)| {
         let value = match value {
             MetaValue::Integer(number) => Value::from(number),
-            MetaValue::Float(number) => Value::from(number),
+            MetaValue::Float(number) if number.is_finite() => Value::from(number),
+            // JSON has no other numbers.
+            MetaValue::Float(number) => Value::from(number.to_string()),
             MetaValue::Bool(truth) => Value::from(truth),
             MetaValue::String(string) => Value::from(text(string)),
             MetaValue::Bytes(bytes) => Value::from(text(&String::from_utf8_lossy(bytes))),
