@@ -381,8 +381,11 @@ impl Shared {
         if !is_suspect(lease) {
             return Ok(());
         }
-        // Nothing is leased meanwhile, so the worker does not take this for the end of the task.
-        *place = Place::None;
+        // Not without any place, or a worker that ends would not wait for it.
+        *place = match self.waiting.clone().try_acquire_owned() {
+            Ok(permit) => Place::Waiting { _permit: permit },
+            Err(_) => Place::None,
+        };
         tokio::select! {
             biased;
             reason = supervisor.next() => Err(self.stopped_early(record, reason, supervisor)),

@@ -28,9 +28,9 @@ impl Slot {
 pub(super) enum Place {
     /// It is being scanned, or about to be.
     Slot(Slot),
-    /// It waits for a twin.
+    /// It waits, for a twin or until nothing else runs.
     Waiting { _permit: OwnedSemaphorePermit },
-    /// It waits until nothing else runs.
+    /// It waits like that beyond the number of those that may.
     None,
 }
 
