@@ -11,8 +11,8 @@ use lazaret_analysis::{DataId, ResultStore, SqliteBackend, State};
 
 use crate::harness::{Gateway, Process, Processes, content, eicar, verdict};
 
-/// A lease that ends soon, so that tests don't wait for it.
-const LEASE_SECONDS: u64 = 2;
+/// A lease that ends soon, so that tests don't wait for it, but not while its holder merely gets no processor.
+const LEASE_SECONDS: u64 = 5;
 /// How long anything may take on a machine that does other things as well.
 const PATIENCE: Duration = Duration::from_secs(240);
 

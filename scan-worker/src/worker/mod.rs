@@ -35,7 +35,7 @@ use lazaret_sandbox::Sandbox;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use self::records::RecordWriter;
-use self::slots::{Slot, Slots};
+use self::slots::{Place, Slot, Slots};
 use self::supervisor::Supervisor;
 use self::twins::Finished;
 use self::verdicts::StoredVerdicts;
@@ -296,8 +296,10 @@ impl Shared {
     /// Does one task, whatever comes of it.
     async fn work(&self, lease: Lease, slot: Slot, shutdown: watch::Receiver<bool>) {
         let data_id = lease.task.data_id;
+        // Given back when everything is recorded, so that a worker that ends waits for that.
+        let mut place = Place::Slot(slot);
         let mut claimed = false;
-        let ending = match self.try_work(&lease, slot, &mut claimed, shutdown).await {
+        let ending = match self.try_work(&lease, &mut place, &mut claimed, shutdown).await {
             Ok(ending) => ending,
             Err(error) => Ending::Retry { detail: error.to_string() },
         };
@@ -314,7 +316,7 @@ impl Shared {
     async fn try_work(
         &self,
         lease: &Lease,
-        slot: Slot,
+        place: &mut Place,
         claimed: &mut bool,
         shutdown: watch::Receiver<bool>,
     ) -> Result<Ending, StoreError> {
@@ -340,8 +342,8 @@ impl Shared {
                 return Ok(Ending::Nothing);
             }
             let mut supervisor = Supervisor::new(self, lease, &record, false, shutdown);
-            return Ok(match self.alone_if_suspect(lease, &record, slot, &mut supervisor).await {
-                Ok(slots) => self.scan(record, blob, None, supervisor, slots).await,
+            return Ok(match self.alone_if_suspect(lease, &record, place, &mut supervisor).await {
+                Ok(()) => self.scan(record, blob, None, supervisor, place).await,
                 Err(ending) => ending,
             });
         };
@@ -350,18 +352,19 @@ impl Shared {
         }
         *claimed = true;
         let mut supervisor = Supervisor::new(self, lease, &record, true, shutdown);
-        let slot = match self.claim(data_id, key).await? {
+        match self.claim(data_id, key).await? {
             Claim::Nothing => return Ok(Ending::Nothing),
-            Claim::Yours => slot,
+            Claim::Yours => {}
             // While it waits nothing else is leased, so it waits for nobody.
-            Claim::Twin if is_suspect(lease) => slot,
-            Claim::Twin => match self.wait_for_twin(&record, key, slot, &mut supervisor).await? {
-                Ok(slot) => slot,
-                Err(ending) => return Ok(ending),
-            },
-        };
-        Ok(match self.alone_if_suspect(lease, &record, slot, &mut supervisor).await {
-            Ok(slot) => self.scan(record, blob, Some(self.verdicts.clone()), supervisor, slot).await,
+            Claim::Twin if is_suspect(lease) => {}
+            Claim::Twin => {
+                if let Some(ending) = self.wait_for_twin(&record, key, place, &mut supervisor).await? {
+                    return Ok(ending);
+                }
+            }
+        }
+        Ok(match self.alone_if_suspect(lease, &record, place, &mut supervisor).await {
+            Ok(()) => self.scan(record, blob, Some(self.verdicts.clone()), supervisor, place).await,
             Err(ending) => ending,
         })
     }
@@ -372,17 +375,24 @@ impl Shared {
         &self,
         lease: &Lease,
         record: &AnalysisRecord,
-        slot: Slot,
+        place: &mut Place,
         supervisor: &mut Supervisor<'_>,
-    ) -> Result<Slot, Ending> {
+    ) -> Result<(), Ending> {
         if !is_suspect(lease) {
-            return Ok(slot);
+            return Ok(());
         }
-        drop(slot);
+        // Not without any place, or a worker that ends would not wait for it.
+        *place = match self.waiting.clone().try_acquire_owned() {
+            Ok(permit) => Place::Waiting { _permit: permit },
+            Err(_) => Place::None,
+        };
         tokio::select! {
             biased;
             reason = supervisor.next() => Err(self.stopped_early(record, reason, supervisor)),
-            slot = self.slots.every() => Ok(slot),
+            slot = self.slots.every() => {
+                *place = Place::Slot(slot);
+                Ok(())
+            }
         }
     }
 
@@ -393,7 +403,7 @@ impl Shared {
         blob: BlobName,
         verdicts: Option<Arc<dyn Verdicts>>,
         mut supervisor: Supervisor<'_>,
-        mut slot: Slot,
+        place: &mut Place,
     ) -> Ending {
         let began = self.environment.clock.monotonic();
         let fetched = tokio::select! {
@@ -418,7 +428,7 @@ impl Shared {
         };
         let (writer, sink) = RecordWriter::start(self.results.clone(), &self.environment);
         let mut tree = self.scanner.scan(root, self.source.clone(), sink);
-        let outcome = self.watch(&record, &mut tree, &mut supervisor, &mut slot).await;
+        let outcome = self.watch(&record, &mut tree, &mut supervisor, place).await;
         drop(tree);
         let written = writer.finish().await;
         match (outcome, written) {
@@ -450,7 +460,7 @@ impl Shared {
         record: &AnalysisRecord,
         tree: &mut TreeScan,
         supervisor: &mut Supervisor<'_>,
-        slot: &mut Slot,
+        place: &mut Place,
     ) -> TreeOutcome {
         let data_id = record.data_id;
         let mut give_up = None;
@@ -481,7 +491,9 @@ impl Shared {
                     }
                 }
                 () = self.environment.clock.sleep(PROGRESS_INTERVAL) => {
-                    self.slots.prefer_any(slot);
+                    if let Place::Slot(slot) = place {
+                        self.slots.prefer_any(slot);
+                    }
                     if let Err(error) = self.progress.set(data_id, tree.progress()).await {
                         tracing::debug!(%data_id, %error, "progress could not be noted");
                     }

@@ -24,6 +24,16 @@ impl Slot {
     }
 }
 
+/// By what right a task is under way.
+pub(super) enum Place {
+    /// It is being scanned, or about to be.
+    Slot(Slot),
+    /// It waits, for a twin or until nothing else runs.
+    Waiting { _permit: OwnedSemaphorePermit },
+    /// It waits like that beyond the number of those that may.
+    None,
+}
+
 /// A worker's slots.
 pub(super) struct Slots {
     any: Arc<Semaphore>,

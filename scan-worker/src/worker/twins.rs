@@ -13,7 +13,7 @@ use lazaret_analysis::{AnalysisRecord, Claim, DataId, StoreError, VerdictKey};
 use lazaret_protocol::BlobName;
 use tokio::sync::Notify;
 
-use super::slots::Slot;
+use super::slots::Place;
 use super::supervisor::Supervisor;
 use super::{Ending, Shared};
 use crate::scan::{root_fits, taken_over};
@@ -84,17 +84,17 @@ impl Shared {
         Ok(Some(Ending::Done))
     }
 
-    /// Waits until a twin's scan has ended. Ends with a slot if this submission is to be scanned, else with how it ended.
+    /// Waits until a twin's scan has ended. Ends with a slot if this submission is to be scanned, or with how it ended.
     pub(super) async fn wait_for_twin(
         &self,
         record: &AnalysisRecord,
         key: VerdictKey,
-        slot: Slot,
+        place: &mut Place,
         supervisor: &mut Supervisor<'_>,
-    ) -> Result<Result<Slot, Ending>, StoreError> {
+    ) -> Result<Option<Ending>, StoreError> {
         // If too many wait it is scanned too, which is right, only dearer.
-        let Ok(_place) = self.waiting.clone().try_acquire_owned() else { return Ok(Ok(slot)) };
-        drop(slot);
+        let Ok(permit) = self.waiting.clone().try_acquire_owned() else { return Ok(None) };
+        *place = Place::Waiting { _permit: permit };
         self.scanner.counters().waited.fetch_add(1, Ordering::Relaxed);
         tracing::debug!(data_id = %record.data_id, "an earlier submission of the same content is being scanned, this one waits for it");
         let mut interval = LOOK_INTERVAL;
@@ -104,16 +104,16 @@ impl Shared {
             // First whether the twin still runs: if it does not, what it found is kept already.
             let claim = self.claim(record.data_id, key).await?;
             if let Some(ending) = self.known(record, key).await? {
-                return Ok(Err(ending));
+                return Ok(Some(ending));
             }
             match claim {
-                Claim::Nothing => return Ok(Err(Ending::Nothing)),
+                Claim::Nothing => return Ok(Some(Ending::Nothing)),
                 Claim::Twin => {}
                 Claim::Yours => break,
             }
             tokio::select! {
                 biased;
-                reason = supervisor.next() => return Ok(Err(self.stopped_early(record, reason, supervisor))),
+                reason = supervisor.next() => return Ok(Some(self.stopped_early(record, reason, supervisor))),
                 () = told => {}
                 () = self.environment.clock.sleep(interval) => {}
             }
@@ -121,8 +121,11 @@ impl Shared {
         }
         tokio::select! {
             biased;
-            reason = supervisor.next() => Ok(Err(self.stopped_early(record, reason, supervisor))),
-            slot = self.slots.any() => Ok(Ok(slot)),
+            reason = supervisor.next() => Ok(Some(self.stopped_early(record, reason, supervisor))),
+            slot = self.slots.any() => {
+                *place = Place::Slot(slot);
+                Ok(None)
+            }
         }
     }
 }
