@@ -30,6 +30,9 @@ pub enum Command {
     /// Make a cluster's files; show its state
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Look at rules (workflows)
+    #[command(subcommand)]
+    Rules(RulesCommand),
     /// Users, their passwords and keys, roles, and who did what
     User(UserOptions),
     /// Run whole clusters in virtual time under faults drawn from a seed, and check what they promise
@@ -68,6 +71,19 @@ pub struct UpOptions {
     /// Where `GET /metrics` of the storage nodes is answered, for Prometheus [default: nowhere]
     #[arg(long)]
     pub metrics: Option<SocketAddr>,
+    #[command(flatten)]
+    pub judging: JudgingOptions,
+}
+
+/// What files are judged by, in an embedded cluster.
+#[derive(Debug, Clone, Default, Args)]
+pub struct JudgingOptions {
+    /// A file of rules (YAML) [default: one rule named default]
+    #[arg(long = "rules", value_name = "FILE")]
+    pub rules: Option<PathBuf>,
+    /// A file of engines (YAML): what stands below `engines` in a scan worker's configuration [default: the built-in signatures]
+    #[arg(long = "engines", value_name = "FILE")]
+    pub engines: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -84,6 +100,8 @@ pub struct ScanOptions {
     /// The rule to scan by
     #[arg(long)]
     pub rule: Option<String>,
+    #[command(flatten)]
+    pub judging: JudgingOptions,
     /// A file of archive passwords, one a line
     #[arg(long)]
     pub password_file: Option<PathBuf>,
@@ -93,6 +111,15 @@ pub struct ScanOptions {
     /// Files submitted and awaited at once
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub concurrency: u16,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RulesCommand {
+    /// Check a file of rules and print what it says
+    Check {
+        /// The file (YAML)
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -349,6 +376,8 @@ pub struct BenchArchiveOptions {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub judging: JudgingOptions,
 }
 
 #[derive(Debug, Args)]

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use lazaret_analysis::{PasswordSeal, RuleSet, SqliteBackend};
+use lazaret_analysis::{PasswordSeal, Rules, SqliteBackend};
 use lazaret_gateway::{Backends, CallbackKey, CallbackOptions, Gateway, GatewayOptions, OutboundOptions, Signer};
 use lazaret_identity::{Identity, Role};
 use lazaret_node_client::Environment;
@@ -22,7 +22,7 @@ use lazaret_node_client::transport::Transport;
 use lazaret_node_client::{CredentialFiles, TrustFiles};
 use lazaret_protocol::{ClusterMap, NodeEntry, NodeId};
 use lazaret_sandbox::{Sandbox, SandboxOptions};
-use lazaret_scan_worker::{ScanWorker, WorkerOptions, engines};
+use lazaret_scan_worker::{ScanWorker, WorkerOptions};
 use lazaret_storage_node::Node;
 use lazaret_storage_node::engine::EngineOptions;
 use lazaret_storage_node::listener::{Listener, ListenerFiles};
@@ -34,7 +34,7 @@ use tokio::task::JoinHandle;
 
 use crate::cli::{ComponentOptions, StorageNodeOptions};
 use crate::config::{self, Config, GatewayConfig, SandboxMode, ScanWorkerConfig, StorageNodeConfig};
-use crate::{metrics, offline};
+use crate::{metrics, offline, rules};
 
 /// Loads a component's configuration; `None` if it was only to be printed or checked, which is done.
 fn configured<C: Config>(options: &ComponentOptions) -> anyhow::Result<Option<C>> {
@@ -89,7 +89,7 @@ async fn serve_node(
     let service = NodeService::new(node_at_work.clone());
     let listener = listen(config.listen.unwrap_or(node.address), &identity, cluster, service)?;
     if let Some(address) = config.metrics {
-        metrics::serve(address, vec![node_at_work.clone()]).await?;
+        metrics::serve(address, vec![node_at_work.clone()], None).await?;
     }
     node_at_work.start();
     ready(format_args!("storage-node={} address={}", node.name, listener.local_addr()?))?;
@@ -220,8 +220,8 @@ pub async fn open_gateway(
     cluster: Cluster,
 ) -> anyhow::Result<Gateway> {
     let rules = match &config.rules {
-        Some(path) => RuleSet::from_yaml(&read(path)?).map_err(|error| anyhow!("rules {}: {error}", path.display()))?,
-        None => RuleSet::builtin(),
+        Some(path) => rules::follow(path).await?,
+        None => Rules::default(),
     };
     let identity = Identity::open_with(&config.identity, config.identity_options()).await?;
     identity.ensure_key_file(&config.admin_key_file, "admin", Role::Administrator).await?;
@@ -270,7 +270,7 @@ pub async fn open_gateway(
     Ok(Gateway::new(options, backends, Environment::system()))
 }
 
-/// A scan worker on its back-ends, with the built-in engine.
+/// A scan worker on its back-ends, with the engines of its configuration.
 pub async fn open_worker(
     config: &ScanWorkerConfig,
     backend: &SqliteBackend,
@@ -280,11 +280,13 @@ pub async fn open_worker(
     // A context of its own, so that other uses of the secret have other keys.
     let nested_id_key = blake3::derive_key("lazaret 2026 nested analysis id v1", secret.trim().as_bytes());
     let seal = PasswordSeal::from_secret(&secret)?;
-    let engines = tokio::task::spawn_blocking(engines::builtin).await??;
     let mut options = WorkerOptions::new(&config.name, nested_id_key, Arc::new(seal));
     if config.scan_threads > 0 {
         options.scan_threads = config.scan_threads;
     }
+    options.engine_timeout = config.engines.timeout();
+    let (wanted, scan_threads) = (config.engines.clone(), options.scan_threads);
+    let engines = tokio::task::spawn_blocking(move || wanted.start(scan_threads)).await??;
     if config.concurrent_files > 0 {
         options.concurrent_files = config.concurrent_files;
     }

@@ -2,6 +2,7 @@
 //! (`LAZARET_GATEWAY_LISTEN=...`). Unknown keys are refused. Relative paths are meant from the file's directory.
 
 mod accounts;
+mod engines;
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,6 +20,7 @@ use lazaret_storage_node::NodeOptions;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use self::engines::EnginesConfig;
 use accounts::{LockoutConfig, PasswordsConfig, SessionsConfig};
 
 /// A component's configuration.
@@ -404,6 +406,8 @@ pub struct ScanWorkerConfig {
     pub lease_seconds: u64,
     /// The digests that are computed of nested files; all four off, none is.
     pub digests: Selection,
+    /// The engines.
+    pub engines: EnginesConfig,
 }
 
 impl Default for ScanWorkerConfig {
@@ -420,6 +424,7 @@ impl Default for ScanWorkerConfig {
             sample_budget_bytes: 512 * MIB,
             lease_seconds: 30,
             digests: Selection::ALL,
+            engines: EnginesConfig::default(),
         }
     }
 }
@@ -428,7 +433,9 @@ impl Config for ScanWorkerConfig {
     const ENV_PREFIX: &'static str = "LAZARET_SCAN_WORKER_";
 
     fn paths(&mut self) -> Vec<&mut PathBuf> {
-        vec![&mut self.cluster, &mut self.results, &mut self.secret]
+        let mut paths = vec![&mut self.cluster, &mut self.results, &mut self.secret];
+        paths.extend(self.engines.paths());
+        paths
     }
 
     fn check(&self) -> anyhow::Result<()> {
@@ -443,7 +450,7 @@ impl Config for ScanWorkerConfig {
         if self.sample_memory_max_bytes < MIB || self.sample_budget_bytes < self.sample_memory_max_bytes {
             bail!("sample_memory_max_bytes must be at least {MIB} and sample_budget_bytes no less than it");
         }
-        Ok(())
+        self.engines.check()
     }
 }
 

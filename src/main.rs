@@ -10,6 +10,7 @@ mod init;
 mod metrics;
 mod nodes;
 mod offline;
+mod rules;
 mod scan;
 mod simulate;
 mod up;
@@ -48,6 +49,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Scan(options) => scan::run(options).await,
             Command::Blob(command) => blob::run(command).await,
             Command::Cluster(command) => cluster::run(command).await,
+            Command::Rules(command) => rules::run(command),
             Command::User(options) => user::run(options).await,
             Command::Simulate(options) => simulate::run(&options),
             Command::Bench(command) => bench::run(command).await,

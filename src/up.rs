@@ -16,9 +16,9 @@ use lazaret_node_client::cluster::Cluster;
 use lazaret_node_client::cluster_file::ClusterFile;
 use tokio::net::TcpListener;
 
-use crate::cli::{InitOptions, UpOptions};
+use crate::cli::{InitOptions, JudgingOptions, UpOptions};
 use crate::components::{self, Running, asked};
-use crate::config::{GatewayConfig, ScanWorkerConfig};
+use crate::config::{self, GatewayConfig, ScanWorkerConfig};
 use crate::nodes::Nodes;
 use crate::{init, metrics};
 
@@ -97,16 +97,16 @@ impl EmbeddedCluster {
 impl Services {
     async fn start(options: &UpOptions, nodes: &Nodes, http: TcpListener) -> anyhow::Result<Self> {
         let data = options.data.as_path();
-        if let Some(address) = options.metrics {
-            metrics::serve(address, nodes.nodes().to_vec()).await?;
-        }
         let gateway_address = http.local_addr()?;
         let cluster = nodes.cluster()?;
-        let config = gateway_config(data);
+        let config = gateway_config(data, &options.judging);
         // One back-end for both, so that a submission wakes the worker at once.
         let backend = SqliteBackend::open(&config.results).await?;
         let gateway = components::open_gateway(&config, &backend, cluster.clone()).await?;
-        let worker = components::open_worker(&worker_config(data, options.workers), &backend, cluster.clone()).await?;
+        let worker = components::open_worker(&worker_config(data, options)?, &backend, cluster.clone()).await?;
+        if let Some(address) = options.metrics {
+            metrics::serve(address, nodes.nodes().to_vec(), Some(worker.verdict_counters())).await?;
+        }
         let mut watching = Running::new();
         let watched = cluster.clone();
         watching.spawn(|shutdown| async move { watched.run_background(asked(shutdown)).await });
@@ -183,8 +183,9 @@ fn cluster_file(options: &UpOptions) -> anyhow::Result<ClusterFile> {
 }
 
 /// The gateway's configuration in a data directory.
-pub fn gateway_config(data: &Path) -> GatewayConfig {
+pub fn gateway_config(data: &Path, judging: &JudgingOptions) -> GatewayConfig {
     GatewayConfig {
+        rules: judging.rules.clone(),
         results: data.join("results.db"),
         identity: data.join("identity.db"),
         admin_key_file: data.join("admin.key"),
@@ -196,11 +197,12 @@ pub fn gateway_config(data: &Path) -> GatewayConfig {
     }
 }
 
-fn worker_config(data: &Path, scan_threads: u16) -> ScanWorkerConfig {
-    ScanWorkerConfig {
+fn worker_config(data: &Path, options: &UpOptions) -> anyhow::Result<ScanWorkerConfig> {
+    Ok(ScanWorkerConfig {
         results: data.join("results.db"),
         secret: data.join(init::SECRET_FILE),
-        scan_threads: scan_threads.into(),
+        scan_threads: options.workers.into(),
+        engines: options.judging.engines.as_deref().map(config::load).transpose()?.unwrap_or_default(),
         ..ScanWorkerConfig::default()
-    }
+    })
 }

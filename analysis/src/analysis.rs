@@ -4,11 +4,13 @@
 //! Times are Unix milliseconds where they name a moment (`receive_ms`, `queued_ms`, `start_ms`, `def_time_ms`) and spans in
 //! milliseconds elsewhere. Lists and texts are never absent, only empty, since clients are promised that.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::id::DataId;
 use crate::password::SealedPasswords;
-use crate::rule::Rule;
+use crate::rule::{Rule, Skipped};
 use crate::verdict::ResultCode;
 
 /// Who submitted a file, as it was at that time.
@@ -133,6 +135,9 @@ pub struct ContainerResult {
 /// Where the time went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Times {
+    /// Waiting for a thread of its worker.
+    #[serde(default)]
+    pub wait_ms: u64,
     /// Taking digests.
     pub hash_ms: u64,
     /// Fetching the blob.
@@ -147,6 +152,85 @@ pub struct Times {
     pub total_ms: u64,
     /// When it started.
     pub start_ms: u64,
+}
+
+/// What was found in one file besides results.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Findings {
+    /// That the rule has it not scanned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<Skipped>,
+    /// What the operator's YARA rules said; none if they were not asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub yara: Option<YaraFindings>,
+    /// Why the rule forbids its type, if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forbidden_type: Option<String>,
+    /// How its name claims another type than its content has, if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub type_mismatch: Option<String>,
+    /// How its name hides what it is, if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spoofing: Option<Spoofing>,
+    /// Who signed it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub signers: Vec<Signer>,
+}
+
+impl Findings {
+    /// Whether there is nothing to be said.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What the operator's YARA rules said of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct YaraFindings {
+    /// 0 nothing matched, 1 something did, 3 failed, 4 not scanned.
+    pub verdict: u8,
+    /// The rules that matched.
+    pub hits: Vec<YaraHit>,
+}
+
+/// A YARA rule that matched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct YaraHit {
+    /// Its name.
+    pub rule: String,
+    /// Where it comes from: the file it was read from, below its rule folder.
+    pub namespace: String,
+    /// Its tags.
+    pub tags: Vec<String>,
+    /// What its author wrote about it.
+    pub meta: BTreeMap<String, serde_json::Value>,
+}
+
+/// How a name hides what a file is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spoofing {
+    /// In a few words.
+    pub overview: String,
+    /// What is odd about this name.
+    pub explanation: String,
+}
+
+/// Who signed a program, as its signature says. Whether the signature can be trusted nobody has checked.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Signer {
+    /// The digest that was signed, such as `sha256`.
+    pub digest_algorithm: String,
+    /// How it was signed, such as `rsaEncryption`.
+    pub digest_encryption_algorithm: String,
+    /// Who issued the certificate.
+    pub issuer: String,
+    /// The certificate's serial number in hexadecimal.
+    pub serial_number: String,
+    /// To whom it was issued.
+    pub vendor_name: String,
+    /// The certificate's version, counted from 0.
+    pub version: String,
 }
 
 /// What was found in one file.
@@ -168,6 +252,9 @@ pub struct FileResult {
     pub times: Times,
     /// What failed, to what, if something did.
     pub detail: String,
+    /// What was found besides results.
+    #[serde(default, skip_serializing_if = "Findings::is_empty")]
+    pub findings: Findings,
 }
 
 /// One file found in another.

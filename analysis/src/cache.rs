@@ -68,13 +68,17 @@ pub struct VerdictScope {
 
 impl VerdictScope {
     /// The scope of a rule and of the engines that are loaded. `attributes` says what else results differ by: the digests
-    /// that are taken. None if the rule wants no verdicts of earlier scans.
+    /// that are taken. None if the rule wants no verdicts of earlier scans, or an engine does not tell its database's version.
     pub fn new(rule: &Rule, engines: &[EngineVersion], attributes: &str) -> Option<Self> {
         if !rule.verdict_cache {
             return None;
         }
         let mut asked: Vec<&EngineVersion> =
             engines.iter().filter(|engine| rule.engines.is_empty() || rule.engines.contains(&engine.name)).collect();
+        // Whoever does not say what it searches for may search for more tomorrow.
+        if asked.iter().any(|engine| engine.database.0.is_empty()) {
+            return None;
+        }
         asked.sort();
         // A rule always is an object; were it not, nothing would be shared.
         let serde_json::Value::Object(mut weighty) = serde_json::to_value(rule).ok()? else { return None };

@@ -9,7 +9,8 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::analysis::{
-    ContainerResult, EngineResult, FileInfo, FileResult, NestedRecord, NewAnalysis, Principal, SentAlong, State, Times,
+    ContainerResult, EngineResult, FileInfo, FileResult, Findings, NestedRecord, NewAnalysis, Principal, SentAlong,
+    State, Times,
 };
 use crate::batch::NewBatch;
 use crate::cache::{KeptTree, KeptVerdict, TreeTotals, VERDICT_BATCH_MAX, VerdictKey};
@@ -66,6 +67,7 @@ pub fn sample_result(code: ResultCode, name: &str) -> FileResult {
         blocked_reasons: Vec::new(),
         times: Times { start_ms: 1_700_000_001_000, total_ms: 9, ..Times::default() },
         detail: String::new(),
+        findings: Findings::default(),
     }
 }
 
@@ -615,9 +617,12 @@ async fn one_of_several_claims_counts(store: &dyn ResultStore) {
     // It was recorded earlier, so it waits for no later one: nobody waits in a circle.
     assert_eq!(store.claim(ids[0], key, 100, 30).await.unwrap(), Claim::Yours);
     assert_eq!(store.claim(ids[1], key, 100, 40).await.unwrap(), Claim::Twin);
-    assert_eq!(store.get(ids[1]).await.unwrap().unwrap().started_ms, Some(10), "extended, not started again");
-    assert_eq!(store.claim(ids[0], key, 0, 50).await.unwrap(), Claim::Yours, "given up");
-    assert_eq!(store.claim(ids[1], key, 300, 60).await.unwrap(), Claim::Yours);
+    assert_eq!(store.get(ids[1]).await.unwrap().unwrap().started_ms, Some(40), "it began anew");
+    store.extend_claim(ids[0], 150).await.unwrap();
+    assert_eq!(store.claim(ids[1], key, 300, 120).await.unwrap(), Claim::Twin, "extended");
+    assert_eq!(store.get(ids[0]).await.unwrap().unwrap().started_ms, Some(30), "which is no start");
+    store.extend_claim(ids[0], 0).await.unwrap();
+    assert_eq!(store.claim(ids[1], key, 300, 60).await.unwrap(), Claim::Yours, "given up");
     assert_eq!(store.claim(ids[2], key, 300, 70).await.unwrap(), Claim::Twin);
     assert!(store.finish(ids[1], &sample_result(ResultCode::CANCELLED, "a"), 80).await.unwrap());
     assert_eq!(store.claim(ids[1], key, 300, 90).await.unwrap(), Claim::Nothing, "finished");

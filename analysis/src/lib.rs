@@ -16,6 +16,7 @@ pub mod batch;
 pub mod cache;
 pub mod conformance;
 pub mod id;
+pub mod outdated;
 pub mod password;
 pub mod rule;
 pub mod sqlite;
@@ -24,14 +25,15 @@ pub mod verdict;
 pub mod worker_report;
 
 pub use analysis::{
-    AnalysisRecord, ContainerResult, EngineResult, FileInfo, FileResult, NestedRecord, NewAnalysis, Principal,
-    SentAlong, State, Times,
+    AnalysisRecord, ContainerResult, EngineResult, FileInfo, FileResult, Findings, NestedRecord, NewAnalysis,
+    Principal, SentAlong, Signer, Spoofing, State, Times, YaraFindings, YaraHit,
 };
 pub use batch::{BatchGroup, BatchRecord, NewBatch};
 pub use cache::{EngineVersion, KeptTree, KeptVerdict, TreeTotals, VERDICT_BATCH_MAX, VerdictKey, VerdictScope};
 pub use id::DataId;
+pub use outdated::outdated_data;
 pub use password::{PasswordList, PasswordSeal, SealError, SealedPasswords};
-pub use rule::{Limits, Rule, RuleError, RuleSet, SelectError};
+pub use rule::{Limits, Rule, RuleError, RuleSet, Rules, SelectError};
 pub use sqlite::SqliteBackend;
 pub use store::{
     Callback, Claim, DigestQuery, Lease, LeaseToken, Listing, NESTED_BATCH_MAX, Page, Progress, ProgressCache,

@@ -4,10 +4,17 @@
 //! a snapshot of its rule, so that changing the rules never changes what is running; for those snapshots a key that was
 //! once known stays known. Nothing here reads files.
 
+mod file_types;
+mod handle;
+
 use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::file_types::{
+    Asked, FileHash, FileTypes, LIST_MAX, Skip, SkipReason, Skipped, TypePattern, extension_of,
+};
+pub use self::handle::Rules;
 use crate::password::PasswordList;
 use crate::verdict::{Outcome, Policy, ResultCode};
 
@@ -85,6 +92,15 @@ pub struct Rule {
     /// The result of a container over the ratio: 13, which every client knows, or 60, which says it exactly.
     #[serde(default = "default_ratio_code")]
     pub ratio_code: ResultCode,
+    /// Which types of files may pass.
+    #[serde(default)]
+    pub file_types: FileTypes,
+    /// Files with one of these digests are Blacklisted (8), nested ones too.
+    #[serde(default)]
+    pub blocked_hashes: Vec<FileHash>,
+    /// What is not scanned.
+    #[serde(default)]
+    pub skip: Skip,
     /// Which of two waiting submissions is scanned first: the one of the higher priority, 0 to 9. Default 5.
     #[serde(default = "default_priority")]
     pub priority: u8,
@@ -136,10 +152,18 @@ impl Rule {
             user_agents: Vec::new(),
             global_timeout_seconds: None,
             ratio_code: default_ratio_code(),
+            file_types: FileTypes::default(),
+            blocked_hashes: Vec::new(),
+            skip: Skip::default(),
             priority: default_priority(),
             verdict_cache: true,
             load_sharing: false,
         }
+    }
+
+    /// Whether what becomes of a file depends on its digests.
+    pub fn needs_digests(&self) -> bool {
+        !self.blocked_hashes.is_empty() || !self.skip.hashes.is_empty()
     }
 
     /// The results that let a file pass.
@@ -183,8 +207,21 @@ impl Rule {
         if let Some(code) = self.allowed_codes.iter().find(|code| !code.is_final()) {
             return Err(format!("rule {:?}: allowed_codes: {code:?} is no final result", self.name));
         }
+        if ![ResultCode::NOT_SCANNED, ResultCode::WHITELISTED].contains(&self.skip.code) {
+            return Err(format!("rule {:?}: skip.code must be 10 or 7", self.name));
+        }
         if self.priority > PRIORITY_MAX {
             return Err(format!("rule {:?}: priority must be 0 to {PRIORITY_MAX}", self.name));
+        }
+        let lists = [
+            ("file_types.blocked", self.file_types.blocked.len()),
+            ("file_types.allowed", self.file_types.allowed.len()),
+            ("blocked_hashes", self.blocked_hashes.len()),
+            ("skip.hashes", self.skip.hashes.len()),
+            ("skip.types", self.skip.types.len()),
+        ];
+        if let Some((key, length)) = lists.iter().find(|(_, length)| *length > LIST_MAX) {
+            return Err(format!("rule {:?}: {key} has {length} entries, more than {LIST_MAX}", self.name));
         }
         Ok(())
     }
@@ -304,6 +341,20 @@ rules:
     user_agents: ["curl/8"]
     global_timeout_seconds: 30
     ratio_code: 60
+    file_types:
+      blocked: [group:E, .js, application/x-msi]
+      allowed: ["image/*"]
+      mismatch: true
+      spoofing: true
+    blocked_hashes: [44D88612FEA8A8F36DE82E1278ABB02F]
+    skip:
+      hashes: [3395856ce81f2b7382dee72602f798b642f14140]
+      types: [text/plain]
+      larger_than_bytes: 1000
+      code: 7
+    priority: 9
+    verdict_cache: false
+    load_sharing: true
 "#;
 
     #[test]
@@ -319,6 +370,18 @@ rules:
         assert_eq!(strict.outcome(ResultCode::WHITELISTED), Outcome::Blocked);
         assert_eq!(strict.ratio_code, ResultCode::ARCHIVE_RATIO);
         assert_eq!(strict.global_timeout_seconds, Some(30));
+        assert_eq!(strict.file_types.blocked.len(), 3);
+        assert!(strict.file_types.mismatch && strict.file_types.spoofing && strict.load_sharing);
+        assert!(!strict.verdict_cache && strict.needs_digests());
+        assert_eq!((strict.skip.code.code(), strict.skip.larger_than_bytes, strict.priority), (7, Some(1000), 9));
+    }
+
+    #[test]
+    fn a_snapshot_of_before_the_later_keys_is_read_with_their_defaults() {
+        let json = r#"{"name":"x","limits":{"depth":20,"files":1000000,"produced_bytes":68719476736,"ratio":1000,
+            "ratio_free_bytes":67108864,"archive_seconds":600,"file_bytes":null},"engines":[],"allowed_codes":[41,33,39,7,0],
+            "max_file_size_bytes":1099511627776,"roles":[],"user_agents":[],"global_timeout_seconds":null,"ratio_code":13}"#;
+        assert_eq!(serde_json::from_str::<Rule>(json).unwrap(), Rule::with_defaults("x"));
     }
 
     #[test]
@@ -372,6 +435,11 @@ rules:
             ("rules:\n  - name: a\n    limits: {depth: 0}\n", 2, "limits.depth must be at least 1"),
             ("rules:\n  - name: a\n    limits: {depth: -1}\n", 3, ""),
             ("rules:\n  - {name: a}\n  - [\n", 3, "unclosed"),
+            ("rules:\n  - name: a\n    skip:\n      types: [\"a b\"]\n", 4, "is no file type"),
+            ("rules:\n  - name: a\n    blocked_hashes:\n      - 12\n", 4, "is no MD5"),
+            ("rules:\n  - name: a\n    file_types: {block: []}\n", 3, "block"),
+            ("rules:\n  - name: a\n    priority: 10\n", 2, "priority must be 0 to 9"),
+            ("rules:\n  - name: a\n    skip: {code: 0}\n", 2, "skip.code must be 10 or 7"),
             ("rules:\n  - limits: {}\n", 2, "name"),
             ("rules: []\n", 1, "has 0"),
             ("", 1, ""),

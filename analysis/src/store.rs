@@ -160,9 +160,12 @@ pub trait ResultStore: Send + Sync {
 
     /// Notes that a worker has begun, like [`ResultStore::start`], and that until `until_ms` others may wait for what it
     /// finds out under `key`. Of analyses that claim the same key at once the one that was recorded first has it; the others'
-    /// claims stand too, for those after them. Called again, it extends the claim and tells whether it is still a twin's. A
-    /// claim ends with the analysis.
+    /// claims stand too, for those after them. Called again, it begins anew and tells whether it is still a twin's. A claim
+    /// ends with the analysis.
     async fn claim(&self, data_id: DataId, key: VerdictKey, until_ms: u64, now_ms: u64) -> Result<Claim, StoreError>;
+
+    /// Lets a claim end at `until_ms`; at 0, at once.
+    async fn extend_claim(&self, data_id: DataId, until_ms: u64) -> Result<(), StoreError>;
 
     /// What was kept under each of the keys, in their order; at most [`crate::cache::VERDICT_BATCH_MAX`].
     async fn verdicts(&self, keys: &[VerdictKey], now_ms: u64) -> Result<Vec<Option<KeptVerdict>>, StoreError>;

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, OnceLock};
 
 use axum::Router;
-use lazaret_analysis::{PasswordSeal, ProgressCache, ResultStore, RuleSet, TaskQueue};
+use lazaret_analysis::{PasswordSeal, ProgressCache, ResultStore, RuleSet, Rules, TaskQueue};
 use lazaret_identity::Identity;
 use lazaret_node_client::{Cluster, Environment};
 use tokio::net::TcpListener;
@@ -21,7 +21,7 @@ use crate::{callbacks, history, routes, server};
 
 /// What the routes share.
 pub(crate) struct Shared {
-    rules: Arc<RuleSet>,
+    rules: Rules,
     pub(crate) version: String,
     pub(crate) results: Arc<dyn ResultStore>,
     pub(crate) progress: Arc<dyn ProgressCache>,
@@ -43,7 +43,7 @@ pub(crate) struct Shared {
 impl Shared {
     /// The rules that are in force now.
     pub(crate) fn rules(&self) -> Arc<RuleSet> {
-        Arc::clone(&self.rules)
+        self.rules.current()
     }
 
     /// What time it is, in Unix milliseconds.
@@ -96,7 +96,7 @@ impl Gateway {
             body_idle_timeout: options.body_idle_timeout,
         };
         let shared = Shared {
-            rules: Arc::new(options.rules.clone()),
+            rules: options.rules.clone(),
             version: options.version.clone(),
             results,
             progress,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lazaret_analysis::RuleSet;
+use lazaret_analysis::Rules;
 use lazaret_digests::Selection;
 use lazaret_protocol::limits::MIB;
 
@@ -41,8 +41,8 @@ pub struct GatewayOptions {
     pub body_idle_timeout: Duration,
     /// How long uploads in flight may go on once shutdown was asked for. Default 30 s.
     pub shutdown_grace: Duration,
-    /// The rules (workflows) that submissions choose from.
-    pub rules: RuleSet,
+    /// The rules (workflows) that submissions choose from. They may be replaced while the gateway runs.
+    pub rules: Rules,
     /// Whether whoever has no key may submit files and read their results by id. Default no.
     pub anonymous: bool,
     /// The digests that are computed of each upload, besides BLAKE3.
@@ -68,7 +68,7 @@ impl Default for GatewayOptions {
             header_read_timeout: Duration::from_secs(30),
             body_idle_timeout: Duration::from_secs(30),
             shutdown_grace: Duration::from_secs(30),
-            rules: RuleSet::builtin(),
+            rules: Rules::default(),
             anonymous: false,
             digests: Selection::default(),
             downloads: OutboundOptions::default(),

@@ -12,6 +12,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use reqwest::dns::{Name, Resolve, Resolving};
 use reqwest::header::LOCATION;
 use reqwest::{Client, Method, Response, Url, redirect};
 
@@ -166,6 +167,16 @@ pub(crate) async fn post_json(
     }
 }
 
+/// Resolves nothing: the checked addresses stand before it, and whatever they don't answer for is not asked.
+struct NoLookups;
+
+impl Resolve for NoLookups {
+    fn resolve(&self, name: Name) -> Resolving {
+        let refused = format!("{} was not checked", name.as_str());
+        Box::pin(std::future::ready(Err(refused.into())))
+    }
+}
+
 fn status_error(host: String, response: &Response) -> OutboundError {
     OutboundError::Status { host, status: response.status().as_u16() }
 }
@@ -189,6 +200,7 @@ async fn send(
         .connect_timeout(CONNECT_TIME_MAX)
         .timeout(options.time_max)
         .pool_max_idle_per_host(0)
+        .dns_resolver(NoLookups)
         .resolve_to_addrs(host.trim_matches(['[', ']']), &addresses)
         .build()
         .map_err(failed)?;

@@ -9,9 +9,10 @@ pub mod document;
 
 use std::collections::BTreeMap;
 
+use lazaret_analysis::rule::SkipReason;
 use lazaret_analysis::{
-    AnalysisRecord, ContainerResult, EngineResult, FileInfo, FileResult, NestedRecord, Outcome, Page, Policy, Progress,
-    ResultCode, State,
+    AnalysisRecord, ContainerResult, EngineResult, FileInfo, FileResult, Findings, NestedRecord, Outcome, Page, Policy,
+    Progress, ResultCode, Signer, State, YaraFindings,
 };
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -21,7 +22,7 @@ use time::macros::format_description;
 use document::{
     Document, DownloadSection, EngineSection, ExtractedFile, ExtractedSection, ExtractionSection, FileSection,
     FiletypeFile, FiletypeSection, FinalVerdict, PostProcessing, ProcessSection, ProcessingTimes, ScanSection,
-    SpoofingSection,
+    SignerSection, SpoofingSection, YaraHitSection, YaraSection,
 };
 
 /// Progress of a finished analysis. Nothing unfinished shows it.
@@ -68,6 +69,7 @@ pub fn document(record: &AnalysisRecord, page: Option<&PageView>, progress: Opti
             .download_url
             .clone()
             .map(|url| DownloadSection { status: "Download Success", url }),
+        yara: now.result.and_then(|result| result.findings.yara.as_ref()).map(yara_section),
         metadata: record.new.metadata.as_deref().map(metadata_value),
     }
 }
@@ -147,21 +149,41 @@ fn file_section(record: &AnalysisRecord, result: Option<&FileResult>) -> FileSec
         upload_timestamp: timestamp(record.new.upload_ms),
         upload_time: record.new.upload_ms.saturating_sub(record.new.receive_ms),
         receive_data_timestamp: timestamp(record.new.receive_ms),
-        signer_infos: Vec::new(),
+        signer_infos: findings(result).signers.iter().map(signer_section).collect(),
     }
+}
+
+/// What was found besides results; nothing before the end of the analysis.
+fn findings(result: Option<&FileResult>) -> Findings {
+    result.map(|result| result.findings.clone()).unwrap_or_default()
+}
+
+fn signer_section(signer: &Signer) -> SignerSection {
+    let Signer { digest_algorithm, digest_encryption_algorithm, issuer, serial_number, vendor_name, version } =
+        signer.clone();
+    SignerSection { digest_algorithm, digest_encryption_algorithm, issuer, serial_number, vendor_name, version }
 }
 
 fn filetype_section(record: &AnalysisRecord, result: Option<&FileResult>) -> FiletypeSection {
     let file = result.map_or(&record.new.file, |result| &result.file);
-    let mismatch = result.is_some_and(|result| result.own == ResultCode::MISMATCH);
+    let findings = findings(result);
+    let rule = &record.new.rule;
     let group = file.type_category.first().cloned().unwrap_or_default();
+    let blocking = [
+        findings.forbidden_type.clone(),
+        findings.type_mismatch.clone().filter(|_| rule.file_types.mismatch),
+        findings.spoofing.as_ref().filter(|_| rule.file_types.spoofing).map(|spoofing| spoofing.explanation.clone()),
+    ];
+    let reasons: Vec<String> = blocking.into_iter().flatten().collect();
+    let explanation =
+        if reasons.is_empty() { findings.type_mismatch.clone().unwrap_or_default() } else { reasons.join("; ") };
     FiletypeSection {
         file_info: FiletypeFile {
             description: file.file_type_description.clone(),
             detected_by: if file.file_type.is_empty() { String::new() } else { DETECTOR.to_owned() },
             encrypted: result.and_then(|result| result.container.as_ref()).is_some_and(|container| container.encrypted),
             extensions: file.extension.clone(),
-            group_description: group.clone(),
+            group_description: group_description(&group).to_owned(),
             group_id: group,
             group_ids: file.type_category.clone(),
             likely_type_ids: Vec::new(),
@@ -170,14 +192,53 @@ fn filetype_section(record: &AnalysisRecord, result: Option<&FileResult>) -> Fil
             type_ids: if file.extension.is_empty() { Vec::new() } else { vec![file.extension.clone()] },
         },
         final_verdict: FinalVerdict {
-            verdict: if mismatch { "blocked" } else { "allowed" },
-            verdict_explanation: if mismatch { ResultCode::MISMATCH.text().to_owned() } else { String::new() },
+            verdict: if reasons.is_empty() { "allowed" } else { "blocked" },
+            verdict_explanation: explanation,
         },
-        is_file_type_mismatch: mismatch,
+        is_file_type_mismatch: findings.type_mismatch.is_some(),
         other_detections: Vec::new(),
-        spoofing_info: SpoofingSection::default(),
+        spoofing_info: findings.spoofing.map_or_else(SpoofingSection::default, |spoofing| SpoofingSection {
+            detection_result: "spoofed".to_owned(),
+            result_explanation: spoofing.explanation,
+            result_overview: spoofing.overview,
+        }),
         result_template_hash: String::new(),
     }
+}
+
+/// What a type's group is called; the letters are those that clients know.
+fn group_description(group: &str) -> &'static str {
+    match group {
+        "A" => "Archive",
+        "D" => "Document",
+        "E" => "Executable",
+        "G" => "Graphic",
+        "I" => "Disk image",
+        "M" => "Media",
+        "O" => "Other",
+        "P" => "PDF",
+        "T" => "Text",
+        "Z" => "Mail",
+        _ => "",
+    }
+}
+
+/// What the operator's YARA rules said; absent if they were not asked. A name that several rule files use is followed by
+/// its file.
+fn yara_section(found: &YaraFindings) -> YaraSection {
+    let mut hits = BTreeMap::new();
+    for hit in &found.hits {
+        let section = YaraHitSection {
+            namespace: hit.namespace.clone(),
+            description: hit.meta.get("description").and_then(Value::as_str).unwrap_or_default().to_owned(),
+            tags: hit.tags.clone(),
+            meta: hit.meta.clone(),
+        };
+        let key =
+            if hits.contains_key(&hit.rule) { format!("{} ({})", hit.rule, hit.namespace) } else { hit.rule.clone() };
+        hits.insert(key, section);
+    }
+    YaraSection { hits, verdict: found.verdict }
 }
 
 fn process_section(record: &AnalysisRecord, now: &Standing<'_>) -> ProcessSection {
@@ -187,7 +248,9 @@ fn process_section(record: &AnalysisRecord, now: &Standing<'_>) -> ProcessSectio
     ProcessSection {
         blocked_reason: reasons.join(", "),
         blocked_reasons: reasons,
-        file_type_skipped_scan: false,
+        file_type_skipped_scan: now.result.is_some_and(|result| {
+            result.findings.skipped.as_ref().is_some_and(|skipped| skipped.reason == SkipReason::Type)
+        }),
         // A submission's digests are taken by the gateway, a nested file's by the worker.
         hash_time: if record.parent.is_none() { record.new.hash_ms } else { times.hash_ms },
         outdated_data: Vec::new(),
@@ -196,6 +259,8 @@ fn process_section(record: &AnalysisRecord, now: &Standing<'_>) -> ProcessSectio
             av_scan_time: times.scan_ms,
             extraction_time: times.extraction_ms,
             filetype_time: times.filetype_ms,
+            // The first thing that a file waits for, and the only one with a name of its own here.
+            filetype_wait_time: times.wait_ms,
             others_time: times.total_ms.saturating_sub(accounted),
             ..ProcessingTimes::default()
         },
@@ -233,10 +298,19 @@ fn engine_section(engine: &EngineResult) -> EngineSection {
         def_time: timestamp(engine.def_time_ms),
         eng_id: engine.engine_id.clone(),
         location: ENGINE_LOCATION,
-        scan_result_i: engine.code.code(),
+        scan_result_i: engine_code(engine.code).code(),
         scan_time: engine.scan_ms,
         threat_found: engine.threat.clone(),
         wait_time: engine.wait_ms,
+    }
+}
+
+/// A result as one engine's. Clients know fewer codes of engines than of files: whatever matched is Infected there.
+fn engine_code(code: ResultCode) -> ResultCode {
+    match code {
+        ResultCode::YARA_MATCHED | ResultCode::KNOWN_BAD => ResultCode::INFECTED,
+        ResultCode::KNOWN_GOOD => ResultCode::NO_THREAT,
+        other => other,
     }
 }
 
@@ -282,8 +356,7 @@ fn detections(engines: &[EngineResult]) -> usize {
 
 /// Whether an engine's result says that it found something.
 fn is_detection(code: ResultCode) -> bool {
-    [ResultCode::INFECTED, ResultCode::SUSPICIOUS, ResultCode::YARA_MATCHED, ResultCode::POTENTIALLY_UNWANTED]
-        .contains(&code)
+    [ResultCode::INFECTED, ResultCode::SUSPICIOUS, ResultCode::POTENTIALLY_UNWANTED].contains(&engine_code(code))
 }
 
 /// Present only when the container did not come apart completely.

@@ -118,7 +118,7 @@ async fn a_hash_finds_nested_files_unless_only_submissions_are_asked_for() {
 async fn rules_are_those_that_the_caller_may_use() {
     let station = Station::new().await;
     let yaml = "rules:\n  - name: default\n  - name: quick\n    max_file_size_bytes: 10\n    global_timeout_seconds: 30\n  - name: admins\n    roles: [administrator]\n  - name: gate\n    user_agents: [mail-gate]\n";
-    let options = GatewayOptions { rules: RuleSet::from_yaml(yaml).unwrap(), ..GatewayOptions::default() };
+    let options = GatewayOptions { rules: RuleSet::from_yaml(yaml).unwrap().into(), ..GatewayOptions::default() };
     let router = station.gateway(options).router();
     let rules = answered(&router, get("/file/rules", &station.alice)).await;
     assert_eq!(
@@ -251,7 +251,7 @@ async fn a_batch_is_filled_closed_polled_and_signed() {
 async fn a_batch_takes_its_rule_and_is_as_bad_as_its_worst_file() {
     let station = Station::new().await;
     let yaml = "rules:\n  - name: default\n  - name: strict\n    allowed_codes: [0]\n";
-    let options = GatewayOptions { rules: RuleSet::from_yaml(yaml).unwrap(), ..station.options() };
+    let options = GatewayOptions { rules: RuleSet::from_yaml(yaml).unwrap().into(), ..station.options() };
     let router = station.gateway(options).router();
     let id = answered(&router, with(post("/file/batch", &station.alice), "rule", "strict")).await["batch_id"].clone();
     let id = id.as_str().unwrap();
@@ -498,7 +498,7 @@ async fn an_encoded_body_is_decoded_before_anything_looks_at_it() {
     let limits = Limits { ratio: 10, ratio_free_bytes: 1 << 20, ..Limits::default() };
     let tight = Rule { limits, max_file_size_bytes: 4 << 20, ..Rule::with_defaults("default") };
     let yaml = serde_json::to_string(&json!({ "rules": [tight] })).unwrap();
-    let options = GatewayOptions { rules: RuleSet::from_yaml(&yaml).unwrap(), ..GatewayOptions::default() };
+    let options = GatewayOptions { rules: RuleSet::from_yaml(&yaml).unwrap().into(), ..GatewayOptions::default() };
     let router = station.gateway(options).router();
     let text = refused(&router, encoded("gzip", &gzip(&vec![0; 3 << 20])), 413).await;
     assert!(text.contains("10 times"), "{text}");

@@ -87,7 +87,12 @@ async fn axum_serve(listener: TcpListener, router: Router) {
 
 fn options(address: SocketAddr) -> OutboundOptions {
     OutboundOptions {
-        hosts: vec![address.to_string(), "other.test".to_owned(), "169.254.169.254".to_owned()],
+        hosts: vec![
+            address.to_string(),
+            format!("localhost:{}", address.port()),
+            "other.test".to_owned(),
+            "169.254.169.254".to_owned(),
+        ],
         private_addresses: true,
         time_max: Duration::from_secs(2),
         bytes_max: 1_000_000,
@@ -114,6 +119,8 @@ async fn files_are_fetched_from_listed_hosts_and_from_no_others() {
     }
     let id = accepted(&router, fetching(&station.alice, &url("r%25C3%25A9.txt"))).await;
     assert_eq!(station.record(id).await.new.file.display_name, "ré.txt");
+    let named = format!("http://LOCALHOST:{}/unannounced", address.port());
+    accepted(&router, fetching(&station.alice, &named)).await;
     let id = accepted(&router, fetching(&station.alice, &url("unannounced"))).await;
     assert_eq!(station.content(&station.record(id).await.new.blob).await, b"chunks");
     let submitted = station.queue.depth().await.unwrap().queued;

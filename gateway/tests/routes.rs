@@ -12,8 +12,8 @@ use axum::http::Request;
 use common::{SECRET, Station, accepted, ask, content, get, refused, submission};
 use futures_util::{StreamExt, stream};
 use lazaret_analysis::{
-    ContainerResult, DataId, FileInfo, FileResult, NestedRecord, PasswordSeal, Progress, ResultCode, RuleSet, State,
-    Times,
+    ContainerResult, DataId, FileInfo, FileResult, Findings, NestedRecord, PasswordSeal, Progress, ResultCode, RuleSet,
+    State, Times,
 };
 use lazaret_gateway::GatewayOptions;
 use lazaret_protocol::limits::HELD_BYTES_MAX;
@@ -31,6 +31,7 @@ fn result(code: ResultCode) -> FileResult {
         blocked_reasons: Vec::new(),
         times: Times::default(),
         detail: String::new(),
+        findings: Findings::default(),
     }
 }
 
@@ -94,7 +95,7 @@ async fn a_submission_is_stored_recorded_and_queued() {
 async fn passwords_are_kept_sealed_with_those_of_the_rule() {
     let station = Station::new().await;
     let yaml = "rules:\n  - name: default\n    passwords: [infected, fox]";
-    let options = GatewayOptions { rules: RuleSet::from_yaml(yaml).unwrap(), ..GatewayOptions::default() };
+    let options = GatewayOptions { rules: RuleSet::from_yaml(yaml).unwrap().into(), ..GatewayOptions::default() };
     let router = station.gateway(options).router();
     let mut request = submission(&station.alice, b"x");
     request.headers_mut().insert("archivepwd2", "cow".parse().unwrap());
@@ -158,7 +159,7 @@ async fn a_key_is_needed() {
 async fn what_cannot_be_scanned_as_asked_is_refused() {
     let station = Station::new().await;
     let yaml = "rules:\n  - name: default\n  - name: small\n    max_file_size_bytes: 10\n  - name: admins\n    roles: [administrator]\n";
-    let options = GatewayOptions { rules: RuleSet::from_yaml(yaml).unwrap(), ..GatewayOptions::default() };
+    let options = GatewayOptions { rules: RuleSet::from_yaml(yaml).unwrap().into(), ..GatewayOptions::default() };
     let router = station.gateway(options).router();
     let with = |name: &'static str, value: &'static str, body: &[u8]| {
         let mut request = submission(&station.alice, body);

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use lazaret_analysis::{
-    AnalysisRecord, ContainerResult, DataId, EngineResult, FileInfo, FileResult, NestedRecord, NewAnalysis, Page,
-    Principal, Progress, ResultCode, Rule, SentAlong, State, Times,
+    AnalysisRecord, ContainerResult, DataId, EngineResult, FileInfo, FileResult, Findings, NestedRecord, NewAnalysis,
+    Page, Principal, Progress, ResultCode, Rule, SentAlong, State, Times,
 };
 use lazaret_gateway::view::{PageView, document};
 use serde_json::{Value, json};
@@ -194,6 +194,7 @@ fn result(overall: ResultCode) -> FileResult {
         blocked_reasons: Vec::new(),
         times: Times { scan_ms: 30, extraction_ms: 20, filetype_ms: 5, total_ms: 70, ..Times::default() },
         detail: String::new(),
+        findings: Findings::default(),
     }
 }
 

@@ -7,22 +7,44 @@
 use std::time::{Duration, Instant};
 
 pub use lazaret_analysis::EngineInfo;
-use lazaret_analysis::ResultCode;
+use lazaret_analysis::{FileInfo, ResultCode, YaraHit};
 use serde::{Deserialize, Serialize};
 
 use crate::sample::Sample;
+
+/// The file to be judged: its content, and what is known of it.
+#[derive(Clone, Copy)]
+pub struct Subject<'f> {
+    /// Its content.
+    pub sample: &'f Sample,
+    /// Its name, length and type; and its digests, if a loaded engine asks for them.
+    pub file: &'f FileInfo,
+}
+
+/// A file's name without the folders before it: all of the name that an engine may go by, since a verdict counts for the
+/// same file in another folder.
+pub fn base_name(name: &str) -> &str {
+    name.rsplit(['/', '\\']).next().unwrap_or(name)
+}
 
 /// What bounds one scan.
 #[derive(Debug, Clone, Copy)]
 pub struct ScanContext {
     /// When the engine must have answered.
     pub deadline: Instant,
+    /// How long it may take once it has begun: an engine that files wait for counts from the end of the wait.
+    pub limit: Duration,
 }
 
 impl ScanContext {
     /// A scan that may take so long from now.
     pub fn within(limit: Duration) -> Self {
-        Self { deadline: Instant::now() + limit }
+        Self { deadline: Instant::now() + limit, limit }
+    }
+
+    /// The same, with no more time than this from now.
+    pub fn capped(&self, limit: Duration) -> Self {
+        Self::within(self.limit.min(limit))
     }
 
     /// How long there is still; none when the deadline has passed.
@@ -38,22 +60,38 @@ pub struct EngineVerdict {
     pub code: ResultCode,
     /// The threat's name, or what kept the engine from judging; empty if it found nothing.
     pub threat: String,
+    /// The YARA rules that matched, for an engine of the kind "yara".
+    #[serde(default)]
+    pub hits: Vec<YaraHit>,
+    /// How long the file waited until the engine began with it, in milliseconds.
+    #[serde(default)]
+    pub wait_ms: u64,
 }
 
 impl EngineVerdict {
+    /// This result, and what is to be said of it.
+    pub fn new(code: ResultCode, threat: impl Into<String>) -> Self {
+        Self { code, threat: threat.into(), hits: Vec::new(), wait_ms: 0 }
+    }
+
     /// It looked at everything and found nothing.
     pub fn clean() -> Self {
-        Self { code: ResultCode::NO_THREAT, threat: String::new() }
+        Self::new(ResultCode::NO_THREAT, "")
     }
 
     /// It found this.
     pub fn infected(threat: impl Into<String>) -> Self {
-        Self { code: ResultCode::INFECTED, threat: threat.into() }
+        Self::new(ResultCode::INFECTED, threat)
+    }
+
+    /// The file is not one that it judges.
+    pub fn not_scanned(reason: impl Into<String>) -> Self {
+        Self::new(ResultCode::NOT_SCANNED, reason)
     }
 
     /// It should have judged the file and could not.
     pub fn failed(reason: impl Into<String>) -> Self {
-        Self { code: ResultCode::SCAN_FAILED, threat: reason.into() }
+        Self::new(ResultCode::SCAN_FAILED, reason)
     }
 }
 
@@ -67,6 +105,16 @@ pub trait Engine: Send + Sync {
         false
     }
 
+    /// What is wrong with it, in words; none if it is well.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
+    /// Whether it must know a file's digests. It is not shown the file before they are there.
+    fn needs_digests(&self) -> bool {
+        false
+    }
+
     /// Judges one file.
-    fn scan(&self, sample: &Sample, context: &ScanContext) -> EngineVerdict;
+    fn scan(&self, subject: &Subject<'_>, context: &ScanContext) -> EngineVerdict;
 }

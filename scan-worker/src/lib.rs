@@ -15,10 +15,13 @@
 pub mod budget;
 pub mod engine;
 pub mod engines;
+pub mod examine;
+pub mod file_type;
 pub mod memory;
 pub mod pool;
 pub mod sample;
 pub mod scan;
+pub mod signers;
 pub mod source;
 #[cfg(test)]
 mod testing;

@@ -10,12 +10,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::*;
-use lazaret_analysis::{FileInfo, NestedRecord, ResultCode, Rule};
+use lazaret_analysis::rule::SkipReason;
+use lazaret_analysis::{FileInfo, Findings, NestedRecord, ResultCode, Rule};
 use lazaret_containers::Passwords;
+use lazaret_digests::Selection;
 use lazaret_protocol::BlobName;
 use lazaret_protocol::message::ByteRange;
 use lazaret_scan_worker::budget::StopReason;
-use lazaret_scan_worker::engine::{Engine, EngineInfo, EngineVerdict, ScanContext};
+use lazaret_scan_worker::engine::{Engine, EngineInfo, EngineVerdict, ScanContext, Subject};
 use lazaret_scan_worker::engines::{self, builtin::marker};
 use lazaret_scan_worker::sample::Sample;
 use lazaret_scan_worker::scan::{RecordSink, Root, ScannerOptions, TreeOutcome};
@@ -42,8 +44,8 @@ impl<F: Fn(&Sample) -> EngineVerdict + Send + Sync> Engine for TestEngine<F> {
         }
     }
 
-    fn scan(&self, sample: &Sample, _: &ScanContext) -> EngineVerdict {
-        (self.1)(sample)
+    fn scan(&self, subject: &Subject<'_>, _: &ScanContext) -> EngineVerdict {
+        (self.1)(subject.sample)
     }
 }
 
@@ -310,13 +312,72 @@ fn no_engine_is_10_and_an_engine_that_is_not_loaded_is_25() {
 
 #[test]
 fn an_engine_that_does_not_judge_counts_only_if_none_does() {
-    let not_for_me = || engine("picky", |_| EngineVerdict { code: ResultCode::NOT_SCANNED, threat: String::new() });
+    let not_for_me = || engine("picky", |_| EngineVerdict::not_scanned(""));
     let both = scan_with(&scanner(options(), vec![not_for_me(), clean("works")]), "file", "content", rule(|_| ()));
     assert_eq!(both.root.overall, ResultCode::NO_THREAT);
     let alone = scanner(options(), vec![not_for_me()]);
     assert_eq!(scan_with(&alone, "file", "content", rule(|_| ())).root.overall, ResultCode::NOT_SCANNED);
     let container = scan_with(&alone, "file.zip", zip(&[("member", b"content")]), rule(|_| ()));
     assert_eq!((container.root.own, container.root.overall), (ResultCode::NO_THREAT, ResultCode::NOT_SCANNED));
+}
+
+// What a rule says of types and contents.
+
+/// A rule of this YAML, below `rules: [{name: test, ...`.
+fn yaml_rule(keys: &str) -> Rule {
+    let set = lazaret_analysis::RuleSet::from_yaml(&format!("rules:\n  - name: test\n{keys}")).unwrap();
+    set.rules()[0].clone()
+}
+
+#[test]
+fn what_a_rule_skips_is_not_scanned_and_never_clean() {
+    let both = || scanner(options(), vec![clean("works")]);
+    let zip = zip(&[("a.txt", b"some text"), ("b.bin", b"\x00\x01\x02 no text")]);
+    let scanned = scan_with(&both(), "f.zip", zip.clone(), yaml_rule("    skip: {types: [text/plain]}\n"));
+    let text = &scanned.at("a.txt").result;
+    assert_eq!((text.own, text.engines.len()), (ResultCode::NOT_SCANNED, 0));
+    assert_eq!(text.findings.skipped.as_ref().unwrap().reason, SkipReason::Type);
+    assert_eq!(scanned.at("b.bin").result.own, ResultCode::NO_THREAT);
+    assert_eq!(scanned.root.overall, ResultCode::NOT_SCANNED);
+
+    // By its length the container is shown to no engine, but what is in it is judged.
+    let scanned = scan_with(&both(), "f.zip", zip.clone(), yaml_rule("    skip: {larger_than_bytes: 100, code: 7}\n"));
+    assert_eq!((scanned.root.own, scanned.records.len()), (ResultCode::WHITELISTED, 2));
+    let incomplete = yaml_rule("    skip: {larger_than_bytes: 100, code: 7}\n    limits: {files: 1}\n");
+    assert_eq!(scan_with(&both(), "f.zip", zip.clone(), incomplete).root.own, ResultCode::ARCHIVE_FILES);
+
+    // By its digest it is not even opened.
+    let sha256 = lazaret_digests::Set::digest(Selection::ALL, b"some text").sha256_hex();
+    let scanned = scan_with(&both(), "f.zip", zip.clone(), yaml_rule(&format!("    skip: {{hashes: [{sha256}]}}\n")));
+    assert_eq!(scanned.at("a.txt").result.own, ResultCode::WHITELISTED);
+    assert_eq!(scanned.root.overall, ResultCode::WHITELISTED);
+    let scanned = scan_with(&both(), "f.zip", zip, yaml_rule(&format!("    blocked_hashes: [{sha256}]\n")));
+    let blocked = &scanned.at("a.txt").result;
+    assert_eq!((blocked.own, blocked.engines.len()), (ResultCode::BLACKLISTED, 0));
+    assert_eq!(scanned.root.overall, ResultCode::BLACKLISTED);
+}
+
+#[test]
+fn a_threat_outranks_a_forbidden_type_and_that_a_mismatch() {
+    let finds = |code| engine("finds", move |_| EngineVerdict::new(code, "something"));
+    let rule = || yaml_rule("    file_types: {blocked: [.pdf], mismatch: true, spoofing: true}\n");
+    let of = |name: &str, code| {
+        let scanned = scan_with(&scanner(options(), vec![finds(code)]), name, "just a text", rule());
+        (scanned.root.own.code(), scanned.root.findings)
+    };
+    assert_eq!(of("a.pdf", ResultCode::INFECTED).0, 1);
+    let (code, findings) = of("a.pdf", ResultCode::NO_THREAT);
+    assert!(code == 8 && findings.forbidden_type.is_some() && findings.type_mismatch.is_some());
+    assert_eq!(of("a.png", ResultCode::NO_THREAT).0, 17);
+    assert_eq!(of("a.txt.exe", ResultCode::NO_THREAT).0, 17);
+    assert_eq!(of("a.txt", ResultCode::NO_THREAT), (0, Findings::default()));
+    let said = scan_with(&scanner(options(), vec![finds(ResultCode::NO_THREAT)]), "a.png", "text", rule_of_defaults());
+    assert_eq!(said.root.own, ResultCode::NO_THREAT);
+    assert!(said.root.findings.type_mismatch.is_some());
+}
+
+fn rule_of_defaults() -> Rule {
+    rule(|_| ())
 }
 
 // Stopping.

@@ -20,9 +20,8 @@ use lazaret_analysis::{
 };
 use lazaret_node_client::{Cluster, ClusterOptions, Environment};
 use lazaret_protocol::BlobName;
-use lazaret_scan_worker::engine::{Engine, EngineInfo, EngineVerdict, ScanContext};
+use lazaret_scan_worker::engine::{Engine, EngineInfo, EngineVerdict, ScanContext, Subject};
 use lazaret_scan_worker::engines;
-use lazaret_scan_worker::sample::Sample;
 use lazaret_scan_worker::worker::ATTEMPTS_MAX;
 use lazaret_scan_worker::{ScanWorker, WorkerOptions};
 use support::{Fault, MemoryNode, TestCluster};
@@ -185,7 +184,8 @@ impl Engine for Probe {
         }
     }
 
-    fn scan(&self, sample: &Sample, _: &ScanContext) -> EngineVerdict {
+    fn scan(&self, subject: &Subject<'_>, _: &ScanContext) -> EngineVerdict {
+        let sample = subject.sample;
         self.scans.fetch_add(1, Ordering::Relaxed);
         let _ = self.begun.send(sample.name().to_owned());
         if sample.name() == self.hold {
@@ -488,7 +488,7 @@ async fn what_is_known_is_not_scanned_again_and_looks_the_same() {
     let limits = [
         (Limits { depth: 2, ..Limits::default() }, ResultCode::ARCHIVE_DEPTH),
         (Limits { files: 7, ..Limits::default() }, ResultCode::ARCHIVE_FILES),
-        (Limits { produced_bytes: 4_000, ..Limits::default() }, ResultCode::ARCHIVE_SIZE),
+        (Limits { produced_bytes: 3_000, ..Limits::default() }, ResultCode::ARCHIVE_SIZE),
         (Limits { file_bytes: Some(2_000), ..Limits::default() }, ResultCode::ARCHIVE_SIZE),
     ];
     for (limits, code) in limits {
@@ -517,10 +517,11 @@ async fn what_failed_or_hit_a_limit_is_found_out_anew() {
     // Broken: what is whole in it is kept, the container is not.
     let mut broken = zip(&[("whole.zip", &zip(&[("c", b"c")])), ("cut", &[b'x'; 5_000])]);
     broken.truncate(broken.len() - 30);
-    for expected in [8 + 4, 8 + 4 + 2] {
+    // The second time the root, and its leaf unless engines were so slow that leaves were kept too.
+    for expected in [12..=12, 13..=14] {
         let (_, record) = scanned(&station, "broken.zip", broken.clone(), Rule::with_defaults("deep")).await;
         assert_eq!(record.result.unwrap().overall, ResultCode::EXTRACTION_FAILED);
-        assert_eq!(scans(&probe), expected);
+        assert!(expected.contains(&scans(&probe)), "{} of {expected:?}", scans(&probe));
     }
     worker.stop().await;
 }
@@ -558,5 +559,33 @@ async fn twins_wait_for_one_scan_and_are_not_cancelled_with_it() {
     }
     // The other file; three files by the first, at most, until it was cancelled; three by the second.
     assert!((1 + 3 + 2..=1 + 3 + 3).contains(&scans(&probe)), "{}", scans(&probe));
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_have_taken_a_worker_down_is_scanned_alone() {
+    let station = Station::new().await;
+    let (probe, on_begin, release) = Probe::new("held");
+    let running = station.submit("held", "held").await;
+    let worker = station.start_with(station.options(), vec![probe]);
+    let on_begin = begun(on_begin, "held").await;
+    // Leased by a worker that was never heard of again.
+    let suspect = station.create("suspect", "suspect", Rule::with_defaults("test")).await;
+    station.backend.push(Task { attempts: 1, ..Task::scan(suspect, now_ms()) }).await.unwrap();
+    let leased = async {
+        while station.backend.depth().await.unwrap().leased < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), leased).await.expect("the suspect is leased");
+    let other = station.submit("other", "other").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(on_begin.try_recv().is_err(), "neither the suspect nor what came after it has begun");
+    release.send(()).unwrap();
+    station.finished(running).await;
+    let on_begin = begun(on_begin, "suspect").await;
+    station.finished(suspect).await;
+    begun(on_begin, "other").await;
+    station.finished(other).await;
     worker.stop().await;
 }

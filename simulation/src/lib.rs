@@ -140,3 +140,18 @@ pub fn simulate(options: Options) -> Outcome {
         counts,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_leaves_nothing_behind() {
+        let executor = Executor::new(7);
+        let run = Run::new(&executor, None);
+        let is_held = run.network.watch();
+        executor.run(run.run(30)).unwrap();
+        drop(executor);
+        assert!(!is_held(), "a thousand seeds would take as much memory as a thousand clusters");
+    }
+}

@@ -112,6 +112,19 @@ impl Network {
         self.state().nodes.insert(node, if silent { Presence::Silent } else { Presence::Gone });
     }
 
+    /// Nobody is there any more: nodes know the network and the network knows nodes, which would keep both for ever.
+    pub(crate) fn forget_nodes(&self) {
+        let nodes = std::mem::take(&mut self.state().nodes);
+        drop(nodes);
+    }
+
+    /// Whether anybody still holds the network.
+    #[cfg(test)]
+    pub(crate) fn watch(&self) -> impl Fn() -> bool + use<> {
+        let state = Arc::downgrade(&self.state);
+        move || state.upgrade().is_some()
+    }
+
     pub(crate) fn set_weather(&self, weather: Weather) {
         self.state().weather = weather;
     }

@@ -54,6 +54,12 @@ pub(crate) struct Run {
     segment_bytes_max: u64,
 }
 
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.network.forget_nodes();
+    }
+}
+
 impl Run {
     pub(crate) fn new(executor: &Executor, mutant: Option<Mutant>) -> Self {
         let network = Network::new(executor);

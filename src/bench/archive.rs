@@ -81,6 +81,7 @@ pub async fn run(options: BenchArchiveOptions) -> anyhow::Result<ExitCode> {
         min_replica: Some(1),
         max_replica: Some(1),
         metrics: None,
+        judging: options.judging.clone(),
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
     })
     .await?;
@@ -106,6 +107,7 @@ async fn measure(
         password_file: None,
         json: false,
         concurrency: options.concurrency,
+        judging: options.judging.clone(),
     };
     let key = cluster.client_key()?;
     let client = Arc::new(GatewayClient::new(&cluster.url(), Some(key), &submission, Vec::new())?);

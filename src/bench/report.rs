@@ -49,6 +49,7 @@ fn write_report(options: &BenchReportOptions) -> anyhow::Result<ExitCode> {
             measured(&format!("submit, {rate}/s"), &texts(&args))
         })
         .collect();
+    let archive = measured("archive", &["archive", "--json", "--warm"]);
     let instructions = match counted() {
         Ok(counts) => counts,
         Err(error) => {
@@ -63,6 +64,7 @@ fn write_report(options: &BenchReportOptions) -> anyhow::Result<ExitCode> {
         "seconds": options.seconds,
         "store": { "3 of 3": strict, "2 of 3": quorum },
         "submit": submit,
+        "archive": archive,
         "instructions": instructions,
         "failures": failures,
     });
@@ -161,6 +163,7 @@ fn html(report: &Value) -> String {
         body += &store_section(replicas, store);
     }
     body += &submit_section(&report["submit"]);
+    body += &archive_section(&report["archive"]);
     let counts = &report["instructions"];
     if counts.is_object() {
         let bar = |what: &str| Bar { label: what.to_owned(), value: number(&counts[what]), note: String::new() };
@@ -240,6 +243,23 @@ fn submit_section(submit: &Value) -> String {
     )
 }
 
+fn archive_section(archive: &Value) -> String {
+    let bars: Vec<Bar> = archive["passes"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|pass| Bar {
+            label: format!("verdicts {}", text(&pass["verdicts"])),
+            value: number(&pass["members_per_second"]),
+            note: format!("{:.2} s", number(&pass["seconds"])),
+        })
+        .collect();
+    if bars.is_empty() {
+        return String::new();
+    }
+    format!("<h2>Members of archives judged per second, everything in one process</h2>{}", plot(&bars))
+}
+
 /// A plot of horizontal bars.
 fn plot(bars: &[Bar]) -> String {
     const ROW: usize = 24;
@@ -302,6 +322,7 @@ mod tests {
             "store": { "3 of 3": { "limits": null, "figures": [figure("put", 10_240), figure("get", 4_194_304)] } },
             "submit": [{ "rate_per_second": 100.0, "accepted_per_second": 99.0, "judged_per_second": 98.0, "refused": 3,
                          "submission": { "p50_ms": 1.0, "p99_ms": 2.0 }, "verdict": { "p50_ms": 3.0, "p99_ms": 4.0 } }, null],
+            "archive": { "passes": [{ "verdicts": "cold", "members_per_second": 4321.0, "seconds": 1.25 }] },
             "instructions": { "put": 1_234_567, "get": 89 },
             "failures": ["archive: a & b"],
         });
@@ -315,6 +336,8 @@ mod tests {
             "p99 7.8 ms",
             "3 refused",
             "1,234,567",
+            "4,321 ",
+            "1.25 s",
             "a &amp; b",
         ] {
             assert!(page.contains(part), "{part} is not in {page}");

@@ -18,7 +18,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::cli::{ScanOptions, UpOptions};
+use crate::cli::{JudgingOptions, ScanOptions, UpOptions};
 use crate::components;
 use crate::up::EmbeddedCluster;
 use client::GatewayClient;
@@ -42,7 +42,7 @@ pub async fn run(options: ScanOptions) -> anyhow::Result<ExitCode> {
         // Declared before the cluster, so that it is removed after the cluster stopped.
         let data =
             tempfile::Builder::new().prefix("lazaret-scan-").tempdir().context("cannot make a temporary directory")?;
-        let cluster = EmbeddedCluster::start(&temporary_cluster(data.path())).await?;
+        let cluster = EmbeddedCluster::start(&temporary_cluster(data.path(), &options.judging)).await?;
         let client = GatewayClient::new(&cluster.url(), Some(cluster.client_key()?), &options, passwords)?;
         let code = tokio::select! {
             code = scan_all(client, files, &options) => code,
@@ -51,10 +51,13 @@ pub async fn run(options: ScanOptions) -> anyhow::Result<ExitCode> {
         cluster.stop().await;
         return code;
     };
+    if options.judging.rules.is_some() || options.judging.engines.is_some() {
+        bail!("--rules and --engines are for the embedded cluster; the one at {url} has its own");
+    }
     scan_all(GatewayClient::new(&url, given_key, &options, passwords)?, files, &options).await
 }
 
-fn temporary_cluster(data: &Path) -> UpOptions {
+fn temporary_cluster(data: &Path, judging: &JudgingOptions) -> UpOptions {
     UpOptions {
         data: data.to_owned(),
         nodes: Some(1),
@@ -62,6 +65,7 @@ fn temporary_cluster(data: &Path) -> UpOptions {
         min_replica: Some(1),
         max_replica: Some(1),
         metrics: None,
+        judging: judging.clone(),
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
     }
 }

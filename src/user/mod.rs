@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use lazaret_identity::{Actor, AuditEvent, Identity, Rights, Role};
 
-use crate::cli::{IdentityPlace, RoleCommand, UserCommand, UserOptions};
+use crate::cli::{IdentityPlace, JudgingOptions, RoleCommand, UserCommand, UserOptions};
 use crate::config::{self, GatewayConfig};
 use crate::up;
 
@@ -82,7 +82,9 @@ async fn role(identity: &Identity, actor: &Actor, command: RoleCommand) -> anyho
 async fn open(place: &IdentityPlace) -> anyhow::Result<Identity> {
     let config: GatewayConfig = match &place.config {
         Some(file) => config::load(file)?,
-        None => up::gateway_config(place.data.as_deref().unwrap_or(Path::new(DATA_DEFAULT))),
+        None => {
+            up::gateway_config(place.data.as_deref().unwrap_or(Path::new(DATA_DEFAULT)), &JudgingOptions::default())
+        }
     };
     let file: &PathBuf = &config.identity;
     if !file.try_exists().with_context(|| format!("cannot look for {}", file.display()))? {

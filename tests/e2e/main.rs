@@ -10,6 +10,7 @@ mod blobs;
 mod cluster_admin;
 mod disks;
 mod durability;
+mod engines;
 mod faults;
 mod refusals;
 mod scanning;

@@ -12,8 +12,10 @@ const BATCHES: &str = "DELETE FROM batch WHERE id IN (
     SELECT id FROM batch WHERE created_ms < $1 AND coalesce(closed_ms, created_ms) < $1 AND NOT EXISTS (
         SELECT 1 FROM analysis WHERE analysis.batch_id = batch.batch_id AND (state < 2 OR finished_ms >= $1))
     ORDER BY created_ms LIMIT $2)";
+/// A callback that nobody has tried for as long as analyses are kept is nobody's.
 const MARK: &str = "UPDATE analysis SET expired = 1 WHERE id IN (
-    SELECT id FROM analysis WHERE finished_ms IS NOT NULL AND finished_ms < $1 AND expired = 0 AND callback_ms IS NULL
+    SELECT id FROM analysis WHERE finished_ms IS NOT NULL AND finished_ms < $1 AND expired = 0
+        AND (callback_ms IS NULL OR callback_ms < $1)
         AND (batch_id IS NULL OR NOT EXISTS (SELECT 1 FROM batch WHERE batch.batch_id = analysis.batch_id))
     LIMIT $2)";
 const NESTED: &str = "DELETE FROM nested WHERE id IN (

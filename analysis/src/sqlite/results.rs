@@ -248,10 +248,8 @@ async fn claim(
     until_ms: i64,
     now_ms: i64,
 ) -> Result<Claim, StoreFault> {
-    // A claim that is extended is no new start.
     let claimed: Option<i64> = sqlx::query_scalar(
-        "UPDATE analysis SET state = 1, claim_key = $1, claim_until_ms = $2,
-             started_ms = CASE WHEN state = 1 AND claim_key = $1 AND claim_until_ms > $3 THEN started_ms ELSE $3 END
+        "UPDATE analysis SET state = 1, claim_key = $1, claim_until_ms = $2, started_ms = $3
          WHERE data_id = $4 AND state < 2 RETURNING id",
     )
     .bind(key.0.to_vec())
@@ -325,6 +323,13 @@ impl ResultStore for SqliteBackend {
         let (until_ms, now_ms) = (to_i64(until_ms), to_i64(now_ms));
         let claiming = self.writer.write(move |connection| Box::pin(claim(connection, data_id, key, until_ms, now_ms)));
         claiming.await.map_err(on("start analysis", data_id))
+    }
+
+    async fn extend_claim(&self, data_id: DataId, until_ms: u64) -> Result<(), StoreError> {
+        let update = sqlx::query("UPDATE analysis SET claim_until_ms = $1 WHERE data_id = $2 AND state = 1")
+            .bind(to_i64(until_ms))
+            .bind(data_id.0.to_vec());
+        self.writer.execute(update).await.map(drop).map_err(on("extend the claim of", data_id))
     }
 
     async fn verdicts(&self, keys: &[VerdictKey], now_ms: u64) -> Result<Vec<Option<KeptVerdict>>, StoreError> {

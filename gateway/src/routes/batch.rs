@@ -11,7 +11,7 @@ use axum::http::header;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use lazaret_analysis::store::PAGE_RECORDS_MAX;
-use lazaret_analysis::{AnalysisRecord, BatchRecord, DataId, NewBatch, Progress};
+use lazaret_analysis::{AnalysisRecord, DataId, NewBatch, Progress};
 use lazaret_identity::Principal;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -78,8 +78,7 @@ pub(super) async fn close(
 ) -> Result<Json<BatchDocument>, ApiError> {
     let (parts, _) = request.into_parts();
     let principal = require(&shared, &parts, Gate::BATCH).await?;
-    let batch = find(&shared, &principal, path).await?;
-    let batch_id = batch.new.batch_id;
+    let batch_id = find(&shared, &principal, path).await?.batch_id;
     if !shared.results.close_batch(batch_id, shared.now_ms()).await.map_err(ApiError::Results)? {
         return Err(ApiError::NotFound);
     }
@@ -97,8 +96,8 @@ pub(super) async fn status(
 ) -> Result<Json<BatchDocument>, ApiError> {
     let (parts, _) = request.into_parts();
     let principal = require(&shared, &parts, Gate::BATCH_RESULT).await?;
-    let batch = find(&shared, &principal, path).await?;
-    answer(&shared, &parts, batch.new.batch_id).await
+    let batch_id = find(&shared, &principal, path).await?.batch_id;
+    answer(&shared, &parts, batch_id).await
 }
 
 /// The signed result of a finished batch.
@@ -113,8 +112,9 @@ pub(super) async fn certificate(
 ) -> Result<Response, ApiError> {
     let (parts, _) = request.into_parts();
     let principal = require(&shared, &parts, Gate::BATCH_RESULT).await?;
-    let batch = find(&shared, &principal, path).await?;
+    let batch_id = find(&shared, &principal, path).await?.batch_id;
     let signer = shared.signer.clone().ok_or(ApiError::NotFound)?;
+    let batch = shared.results.batch(batch_id).await.map_err(ApiError::Results)?.ok_or(ApiError::NotFound)?;
     // What is not final is not signed.
     if !batch.is_finished() {
         return Err(ApiError::Unfinished);
@@ -122,7 +122,7 @@ pub(super) async fn certificate(
     let mut report = certificate::begin(&batch, signer.fingerprint_sha1());
     let mut first = 0;
     loop {
-        let members = shared.results.batch_members(batch.new.batch_id, first, PAGE_RECORDS_MAX).await;
+        let members = shared.results.batch_members(batch_id, first, PAGE_RECORDS_MAX).await;
         let members = members.map_err(ApiError::Results)?;
         members.iter().for_each(|member| certificate::push_file(&mut report, member));
         first = first.saturating_add(PAGE_RECORDS_MAX);
@@ -140,21 +140,22 @@ async fn find(
     shared: &Shared,
     principal: &Principal,
     path: Result<Path<String>, PathRejection>,
-) -> Result<BatchRecord, ApiError> {
+) -> Result<NewBatch, ApiError> {
     let id = path.ok().and_then(|Path(text)| text.parse::<DataId>().ok()).ok_or(ApiError::NotFound)?;
-    let batch = shared.results.batch(id).await.map_err(ApiError::Results)?;
-    batch.filter(|batch| may_see_of(principal, &batch.new.principal.user_id)).ok_or(ApiError::NotFound)
+    let head = shared.results.batch_head(id).await.map_err(ApiError::Results)?;
+    let visible = head.filter(|(batch, _)| may_see_of(principal, &batch.principal.user_id));
+    visible.map(|(batch, _)| batch).ok_or(ApiError::NotFound)
 }
 
 async fn answer(shared: &Shared, parts: &Parts, batch_id: DataId) -> Result<Json<BatchDocument>, ApiError> {
     let (first, size) = paging(parts);
+    // The whole before its parts: it is then never finished while one of them is shown unfinished.
+    let batch = shared.results.batch(batch_id).await.map_err(ApiError::Results)?.ok_or(ApiError::NotFound)?;
     let members = shared.results.batch_members(batch_id, first, size).await.map_err(ApiError::Results)?;
-    // The whole after its parts: it is then never finished while one of them is shown unfinished.
     let mut shown = Vec::with_capacity(members.len());
     for member in members {
         shown.push(with_progress(shared, member).await?);
     }
-    let batch = shared.results.batch(batch_id).await.map_err(ApiError::Results)?.ok_or(ApiError::NotFound)?;
     Ok(Json(batch_document(&batch, &shown, first, size)))
 }
 

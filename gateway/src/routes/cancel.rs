@@ -8,7 +8,7 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::request::Parts;
-use lazaret_analysis::{AnalysisRecord, DataId, FileResult, ResultCode, State as Progressing, Times};
+use lazaret_analysis::{AnalysisRecord, DataId, FileResult, Findings, ResultCode, State as Progressing, Times};
 
 use super::documented::{BadRequest, Forbidden, NoRight, NotFound, Unexpected};
 use crate::access::{Gate, may_cancel, require};
@@ -75,6 +75,7 @@ async fn cancel(shared: &Shared, record: AnalysisRecord) -> Result<(), ApiError>
             file: record.new.file.clone(),
             container: None,
             blocked_reasons: vec![ResultCode::CANCELLED.text().to_owned()],
+            findings: Findings::default(),
             times: Times { start_ms: now_ms, ..Times::default() },
             detail: String::new(),
         };
@@ -88,8 +89,8 @@ async fn cancel(shared: &Shared, record: AnalysisRecord) -> Result<(), ApiError>
 async fn cancel_batch(shared: &Shared, parts: &Parts, asked: String) -> Result<Cancelled, ApiError> {
     let principal = require(shared, parts, Gate::BATCH_CANCEL).await?;
     let id = asked.parse::<DataId>().map_err(|_| ApiError::NotFound)?;
-    let batch = shared.results.batch(id).await.map_err(ApiError::Results)?.ok_or(ApiError::NotFound)?;
-    if !may_cancel(&principal, &batch.new.principal.user_id) {
+    let (batch, _) = shared.results.batch_head(id).await.map_err(ApiError::Results)?.ok_or(ApiError::NotFound)?;
+    if !may_cancel(&principal, &batch.principal.user_id) {
         return Err(ApiError::NotFound);
     }
     if !shared.results.cancel_batch(id, shared.now_ms()).await.map_err(ApiError::Results)? {

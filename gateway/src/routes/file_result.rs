@@ -10,10 +10,11 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
-use lazaret_analysis::{AnalysisRecord, DataId, Progress};
+use lazaret_analysis::{AnalysisRecord, DataId, Progress, outdated_data};
 use lazaret_identity::Principal;
 
 use super::documented::{Forbidden, NoRight, Paging, Unexpected};
+use super::stat::{latest_engines, workers};
 use crate::access::{Gate, may_see, query_parameter, require};
 use crate::error::ApiError;
 use crate::gateway::Shared;
@@ -58,7 +59,23 @@ pub(super) async fn shown(
 ) -> Result<Option<Document>, ApiError> {
     let Some((record, progress)) = find(shared, principal, data_id).await? else { return Ok(None) };
     let page = page(shared, parts, &record).await?;
-    Ok(Some(document(&record, page.as_ref(), progress.as_ref())))
+    let mut document = document(&record, page.as_ref(), progress.as_ref());
+    document.process_info.outdated_data = outdated(shared, &record).await;
+    Ok(Some(document))
+}
+
+/// What has changed since the file was judged. Without word of the workers the engines count as they were.
+async fn outdated(shared: &Shared, record: &AnalysisRecord) -> Vec<String> {
+    let Some(result) = record.result.as_ref().filter(|_| record.state.is_finished()) else { return Vec::new() };
+    let workers = workers(shared).await.unwrap_or_else(|error| {
+        tracing::debug!(?error, "the reports of workers could not be read");
+        Vec::new()
+    });
+    let engines: Vec<(String, u64)> =
+        latest_engines(&workers).into_iter().map(|engine| (engine.id, engine.def_time_ms)).collect();
+    let rules = shared.rules();
+    let current = rules.rules().iter().find(|rule| rule.name == record.new.rule.name);
+    outdated_data(result, &record.new.rule, current, &engines).into_iter().map(str::to_owned).collect()
 }
 
 /// The document of what was just submitted here.

@@ -31,6 +31,9 @@ pub struct Document {
     /// How the file was fetched, if it was not sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub download_info: Option<DownloadSection>,
+    /// What the operator's YARA rules said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub yara: Option<YaraSection>,
     /// What the submitter sent along.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<Value>,
@@ -63,8 +66,25 @@ pub struct FileSection {
     pub upload_time: u64,
     /// When the upload's first byte came.
     pub receive_data_timestamp: String,
-    /// Signers; none are read yet.
-    pub signer_infos: Vec<Value>,
+    /// Who signed it, if it is a signed Windows program.
+    pub signer_infos: Vec<SignerSection>,
+}
+
+/// One signer in `file_info.signer_infos`.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct SignerSection {
+    /// The digest that was signed.
+    pub digest_algorithm: String,
+    /// How it was signed.
+    pub digest_encryption_algorithm: String,
+    /// Who issued the certificate.
+    pub issuer: String,
+    /// The certificate's serial number.
+    pub serial_number: String,
+    /// To whom it was issued.
+    pub vendor_name: String,
+    /// The certificate's version, counted from 0.
+    pub version: String,
 }
 
 /// `filetype_info`.
@@ -281,6 +301,28 @@ pub struct EngineSection {
     pub threat_found: String,
     /// Milliseconds it was waited for.
     pub wait_time: u64,
+}
+
+/// `yara`.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct YaraSection {
+    /// The rules that matched, by name.
+    pub hits: BTreeMap<String, YaraHitSection>,
+    /// 0 clean, 1 found matched data, 3 failed, 4 not scanned.
+    pub verdict: u8,
+}
+
+/// One rule in `yara.hits`.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct YaraHitSection {
+    /// The file it comes from.
+    pub namespace: String,
+    /// Its author's description.
+    pub description: String,
+    /// Its tags.
+    pub tags: Vec<String>,
+    /// Everything its author wrote about it.
+    pub meta: BTreeMap<String, Value>,
 }
 
 /// `extracted_files`.

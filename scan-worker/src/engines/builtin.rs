@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use yara_x::{MetaValue, Rules, ScanError, Scanner};
 
-use crate::engine::{Engine, EngineInfo, EngineVerdict, ScanContext};
+use crate::engine::{Engine, EngineInfo, EngineVerdict, ScanContext, Subject};
 use crate::sample::Sample;
 
 const RULES_TEXT: &str = include_str!("builtin.yar");
@@ -73,11 +73,11 @@ impl Engine for BuiltinEngine {
         }
     }
 
-    fn scan(&self, sample: &Sample, context: &ScanContext) -> EngineVerdict {
+    fn scan(&self, subject: &Subject<'_>, context: &ScanContext) -> EngineVerdict {
         SCANNER.with(|slot| {
             // Taken out for the time of the scan: if it panics, the next scan begins with a new scanner.
             let mut scanner = slot.borrow_mut().take().unwrap_or_else(|| new_scanner(self.rules));
-            let verdict = scan_windows(&mut scanner, sample, context);
+            let verdict = scan_windows(&mut scanner, subject.sample, context);
             *slot.borrow_mut() = Some(scanner);
             verdict
         })
@@ -121,15 +121,13 @@ fn scan_windows(scanner: &mut Scanner<'static>, sample: &Sample, context: &ScanC
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
-    use crate::testing::{LazyBlob, eicar};
+    use crate::testing::{LazyBlob, eicar, judge};
     use lazaret_analysis::ResultCode;
 
     fn scan(content: impl Into<bytes::Bytes>) -> EngineVerdict {
         let context = ScanContext::within(Duration::from_secs(60));
-        BuiltinEngine::new().unwrap().scan(&Sample::memory("file", content), &context)
+        judge(&BuiltinEngine::new().unwrap(), &Sample::memory("file", content), &context)
     }
 
     #[test]
@@ -163,15 +161,15 @@ mod tests {
         let context = ScanContext::within(Duration::from_secs(60));
         for offset in [WINDOW_BYTES - 20, WINDOW_BYTES - 1, WINDOW_BYTES, 2 * WINDOW_BYTES - PATTERN_BYTES_MAX - 3] {
             let sample = LazyBlob::sample(3 * WINDOW_BYTES, offset, marker().as_bytes());
-            let verdict = BuiltinEngine::new().unwrap().scan(&sample, &context);
+            let verdict = judge(&BuiltinEngine::new().unwrap(), &sample, &context);
             assert_eq!(verdict, EngineVerdict::infected("Lazaret-Test-Marker"), "at {offset}");
         }
     }
 
     #[test]
     fn past_its_deadline_it_fails_instead_of_finding_nothing() {
-        let context = ScanContext { deadline: Instant::now() };
-        let verdict = BuiltinEngine::new().unwrap().scan(&Sample::memory("file", "content"), &context);
+        let context = ScanContext::within(Duration::ZERO);
+        let verdict = judge(&BuiltinEngine::new().unwrap(), &Sample::memory("file", "content"), &context);
         assert_eq!(verdict.code, ResultCode::SCAN_FAILED);
     }
 }

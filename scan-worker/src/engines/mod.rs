@@ -1,10 +1,21 @@
 //! The engines of this build.
 
 pub mod builtin;
+pub mod clamav;
+pub mod conformance;
+mod connection;
+pub mod external;
+pub mod hashes;
+pub mod reload;
+pub mod yara;
 
 use std::sync::Arc;
 
 pub use builtin::{BuiltinEngine, RulesError};
+pub use clamav::{ClamavEngine, ClamavOptions, ClamdAddress};
+pub use external::{ExternalAddress, ExternalEngine, ExternalOptions};
+pub use hashes::{HashListEngine, HashListOptions};
+pub use yara::{YaraEngine, YaraOptions};
 
 use crate::engine::Engine;
 

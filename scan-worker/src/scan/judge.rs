@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use lazaret_analysis::{EngineResult, FileInfo, ResultCode, VerdictKey};
+use lazaret_analysis::{FileInfo, ResultCode, VerdictKey, worst};
 use lazaret_containers::FileType;
 use lazaret_containers::format::Found;
 use lazaret_digests::{Digests, Pending, Selection, Set};
@@ -20,7 +20,8 @@ use super::opening::{FileOpening, SandboxInput};
 use super::verdicts::{Asked, take_over};
 use super::{Tree, ms_since};
 use crate::budget::StopReason;
-use crate::engine::{Engine, EngineVerdict, ScanContext};
+use crate::engine::Subject;
+use crate::examine::{self, examine, panic_text};
 use crate::sample::Sample;
 
 /// What is known of a file before it is scanned.
@@ -59,6 +60,7 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     let mut judged = Judged { blob: known.blob, ..Judged::default() };
     judged.times.start_ms = tree.scanner.clock.unix_ms();
     judged.times.fetch_ms = known.fetch_ms;
+    judged.times.wait_ms = ms_since(node.created);
     if let Some(reason) = tree.stop.reason() {
         judged.file = known.file.unwrap_or_else(|| bare_info(sample));
         judged.failure = reason.code().or(Some(ResultCode::FAILED));
@@ -77,7 +79,7 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     }
     judged.key = known.key.filter(|_| tree.may_keep());
 
-    let pending = match &known.file {
+    let mut pending = match &known.file {
         Some(_) => None,
         // Only contents in memory come without: what goes to the store is digested on the way.
         None => known.digests.or_else(|| begin_digests(tree, sample.bytes()?)),
@@ -90,21 +92,39 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     let containers = identify(&mut opening, known.file_type, &mut judged);
     judged.times.filetype_ms = ms_since(began);
 
-    let began = Instant::now();
-    judged.engines = opening.budget().pause(|| run_engines(tree, node, sample));
-    judged.times.scan_ms = ms_since(began);
-    if containers.is_empty() {
-        tree.scanner.leaf_cost.note(began.elapsed());
+    let shared = &tree.scanner;
+    let mut settle_digests = |judged: &mut Judged| {
+        if let Some(pending) = pending.take() {
+            let began = Instant::now();
+            set_digests(&mut judged.file, &settle(tree, sample, pending));
+            judged.times.hash_ms = ms_since(began);
+        }
+    };
+    if examine::needs_digests(&shared.engines, &tree.rule) {
+        settle_digests(&mut judged);
     }
 
     let began = Instant::now();
-    judged.container = opening.take_apart(&containers);
-    judged.times.extraction_ms = ms_since(began);
-    if let Some(pending) = pending {
-        let began = Instant::now();
-        set_digests(&mut judged.file, &settle(tree, sample, pending));
-        judged.times.hash_ms = ms_since(began);
+    let subject = Subject { sample, file: &judged.file };
+    let limit = shared.options.engine_timeout;
+    let examined = opening
+        .budget()
+        .pause(|| examine(&shared.engines, &tree.rule, &subject, limit, node.created.elapsed(), &shared.pool));
+    judged.times.scan_ms = ms_since(began);
+    judged.engines = examined.engines;
+    judged.findings = examined.findings;
+    judged.failure = [judged.failure, examined.failure].into_iter().flatten().reduce(worst);
+    if containers.is_empty() {
+        shared.leaf_cost.note(began.elapsed());
     }
+
+    // Where its content decided, what is in it is not looked at.
+    if !examined.closed {
+        let began = Instant::now();
+        judged.container = opening.take_apart(&containers);
+        judged.times.extraction_ms = ms_since(began);
+    }
+    settle_digests(&mut judged);
     // A file whose scan was cut short must not look judged.
     judged.failure = judged.failure.or_else(|| tree.stop.reason().and_then(StopReason::code));
     judged
@@ -164,65 +184,4 @@ fn identify(opening: &mut FileOpening<'_>, known: Option<FileType>, judged: &mut
             Vec::new()
         }
     }
-}
-
-/// Runs the engines that the rule names, or all of them.
-fn run_engines(tree: &Tree, node: &Node, sample: &Sample) -> Vec<EngineResult> {
-    let loaded = &tree.scanner.engines;
-    let named = &tree.rule.engines;
-    let mut results = Vec::new();
-    for engine in loaded {
-        let info = engine.info();
-        if !named.is_empty() && !named.contains(&info.name) {
-            continue;
-        }
-        let wait_ms = ms_since(node.created);
-        let began = Instant::now();
-        let verdict = run_engine(tree, &**engine, sample);
-        results.push(EngineResult {
-            engine: info.name,
-            engine_id: info.id,
-            code: verdict.code,
-            threat: verdict.threat,
-            def_time_ms: info.def_time_ms,
-            scan_ms: ms_since(began),
-            wait_ms,
-        });
-    }
-    for name in named {
-        if !results.iter().any(|result| result.engine == *name) {
-            results.push(EngineResult {
-                engine: name.clone(),
-                engine_id: String::new(),
-                code: ResultCode::SCAN_FAILED,
-                threat: "the rule names this engine, but it is not loaded".into(),
-                def_time_ms: 0,
-                scan_ms: 0,
-                wait_ms: 0,
-            });
-        }
-    }
-    results
-}
-
-fn run_engine(tree: &Tree, engine: &dyn Engine, sample: &Sample) -> EngineVerdict {
-    let context = ScanContext::within(tree.scanner.options.engine_timeout);
-    let judge = || match engine.waits() {
-        true => tree.scanner.pool.while_waiting(|| engine.scan(sample, &context)),
-        false => engine.scan(sample, &context),
-    };
-    match catch_unwind(AssertUnwindSafe(judge)) {
-        Ok(verdict) if verdict.code.is_final() => verdict,
-        Ok(_) => EngineVerdict::failed("the engine gave no final verdict"),
-        Err(panic) => {
-            let reason = format!("the engine panicked: {}", panic_text(&*panic));
-            tracing::error!(engine = engine.info().name, reason, "engine panicked");
-            EngineVerdict::failed(reason)
-        }
-    }
-}
-
-pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no reason given")
 }

@@ -10,8 +10,8 @@ use std::time::Instant;
 use lazaret_analysis::cache::may_be_kept;
 use lazaret_analysis::verdict::Extraction;
 use lazaret_analysis::{
-    ContainerResult, DataId, EngineResult, FileInfo, FileResult, KeptTree, KeptVerdict, NestedRecord, Outcome,
-    ResultCode, Rule, Times, TreeTotals, VerdictKey, own_result, worst,
+    ContainerResult, DataId, EngineResult, FileInfo, FileResult, Findings, KeptTree, KeptVerdict, NestedRecord,
+    Outcome, ResultCode, Rule, Times, TreeTotals, VerdictKey, own_result, worst,
 };
 use lazaret_protocol::BlobName;
 
@@ -72,6 +72,7 @@ pub(super) struct Judged {
     pub failure: Option<ResultCode>,
     pub times: Times,
     pub detail: String,
+    pub findings: Findings,
     /// Under what the verdict is kept, if it is worth that.
     pub key: Option<VerdictKey>,
     /// The whole result, and what is nested in it, if that was known.
@@ -219,8 +220,12 @@ impl Node {
             Some(Opened { reason: None, .. }) => Extraction::Complete,
             Some(Opened { reason: Some(code), .. }) => Extraction::Incomplete(*code),
         };
-        let engine_codes = judged.engines.iter().map(|engine| engine.code);
-        let mut own = own_result(engine_codes, extraction);
+        let mut own = match (&judged.findings.skipped, extraction) {
+            // Not "Not Scanned" made good by members that were: the rule has it not scanned.
+            (Some(skipped), Extraction::Incomplete(limit)) => worst(skipped.code, limit),
+            (Some(skipped), _) => skipped.code,
+            (None, _) => own_result(judged.engines.iter().map(|engine| engine.code), extraction),
+        };
         if let Some(failure) = judged.failure {
             own = worst(own, failure);
         }
@@ -250,6 +255,7 @@ impl Node {
             blocked_reasons,
             times,
             detail: judged.detail,
+            findings: judged.findings,
         }
     }
 }

@@ -14,10 +14,10 @@ use lazaret_containers::{Budget, ExtractionOutcome, FileType, Guarded, Halt, Lim
 use lazaret_sandbox::{Ended, Input, Opening, Request, Sandbox};
 
 use super::Tree;
-use super::judge::panic_text;
 use super::members::Members;
 use super::node::{Node, Opened};
 use crate::budget::{limit_code, outcome_code};
+use crate::examine::panic_text;
 use crate::sample::Sample;
 
 /// A file that is being looked into.

@@ -7,6 +7,7 @@
 //! - What may work later (content unavailable, records not writable) gives the task back with a growing delay, at most
 //!   [`RELEASES_MAX`] times. What never will (the blob is gone) closes the analysis as Failed, with the reason. A task that
 //!   was leased more than [`ATTEMPTS_MAX`] times without being given back took its worker down each time, and is closed too.
+//! - A task that was leased before is scanned alone, so that no other one is blamed if it takes this worker down as well.
 //! - Every few seconds the worker reports who it is and what it does, which decides nothing: see `report`.
 //! - The result store is the truth: a sweep queues again whatever is unfinished and has no task.
 
@@ -23,15 +24,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lazaret_analysis::{
-    AnalysisRecord, Claim, DataId, FileResult, Lease, PasswordSeal, ProgressCache, ResultCode, ResultStore, StoreError,
-    Task, TaskQueue, Times, VerdictKey,
+    AnalysisRecord, Claim, DataId, FileResult, Findings, Lease, PasswordSeal, ProgressCache, ResultCode, ResultStore,
+    StoreError, Task, TaskQueue, Times,
 };
 use lazaret_containers::Passwords;
 use lazaret_digests::Selection;
 use lazaret_node_client::{Cluster, Environment};
 use lazaret_protocol::BlobName;
 use lazaret_sandbox::Sandbox;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use self::records::RecordWriter;
 use self::slots::{Slot, Slots};
@@ -239,9 +240,16 @@ impl Shared {
                 continue;
             };
             let (shared, shutdown) = (self.clone(), shutdown.clone());
+            let is_suspect = is_suspect(&lease);
+            let (end, ended) = oneshot::channel::<()>();
             self.environment.spawner.spawn(Box::pin(async move {
                 shared.work(lease, slot, shutdown).await;
+                drop(end);
             }));
+            if is_suspect {
+                // Whatever were leased meanwhile would be suspected with it.
+                let _ = ended.await;
+            }
         }
     }
 
@@ -288,13 +296,13 @@ impl Shared {
     /// Does one task, whatever comes of it.
     async fn work(&self, lease: Lease, slot: Slot, shutdown: watch::Receiver<bool>) {
         let data_id = lease.task.data_id;
-        let mut claimed = None;
+        let mut claimed = false;
         let ending = match self.try_work(&lease, slot, &mut claimed, shutdown).await {
             Ok(ending) => ending,
             Err(error) => Ending::Retry { detail: error.to_string() },
         };
-        if let (Some(key), true) = (claimed, ending.leaves_it_unfinished()) {
-            self.disclaim(data_id, key).await;
+        if claimed && ending.leaves_it_unfinished() {
+            self.disclaim(data_id).await;
         }
         if let Err(error) = self.end(&lease, ending).await {
             // The lease ends by itself, and the task comes back.
@@ -307,7 +315,7 @@ impl Shared {
         &self,
         lease: &Lease,
         slot: Slot,
-        claimed: &mut Option<VerdictKey>,
+        claimed: &mut bool,
         shutdown: watch::Receiver<bool>,
     ) -> Result<Ending, StoreError> {
         let data_id = lease.task.data_id;
@@ -327,27 +335,55 @@ impl Shared {
             let detail = format!("the analysis names no blob: {:?}", record.new.blob);
             return Ok(Ending::Failed { record: Box::new(record), detail });
         };
-        *claimed = self.verdict_key(&record, blob);
-        let Some(key) = *claimed else {
+        let Some(key) = self.verdict_key(&record, blob) else {
             if !self.results.start(data_id, self.now_ms()).await? {
                 return Ok(Ending::Nothing);
             }
-            let supervisor = Supervisor::new(self, lease, &record, None, shutdown);
-            return Ok(self.scan(record, blob, None, supervisor, slot).await);
+            let mut supervisor = Supervisor::new(self, lease, &record, false, shutdown);
+            return Ok(match self.alone_if_suspect(lease, &record, slot, &mut supervisor).await {
+                Ok(slots) => self.scan(record, blob, None, supervisor, slots).await,
+                Err(ending) => ending,
+            });
         };
         if let Some(ending) = self.known(&record, key).await? {
             return Ok(ending);
         }
-        let mut supervisor = Supervisor::new(self, lease, &record, *claimed, shutdown);
+        *claimed = true;
+        let mut supervisor = Supervisor::new(self, lease, &record, true, shutdown);
         let slot = match self.claim(data_id, key).await? {
             Claim::Nothing => return Ok(Ending::Nothing),
             Claim::Yours => slot,
+            // While it waits nothing else is leased, so it waits for nobody.
+            Claim::Twin if is_suspect(lease) => slot,
             Claim::Twin => match self.wait_for_twin(&record, key, slot, &mut supervisor).await? {
                 Ok(slot) => slot,
                 Err(ending) => return Ok(ending),
             },
         };
-        Ok(self.scan(record, blob, Some(self.verdicts.clone()), supervisor, slot).await)
+        Ok(match self.alone_if_suspect(lease, &record, slot, &mut supervisor).await {
+            Ok(slot) => self.scan(record, blob, Some(self.verdicts.clone()), supervisor, slot).await,
+            Err(ending) => ending,
+        })
+    }
+
+    /// Waits until nothing else runs if the task was leased before: its worker may have died of it, or of another one that
+    /// it had at the same time. Alone it can only be its own fault.
+    async fn alone_if_suspect(
+        &self,
+        lease: &Lease,
+        record: &AnalysisRecord,
+        slot: Slot,
+        supervisor: &mut Supervisor<'_>,
+    ) -> Result<Slot, Ending> {
+        if !is_suspect(lease) {
+            return Ok(slot);
+        }
+        drop(slot);
+        tokio::select! {
+            biased;
+            reason = supervisor.next() => Err(self.stopped_early(record, reason, supervisor)),
+            slot = self.slots.every() => Ok(slot),
+        }
     }
 
     /// Fetches and scans a file under the supervisor's eyes.
@@ -520,6 +556,11 @@ impl Shared {
     }
 }
 
+/// Whether a task may have taken a worker down.
+fn is_suspect(lease: &Lease) -> bool {
+    (2..=ATTEMPTS_MAX).contains(&lease.attempts)
+}
+
 /// How a task ended.
 enum Ending {
     /// There was nothing to do.
@@ -565,5 +606,6 @@ fn bare_result(record: &AnalysisRecord, code: ResultCode, detail: String, now_ms
         blocked_reasons,
         times: Times { start_ms: now_ms, ..Times::default() },
         detail,
+        findings: Findings::default(),
     }
 }

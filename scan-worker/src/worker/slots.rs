@@ -12,6 +12,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub(super) struct Slot {
     /// Never absent; neither semaphore is ever closed.
     _permit: Option<OwnedSemaphorePermit>,
+    /// The small ones', of whoever has every slot.
+    _others: Option<OwnedSemaphorePermit>,
     small: bool,
 }
 
@@ -42,13 +44,20 @@ impl Slots {
         tokio::select! {
             biased;
             slot = self.any() => slot,
-            permit = self.small.clone().acquire_owned() => Slot { _permit: permit.ok(), small: true },
+            permit = self.small.clone().acquire_owned() => Slot { _permit: permit.ok(), _others: None, small: true },
         }
     }
 
     /// Waits for a slot for any file.
     pub async fn any(&self) -> Slot {
-        Slot { _permit: self.any.clone().acquire_owned().await.ok(), small: false }
+        Slot { _permit: self.any.clone().acquire_owned().await.ok(), _others: None, small: false }
+    }
+
+    /// Waits for all slots that there are. Whoever asks for one afterwards waits until they are given back.
+    pub async fn every(&self) -> Slot {
+        let (any, small) = (self.any.clone(), self.small.clone());
+        let (any, small) = tokio::join!(any.acquire_many_owned(self.each), small.acquire_many_owned(self.each));
+        Slot { _permit: any.ok(), _others: small.ok(), small: false }
     }
 
     /// Gives back a slot for which there was no work. Returns when there may be some for another kind: when a slot for any
@@ -68,7 +77,7 @@ impl Slots {
         if slot.small
             && let Ok(permit) = self.any.clone().try_acquire_owned()
         {
-            *slot = Slot { _permit: Some(permit), small: false };
+            *slot = Slot { _permit: Some(permit), _others: None, small: false };
         }
     }
 
@@ -102,6 +111,9 @@ mod tests {
         let unused = slots.next().await;
         assert!(!unused.is_for_small());
         drop((small, unused));
+        let every = slots.every().await;
+        assert!(tokio::time::timeout(std::time::Duration::from_millis(20), slots.next()).await.is_err());
+        drop(every);
         slots.all().await;
     }
 }

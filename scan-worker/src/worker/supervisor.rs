@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use lazaret_analysis::{AnalysisRecord, Lease, VerdictKey};
+use lazaret_analysis::{AnalysisRecord, Lease};
 use tokio::sync::watch;
 
 use super::Shared;
@@ -16,8 +16,8 @@ const CANCEL_INTERVAL: Duration = Duration::from_millis(250);
 pub(super) struct Supervisor<'s> {
     shared: &'s Shared,
     lease: &'s Lease,
-    /// What others wait for the scan to find out.
-    claim: Option<VerdictKey>,
+    /// Whether others may wait for what the scan finds out.
+    claimed: bool,
     next_beat: Duration,
     lease_end: Duration,
     next_look: Option<Duration>,
@@ -40,7 +40,7 @@ impl<'s> Supervisor<'s> {
         shared: &'s Shared,
         lease: &'s Lease,
         record: &AnalysisRecord,
-        claim: Option<VerdictKey>,
+        claimed: bool,
         shutdown: watch::Receiver<bool>,
     ) -> Self {
         let now = shared.environment.clock.monotonic();
@@ -48,7 +48,7 @@ impl<'s> Supervisor<'s> {
         Self {
             shared,
             lease,
-            claim,
+            claimed,
             next_beat: now + lasts / 3,
             lease_end: now + lasts,
             next_look: Some(now),
@@ -150,8 +150,9 @@ impl<'s> Supervisor<'s> {
 
     /// Lets others wait on. If that fails they scan the file themselves, once the claim has ended.
     async fn extend_claim(&self) {
-        if let Some(key) = self.claim
-            && let Err(error) = self.shared.claim(self.lease.task.data_id, key).await
+        let until_ms = self.shared.now_ms().saturating_add(self.shared.options.lease_ms);
+        if self.claimed
+            && let Err(error) = self.shared.results.extend_claim(self.lease.task.data_id, until_ms).await
         {
             tracing::debug!(data_id = %self.lease.task.data_id, %error, "a claim could not be extended");
         }

@@ -47,8 +47,8 @@ impl Shared {
     }
 
     /// Gives a claim up, so that those who wait do not wait for the next attempt.
-    pub(super) async fn disclaim(&self, data_id: DataId, key: VerdictKey) {
-        if let Err(error) = self.results.claim(data_id, key, 0, self.now_ms()).await {
+    pub(super) async fn disclaim(&self, data_id: DataId) {
+        if let Err(error) = self.results.extend_claim(data_id, 0).await {
             tracing::debug!(%data_id, %error, "a claim could not be given up; it ends by itself");
         }
     }
@@ -56,6 +56,7 @@ impl Shared {
     /// Finishes a submission whose verdict is known.
     pub(super) async fn known(&self, record: &AnalysisRecord, key: VerdictKey) -> Result<Option<Ending>, StoreError> {
         let now_ms = self.now_ms();
+        let began = self.environment.clock.monotonic();
         let counters = self.scanner.counters();
         counters.asked.fetch_add(1, Ordering::Relaxed);
         let found = match self.results.verdicts(&[key], now_ms).await {
@@ -66,7 +67,8 @@ impl Shared {
             }
         };
         let Some(kept) = found else { return Ok(None) };
-        let result = taken_over(kept.result, record.new.file.clone(), now_ms);
+        let mut result = taken_over(kept.result, record.new.file.clone(), now_ms);
+        result.times.total_ms = self.environment.clock.monotonic().saturating_sub(began).as_millis() as u64;
         let Some(tree) = kept.tree else {
             counters.known.fetch_add(1, Ordering::Relaxed);
             return Ok(Some(Ending::Result(Box::new(result))));

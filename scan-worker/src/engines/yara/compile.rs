@@ -1,0 +1,117 @@
+//! From rule files to a compiled set.
+//!
+//! Each file is a namespace of its own, named by its path below the rule folder, so that files may use the same names. A
+//! set is taken as a whole: one rule that does not compile refuses all.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use yara_x::{Compiler, Rules, SourceCode};
+use yara_x_parser::ast::{AST, Item};
+
+use super::windows;
+use crate::engines::reload::{Found, LoadError};
+
+/// The longest rule file: longer ones are no rules.
+const FILE_BYTES_MAX: u64 = 256 << 20;
+/// Names that rules may use for what is known of the file, all texts.
+pub(super) const EXTERNALS: [&str; 4] = ["filename", "filepath", "extension", "filetype"];
+
+/// A compiled set.
+pub(super) struct Compiled {
+    pub rules: Rules,
+    pub count: usize,
+    /// Digest of the sources: the same rules have the same version everywhere.
+    pub version: String,
+    pub time_ms: u64,
+    /// Rules, by namespace and name, that may be judged by pieces of a file.
+    pub by_pieces: HashSet<(String, String)>,
+}
+
+/// Whether a file is a rule file, to be compiled by itself. Others may be included.
+fn is_rule_file(found: &Found) -> bool {
+    matches!(found.path.extension().and_then(|extension| extension.to_str()), Some("yar" | "yara" | "rule" | "rules"))
+}
+
+/// Compiles all rule files among these. Includes are looked for beside the file, then in `folders`.
+pub(super) fn compile(files: &[Found], folders: &[PathBuf]) -> Result<Compiled, LoadError> {
+    let mut digest = blake3::Hasher::new();
+    let mut sources = Vec::new();
+    for found in files {
+        let bytes = read(&found.path)?;
+        digest.update(found.name.as_bytes()).update(&[0]).update(&(bytes.len() as u64).to_le_bytes()).update(&bytes);
+        if is_rule_file(found) {
+            let text =
+                String::from_utf8(bytes).map_err(|error| LoadError::of("read", &found.path, error.utf8_error()))?;
+            sources.push((found, text));
+        }
+    }
+    let included = included(&sources);
+    let mut by_pieces = HashSet::new();
+    let mut any_global = false;
+    let mut compiler = Compiler::new();
+    compiler.relaxed_re_syntax(true).switch_all_warnings(false);
+    for name in EXTERNALS {
+        compiler.define_global(name, "").map_err(|error| LoadError(format!("cannot define {name}: {error}")))?;
+    }
+    for folder in folders.iter().filter(|folder| folder.is_dir()) {
+        compiler.add_include_dir(folder);
+    }
+    for (found, text) in &sources {
+        if included.contains(&found.path) {
+            continue;
+        }
+        if let Some(folder) = found.path.parent() {
+            compiler.add_include_dir(folder);
+        }
+        compiler.new_namespace(&found.name);
+        compiler.add_source(SourceCode::from(text.as_str()).with_origin(found.name.as_str())).map_err(|error| {
+            let text = error.to_string();
+            LoadError::of("compile", &found.path, text.lines().take(2).collect::<Vec<_>>().join(" "))
+        })?;
+        let judged = windows::rules_by_pieces(text);
+        any_global |= judged.any_global;
+        by_pieces.extend(judged.rules.into_iter().map(|rule| (found.name.clone(), rule)));
+    }
+    if any_global {
+        // A global rule decides whether the others count, and it may need the whole file.
+        by_pieces.clear();
+    }
+    let rules = compiler.build();
+    let count = rules.iter().len();
+    let version = digest.finalize().to_hex().chars().take(16).collect();
+    let time_ms = files.iter().map(Found::modified_ms).max().unwrap_or_default();
+    Ok(Compiled { rules, count, version, time_ms, by_pieces })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
+    let length = fs::metadata(path).map_err(|error| LoadError::of("read", path, error))?.len();
+    if length > FILE_BYTES_MAX {
+        return Err(LoadError::of("read", path, format!("it is longer than {FILE_BYTES_MAX} bytes")));
+    }
+    fs::read(path).map_err(|error| LoadError::of("read", path, error))
+}
+
+/// The rule files that others include: they are compiled with those alone, or every rule of theirs would be there twice.
+fn included(sources: &[(&Found, String)]) -> HashSet<PathBuf> {
+    let mut included = HashSet::new();
+    for (found, text) in sources.iter().filter(|(_, text)| text.contains("include")) {
+        for item in AST::from(text.as_str()).items() {
+            if let Item::Include(include) = item {
+                let beside = found.path.parent().unwrap_or(Path::new(".")).join(include.file_name);
+                included.extend(
+                    sources.iter().filter(|(other, _)| same(&other.path, &beside)).map(|(other, _)| other.path.clone()),
+                );
+            }
+        }
+    }
+    included
+}
+
+fn same(a: &Path, b: &Path) -> bool {
+    match (a.canonicalize(), b.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    }
+}

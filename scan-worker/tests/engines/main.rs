@@ -1,0 +1,18 @@
+//! Engines against what they really speak to: clamd, programs, files that change.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod clamav;
+mod external;
+mod files;
+
+use std::time::{Duration, Instant};
+
+/// Waits for what another thread or process does. Thirty seconds is long past what any of it takes.
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !done() {
+        assert!(Instant::now() < deadline, "{what} did not come");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
