@@ -58,7 +58,7 @@ impl Gate {
     /// GET /file/{data_id}: see [`may_see`] as well.
     pub(crate) const RESULT: Self = Self::of(&[Right::ReadOwn, Right::ReadAll]).lacking_405();
     /// GET /hash/{hash}: what is found is what [`may_see`] allows.
-    pub(crate) const HASH: Self = Self::of(&[Right::ReadOwn, Right::ReadAll]);
+    pub(crate) const HASH: Self = Self::of(&[Right::Search]);
     /// GET /file/rules.
     pub(crate) const RULES: Self = Self::of(&[Right::Submit, Right::ReadAll, Right::AdminRead]);
     /// GET /file/converted/{data_id}, GET /file/download/{data_id}: see [`may_see`] as well.

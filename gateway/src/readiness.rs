@@ -105,14 +105,15 @@ impl Readiness {
     }
 
     async fn ask(&self, unattended_since: &mut Option<Instant>) -> Report {
-        // Any id does: the question is whether an answer comes.
+        // Any id and any key do: the question is whether an answer comes.
         let probe = DataId([0; 16]);
+        let no_key = "0".repeat(64);
         let (datalake, caching, (broker, depth), filestorage, identity) = tokio::join!(
             check(async { self.results.get(probe).await.map(drop) }),
             check(async { self.progress.get(probe).await.map(drop) }),
             self.ask_queue(),
             check(self.cluster.writable()),
-            check(async { self.identity.authenticate("").await.map(drop) }),
+            check(async { self.identity.authenticate(&no_key).await.map(drop) }),
         );
         let ometascan = workers(depth, unattended_since, Instant::now());
         let parts = [&datalake, &caching, &broker, &filestorage, &identity, &ometascan];

@@ -55,7 +55,7 @@ const ROUTES: &[Route] = &[
     route(Method::POST, "/file", (403, 403), &[Right::Submit], 422),
     route(Method::POST, "/file/sync", (403, 403), &[Right::Submit], 422),
     route(Method::GET, "/file/{data_id}", (403, 405), READ, 200),
-    route(Method::GET, "/hash/{hash}", (403, 403), READ, 200),
+    route(Method::GET, "/hash/{hash}", (403, 403), &[Right::Search], 200),
     route(Method::GET, "/file/rules", (403, 403), RULES, 200),
     route(Method::GET, "/file/converted/{data_id}", (403, 405), &[Right::Download], 404),
     route(Method::GET, "/file/download/{data_id}", (403, 405), &[Right::Download], 404),

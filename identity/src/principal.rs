@@ -15,6 +15,8 @@ pub enum Right {
     ReadOwn,
     /// See everybody's results.
     ReadAll,
+    /// Look results that it sees up by the content's hash, rather than by an id that only their submitter was told.
+    Search,
     /// Cancel what it submitted itself.
     CancelOwn,
     /// Cancel what anybody submitted.
@@ -33,10 +35,11 @@ pub enum Right {
 
 impl Right {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Submit,
         Self::ReadOwn,
         Self::ReadAll,
+        Self::Search,
         Self::CancelOwn,
         Self::CancelAll,
         Self::Batch,
@@ -52,6 +55,7 @@ impl Right {
             Self::Submit => "submit",
             Self::ReadOwn => "read-own",
             Self::ReadAll => "read-all",
+            Self::Search => "search",
             Self::CancelOwn => "cancel-own",
             Self::CancelAll => "cancel-all",
             Self::Batch => "batch",
@@ -179,12 +183,16 @@ impl Role {
             Self::Submitter => Some(Rights::of(&[
                 Right::Submit,
                 Right::ReadOwn,
+                Right::Search,
                 Right::CancelOwn,
                 Right::Batch,
                 Right::Download,
                 Right::Stat,
             ])),
-            Self::Viewer => Some(Rights::of(&[Right::ReadOwn, Right::ReadAll, Right::Download, Right::Stat])),
+            Self::Viewer => {
+                Some(Rights::of(&[Right::ReadOwn, Right::ReadAll, Right::Search, Right::Download, Right::Stat]))
+            }
+            // No search: all of them are one user, and would find each other's files.
             Self::Anonymous => Some(Rights::of(&[Right::Submit, Right::ReadOwn])),
             Self::Custom(_) => None,
         }
