@@ -4,7 +4,7 @@
 use std::fs;
 use std::future::Future;
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use lazaret_analysis::{PasswordSeal, Rules, SqliteBackend};
-use lazaret_gateway::{Backends, CallbackKey, CallbackOptions, Gateway, GatewayOptions, OutboundOptions, Signer};
+use lazaret_gateway::{
+    Backends, CallbackKey, CallbackOptions, Gateway, GatewayOptions, OutboundOptions, Signer, Tls, TlsFiles,
+};
 use lazaret_identity::{Identity, Role};
 use lazaret_node_client::Environment;
 use lazaret_node_client::cluster::{Cluster, ClusterOptions};
@@ -33,7 +35,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::cli::{ComponentOptions, StorageNodeOptions};
-use crate::config::{self, Config, GatewayConfig, SandboxMode, ScanWorkerConfig, StorageNodeConfig};
+use crate::config::{self, Config, GatewayConfig, SandboxMode, ScanWorkerConfig, StorageNodeConfig, TlsConfig};
 use crate::{metrics, offline, rules};
 
 /// Loads a component's configuration; `None` if it was only to be printed or checked, which is done.
@@ -107,7 +109,8 @@ pub async fn gateway(options: ComponentOptions) -> anyhow::Result<ExitCode> {
     follow_map(&cluster, &config.cluster);
     let backend = SqliteBackend::open(&config.results).await?;
     let gateway = open_gateway(&config, &backend, cluster.clone()).await?;
-    ready(format_args!("gateway=http://{address}"))?;
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    ready(format_args!("gateway={scheme}://{address}"))?;
     gateway.serve(listener, terminated()).await?;
     cluster.close().await;
     Ok(ExitCode::SUCCESS)
@@ -254,6 +257,8 @@ pub async fn open_gateway(
         inflight_bytes_max: config.inflight_bytes_max,
         inflight_uploads_max: config.inflight_uploads_max,
         anonymous: config.anonymous,
+        tls: load_tls(config.tls.as_ref()).await?,
+        trusted_proxies: config.trusted_proxies.iter().map(IpAddr::to_canonical).collect(),
         rules,
         digests: config.digests,
         ..GatewayOptions::default()
@@ -268,6 +273,13 @@ pub async fn open_gateway(
         seal: Arc::new(PasswordSeal::from_secret(&read(&config.secret)?)?),
     };
     Ok(Gateway::new(options, backends, Environment::system()))
+}
+
+/// The certificate that a gateway is to have.
+async fn load_tls(config: Option<&TlsConfig>) -> anyhow::Result<Option<Arc<Tls>>> {
+    let Some(TlsConfig { certificate, private_key }) = config.cloned() else { return Ok(None) };
+    let files = TlsFiles { certificate, private_key };
+    Ok(Some(Arc::new(tokio::task::spawn_blocking(|| Tls::load(files)).await??)))
 }
 
 /// A scan worker on its back-ends, with the engines of its configuration.

@@ -5,7 +5,7 @@ mod accounts;
 mod engines;
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -262,6 +262,11 @@ pub struct GatewayConfig {
     pub listen: SocketAddr,
     /// Plain HTTP shows keys and files to whoever is on the way, so it leaves the loopback interface only on demand.
     pub plain_http_off_loopback: bool,
+    /// The certificate (PEM, with those up to the authority's) and its key under which HTTPS is spoken; plain HTTP when absent.
+    /// Files that are replaced are taken over within seconds.
+    pub tls: Option<TlsConfig>,
+    /// Proxies that are believed whom they speak for (`X-Forwarded-For`).
+    pub trusted_proxies: Vec<IpAddr>,
     /// The cluster's file.
     pub cluster: PathBuf,
     /// The SQLite file of analyses, tasks and progress, shared with the workers of this host.
@@ -307,6 +312,8 @@ impl Default for GatewayConfig {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8899)),
             plain_http_off_loopback: false,
+            tls: None,
+            trusted_proxies: Vec::new(),
             cluster: crate::init::CLUSTER_FILE.into(),
             results: "results.db".into(),
             identity: "identity.db".into(),
@@ -352,13 +359,14 @@ impl Config for GatewayConfig {
             &mut self.secret,
         ];
         paths.extend(&mut self.rules);
+        paths.extend(self.tls.iter_mut().flat_map(|tls| [&mut tls.certificate, &mut tls.private_key]));
         paths
     }
 
     fn check(&self) -> anyhow::Result<()> {
-        if !self.listen.ip().is_loopback() && !self.plain_http_off_loopback {
+        if !self.listen.ip().is_loopback() && !self.plain_http_off_loopback && self.tls.is_none() {
             bail!(
-                "listen {} is not loopback: plain HTTP leaves this machine only with plain_http_off_loopback: true",
+                "listen {} is not loopback: set tls; plain HTTP leaves this machine only with plain_http_off_loopback: true",
                 self.listen
             );
         }
@@ -367,6 +375,16 @@ impl Config for GatewayConfig {
         }
         accounts::check(&self.sessions, &self.lockout, &self.passwords)
     }
+}
+
+/// Files of HTTPS.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// The certificate chain (PEM).
+    pub certificate: PathBuf,
+    /// Its key (PEM).
+    pub private_key: PathBuf,
 }
 
 /// Whether hostile bytes are read in processes of their own.

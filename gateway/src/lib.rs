@@ -27,6 +27,7 @@ mod routes;
 mod server;
 mod signer;
 pub mod submit;
+mod tls;
 pub mod view;
 
 pub use callbacks::{CallbackKey, CallbackOptions};
@@ -34,3 +35,4 @@ pub use gateway::{Backends, Gateway};
 pub use options::GatewayOptions;
 pub use outbound::{OutboundError, OutboundOptions};
 pub use signer::{Signer, SignerError};
+pub use tls::{Tls, TlsError, TlsFiles};

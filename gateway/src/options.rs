@@ -1,5 +1,6 @@
 //! What can be set on a gateway, with the defaults and their reasons.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use lazaret_protocol::limits::MIB;
 use crate::callbacks::CallbackOptions;
 use crate::outbound::OutboundOptions;
 use crate::signer::Signer;
+use crate::tls::Tls;
 
 /// Longest header block of a request. Sixteen passwords, metadata and a long percent-encoded name fit many times over.
 pub(crate) const HEADER_BYTES_MAX: usize = 64 * 1024;
@@ -55,6 +57,10 @@ pub struct GatewayOptions {
     pub history: Option<Duration>,
     /// What signs the results of batches. Without it there are no certificates.
     pub signer: Option<Arc<Signer>>,
+    /// The certificate under which HTTPS is spoken; none for plain HTTP.
+    pub tls: Option<Arc<Tls>>,
+    /// Addresses of proxies that are believed whom they speak for.
+    pub trusted_proxies: Vec<IpAddr>,
     /// What GET /version answers.
     pub version: String,
 }
@@ -75,6 +81,8 @@ impl Default for GatewayOptions {
             callbacks: None,
             history: None,
             signer: None,
+            tls: None,
+            trusted_proxies: Vec::new(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

@@ -289,3 +289,105 @@ async fn a_shutdown_does_not_wait_for_ever() {
     closed(&mut stuck).await;
     station.assert_nothing_created().await;
 }
+
+/// A certificate for `localhost` in a directory; the certificate alone, to be trusted.
+fn certificate(directory: &std::path::Path) -> rustls::pki_types::CertificateDer<'static> {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    std::fs::write(directory.join("tls.pem"), made.cert.pem()).unwrap();
+    std::fs::write(directory.join("tls.key"), made.signing_key.serialize_pem()).unwrap();
+    made.cert.der().clone()
+}
+
+/// Speaks TLS with the server, trusting that certificate alone; what the handshake agreed on.
+async fn secured(
+    server: &Server,
+    trusted: &rustls::pki_types::CertificateDer<'static>,
+    protocol: &[u8],
+) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(trusted.clone()).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![protocol.to_vec()];
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+    connector.connect("localhost".try_into().unwrap(), server.connect().await).await
+}
+
+#[tokio::test]
+async fn https_speaks_both_versions_and_follows_its_certificate() {
+    let station = Station::new().await;
+    let directory = tempfile::tempdir().unwrap();
+    let first = certificate(directory.path());
+    let files = lazaret_gateway::TlsFiles {
+        certificate: directory.path().join("tls.pem"),
+        private_key: directory.path().join("tls.key"),
+    };
+    let tls = std::sync::Arc::new(lazaret_gateway::Tls::load(files).unwrap());
+    let server = serve(&station, GatewayOptions { tls: Some(tls), ..GatewayOptions::default() }).await;
+
+    let mut stream = secured(&server, &first, b"http/1.1").await.unwrap();
+    stream.write_all(b"GET /version HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut text = String::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut text)).await.unwrap().unwrap();
+    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+    assert!(text.contains("strict-transport-security: max-age=31536000"), "{text}");
+
+    let stream = secured(&server, &first, b"h2").await.unwrap();
+    let (mut client, connection) = hyper::client::conn::http2::handshake(
+        hyper_util::rt::TokioExecutor::new(),
+        hyper_util::rt::TokioIo::new(stream),
+    )
+    .await
+    .unwrap();
+    tokio::spawn(connection);
+    let body = content(5, 3_000_000);
+    let request = axum::http::Request::post("https://localhost/file")
+        .header("apikey", &station.alice)
+        .header("content-length", body.len())
+        .body(axum::body::Body::from(body.clone()))
+        .unwrap();
+    let response = client.send_request(request).await.unwrap();
+    assert_eq!((response.status().as_u16(), response.version()), (200, axum::http::Version::HTTP_2));
+    let answer = axum::body::to_bytes(axum::body::Body::new(response.into_body()), 4096).await.unwrap();
+    let data_id = serde_json::from_slice::<Value>(&answer).unwrap()["data_id"].as_str().unwrap().parse().unwrap();
+    let record = station.record(data_id).await;
+    assert!(station.content(&record.new.blob).await == body, "what came over HTTP/2 is the file");
+
+    // Whoever speaks plain HTTP is not answered, and half a pair of new files changes nothing.
+    let mut plain = server.connect().await;
+    plain.write_all(b"GET /version HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    closed(&mut plain).await;
+    std::fs::write(directory.path().join("tls.key"), "nonsense").unwrap();
+    assert!(secured(&server, &first, b"http/1.1").await.is_ok());
+    let second = certificate(directory.path());
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while secured(&server, &second, b"http/1.1").await.is_err() {
+        assert!(tokio::time::Instant::now() < deadline, "the new certificate is never used");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(secured(&server, &first, b"http/1.1").await.is_err(), "the former one is gone");
+    drop(client);
+    server.stop().await;
+}
+
+#[test]
+fn certificates_that_cannot_be_used_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    certificate(directory.path());
+    let path = |name: &str| directory.path().join(name);
+    let refused = |certificate: &str, private_key: &str| {
+        let files = lazaret_gateway::TlsFiles { certificate: path(certificate), private_key: path(private_key) };
+        lazaret_gateway::Tls::load(files).unwrap_err().to_string()
+    };
+    assert!(refused("none.pem", "tls.key").contains("cannot read"));
+    assert!(refused("tls.key", "tls.key").contains("no certificate"));
+    assert!(refused("tls.pem", "tls.pem").contains("no private key"));
+    let other = tempfile::tempdir().unwrap();
+    certificate(other.path());
+    std::fs::copy(other.path().join("tls.key"), path("other.key")).unwrap();
+    assert!(refused("tls.pem", "other.key").contains("can't be used with its key"));
+}
