@@ -344,7 +344,7 @@ async fn https_speaks_both_versions_and_follows_its_certificate() {
     .await
     .unwrap();
     tokio::spawn(connection);
-    let body = content(5, 3_000_000);
+    let body = content(3_000_000);
     let request = axum::http::Request::post("https://localhost/file")
         .header("apikey", &station.alice)
         .header("content-length", body.len())
