@@ -1,6 +1,6 @@
 //! Bodies that come encoded: gzip or base64, decoded piece by piece while they come.
 //!
-//! **Invariants.** What a step makes of a piece is bounded whatever the piece says ([`OUTPUT_BYTES_MAX`]), so that a few bytes
+//! **Invariants.** What a step makes of a piece is bounded whatever the piece says (`OUTPUT_BYTES_MAX`), so that a few bytes
 //! that decode to gigabytes cost no memory. Decoding runs on threads of its own. An encoding that ends early, or is
 //! damaged, is an error: half a file is never taken for a whole one.
 

@@ -282,8 +282,7 @@ async fn a_batch_is_cancelled_under_both_paths() {
         refused(&router, post(&cancel, &station.bob), 404).await;
         refused(&router, post(&cancel, "wrong"), 400).await;
         assert_eq!(answered(&router, post(&cancel, &station.alice)).await, json!({ id.clone(): "cancelled" }));
-        assert!(station.record(member).await.cancel_requested);
-        station.finish(member, ResultCode::CANCELLED).await;
+        assert_eq!(station.record(member).await.state, State::Cancelled, "no worker had begun it");
         let document = answered(&router, get(&format!("/file/batch/{id}"), &station.alice)).await;
         assert_eq!(
             (&document["is_closed"], &document["scan_results"]["scan_all_result_i"]),

@@ -8,12 +8,17 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::request::Parts;
+use futures_util::{TryStreamExt, stream};
+use lazaret_analysis::store::PAGE_RECORDS_MAX;
 use lazaret_analysis::{AnalysisRecord, DataId, FileResult, Findings, ResultCode, State as Progressing, Times};
 
 use super::documented::{BadRequest, Forbidden, NoRight, NotFound, Unexpected};
 use crate::access::{Gate, may_cancel, require};
 use crate::error::ApiError;
 use crate::gateway::Shared;
+
+/// Files of a batch that are closed at once: they share transactions.
+const CLOSED_AT_ONCE: usize = 64;
 
 /// `{"<id>": "cancelled"}`.
 type Cancelled = Json<BTreeMap<String, &'static str>>;
@@ -66,24 +71,46 @@ async fn cancel(shared: &Shared, record: AnalysisRecord) -> Result<(), ApiError>
     if !shared.results.request_cancel(id).await.map_err(ApiError::Results)? {
         return Err(ApiError::Finished);
     }
-    if record.state == Progressing::Queued {
-        let now_ms = shared.now_ms();
-        let result = FileResult {
-            own: ResultCode::CANCELLED,
-            overall: ResultCode::CANCELLED,
-            engines: Vec::new(),
-            file: record.new.file.clone(),
-            container: None,
-            blocked_reasons: vec![ResultCode::CANCELLED.text().to_owned()],
-            findings: Findings::default(),
-            times: Times { start_ms: now_ms, ..Times::default() },
-            detail: String::new(),
-        };
-        // A worker that began meanwhile finds it finished and lets go of it.
-        shared.results.finish(id, &result, now_ms).await.map_err(ApiError::Results)?;
-    }
+    close_queued(shared, record).await?;
     tracing::info!(data_id = %id, "analysis cancelled");
     Ok(())
+}
+
+/// Finishes an analysis that was cancelled before a worker began it. A worker that begins meanwhile finds it finished and lets
+/// go of it.
+async fn close_queued(shared: &Shared, record: AnalysisRecord) -> Result<(), ApiError> {
+    if record.state != Progressing::Queued {
+        return Ok(());
+    }
+    let now_ms = shared.now_ms();
+    let result = FileResult {
+        own: ResultCode::CANCELLED,
+        overall: ResultCode::CANCELLED,
+        engines: Vec::new(),
+        file: record.new.file.clone(),
+        container: None,
+        blocked_reasons: vec![ResultCode::CANCELLED.text().to_owned()],
+        findings: Findings::default(),
+        times: Times { start_ms: now_ms, ..Times::default() },
+        detail: String::new(),
+    };
+    shared.results.finish(record.data_id, &result, now_ms).await.map_err(ApiError::Results)?;
+    Ok(())
+}
+
+/// The same for all files of a batch. Nothing joins it any more.
+async fn close_queued_of(shared: &Shared, batch_id: DataId) -> Result<(), ApiError> {
+    let mut first = 0;
+    loop {
+        let members = shared.results.batch_members(batch_id, first, PAGE_RECORDS_MAX).await;
+        let members = members.map_err(ApiError::Results)?;
+        if members.is_empty() {
+            return Ok(());
+        }
+        first = first.saturating_add(PAGE_RECORDS_MAX);
+        let closing = stream::iter(members.into_iter().map(Ok));
+        closing.try_for_each_concurrent(CLOSED_AT_ONCE, |member| close_queued(shared, member)).await?;
+    }
 }
 
 async fn cancel_batch(shared: &Shared, parts: &Parts, asked: String) -> Result<Cancelled, ApiError> {
@@ -96,6 +123,7 @@ async fn cancel_batch(shared: &Shared, parts: &Parts, asked: String) -> Result<C
     if !shared.results.cancel_batch(id, shared.now_ms()).await.map_err(ApiError::Results)? {
         return Err(ApiError::NotFound);
     }
+    close_queued_of(shared, id).await?;
     tracing::info!(batch_id = %id, "batch cancelled");
     Ok(Json(BTreeMap::from([(asked, "cancelled")])))
 }
