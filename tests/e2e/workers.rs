@@ -185,6 +185,14 @@ async fn a_small_file_passes_large_archives_and_a_cancelled_one_ends_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let station = Station::start(dir.path(), &[("scan_threads", "2"), ("concurrent_files", "2")]).await;
     let gateway = station.gateway();
+    // A second on a machine that does nothing else. How much more it may be is told by what a small file takes alone.
+    let mut alone = Duration::ZERO;
+    for round in 0..3 {
+        let began = Instant::now();
+        gateway.scan("alone", content(200 + round, 10 << 10)).await;
+        alone = alone.max(began.elapsed());
+    }
+    let allowed = Duration::from_secs(1) + 20 * alone;
     // More archives than there are slots and threads.
     let mut archives = Vec::new();
     for seed in 0..4 {
@@ -197,10 +205,9 @@ async fn a_small_file_passes_large_archives_and_a_cancelled_one_ends_at_once() {
         let began = Instant::now();
         let document = gateway.scan("small", content(100 + round, 10 << 10)).await;
         let took = began.elapsed();
-        println!("a small file took {took:?}");
+        println!("a small file took {took:?}, alone {alone:?}");
         assert_eq!(verdict(&document), (0, true));
-        // A second on a machine that does nothing else; this one may be busy with other tests as well.
-        assert!(took < Duration::from_secs(5), "{took:?}");
+        assert!(took < allowed, "{took:?}, alone {alone:?}");
     }
     assert!(!station.state(first).await.0.is_finished() && !station.state(second).await.0.is_finished());
 
@@ -213,7 +220,7 @@ async fn a_small_file_passes_large_archives_and_a_cancelled_one_ends_at_once() {
         assert_eq!(station.state(*data_id).await.0, State::Cancelled);
     }
     println!("cancelling took {:?}", began.elapsed());
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(began.elapsed() < allowed, "{:?}, a small file took {alone:?} alone", began.elapsed());
     // Nothing of them is worked on any more.
     let recorded = station.recorded(first).await;
     assert_eq!(verdict(&gateway.scan("after", content(9, 1_000)).await), (0, true));
