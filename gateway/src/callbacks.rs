@@ -28,7 +28,7 @@ const BATCH: u32 = 64;
 /// The pause after the first try; it doubles up to the longest.
 const PAUSE_MS: u64 = 5_000;
 const PAUSE_MS_MAX: u64 = 60 * 60 * 1_000;
-/// Tries of one callback: with the pauses between them, about seven hours.
+/// Tries of one callback: with the pauses between them, between five and six hours.
 const TRIES_MAX: u32 = 15;
 /// Nested files that a callback tells of: the first page.
 const PAGE_FILES: u32 = 50;
@@ -114,22 +114,18 @@ async fn try_one(shared: &Shared, options: &CallbackOptions, callback: Callback)
         Ok(false) => return,
         Err(error) => return tracing::warn!(%data_id, %error, "a callback could not be noted, and is not made now"),
     }
-    let next = match tell_one(shared, options, &callback).await {
-        Ok(()) => {
-            tracing::info!(%data_id, attempts = callback.attempts, "callback made");
-            None
-        }
+    match tell_one(shared, options, &callback).await {
+        Ok(()) => tracing::info!(%data_id, attempts = callback.attempts, "callback made"),
         Err(error) if last || error.is_refusal() => {
             tracing::warn!(%data_id, %error, attempts = callback.attempts, "callback given up");
-            None
         }
+        // When it is made again is noted already.
         Err(error) => {
             tracing::info!(%data_id, %error, pause_ms, "callback failed and is made again later");
-            Some(shared.now_ms().saturating_add(pause_ms))
+            return;
         }
-    };
-    // The number of tries counts twice for one that failed: its pauses grow a little faster.
-    if let Err(error) = shared.results.callback_tried(data_id, next).await {
+    }
+    if let Err(error) = shared.results.callback_tried(data_id, None).await {
         tracing::warn!(%data_id, %error, "the end of a callback could not be noted; it will be made again");
     }
 }
