@@ -209,11 +209,7 @@ impl Identity {
             Some(principal) if principal.role == role => Ok(()),
             Some(principal) => Err(check(IdentityFault::OtherRole { found: principal.role, wanted: role })),
             None if self.was_first(user_name).await.map_err(check)? => {
-                tracing::warn!(
-                    user_name,
-                    path = shown(),
-                    "the file's key was revoked; without the file a new one is made"
-                );
+                tracing::warn!(user_name, path = shown(), "the file's key was revoked, or its user removed");
                 Ok(())
             }
             None => Err(check(IdentityFault::UnknownKey)),
