@@ -125,9 +125,23 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
         judged.times.extraction_ms = ms_since(began);
     }
     settle_digests(&mut judged);
-    // A file whose scan was cut short must not look judged.
-    judged.failure = judged.failure.or_else(|| tree.stop.reason().and_then(StopReason::code));
+    if let Some(code) = tree.stop.reason().and_then(StopReason::code) {
+        cut_short(&mut judged, code);
+    }
     judged
+}
+
+/// Says of a file whose scan was stopped that it was, so that it does not look judged. What failed may have failed for
+/// that alone: a stop ends the processes that read the file.
+fn cut_short(judged: &mut Judged, code: ResultCode) {
+    let faults = [ResultCode::SCAN_FAILED, ResultCode::EXTRACTION_FAILED];
+    let is_fault = |reason: &ResultCode| faults.contains(reason);
+    if let Some(container) = &mut judged.container
+        && container.reason.as_ref().is_some_and(is_fault)
+    {
+        container.reason = Some(code);
+    }
+    judged.failure = Some(judged.failure.filter(|failure| !is_fault(failure)).unwrap_or(code));
 }
 
 fn bare_info(sample: &Sample) -> FileInfo {
