@@ -65,7 +65,12 @@ pub(crate) static LZIP: Format = Format {
 /// The longest content that an LZMA header with a known length is believed to have: as XZ Utils do.
 const LZMA_BYTES_MAX: u64 = 1 << 38;
 
-/// LZMA alone. Format: lzma-file-format.txt of XZ Utils. It has no magic number, so headers that no encoder writes are not taken for one.
+/// How many bytes must come out of what has the header of LZMA: random bytes seldom give as many before they point to what
+/// never came.
+const LZMA_TRIAL_BYTES: u64 = 16;
+
+/// LZMA alone. Format: lzma-file-format.txt of XZ Utils. It has no magic number, so headers that no encoder writes are not
+/// taken for one, nor those behind which nothing can be decoded.
 pub(crate) static LZMA: Format = Format {
     name: "lzma",
     description: "LZMA",
@@ -82,7 +87,7 @@ pub(crate) static LZMA: Format = Format {
             bytes == u32::MAX || (bytes >= 4096 && is_round)
         });
         let length = le64(head, 5).is_some_and(|length| length == u64::MAX || (1..LZMA_BYTES_MAX).contains(&length));
-        whole_if(properties && dictionary && length && head.get(13) == Some(&0))
+        whole_if(properties && dictionary && length && head.get(13) == Some(&0) && lzma_begins(head))
     },
     extractor: &Coded {
         suffixes: &[(".tlz", ".tar"), (".lzma", "")],
@@ -92,6 +97,21 @@ pub(crate) static LZMA: Format = Format {
         },
     },
 };
+
+/// Whether the first bytes of an LZMA stream can be decoded, as far as they are there.
+fn lzma_begins(head: &[u8]) -> bool {
+    let (Some(properties), Some(length), Some(coded)) = (head.first(), le64(head, 5), head.get(13..)) else {
+        return false;
+    };
+    // The beginning needs no larger dictionary than the smallest there is, and has no end.
+    let header = [&[*properties], &4096_u32.to_le_bytes()[..], &u64::MAX.to_le_bytes()].concat();
+    let Ok(decoder) = lzma_rust2::LzmaReader::new_mem_limit(header.chain(coded), u32::MAX, None) else { return false };
+    let wanted = length.min(LZMA_TRIAL_BYTES);
+    match io::copy(&mut decoder.take(wanted), &mut io::sink()) {
+        Ok(decoded) => decoded == wanted,
+        Err(error) => error.kind() == io::ErrorKind::UnexpectedEof,
+    }
+}
 
 /// compress.
 pub(crate) static COMPRESS: Format = Format {
@@ -168,5 +188,41 @@ fn next_magic<const N: usize>(input: &mut impl Read) -> io::Result<Option<[u8; N
         }
         read if read == N => Ok(Some(magic)),
         _ => Err(crate::parts::cut_off()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Cursor, Write};
+
+    use crate::detect;
+
+    fn formats(file: &[u8]) -> Vec<&'static str> {
+        let found = detect(&mut Cursor::new(file), file.len() as u64).unwrap();
+        found.containers.iter().map(|found| found.format.name()).collect()
+    }
+
+    #[test]
+    fn what_only_begins_like_lzma_is_none() {
+        // A MATLAB 4 file: a matrix named a of 1 by 2 numbers.
+        let mut matrix: Vec<u8> = [0_u32, 1, 2, 0, 2].iter().flat_map(|field| field.to_le_bytes()).collect();
+        matrix.extend(b"a\0");
+        matrix.extend([0.1_f64, 1.2].iter().flat_map(|number| number.to_le_bytes()));
+        assert!(formats(&matrix).is_empty());
+
+        for length in [1, 15, 16, 17, 100_000] {
+            let content: Vec<u8> = (0..length).map(|at: u32| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+            for known in [Some(u64::from(length)), None] {
+                let options = lzma_rust2::LzmaOptions::default();
+                let mut encoder = lzma_rust2::LzmaWriter::new_use_header(Vec::new(), &options, known).unwrap();
+                encoder.write_all(&content).unwrap();
+                let file = encoder.finish().unwrap();
+                assert_eq!(formats(&file), ["lzma"], "{length} bytes, length {known:?}");
+                // Cut off, it still is what it was.
+                for cut in [14, file.len() / 2, file.len() - 1] {
+                    assert_eq!(formats(&file[..cut.max(14)]), ["lzma"], "{length} bytes, cut at {cut}");
+                }
+            }
+        }
     }
 }
