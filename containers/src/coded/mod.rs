@@ -105,9 +105,10 @@ fn lzma_begins(head: &[u8]) -> bool {
     };
     // The beginning needs no larger dictionary than the smallest there is, and has no end.
     let header = [&[*properties], &4096_u32.to_le_bytes()[..], &u64::MAX.to_le_bytes()].concat();
-    let Ok(decoder) = lzma_rust2::LzmaReader::new_mem_limit(header.chain(coded), u32::MAX, None) else { return false };
     let wanted = length.min(LZMA_TRIAL_BYTES);
-    match io::copy(&mut decoder.take(wanted), &mut io::sink()) {
+    let decoded = lzma_rust2::LzmaReader::new_mem_limit(header.chain(coded), u32::MAX, None)
+        .and_then(|decoder| io::copy(&mut decoder.take(wanted), &mut io::sink()));
+    match decoded {
         Ok(decoded) => decoded == wanted,
         Err(error) => error.kind() == io::ErrorKind::UnexpectedEof,
     }

@@ -125,11 +125,9 @@ impl Test {
         let map = self.nodes[0].node.map();
         let mut stats = Vec::new();
         for name in names {
-            // A streamed blob is placed by its beginning.
-            let placement = match self.cluster.stat(*name).await.unwrap().locator {
-                Some(locator) => locator.placement,
-                None => name.placement(),
-            };
+            // A streamed blob is placed by its beginning, as every copy says. Locators may be on their way.
+            let copies = self.nodes.iter().filter_map(|node| node.engine.entry(*name).unwrap()?.blob);
+            let placement = copies.filter_map(|blob| blob.placement()).next().unwrap_or_else(|| name.placement());
             let order = write_order(&map, placement).into_iter().map(|node| node.id);
             let owners: BTreeSet<NodeId> =
                 order.filter(|id| !lost.contains(id)).take(usize::from(map.max_replica)).collect();
