@@ -35,7 +35,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::cli::{ComponentOptions, StorageNodeOptions};
-use crate::config::{self, Config, GatewayConfig, SandboxMode, ScanWorkerConfig, StorageNodeConfig, TlsConfig};
+use crate::config::{self, Config, GatewayConfig, SandboxMode, ScanWorkerConfig, StorageNodeConfig};
 use crate::{metrics, offline, rules};
 
 /// Loads a component's configuration; `None` if it was only to be printed or checked, which is done.
@@ -257,7 +257,7 @@ pub async fn open_gateway(
         inflight_bytes_max: config.inflight_bytes_max,
         inflight_uploads_max: config.inflight_uploads_max,
         anonymous: config.anonymous,
-        tls: load_tls(config.tls.as_ref()).await?,
+        tls: load_tls(config.tls.clone()).await?,
         trusted_proxies: config.trusted_proxies.iter().map(IpAddr::to_canonical).collect(),
         rules,
         digests: config.digests,
@@ -276,9 +276,8 @@ pub async fn open_gateway(
 }
 
 /// The certificate that a gateway is to have.
-async fn load_tls(config: Option<&TlsConfig>) -> anyhow::Result<Option<Arc<Tls>>> {
-    let Some(TlsConfig { certificate, private_key }) = config.cloned() else { return Ok(None) };
-    let files = TlsFiles { certificate, private_key };
+async fn load_tls(files: Option<TlsFiles>) -> anyhow::Result<Option<Arc<Tls>>> {
+    let Some(files) = files else { return Ok(None) };
     Ok(Some(Arc::new(tokio::task::spawn_blocking(|| Tls::load(files)).await??)))
 }
 

@@ -13,6 +13,7 @@ use anyhow::{Context, anyhow, bail};
 use figment::Figment;
 use figment::providers::{Env, Serialized};
 use lazaret_digests::Selection;
+use lazaret_gateway::TlsFiles;
 use lazaret_identity::IdentityOptions;
 use lazaret_protocol::limits::MIB;
 use lazaret_protocol::{NodeEntry, NodeId};
@@ -264,7 +265,7 @@ pub struct GatewayConfig {
     pub plain_http_off_loopback: bool,
     /// The certificate (PEM, with those up to the authority's) and its key under which HTTPS is spoken; plain HTTP when absent.
     /// Files that are replaced are taken over within seconds.
-    pub tls: Option<TlsConfig>,
+    pub tls: Option<TlsFiles>,
     /// Proxies that are believed whom they speak for (`X-Forwarded-For`).
     pub trusted_proxies: Vec<IpAddr>,
     /// The cluster's file.
@@ -375,16 +376,6 @@ impl Config for GatewayConfig {
         }
         accounts::check(&self.sessions, &self.lockout, &self.passwords)
     }
-}
-
-/// Files of HTTPS.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TlsConfig {
-    /// The certificate chain (PEM).
-    pub certificate: PathBuf,
-    /// Its key (PEM).
-    pub private_key: PathBuf,
 }
 
 /// Whether hostile bytes are read in processes of their own.

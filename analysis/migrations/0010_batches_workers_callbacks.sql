@@ -1,7 +1,6 @@
--- Whose an analysis is, so that lists and look-ups need not read what was submitted.
+-- Whose an analysis is, so that look-ups need not read what was submitted.
 ALTER TABLE analysis ADD COLUMN user_id TEXT NOT NULL DEFAULT '';
 UPDATE analysis SET user_id = coalesce(json_extract(submission, '$.principal.user_id'), '');
-CREATE INDEX analysis_user ON analysis (user_id, id);
 
 -- The batch that an analysis belongs to, its place there from 0 without gaps, its result, and the results that its rule lets
 -- pass (JSON). Whatever folds into a batch's result is in the index alone.

@@ -257,6 +257,25 @@ pub struct FileResult {
     pub findings: Findings,
 }
 
+impl FileResult {
+    /// The result of a file that was not scanned at all, for this reason and, in words, this one.
+    pub fn unscanned(file: FileInfo, code: ResultCode, detail: String, now_ms: u64) -> Self {
+        let mut blocked_reasons = vec![code.text().to_owned()];
+        blocked_reasons.extend((!detail.is_empty()).then(|| detail.clone()));
+        Self {
+            own: code,
+            overall: code,
+            engines: Vec::new(),
+            file,
+            container: None,
+            blocked_reasons,
+            times: Times { start_ms: now_ms, ..Times::default() },
+            detail,
+            findings: Findings::default(),
+        }
+    }
+}
+
 /// One file found in another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NestedRecord {

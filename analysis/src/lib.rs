@@ -36,8 +36,8 @@ pub use password::{PasswordList, PasswordSeal, SealError, SealedPasswords};
 pub use rule::{Limits, Rule, RuleError, RuleSet, Rules, SelectError};
 pub use sqlite::SqliteBackend;
 pub use store::{
-    Callback, Claim, DigestQuery, Lease, LeaseToken, Listing, NESTED_BATCH_MAX, Page, Progress, ProgressCache,
-    QueueDepth, ResultStore, SMALL_FILE_BYTES, StoreError, StoreFault, Task, TaskKind, TaskQueue,
+    Callback, Claim, DigestQuery, Lease, LeaseToken, NESTED_BATCH_MAX, Page, Progress, ProgressCache, QueueDepth,
+    ResultStore, SMALL_FILE_BYTES, StoreError, StoreFault, Task, TaskKind, TaskQueue,
 };
 pub use verdict::{Extraction, Outcome, Policy, ResultCode, own_result, worst};
 pub use worker_report::{EngineInfo, HostReport, WorkerReport};

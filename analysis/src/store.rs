@@ -128,15 +128,6 @@ pub struct DigestQuery {
     pub unfinished: bool,
 }
 
-/// Part of the analyses that were submitted, newest first.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listing {
-    /// The analyses.
-    pub records: Vec<AnalysisRecord>,
-    /// Where the rest begins; nothing if there is none.
-    pub next: Option<u64>,
-}
-
 /// A finished analysis that somebody wants to be told of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Callback {
@@ -219,10 +210,6 @@ pub trait ResultStore: Send + Sync {
     /// borrowed is only found by its path. Of a file that was submitted very often only
     /// the newest submissions are looked at, ten thousand at least.
     async fn find_by_digest(&self, query: &DigestQuery, limit: u32) -> Result<Vec<DataId>, StoreError>;
-
-    /// Submissions, those of one user or all, newest first, at most [`PAGE_RECORDS_MAX`]; from the newest, or from where
-    /// an earlier listing ended.
-    async fn list(&self, user_id: Option<&str>, from: Option<u64>, limit: u32) -> Result<Listing, StoreError>;
 
     /// Makes a batch. An id that exists is refused ([`StoreFault::Exists`]).
     async fn create_batch(&self, new: &NewBatch) -> Result<(), StoreError>;

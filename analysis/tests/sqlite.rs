@@ -7,7 +7,8 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use lazaret_analysis::{
-    DataId, NESTED_BATCH_MAX, ResultCode, ResultStore, SqliteBackend, StoreFault, Task, TaskQueue, conformance,
+    DataId, KeptVerdict, NESTED_BATCH_MAX, ResultCode, ResultStore, SqliteBackend, StoreFault, Task, TaskQueue,
+    VerdictKey, conformance,
 };
 use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -231,4 +232,28 @@ async fn pages_of_a_large_container_are_fast_and_stable() {
     println!("a page of 50 in {each:?}");
     // About 1 ms here; a walk over 50,000 rows takes far more than the bound.
     assert!(each < Duration::from_millis(25), "a page took {each:?}");
+}
+
+#[tokio::test]
+async fn verdicts_are_bounded_and_the_longest_unused_go() {
+    const MAX: u64 = 1_000;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.db");
+    let backend = SqliteBackend::open(&path).await.unwrap().with_verdicts_max(MAX);
+    let kept = KeptVerdict { result: conformance::sample_result(ResultCode::NO_THREAT, "a"), tree: None };
+    let key = |number: u64| VerdictKey(*blake3::hash(&number.to_le_bytes()).as_bytes());
+    let hour = |number: u64| number * 3_600_000;
+    for batch in 0..6 {
+        let verdicts: Vec<_> = (batch * 500..(batch + 1) * 500).map(|number| (key(number), kept.clone())).collect();
+        backend.keep_verdicts(&verdicts, hour(2 * batch)).await.unwrap();
+        // The very first one stays of use, later than its batch.
+        assert!(backend.verdicts(&[key(0)], hour(2 * batch + 1)).await.unwrap()[0].is_some(), "after batch {batch}");
+    }
+    let options = SqliteConnectOptions::new().filename(&path);
+    let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+    let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM verdict").fetch_one(&mut connection).await.unwrap();
+    assert_eq!(rows as u64, MAX, "what came last was counted");
+    let found = backend.verdicts(&[key(0), key(1), key(1_999), key(2_001), key(2_999)], hour(12)).await.unwrap();
+    let found: Vec<bool> = found.iter().map(Option::is_some).collect();
+    assert_eq!(found, [true, false, false, true, true]);
 }

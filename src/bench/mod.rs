@@ -4,6 +4,7 @@ pub mod archive;
 pub mod limits;
 pub mod load;
 pub mod report;
+mod server;
 pub mod store;
 pub mod submit;
 

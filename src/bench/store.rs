@@ -8,12 +8,12 @@
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use comfy_table::{Table, presets};
 use lazaret_node_client::Environment;
 use lazaret_node_client::cluster::Cluster;
@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 
 use super::limits::{self, Limits};
 use super::load::{Contents, Latencies};
+use super::server::Server;
 use crate::cli::{BenchStoreOptions, InitOptions};
 use crate::components::quic_cluster;
 use crate::init;
@@ -335,29 +336,19 @@ impl Bench {
 
 /// Nodes in processes of their own, for as long as this lives.
 struct NodeProcesses {
+    /// First, so that they have ended when their directory is removed.
+    _nodes: Vec<Server>,
     dir: tempfile::TempDir,
     file: PathBuf,
-    nodes: Vec<Child>,
 }
 
 impl NodeProcesses {
     fn start(min_replica: u8, max_replica: u8) -> anyhow::Result<Self> {
         let (dir, file) = new_cluster(min_replica, max_replica)?;
-        let mut cluster = Self { dir, file, nodes: Vec::new() };
-        for number in 1..=NODES {
-            let config = cluster.dir.path().join(format!("node{number}.yml"));
-            cluster.nodes.push(start_node(&config)?);
-        }
-        Ok(cluster)
-    }
-}
-
-impl Drop for NodeProcesses {
-    fn drop(&mut self) {
-        for node in &mut self.nodes {
-            let _ = node.kill();
-            let _ = node.wait();
-        }
+        let config = |number: u16| dir.path().join(format!("node{number}.yml"));
+        let start = |number| Server::start(["storage-node".as_ref(), "--config".as_ref(), config(number).as_os_str()]);
+        let nodes = (1..=NODES).map(start).collect::<anyhow::Result<_>>()?;
+        Ok(Self { _nodes: nodes, dir, file })
     }
 }
 
@@ -393,27 +384,6 @@ impl EmbeddedNodes {
     async fn stop(self) {
         self.cluster.close().await;
         self.nodes.stop().await;
-    }
-}
-
-/// Starts a node and waits for its ready line.
-fn start_node(config: &Path) -> anyhow::Result<Child> {
-    use std::io::{BufRead, BufReader};
-    let mut child = Command::new(std::env::current_exe()?)
-        .args(["storage-node", "--config"])
-        .arg(config)
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start a storage node")?;
-    let mut line = String::new();
-    let stdout = child.stdout.take().context("the node has no standard output")?;
-    BufReader::new(stdout).read_line(&mut line)?;
-    if line.starts_with("ready ") {
-        Ok(child)
-    } else {
-        let _ = child.kill();
-        let _ = child.wait();
-        Err(anyhow!("a storage node did not start; its data was to be beside {}", config.display()))
     }
 }
 

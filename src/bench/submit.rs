@@ -6,13 +6,14 @@
 //! twice as long as `--size`, which is their mean.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::ffi::OsString;
+use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use comfy_table::{Table, presets};
 use reqwest::StatusCode;
 use serde::Serialize;
@@ -22,6 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::load::{Contents, Latencies};
+use super::server::Server;
 use crate::cli::BenchSubmitOptions;
 
 /// Lengths of the files as shares of the mean; their own mean is 1.
@@ -254,15 +256,15 @@ impl Load {
             codes: seen.codes,
             submission: Latencies::of(seen.submissions),
             verdict: Latencies::of(seen.verdicts),
-            peak_memory_bytes: own.and_then(OwnStation::peak_memory_bytes),
+            peak_memory_bytes: own.and_then(|own| own.process.peak_memory_bytes()),
         }
     }
 }
 
 /// `lazaret up` in a process of its own, on a directory of its own, for as long as this lives.
 struct OwnStation {
-    process: Child,
     url: String,
+    process: Server,
     /// Last, so that the process has ended when it is removed.
     dir: tempfile::TempDir,
 }
@@ -271,39 +273,18 @@ impl OwnStation {
     fn start(options: &BenchSubmitOptions) -> anyhow::Result<Self> {
         let below: PathBuf = options.dir.clone().unwrap_or_else(std::env::temp_dir);
         let dir = tempfile::Builder::new().prefix("lazaret-bench-").tempdir_in(below)?;
-        let nodes = options.max_replica.max(1).to_string();
-        let mut process = Command::new(std::env::current_exe()?)
-            .args(["up", "--listen", "127.0.0.1:0", "--data"])
-            .arg(dir.path())
-            .args(["--nodes", &nodes, "--min-replica", &options.min_replica.to_string()])
-            .args(["--max-replica", &options.max_replica.to_string()])
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("cannot start a cluster")?;
-        let mut line = String::new();
-        let stdout = process.stdout.take().context("the cluster has no standard output")?;
-        BufReader::new(stdout).read_line(&mut line)?;
-        let url = line.strip_prefix("ready gateway=").and_then(|rest| rest.split(' ').next());
-        match url {
-            Some(url) => Ok(Self { url: url.to_owned(), process, dir }),
-            None => {
-                let _ = process.kill();
-                let _ = process.wait();
-                Err(anyhow!("the cluster did not start"))
-            }
+        let mut args =
+            vec![OsString::from("up"), "--data".into(), dir.path().into(), "--listen".into(), "127.0.0.1:0".into()];
+        for (option, value) in [
+            ("--nodes", options.max_replica.max(1)),
+            ("--min-replica", options.min_replica),
+            ("--max-replica", options.max_replica),
+        ] {
+            args.extend([option.into(), value.to_string().into()]);
         }
-    }
-
-    fn peak_memory_bytes(&self) -> Option<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
-    }
-}
-
-impl Drop for OwnStation {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let process = Server::start(args)?;
+        let url = process.ready().strip_prefix("gateway=").and_then(|rest| rest.split(' ').next());
+        let url = url.context("the cluster names no gateway")?.to_owned();
+        Ok(Self { url, process, dir })
     }
 }

@@ -18,7 +18,7 @@ use lazaret_storage_node::store::{DiskSource, Store};
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use crate::harness::{Process, cluster, command, content, files_below, free_addresses, lazaret};
+use crate::harness::{Process, cluster, command, content, files_below, free_addresses, lazaret, memory_mib};
 
 /// A cluster of one node that does not run yet.
 struct OneNode {
@@ -182,13 +182,6 @@ async fn fill(node: &OneNode, records: u64) {
         done.unwrap();
     }
     tokio::task::spawn_blocking(move || store.close()).await.unwrap();
-}
-
-/// A line of `/proc/<pid>/status` in MiB.
-fn memory_mib(pid: u32, line: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let kib = status.lines().find_map(|found| found.strip_prefix(line)).and_then(|rest| rest.split_whitespace().next());
-    kib.map_or(0, |kib| kib.parse::<u64>().unwrap() / 1024)
 }
 
 /// Empties the page cache, if that is allowed.

@@ -290,3 +290,10 @@ pub fn files_below(dir: &Path) -> Vec<PathBuf> {
     let entries = walkdir::WalkDir::new(dir).into_iter().map(|entry| entry.unwrap());
     entries.filter(|entry| entry.file_type().is_file()).map(walkdir::DirEntry::into_path).collect()
 }
+
+/// A line of `/proc/<pid>/status` in MiB.
+pub fn memory_mib(pid: u32, line: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let kib = status.lines().find_map(|found| found.strip_prefix(line)).and_then(|rest| rest.split_whitespace().next());
+    kib.map_or(0, |kib| kib.parse::<u64>().unwrap() / 1024)
+}

@@ -1,12 +1,11 @@
-//! Analyses by digest and by user in SQLite.
+//! Analyses by digest in SQLite.
 
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use super::results::to_record;
-use super::{SqliteBackend, to_i64, to_id, to_u64};
+use super::{SqliteBackend, to_i64, to_id};
 use crate::id::DataId;
-use crate::store::{DigestQuery, Listing, PAGE_RECORDS_MAX, StoreFault};
+use crate::store::{DigestQuery, PAGE_RECORDS_MAX, StoreFault};
 
 /// The statement for the digest in the column `$digest`. At most 20,000 submissions and as many nested files of a digest are
 /// looked at, newest first: a test file that everybody sends all day must not make a look-up read for seconds. They come from
@@ -81,32 +80,5 @@ impl SqliteBackend {
             None => to_id(row.try_get("data_id")?),
         };
         rows.iter().map(id).collect()
-    }
-
-    pub(super) async fn list_page(
-        &self,
-        user_id: Option<&str>,
-        from: Option<u64>,
-        limit: u32,
-    ) -> Result<Listing, StoreFault> {
-        const COLUMNS_OF_ALL: &str =
-            "SELECT id, data_id, submission, passwords, state, cancel_requested, sanitized_blob, started_ms, result FROM analysis
-             WHERE id <= $1 AND expired = 0 ORDER BY id DESC LIMIT $2";
-        const COLUMNS_OF_USER: &str =
-            "SELECT id, data_id, submission, passwords, state, cancel_requested, sanitized_blob, started_ms, result FROM analysis
-             WHERE id <= $1 AND expired = 0 AND user_id = $3 ORDER BY id DESC LIMIT $2";
-        let limit = limit.clamp(1, PAGE_RECORDS_MAX);
-        let statement = if user_id.is_some() { COLUMNS_OF_USER } else { COLUMNS_OF_ALL };
-        // One row more than is shown tells where the rest begins.
-        let statement =
-            sqlx::query(statement).bind(to_i64(from.unwrap_or(u64::MAX))).bind(i64::from(limit).saturating_add(1));
-        let statement = match user_id {
-            Some(user_id) => statement.bind(user_id.to_owned()),
-            None => statement,
-        };
-        let rows = statement.fetch_all(&self.readers).await?;
-        let (shown, rest) = rows.split_at(rows.len().min(limit as usize));
-        let next = rest.first().map(|row| row.try_get("id").map(to_u64)).transpose()?;
-        Ok(Listing { records: shown.iter().map(to_record).collect::<Result<_, _>>()?, next })
     }
 }

@@ -13,8 +13,7 @@ use crate::cache::{KeptVerdict, VerdictKey};
 use crate::id::DataId;
 use crate::password::SealedPasswords;
 use crate::store::{
-    Callback, Claim, DigestQuery, Listing, NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Page, ResultStore, StoreError,
-    StoreFault,
+    Callback, Claim, DigestQuery, NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Page, ResultStore, StoreError, StoreFault,
 };
 use crate::verdict::ResultCode;
 use crate::worker_report::WorkerReport;
@@ -442,11 +441,6 @@ impl ResultStore for SqliteBackend {
             object: hex::encode(query.digest.get(..DIGEST_BYTES_SHOWN).unwrap_or(&query.digest)),
             source,
         })
-    }
-
-    async fn list(&self, user_id: Option<&str>, from: Option<u64>, limit: u32) -> Result<Listing, StoreError> {
-        let listed = self.list_page(user_id, from, limit).await;
-        listed.map_err(|source| StoreError { operation: "list", object: "analyses".to_owned(), source })
     }
 
     async fn create_batch(&self, new: &NewBatch) -> Result<(), StoreError> {

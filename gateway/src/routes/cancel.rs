@@ -10,7 +10,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::request::Parts;
 use futures_util::{TryStreamExt, stream};
 use lazaret_analysis::store::PAGE_RECORDS_MAX;
-use lazaret_analysis::{AnalysisRecord, DataId, FileResult, Findings, ResultCode, State as Progressing, Times};
+use lazaret_analysis::{AnalysisRecord, DataId, FileResult, ResultCode, State as Progressing};
 
 use super::documented::{BadRequest, Forbidden, NoRight, NotFound, Unexpected};
 use crate::access::{Gate, may_cancel, require};
@@ -83,17 +83,7 @@ async fn close_queued(shared: &Shared, record: AnalysisRecord) -> Result<(), Api
         return Ok(());
     }
     let now_ms = shared.now_ms();
-    let result = FileResult {
-        own: ResultCode::CANCELLED,
-        overall: ResultCode::CANCELLED,
-        engines: Vec::new(),
-        file: record.new.file.clone(),
-        container: None,
-        blocked_reasons: vec![ResultCode::CANCELLED.text().to_owned()],
-        findings: Findings::default(),
-        times: Times { start_ms: now_ms, ..Times::default() },
-        detail: String::new(),
-    };
+    let result = FileResult::unscanned(record.new.file, ResultCode::CANCELLED, String::new(), now_ms);
     shared.results.finish(record.data_id, &result, now_ms).await.map_err(ApiError::Results)?;
     Ok(())
 }

@@ -13,14 +13,18 @@ pub(super) fn first_text(headers: &HeaderMap, names: &[&str]) -> Option<String> 
 /// A header's text: percent-encoded UTF-8 as some clients send it, or raw UTF-8, or raw Latin-1, which every byte
 /// sequence is.
 pub(super) fn header_text(value: &HeaderValue) -> String {
+    decoded_text(value).unwrap_or_else(|| raw_text(value)).trim().to_owned()
+}
+
+/// What a header's value says percent-decoded, if that is UTF-8.
+pub(super) fn decoded_text(value: &HeaderValue) -> Option<String> {
+    percent_decode(value.as_bytes()).decode_utf8().ok().map(String::from)
+}
+
+/// What it says as it is: UTF-8 or Latin-1.
+pub(super) fn raw_text(value: &HeaderValue) -> String {
     let raw = value.as_bytes();
-    if let Ok(decoded) = percent_decode(raw).decode_utf8() {
-        return decoded.trim().to_owned();
-    }
-    match std::str::from_utf8(raw) {
-        Ok(text) => text.trim().to_owned(),
-        Err(_) => raw.iter().map(|byte| char::from(*byte)).collect::<String>().trim().to_owned(),
-    }
+    std::str::from_utf8(raw).map_or_else(|_| raw.iter().map(|byte| char::from(*byte)).collect(), str::to_owned)
 }
 
 /// The text without control characters, which could write on the terminal of whoever lists analyses.

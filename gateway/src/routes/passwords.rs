@@ -3,19 +3,19 @@
 //!
 //! Invariant: no error shows one.
 
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::HeaderMap;
 use lazaret_analysis::PasswordList;
-use percent_encoding::percent_decode;
 
+use super::headers;
 use crate::error::ApiError;
 
 const HEADER: &str = "archivepwd";
 
 /// The passwords of a request.
-pub(super) fn of(headers: &HeaderMap) -> Result<PasswordList, ApiError> {
+pub(super) fn of(sent: &HeaderMap) -> Result<PasswordList, ApiError> {
     let bad = |reason: String| ApiError::BadHeader { name: HEADER, reason };
     let mut numbered = Vec::new();
-    for (name, value) in headers {
+    for (name, value) in sent {
         let Some(number) = name.as_str().strip_prefix(HEADER) else { continue };
         let number = match number {
             "" => 0,
@@ -31,24 +31,19 @@ pub(super) fn of(headers: &HeaderMap) -> Result<PasswordList, ApiError> {
     numbered.sort_by_key(|(number, _)| *number);
     let mut passwords = PasswordList::default();
     for (_, value) in numbered {
-        spellings(value).into_iter().for_each(|password| passwords.push(password));
+        // As it is comes second, for clients that send it raw.
+        headers::decoded_text(value)
+            .into_iter()
+            .chain([headers::raw_text(value)])
+            .for_each(|text| passwords.push(text));
     }
     passwords.check().map_err(bad)?;
     Ok(passwords)
 }
 
-/// What a header's value may mean: what it says percent-decoded, and what it says as it is, for clients that send it raw.
-fn spellings(value: &HeaderValue) -> Vec<String> {
-    let raw = value.as_bytes();
-    let decoded = percent_decode(raw).decode_utf8().ok().map(String::from);
-    let plain =
-        std::str::from_utf8(raw).map_or_else(|_| raw.iter().map(|byte| char::from(*byte)).collect(), str::to_owned);
-    decoded.into_iter().chain([plain]).collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use axum::http::HeaderName;
+    use axum::http::{HeaderName, HeaderValue};
 
     use super::*;
 

@@ -24,8 +24,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lazaret_analysis::{
-    AnalysisRecord, Claim, DataId, FileResult, Findings, Lease, PasswordSeal, ProgressCache, ResultCode, ResultStore,
-    StoreError, Task, TaskQueue, Times,
+    AnalysisRecord, Claim, DataId, FileResult, Lease, PasswordSeal, ProgressCache, ResultCode, ResultStore, StoreError,
+    Task, TaskQueue,
 };
 use lazaret_containers::Passwords;
 use lazaret_digests::Selection;
@@ -330,7 +330,8 @@ impl Shared {
             return Ok(Ending::Failed { record: Box::new(record), detail });
         }
         if record.cancel_requested {
-            let result = bare_result(&record, ResultCode::CANCELLED, String::new(), self.now_ms());
+            let result =
+                FileResult::unscanned(record.new.file.clone(), ResultCode::CANCELLED, String::new(), self.now_ms());
             return Ok(Ending::Result(Box::new(result)));
         }
         let Ok(blob) = record.new.blob.parse::<BlobName>() else {
@@ -463,14 +464,12 @@ impl Shared {
         place: &mut Place,
     ) -> TreeOutcome {
         let data_id = record.data_id;
-        let mut give_up = None;
+        let mut give_up: Option<(ResultCode, Duration)> = None;
         loop {
             let overdue = async {
                 match give_up {
                     Some((code, at)) => {
-                        let left: Duration = at;
-                        let left = left.saturating_sub(self.environment.clock.monotonic());
-                        self.environment.clock.sleep(left).await;
+                        self.environment.clock.sleep(at.saturating_sub(self.environment.clock.monotonic())).await;
                         code
                     }
                     None => std::future::pending().await,
@@ -482,7 +481,7 @@ impl Shared {
                 code = overdue => {
                     tracing::warn!(%data_id, "a scan did not stop when it was told to, its analysis ends without it");
                     let detail = "what had not been scanned by then was not waited for".to_owned();
-                    return TreeOutcome::Finished(Box::new(bare_result(record, code, detail, self.now_ms())));
+                    return TreeOutcome::Finished(Box::new(FileResult::unscanned(record.new.file.clone(), code, detail, self.now_ms())));
                 }
                 reason = supervisor.next() => {
                     tree.stop(reason);
@@ -505,7 +504,12 @@ impl Shared {
     /// A scan that was stopped before it had any content.
     fn stopped_early(&self, record: &AnalysisRecord, reason: StopReason, supervisor: &Supervisor<'_>) -> Ending {
         match reason.code() {
-            Some(code) => Ending::Result(Box::new(bare_result(record, code, String::new(), self.now_ms()))),
+            Some(code) => Ending::Result(Box::new(FileResult::unscanned(
+                record.new.file.clone(),
+                code,
+                String::new(),
+                self.now_ms(),
+            ))),
             None if supervisor.is_lost() => Ending::Lost,
             None => Ending::GiveBack,
         }
@@ -534,11 +538,13 @@ impl Shared {
                 return Ok(());
             }
             Ending::Retry { detail } => match self.results.get(data_id).await? {
-                Some(record) => Box::new(bare_result(&record, ResultCode::FAILED, detail, self.now_ms())),
+                Some(record) => {
+                    Box::new(FileResult::unscanned(record.new.file.clone(), ResultCode::FAILED, detail, self.now_ms()))
+                }
                 None => return Ok(()),
             },
             Ending::Failed { record, detail } => {
-                Box::new(bare_result(&record, ResultCode::FAILED, detail, self.now_ms()))
+                Box::new(FileResult::unscanned(record.new.file.clone(), ResultCode::FAILED, detail, self.now_ms()))
             }
             Ending::Result(result) => result,
         };
@@ -602,22 +608,5 @@ impl Ending {
             SourceError::NotFound(_) => Self::Failed { record: Box::new(record), detail: error.to_string() },
             SourceError::Unavailable { .. } | SourceError::Store { .. } => Self::Retry { detail: error.to_string() },
         }
-    }
-}
-
-/// The result of a file that was not scanned at all.
-fn bare_result(record: &AnalysisRecord, code: ResultCode, detail: String, now_ms: u64) -> FileResult {
-    let mut blocked_reasons = vec![code.text().to_owned()];
-    blocked_reasons.extend((!detail.is_empty()).then(|| detail.clone()));
-    FileResult {
-        own: code,
-        overall: code,
-        engines: Vec::new(),
-        file: record.new.file.clone(),
-        container: None,
-        blocked_reasons,
-        times: Times { start_ms: now_ms, ..Times::default() },
-        detail,
-        findings: Findings::default(),
     }
 }
