@@ -42,6 +42,8 @@ pub struct ClusterOptions {
     /// How long a node may take for a step of a put or a get: to take a frame, to send the next bytes, to make a small put
     /// durable.
     pub progress_timeout: Duration,
+    /// How long a put waits for nodes to come back where too few are there: about what a node takes to restart.
+    pub quorum_patience: Duration,
     /// How long a node may take to make a streamed blob durable, which may flush gigabytes.
     pub commit_timeout: Duration,
     /// How long a node may take for a request without a body.
@@ -55,6 +57,7 @@ impl Default for ClusterOptions {
         Self {
             background_bytes_max: 256 * MIB,
             progress_timeout: Duration::from_secs(5),
+            quorum_patience: Duration::from_secs(5),
             commit_timeout: Duration::from_secs(60),
             request_timeout: Duration::from_secs(3),
             ping_interval: Duration::from_secs(10),

@@ -82,6 +82,15 @@ impl NodeError {
         }
     }
 
+    /// Whether the same request may succeed in a moment: the node restarts, or has no place just now.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            Self::Unreachable(TransportError::NoAnswer { .. } | TransportError::Failed { .. })
+            | Self::Broken { source: StreamError::ConnectionLost(_), .. } => true,
+            _ => self.is(ErrorCode::Busy),
+        }
+    }
+
     pub(crate) fn is(&self, code: ErrorCode) -> bool {
         self.code() == Some(code)
     }

@@ -1,5 +1,9 @@
 //! A write to a replica set whose content is in hand: the first `max_replica` nodes at once, each failure replaced by the
-//! next node in order, acknowledged at `min_replica`, completed in the background.
+//! next node in order, acknowledged at `min_replica`, completed in the background. Where too few nodes are left, those that
+//! may be back in a moment are tried again for a while: a node that restarts while another one still starts costs time, not
+//! the write.
+
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -10,6 +14,10 @@ use lazaret_protocol::name::NodeId;
 use crate::cluster::{Cluster, PutError};
 use crate::environment::BoxFuture;
 use crate::node::{NodeError, NodeFailure};
+
+/// The pause before nodes are tried again: at first, and at most.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_millis(800);
 
 /// A node that holds the write, and the put time that counts there.
 #[derive(Debug, Clone, Copy)]
@@ -45,12 +53,21 @@ where
         rest: order.into_iter(),
         under_way: FuturesUnordered::new(),
         durable: Vec::new(),
+        passing: Vec::new(),
         reasons: Vec::new(),
     };
-    spread.fill(wanted);
-    spread.run(needed, wanted).await;
-    if spread.durable.len() < needed {
-        return Err(PutError::NotEnoughReplicas { needed, durable: spread.durable.len(), reasons: spread.reasons });
+    let mut patience = Patience::new(cluster);
+    loop {
+        spread.fill(wanted);
+        spread.run(needed, wanted).await;
+        if spread.durable.len() >= needed {
+            break;
+        }
+        let may_suffice = spread.durable.len() + spread.passing.len() >= needed;
+        if !may_suffice || !patience.pause().await {
+            return Err(PutError::NotEnoughReplicas { needed, durable: spread.durable.len(), reasons: spread.reasons });
+        }
+        spread.try_again();
     }
     let durable = spread.durable.clone();
     let missing = spread.under_way.len();
@@ -71,7 +88,36 @@ struct Spread {
     rest: std::vec::IntoIter<NodeEntry>,
     under_way: FuturesUnordered<Write>,
     durable: Vec<Durable>,
+    /// Nodes that failed in a way that may pass.
+    passing: Vec<NodeEntry>,
+    /// The last failure of each node.
     reasons: Vec<NodeFailure>,
+}
+
+/// How long a write waits for nodes to come back.
+pub(crate) struct Patience {
+    cluster: Cluster,
+    /// When it ends; counted from the first pause.
+    until: Option<Duration>,
+    pause: Duration,
+}
+
+impl Patience {
+    pub(crate) fn new(cluster: &Cluster) -> Self {
+        Self { cluster: cluster.clone(), until: None, pause: PAUSE_MIN }
+    }
+
+    /// Waits a little; false at once where there is no patience left.
+    pub(crate) async fn pause(&mut self) -> bool {
+        let now = self.cluster.now();
+        let until = *self.until.get_or_insert(now + self.cluster.options().quorum_patience);
+        if now >= until {
+            return false;
+        }
+        self.cluster.environment().clock.sleep(self.pause.min(until - now)).await;
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        true
+    }
 }
 
 impl Spread {
@@ -94,12 +140,22 @@ impl Spread {
                 }
                 Some((node, Err(error))) => {
                     tracing::warn!(node = %node.id, %error, "replica not written, passed over for the next node");
+                    if error.may_pass() {
+                        self.passing.push(node.clone());
+                    }
                     let failure = self.cluster.failed(&node, error);
                     self.reasons.push(failure);
                     self.fill(wanted);
                 }
             }
         }
+    }
+
+    /// Makes the nodes whose failures may pass the next to be tried.
+    fn try_again(&mut self) {
+        let again = std::mem::take(&mut self.passing);
+        self.reasons.retain(|failure| !again.iter().any(|node| node.id == failure.node));
+        self.rest = again.into_iter();
     }
 }
 

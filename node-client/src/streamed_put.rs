@@ -3,9 +3,9 @@
 //!
 //! The slowest replica sets the pace, until it makes no progress for the progress timeout; then it is given up, and the
 //! put goes on while `min_replica` remain. While all that was sent is still in hand, a lost replica is replaced by the
-//! next node in order. After that nothing can be handed off: the body is with the replicas alone, none of which has committed
-//! and could be read from. The put then survives `max_replica - min_replica` losses, with `min_replica = max_replica` none,
-//! and fails with an error that says so.
+//! next node in order, and where none is left, by one that may be back in a moment. After that nothing can be handed off: the
+//! body is with the replicas alone, none of which has committed and could be read from. The put then survives
+//! `max_replica - min_replica` losses, with `min_replica = max_replica` none, and fails with an error that says so.
 
 use std::collections::VecDeque;
 
@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::cluster::{Cluster, PutError};
 use crate::copy::put_answer;
 use crate::node::{self, NodeError, NodeFailure};
-use crate::quorum::{self, Durable};
+use crate::quorum::{self, Durable, Patience};
 use crate::stream::{SendHalf, StreamError};
 use crate::upload::send_commit;
 
@@ -38,7 +38,7 @@ const REPLAY_BYTES_MAX: usize = 2 * HELD_BYTES_MAX;
 pub(crate) struct StreamedPut {
     cluster: Cluster,
     placement: PlacementKey,
-    header: PutHeader,
+    put_time_ms: u64,
     /// Nodes not yet tried, in order.
     rest: VecDeque<NodeEntry>,
     replicas: Vec<Replica>,
@@ -48,6 +48,10 @@ pub(crate) struct StreamedPut {
     gathered: BytesMut,
     /// All that was sent, while it is short enough.
     replay: Option<Vec<Bytes>>,
+    /// Nodes that failed in a way that may pass.
+    passing: Vec<NodeEntry>,
+    patience: Patience,
+    /// The last failure of each node.
     reasons: Vec<NodeFailure>,
 }
 
@@ -85,27 +89,23 @@ impl StreamedPut {
     /// Begins at the first `max_replica` nodes for `placement`, with the body's first bytes.
     pub(crate) fn begin(cluster: &Cluster, placement: PlacementKey, head: Bytes) -> Self {
         let map = cluster.map();
-        let environment = cluster.environment();
-        let header = PutHeader {
-            put_time_ms: environment.clock.unix_ms(),
-            lease_ms: UPLOAD_LEASE_MAX_MS,
-            target: PutTarget::Streamed { upload: UploadId(environment.random_bytes()), placement },
-        };
-        // One outcome a node at most, so that no task ever waits to report.
+        // One outcome a node at a time, so that no task ever waits to report.
         let (outcome_sender, outcomes) = mpsc::channel(map.nodes.len());
         let mut put = Self {
             cluster: cluster.clone(),
             placement,
-            header,
+            put_time_ms: cluster.environment().clock.unix_ms(),
             rest: cluster.write_order(&map, placement).into(),
             replicas: Vec::new(),
             outcomes,
             outcome_sender,
             gathered: BytesMut::new(),
             replay: Some(vec![head]),
+            passing: Vec::new(),
+            patience: Patience::new(cluster),
             reasons: Vec::new(),
         };
-        put.fill();
+        put.fill(0);
         put
     }
 
@@ -136,7 +136,10 @@ impl StreamedPut {
         while durable.len() < needed {
             self.tell_commit(trailer).await;
             if self.replicas.is_empty() {
-                return Err(self.too_few(durable.len()));
+                if !self.try_again(durable.len()).await {
+                    return Err(self.too_few(durable.len()));
+                }
+                continue;
             }
             // `self` holds a sender, so there is always something to wait for; tasks end within their timeouts.
             let Some(Outcome { node, result }) = self.outcomes.recv().await else { break };
@@ -169,7 +172,7 @@ impl StreamedPut {
         let map = self.cluster.map();
         let order = self.cluster.write_order(&map, trailer.name.placement());
         let locator = Locator { placement: self.placement, length: trailer.length };
-        let put_time_ms = self.header.put_time_ms;
+        let put_time_ms = self.put_time_ms;
         let request = Request::PutLocator(PutLocator { name: trailer.name, locator, put_time_ms });
         let owned = self.cluster.clone();
         let written = quorum::write(&self.cluster, order, 0, move |node| {
@@ -201,8 +204,11 @@ impl StreamedPut {
     /// Queues `piece` at every replica.
     async fn send(&mut self, piece: Bytes) -> Result<(), PutError> {
         self.notice_losses();
-        if self.replicas.len() < self.needed() {
-            return Err(self.too_few(0));
+        while self.replicas.len() < self.needed() {
+            if !self.try_again(0).await {
+                return Err(self.too_few(0));
+            }
+            self.notice_losses();
         }
         // An error means that the task has ended and will say why.
         join_all(self.replicas.iter().map(|replica| replica.queue.send(Item::Piece(piece.clone())))).await;
@@ -210,6 +216,9 @@ impl StreamedPut {
             sent.push(piece);
             if sent.iter().map(Bytes::len).sum::<usize>() > REPLAY_BYTES_MAX {
                 self.until_all_have_begun().await;
+                while self.replicas.len() < self.needed() && self.try_again(0).await {
+                    self.until_all_have_begun().await;
+                }
                 self.replay = None;
             }
         }
@@ -238,11 +247,27 @@ impl StreamedPut {
     fn lost(&mut self, node: &NodeEntry, error: NodeError, durable: usize) {
         tracing::warn!(node = %node.id, %error, "replica of a streamed put lost");
         self.replicas.retain(|replica| replica.node.id != node.id);
+        if error.may_pass() {
+            self.passing.push(node.clone());
+        }
         let failure = self.cluster.failed(node, error);
         self.reasons.push(failure);
         if self.replicas.len() + durable < usize::from(self.cluster.map().max_replica) {
             self.begin_next();
         }
+    }
+
+    /// Begins anew at nodes that may be back by now, while what was sent is in hand; false where that cannot be enough.
+    async fn try_again(&mut self, durable: usize) -> bool {
+        let may_suffice = self.replicas.len() + durable + self.passing.len() >= self.needed();
+        if self.replay.is_none() || !may_suffice || !self.patience.pause().await {
+            return false;
+        }
+        let again = std::mem::take(&mut self.passing);
+        self.reasons.retain(|failure| !again.iter().any(|node| node.id == failure.node));
+        self.rest.extend(again);
+        self.fill(durable);
+        true
     }
 
     /// Why the put cannot go on.
@@ -259,8 +284,8 @@ impl StreamedPut {
         usize::from(self.cluster.map().min_replica)
     }
 
-    fn fill(&mut self) {
-        while self.replicas.len() < usize::from(self.cluster.map().max_replica) && self.begin_next() {}
+    fn fill(&mut self, durable: usize) {
+        while self.replicas.len() + durable < usize::from(self.cluster.map().max_replica) && self.begin_next() {}
     }
 
     /// Begins a replica at the next node, with all that was sent so far.
@@ -268,10 +293,16 @@ impl StreamedPut {
         let Some(sent) = &self.replay else { return false };
         let Some(node) = self.rest.pop_front() else { return false };
         let (queue, items) = mpsc::channel(QUEUED_PIECES_MAX);
+        // A node that is tried again may still be at what it was sent before: another upload.
+        let upload = UploadId(self.cluster.environment().random_bytes());
         let feed = Feed {
             cluster: self.cluster.clone(),
             node: node.clone(),
-            header: self.header.clone(),
+            header: PutHeader {
+                put_time_ms: self.put_time_ms,
+                lease_ms: UPLOAD_LEASE_MAX_MS,
+                target: PutTarget::Streamed { upload, placement: self.placement },
+            },
             sent: sent.clone(),
             items,
         };

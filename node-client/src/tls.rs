@@ -28,6 +28,9 @@ const STREAM_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 64 * 1024 * 1024;
 /// Requests under way on one connection.
 const STREAMS_MAX: u32 = 1024;
+/// The round trip that a new connection is taken to have until it was measured: a first packet that met a node not yet there
+/// is sent again after three of them, and not after a second.
+const INITIAL_RTT: Duration = Duration::from_millis(50);
 /// Keeps a connection from idling away, and NAT entries alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Three keep-alives unanswered: the peer is gone.
@@ -170,6 +173,7 @@ fn transport_config() -> Arc<quinn::TransportConfig> {
         .max_concurrent_bidi_streams(STREAMS_MAX.into())
         .max_concurrent_uni_streams(0_u32.into())
         .datagram_receive_buffer_size(None)
+        .initial_rtt(INITIAL_RTT)
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(Some(quinn::VarInt::from_u32(IDLE_TIMEOUT_MS).into()))
         .mtu_discovery_config(Some(discovery));

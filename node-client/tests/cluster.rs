@@ -139,6 +139,30 @@ async fn too_few_nodes_acknowledge_nothing_and_every_reason_is_named() {
 }
 
 #[tokio::test]
+async fn a_put_waits_a_while_for_nodes_that_may_be_back() {
+    for length in [10, STREAMED, 5 * STREAMED] {
+        let test = TestCluster::new(3, 2, 3);
+        test.stop(&test.nodes[0]);
+        let busy = test.nodes[1].clone();
+        busy.set(Fault::RefusesPuts(ErrorCode::Busy));
+        let freed = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            busy.set(Fault::None);
+        });
+        let stored = test.cluster.put(content(length)).await.unwrap();
+        assert!(freed.is_finished() && stored.durable_on.len() == 2, "{length} bytes");
+
+        let options = ClusterOptions { quorum_patience: Duration::from_millis(300), ..ClusterOptions::default() };
+        let test = TestCluster::with_options(3, 2, 3, options);
+        test.stop(&test.nodes[0]);
+        test.nodes[1].set(Fault::RefusesPuts(ErrorCode::Busy));
+        let error = test.cluster.put(content(length)).await.unwrap_err();
+        let PutError::NotEnoughReplicas { needed: 2, reasons, .. } = &error else { panic!("{error}") };
+        assert_eq!(reasons.len(), 2, "each node is named once: {error}");
+    }
+}
+
+#[tokio::test]
 async fn a_put_is_acknowledged_at_min_and_completes_behind() {
     for length in [10, STREAMED] {
         let test = TestCluster::new(3, 2, 3);
