@@ -12,6 +12,7 @@ mod disks;
 mod durability;
 mod engines;
 mod faults;
+mod operation;
 mod refusals;
 mod scanning;
 mod users;
