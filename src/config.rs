@@ -554,7 +554,7 @@ pub fn load<C: Config>(path: &Path) -> anyhow::Result<C> {
         .merge(Env::prefixed(C::ENV_PREFIX))
         .extract()
         .map_err(|error| refused(first_line(&error.to_string())))?;
-    config.check().map_err(|error| refused(error.to_string()))?;
+    config.check().map_err(|error| refused(format!("{error:#}")))?;
     let base = path.parent().unwrap_or(Path::new("."));
     for path in config.paths() {
         *path = base.join(&*path);
