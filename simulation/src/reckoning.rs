@@ -206,7 +206,11 @@ impl Run {
                 }
                 continue;
             }
-            if holders != owners && (model.must_be_there(name, now.at, now) || !holders.is_empty()) {
+            let there = model.must_be_there(name, now.at, now);
+            if let Some(machine) = self.mapped().find(|machine| there && machine.knows_damage_of(name)) {
+                return Some(format!("{} still has a damaged copy of {}", node(machine.id), blob(name)));
+            }
+            if holders != owners && (there || !holders.is_empty()) {
                 return Some(lists());
             }
         }

@@ -268,7 +268,7 @@ async fn what_was_held_and_is_released_leaves_the_held_bucket() {
     let engine = open_small(&disk, &index, 100_000);
     let blobs: Vec<Bytes> = (0..60).map(|at| content(at, 5_000)).collect();
     let set = async |blob: &Bytes, time_ms, placed| {
-        engine.hold(Hold { name: BlobName::of(blob), time_ms, placed }).await.unwrap();
+        engine.hold(Hold { name: BlobName::of(blob), time_ms, placed, from_bucket: None }).await.unwrap();
     };
     for blob in &blobs {
         put(&engine, blob).await.unwrap();
