@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use user::{IdentityPlace, RoleCommand, UserCommand, UserOptions};
+pub use user::{Place, RoleCommand, UserCommand, UserOptions};
 
 /// A quarantine station for files.
 #[derive(Debug, Parser)]
@@ -35,6 +35,10 @@ pub enum Command {
     Rules(RulesCommand),
     /// Users, their passwords and keys, roles, and who did what
     User(UserOptions),
+    /// Copy the results (analyses, queue, verdicts) to a file, while they are in use
+    Backup(BackupOptions),
+    /// Put a backup in the place of the results; gateways and scan workers must be stopped
+    Restore(RestoreOptions),
     /// Run whole clusters in virtual time under faults drawn from a seed, and check what they promise
     Simulate(SimulateOptions),
     /// Measure how fast the parts are on this machine
@@ -68,9 +72,12 @@ pub struct UpOptions {
     /// Where the gateway listens; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:8899")]
     pub listen: SocketAddr,
-    /// Where `GET /metrics` of the storage nodes is answered, for Prometheus [default: nowhere]
+    /// Where `GET /metrics` is answered, for Prometheus [default: nowhere]
     #[arg(long)]
     pub metrics: Option<SocketAddr>,
+    /// Settings of the gateway, the scan worker and the log (YAML); README lists them [default: none]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     #[command(flatten)]
     pub judging: JudgingOptions,
 }
@@ -120,6 +127,22 @@ pub enum RulesCommand {
         /// The file (YAML)
         file: PathBuf,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct BackupOptions {
+    #[command(flatten)]
+    pub place: Place,
+    /// The file to make
+    pub target: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct RestoreOptions {
+    #[command(flatten)]
+    pub place: Place,
+    /// The backup
+    pub from: PathBuf,
 }
 
 #[derive(Debug, Args)]

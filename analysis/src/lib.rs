@@ -34,7 +34,7 @@ pub use id::DataId;
 pub use outdated::outdated_data;
 pub use password::{PasswordList, PasswordSeal, SealError, SealedPasswords};
 pub use rule::{Limits, Rule, RuleError, RuleSet, Rules, SelectError};
-pub use sqlite::SqliteBackend;
+pub use sqlite::{SqliteBackend, backup};
 pub use store::{
     Callback, Claim, DigestQuery, Lease, LeaseToken, NESTED_BATCH_MAX, Page, Progress, ProgressCache, QueueDepth,
     ResultStore, SMALL_FILE_BYTES, StoreError, StoreFault, Task, TaskKind, TaskQueue,

@@ -10,6 +10,7 @@
 //! It does not spread over hosts (SQLite's locks don't hold over network file systems), and it
 //! deletes nothing by itself.
 
+pub mod backup;
 mod batches;
 mod borrowed;
 mod history;
@@ -68,6 +69,8 @@ pub struct SqliteBackend {
     /// How many verdicts are kept at most, and how many this process has kept.
     verdicts_max: u64,
     verdicts_kept: Arc<AtomicU64>,
+    /// Says to other processes that the results are in use.
+    _open: Arc<File>,
 }
 
 impl SqliteBackend {
@@ -94,6 +97,9 @@ impl SqliteBackend {
             .disable_statement_logging();
         // SQLite has no lock that holds over several migrations, and switching to WAL needs the file alone.
         let lock = lock_schema(path).await?;
+        let shared = path.to_owned();
+        let open =
+            tokio::task::spawn_blocking(move || backup::share(&shared)).await.map_err(|_| StoreFault::Closed)??;
         let mut connection = migrated_connection(&write_options).await?;
         let places = Places::load(&mut connection).await?;
         drop(lock);
@@ -120,6 +126,7 @@ impl SqliteBackend {
             places,
             verdicts_max: verdicts::VERDICTS_MAX,
             verdicts_kept: Arc::default(),
+            _open: Arc::new(open),
         })
     }
 

@@ -75,6 +75,14 @@ pub enum StoreFault {
     /// What was read back or is to be written is not what it should be.
     #[error("malformed record: {0}")]
     Malformed(String),
+    /// Somebody has the results open.
+    #[error("{path} is in use: {why}")]
+    InUse {
+        /// Which results.
+        path: String,
+        /// What can be done.
+        why: &'static str,
+    },
     /// The back-end was shut down, or its writer ended.
     #[error("the back-end is shut down")]
     Closed,
@@ -353,6 +361,12 @@ pub trait TaskQueue: Send + Sync {
 
     /// How much waits.
     async fn depth(&self) -> Result<QueueDepth, StoreError>;
+
+    /// How many tasks each owner has, queued and leased; those who have none are left out.
+    async fn waiting_by_owner(&self) -> Result<Vec<(String, u64)>, StoreError>;
+
+    /// When the oldest of all tasks was queued, in Unix milliseconds; none if there is no task.
+    async fn oldest_ms(&self) -> Result<Option<u64>, StoreError>;
 
     /// Whether a task of this id is queued or leased.
     async fn contains(&self, data_id: DataId) -> Result<bool, StoreError>;

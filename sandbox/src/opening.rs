@@ -350,6 +350,7 @@ impl Opening<'_> {
     /// The job process says what it can't: it is not what it was when it began.
     fn confused(&mut self) -> Ended {
         self.template = None;
+        self.sandbox.count_lost();
         Ended::Failed(None, "the sandboxed process said something senseless".to_owned())
     }
 
@@ -362,6 +363,7 @@ impl Opening<'_> {
             }
             ending
         });
+        self.sandbox.count_lost();
         let words = self.last_words();
         match ending {
             Some(Ok(ending)) => why(ending, &words),

@@ -18,6 +18,7 @@ pub mod engines;
 pub mod examine;
 pub mod file_type;
 pub mod memory;
+mod metrics;
 pub mod pool;
 pub mod sample;
 pub mod scan;
@@ -29,4 +30,5 @@ pub mod worker;
 
 pub use engine::Engine;
 pub use engines::BuiltinEngine;
+pub use metrics::WorkerMonitor;
 pub use worker::{ScanWorker, WorkerOptions};

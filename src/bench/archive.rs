@@ -81,6 +81,7 @@ pub async fn run(options: BenchArchiveOptions) -> anyhow::Result<ExitCode> {
         min_replica: Some(1),
         max_replica: Some(1),
         metrics: None,
+        config: None,
         judging: options.judging.clone(),
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
     })

@@ -14,6 +14,7 @@ mod durability;
 mod engines;
 mod faults;
 mod measured;
+mod operation;
 mod refusals;
 mod scanning;
 mod users;

@@ -9,9 +9,10 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::request::Parts;
-use axum::response::{IntoResponse, Response};
 use lazaret_analysis::{AnalysisRecord, DataId, Progress, outdated_data};
 use lazaret_identity::Principal;
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::documented::{Forbidden, NoRight, Paging, Unexpected};
 use super::stat::{latest_engines, workers};
@@ -26,16 +27,36 @@ const PAGE_SIZE_DEFAULT: u32 = 50;
 /// Most files on a page: about a megabyte of JSON.
 const PAGE_SIZE_MAX: u32 = 1000;
 
+/// What a look-up answers.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(super) enum Looked {
+    /// The analysis.
+    Found(Box<Document>),
+    /// `{"<as asked>": "Not Found"}`.
+    Nothing(BTreeMap<String, String>),
+}
+
+impl Looked {
+    /// What was found, if anything was.
+    pub(super) fn of(document: Option<Document>, asked: String) -> Json<Self> {
+        Json(match document {
+            Some(document) => Self::Found(Box::new(document)),
+            None => Self::Nothing(BTreeMap::from([(asked, "Not Found".to_owned())])),
+        })
+    }
+}
+
 /// An analysis or a nested file, in every state.
 #[utoipa::path(get, path = "/file/{data_id}", tag = "Analysis",
     params(("data_id" = String, Path, description = "The analysis or nested file"), Paging),
-    responses((status = 200, description = "The analysis, or {\"<data_id>\": \"Not Found\"}", body = Document),
+    responses((status = 200, description = "The analysis, or {\"<data_id>\": \"Not Found\"}", body = Looked),
         Forbidden, NoRight, Unexpected))]
 pub(super) async fn handle(
     State(shared): State<Arc<Shared>>,
     path: Result<Path<String>, PathRejection>,
     request: Request,
-) -> Result<Response, ApiError> {
+) -> Result<Json<Looked>, ApiError> {
     let (parts, _) = request.into_parts();
     let principal = require(&shared, &parts, Gate::RESULT).await?;
     // A path that is not UTF-8 names nothing either.
@@ -44,10 +65,7 @@ pub(super) async fn handle(
         Ok(data_id) => shown(&shared, &parts, &principal, data_id).await?,
         Err(_) => None,
     };
-    match document {
-        Some(document) => Ok(Json(document).into_response()),
-        None => Ok(Json(BTreeMap::from([(asked, "Not Found")])).into_response()),
-    }
+    Ok(Looked::of(document, asked))
 }
 
 /// What the principal may see of an id, with the page that the request asks for.

@@ -7,13 +7,24 @@ use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::access::{Gate, query_parameter, require};
 use crate::gateway::Shared;
 use crate::readiness::Report;
 
+/// The answer: with details to callers with a key who ask for them.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "it only describes")]
+enum Readyness {
+    Brief(Brief),
+    Full(Report),
+}
+
 /// The answer without details.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 struct Brief {
     /// Whether everything works.
     status: bool,
@@ -22,7 +33,7 @@ struct Brief {
 /// Whether everything works; with `verbose` and a key, which part does not.
 #[utoipa::path(get, path = "/readyz", tag = "Statistics", security((), ("apikey" = [])),
     params(("verbose" = Option<bool>, Query, description = "Show the details, to callers with a key")),
-    responses((status = 200, description = "Healthy", body = Report), (status = 503, description = "Not healthy", body = Report)))]
+    responses((status = 200, description = "Healthy", body = Readyness), (status = 503, description = "Not healthy", body = Readyness)))]
 pub(super) async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     let report = shared.readiness.report().await;

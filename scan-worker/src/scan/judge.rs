@@ -53,6 +53,7 @@ pub(super) fn process(tree: &Arc<Tree>, node: &Arc<Node>, sample: Sample, known:
     });
     // Before the result, so that whoever has a tree's result can count on its memory.
     drop(sample);
+    tree.scanner.metrics.file(&judged.times, &judged.engines);
     node.judged(tree, judged);
 }
 

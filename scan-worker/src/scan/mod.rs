@@ -41,6 +41,7 @@ pub use self::verdicts::{Answer, PAGE_MEMBERS, VerdictCounters, Verdicts, fits, 
 use crate::budget::{StopReason, StopSignal, limits};
 use crate::engine::Engine;
 use crate::memory::{MemoryBudget, Reservation};
+use crate::metrics::Metrics;
 use crate::pool::{Lane, Pool};
 use crate::sample::Sample;
 use crate::source::{BlobSource, BlobWriter, SourceError};
@@ -123,6 +124,7 @@ struct Shared {
     digests: lazaret_digests::Pool,
     leaf_cost: LeafCost,
     counters: Arc<VerdictCounters>,
+    metrics: Arc<Metrics>,
 }
 
 impl Scanner {
@@ -136,13 +138,19 @@ impl Scanner {
         let memory = MemoryBudget::new(options.sample_budget_bytes);
         let clock = environment.clock.clone();
         let digests = lazaret_digests::Pool::of_process()?;
-        let (leaf_cost, counters) = (LeafCost::default(), Arc::default());
-        Ok(Self { shared: Arc::new(Shared { options, engines, memory, clock, pool, digests, leaf_cost, counters }) })
+        let (leaf_cost, counters, metrics) = (LeafCost::default(), Arc::default(), Arc::default());
+        let shared = Shared { options, engines, memory, clock, pool, digests, leaf_cost, counters, metrics };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// What became of questions about earlier scans.
     pub fn counters(&self) -> &Arc<VerdictCounters> {
         &self.shared.counters
+    }
+
+    /// What is told to monitoring.
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.shared.metrics
     }
 
     /// What the verdicts of a rule depend on, with the engines as they are now. None if it wants none of earlier scans.

@@ -41,7 +41,8 @@ use self::twins::Finished;
 use self::verdicts::StoredVerdicts;
 use crate::budget::StopReason;
 use crate::engine::Engine;
-use crate::scan::{Root, Scanner, ScannerOptions, TreeOutcome, TreeScan, VerdictCounters, Verdicts};
+use crate::metrics::{Seen, WorkerMonitor};
+use crate::scan::{Root, Scanner, ScannerOptions, TreeOutcome, TreeScan, Verdicts};
 use crate::source::{BlobSource, ClusterSource, SourceError};
 
 /// A task that was leased more often without being given back is not tried again: it took its worker down each time.
@@ -197,9 +198,19 @@ impl ScanWorker {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// What became of questions about earlier scans.
-    pub fn verdict_counters(&self) -> Arc<VerdictCounters> {
-        self.shared.scanner.counters().clone()
+    /// The worker as monitoring sees it.
+    pub fn monitor(&self) -> WorkerMonitor {
+        let shared = Arc::downgrade(&self.shared);
+        let look = move || {
+            let shared = shared.upgrade()?;
+            Some(Seen {
+                metrics: shared.scanner.metrics().clone(),
+                verdicts: shared.scanner.counters().clone(),
+                sandbox_lost: shared.options.sandbox.as_ref().map(Sandbox::lost),
+                running: shared.slots.held(),
+            })
+        };
+        WorkerMonitor { look: Arc::new(look) }
     }
 
     /// Works until `shutdown` becomes true or its sender is gone. Then it takes no more tasks, lets running scans finish for
@@ -566,6 +577,7 @@ impl Shared {
                 }
             }
         }
+        self.scanner.metrics().analysis(result.overall, result.times.total_ms);
         tracing::info!(%data_id, result = %result.overall, total_ms = result.times.total_ms, "analysis finished");
         if let Err(error) = self.progress.remove(data_id).await {
             tracing::debug!(%data_id, %error, "progress could not be forgotten");
