@@ -18,6 +18,7 @@ mod progress;
 mod queue;
 mod reports;
 mod results;
+mod shares;
 mod verdicts;
 mod writer;
 

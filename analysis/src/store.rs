@@ -20,6 +20,7 @@ use crate::analysis::{AnalysisRecord, FileResult, NestedRecord, NewAnalysis};
 use crate::batch::{BatchRecord, NewBatch};
 use crate::cache::{KeptVerdict, VerdictKey};
 use crate::id::DataId;
+use crate::share::Shares;
 use crate::worker_report::WorkerReport;
 
 /// Most nested files that one call records: about a megabyte, one short transaction.
@@ -139,9 +140,10 @@ pub struct Callback {
     pub attempts: u32,
 }
 
-/// Keeps analyses and their results. It is the truth about what was submitted.
+/// Keeps analyses and their results, and who takes which part of a container that is shared. It is the truth about what was
+/// submitted.
 #[async_trait]
-pub trait ResultStore: Send + Sync {
+pub trait ResultStore: Shares {
     /// Records a submission. Durable when it returns. An id that exists is refused ([`StoreFault::Exists`]), and so is a
     /// submission to a batch that takes none ([`StoreFault::BatchClosed`]).
     async fn create(&self, new: &NewAnalysis) -> Result<(), StoreError>;

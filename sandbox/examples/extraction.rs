@@ -55,6 +55,7 @@ fn sandboxed(sandbox: &Sandbox, file: &[u8], total: &Total, buffer: &mut [u8]) {
         length,
         containers: None,
         extract: true,
+        shared: false,
         limits: &limits,
         used,
         passwords: &Passwords::NONE,

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -25,9 +26,10 @@ const READ_AHEAD_BYTES: usize = 16 * 1024;
 pub struct Extraction;
 
 impl Work for Extraction {
-    fn work(&self, input: &File, output: &mut Output) -> io::Result<()> {
+    fn work(&self, input: &File, output: Output) -> io::Result<()> {
+        let mut output = output;
         let task = output.task()?;
-        let job = Job { task: &task, output: RefCell::new(output) };
+        let job = Job { task: &task, output: Rc::new(RefCell::new(output)) };
         if task.whole {
             let mapped = Mapped::sealed(input)?;
             if mapped.as_ref().len() as u64 != task.length {
@@ -42,7 +44,7 @@ impl Work for Extraction {
 
 struct Job<'j> {
     task: &'j Task,
-    output: RefCell<&'j mut Output>,
+    output: Rc<RefCell<Output>>,
 }
 
 impl Job<'_> {
@@ -57,6 +59,9 @@ impl Job<'_> {
                 let outcome = self.take_apart(found, input, &budget);
                 let over = outcome.is_over();
                 self.put(&Record::Outcome(outcome), &[])?;
+                if self.task.shared && !over {
+                    self.put(&Record::Walked(budget.walked()), &[])?;
+                }
                 if over {
                     break;
                 }
@@ -90,7 +95,13 @@ impl Job<'_> {
     fn budget(&self) -> Budget {
         let tree = Arc::new(TreeBudget::resumed(self.task.limits.clone(), self.task.used));
         let never: Arc<AtomicBool> = Arc::default();
-        Budget::new(tree, never, self.task.length)
+        let budget = Budget::new(tree, never, self.task.length);
+        if !self.task.shared {
+            return budget;
+        }
+        let output = self.output.clone();
+        // A worker that is gone wants nothing more.
+        budget.shared(Box::new(move |turn| output.borrow_mut().turn(turn).ok().flatten()))
     }
 
     fn take_apart(&self, found: &Found, input: &mut dyn ReadSeek, budget: &Budget) -> ExtractionOutcome {

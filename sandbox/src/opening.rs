@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use lazaret_containers::container::{display_name, hand_out};
 use lazaret_containers::format::{CLAIMS_MAX, Found};
-use lazaret_containers::{Budget, ExtractionOutcome, FileType, Halt, Limit, Limits, Passwords, Sink, TreeUse};
+use lazaret_containers::{Budget, ExtractionOutcome, FileType, Halt, Limit, Limits, Passwords, Sink, TreeUse, Turn};
 use rustix_sandbox as rustix;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
@@ -34,6 +35,12 @@ pub trait Input {
     fn read_at(&self, offset: u64, most_bytes: u64) -> io::Result<Vec<u8>>;
     /// Is told now and then how many bytes of it the job process says it has read, which counts twice what it reads twice.
     fn was_read(&self, _bytes: u64) {}
+    /// Which members are to be handed out, if the request says that it is shared. It may take its time.
+    fn turn(&self, _turn: Turn) -> Option<Range<u32>> {
+        None
+    }
+    /// Is told how many members a shared container has, if the walk came to its end.
+    fn walked(&self, _members: u32) {}
 }
 
 /// What is to be opened.
@@ -47,6 +54,8 @@ pub struct Request<'r> {
     pub containers: Option<&'r [Found]>,
     /// Whether it may be taken apart.
     pub extract: bool,
+    /// Whether others take parts of it: then the input is asked which members are wanted.
+    pub shared: bool,
     /// The limits of its tree.
     pub limits: &'r Limits,
     /// What of them is used.
@@ -118,6 +127,7 @@ impl Sandbox {
             containers: request.containers.map(<[Found]>::to_vec),
             skip,
             extract: request.extract,
+            shared: request.shared,
             limits: request.limits.clone(),
             used: request.used,
             passwords: request.passwords.clone(),
@@ -233,6 +243,7 @@ impl Opening<'_> {
                     outcome.merge(part);
                     *done += 1;
                 }
+                Record::Walked(members) => self.input.walked(members),
                 Record::Done => {
                     self.give_back();
                     return Ok(());
@@ -304,6 +315,12 @@ impl Opening<'_> {
                     return Ok(());
                 }
                 FromJob::Read(offset) => self.hand_in(offset)?,
+                FromJob::Turn(turn, input_read) => {
+                    self.input.was_read(input_read);
+                    let range = self.input.turn(turn).map(|range| (range.start, range.end));
+                    // A process that is gone needs no answer.
+                    let _ = tell(&self.socket, &ToJob::Turn(range));
+                }
             }
         }
     }

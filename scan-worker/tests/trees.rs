@@ -197,6 +197,7 @@ fn without_memory_everything_is_scanned_all_the_same() {
             fetch_ms: 0,
             passwords: Passwords::NONE,
             verdicts: None,
+            sharing: None,
         };
         let TreeOutcome::Finished(result) = scanner.scan(root, store.clone(), records.clone()).wait() else {
             panic!("not finished with a budget of {budget}");
@@ -269,6 +270,7 @@ fn a_marker_far_inside_a_long_root_is_found_without_holding_the_root() {
         fetch_ms: 0,
         passwords: Passwords::NONE,
         verdicts: None,
+        sharing: None,
     };
     let TreeOutcome::Finished(result) = scanner.scan(root, source.clone(), Arc::new(Records::default())).wait() else {
         panic!("not finished");

@@ -4,18 +4,19 @@
 
 use std::cell::Cell;
 use std::io;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use lazaret_analysis::ResultCode;
 use lazaret_containers::format::Found;
-use lazaret_containers::{Budget, ExtractionOutcome, FileType, Guarded, Halt, Limit, detect};
+use lazaret_containers::{Budget, ExtractionOutcome, FileType, Guarded, Halt, Limit, Turn, detect};
 use lazaret_sandbox::{Ended, Input, Opening, Request, Sandbox};
 
-use super::Tree;
-use super::members::Members;
+use super::members::{Members, nested};
 use super::node::{Node, Opened};
+use super::{Tree, share};
 use crate::budget::{limit_code, outcome_code};
 use crate::examine::panic_text;
 use crate::sample::Sample;
@@ -26,19 +27,30 @@ pub(super) struct FileOpening<'o> {
     node: &'o Arc<Node>,
     sample: &'o Sample,
     input: &'o SandboxInput<'o>,
-    budget: Budget,
+    budget: &'o Budget,
     begun: Option<Opening<'o>>,
 }
 
 impl<'o> FileOpening<'o> {
-    pub fn new(tree: &'o Arc<Tree>, node: &'o Arc<Node>, sample: &'o Sample, input: &'o SandboxInput<'o>) -> Self {
-        let budget = Budget::new(tree.budget.clone(), tree.stop.clone(), sample.length());
+    pub fn new(
+        tree: &'o Arc<Tree>,
+        node: &'o Arc<Node>,
+        sample: &'o Sample,
+        input: &'o SandboxInput<'o>,
+        budget: &'o Budget,
+    ) -> Self {
         Self { tree, node, sample, input, budget, begun: None }
     }
 
-    /// Its budget, whose clock runs.
-    pub fn budget(&self) -> &Budget {
-        &self.budget
+    /// A file's budget, whose clock begins to run.
+    pub fn budget(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample) -> Budget {
+        let budget = Budget::new(tree.budget.clone(), tree.stop.clone(), sample.length());
+        // In the sandbox it is the reader's own budget there that asks.
+        if tree.scanner.options.sandbox.is_some() || !may_be_shared(tree, node) {
+            return budget;
+        }
+        let (tree, node) = (tree.clone(), node.clone());
+        budget.shared(Box::new(move |turn| share::turn(&tree, &node, turn, &|job| nested(job))))
     }
 
     fn admits_depth(&self) -> bool {
@@ -51,6 +63,7 @@ impl<'o> FileOpening<'o> {
             length: self.sample.length(),
             containers,
             extract: self.admits_depth(),
+            shared: may_be_shared(self.tree, self.node),
             limits: self.tree.budget.limits(),
             used: self.tree.budget.used(),
             passwords: &self.tree.passwords,
@@ -101,6 +114,9 @@ impl<'o> FileOpening<'o> {
         }
         if self.node.parent.is_none() {
             self.tree.progress.begin_extraction();
+            if let Some(shared) = &self.tree.shared {
+                shared.begin(containers);
+            }
         }
         let outcome = match &self.tree.scanner.options.sandbox {
             Some(sandbox) => {
@@ -117,8 +133,8 @@ impl<'o> FileOpening<'o> {
         let request = self.request(Some(containers));
         match begun.map_or_else(|| begin(sandbox, &request, self.input), Ok) {
             Ok(opening) => {
-                let mut members = Members::new(self.tree, self.node, &self.budget);
-                opening.members(&request, containers, &self.budget, &mut |member| members.take(member))
+                let mut members = Members::new(self.tree, self.node, self.budget);
+                opening.members(&request, containers, self.budget, &mut |member| members.take(member))
             }
             Err(reason) => {
                 let mut outcome = ExtractionOutcome::default();
@@ -136,12 +152,15 @@ impl<'o> FileOpening<'o> {
                 break;
             }
         }
+        if self.budget.is_shared() && !outcome.is_over() {
+            self.node.walked(self.budget.walked());
+        }
         outcome
     }
 
     /// Takes the file apart as one container. A panic is the container's failure.
     fn take_apart_as(&self, found: &Found) -> ExtractionOutcome {
-        let (tree, node, sample, budget) = (self.tree, self.node, self.sample, &self.budget);
+        let (tree, node, sample, budget) = (self.tree, self.node, self.sample, self.budget);
         let is_root = node.parent.is_none();
         let mut reader = sample.reader();
         let mut input = Guarded {
@@ -176,17 +195,23 @@ fn begin<'o>(sandbox: &Sandbox, request: &Request<'_>, input: &'o dyn Input) -> 
     })
 }
 
+/// Whether other workers may come to take parts of the file.
+fn may_be_shared(tree: &Tree, node: &Node) -> bool {
+    node.parent.is_none() && tree.shared.is_some()
+}
+
 /// A sample as the sandbox takes it.
 pub(super) struct SandboxInput<'i> {
     tree: &'i Tree,
+    node: &'i Node,
     sample: &'i Sample,
-    is_root: bool,
+    budget: &'i Budget,
     told_bytes: Cell<u64>,
 }
 
 impl<'i> SandboxInput<'i> {
-    pub fn new(tree: &'i Tree, node: &Node, sample: &'i Sample) -> Self {
-        Self { tree, sample, is_root: node.parent.is_none(), told_bytes: Cell::new(0) }
+    pub fn new(tree: &'i Tree, node: &'i Node, sample: &'i Sample, budget: &'i Budget) -> Self {
+        Self { tree, node, sample, budget, told_bytes: Cell::new(0) }
     }
 }
 
@@ -200,9 +225,17 @@ impl Input for SandboxInput<'_> {
     }
 
     fn was_read(&self, bytes: u64) {
-        if self.is_root {
+        if self.node.parent.is_none() {
             let before = self.told_bytes.replace(bytes);
             self.tree.progress.read(bytes.saturating_sub(before));
         }
+    }
+    fn turn(&self, turn: Turn) -> Option<Range<u32>> {
+        // What is scanned meanwhile is not this container's time.
+        self.budget.pause(|| share::turn(self.tree, self.node, turn, &|job| nested(job)))
+    }
+
+    fn walked(&self, members: u32) {
+        self.node.walked(members);
     }
 }

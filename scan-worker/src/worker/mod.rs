@@ -14,6 +14,7 @@
 mod fetch;
 mod records;
 mod report;
+mod sharing;
 mod slots;
 mod supervisor;
 mod twins;
@@ -35,13 +36,14 @@ use lazaret_sandbox::Sandbox;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use self::records::RecordWriter;
+use self::sharing::{Gathered, Gathering, JOIN_INTERVAL, Lead};
 use self::slots::{Place, Slot, Slots};
 use self::supervisor::Supervisor;
 use self::twins::Finished;
 use self::verdicts::StoredVerdicts;
 use crate::budget::StopReason;
 use crate::engine::Engine;
-use crate::scan::{Root, Scanner, ScannerOptions, TreeOutcome, TreeScan, VerdictCounters, Verdicts};
+use crate::scan::{Root, Scanner, ScannerOptions, Sharing, TreeOutcome, TreeScan, VerdictCounters, Verdicts};
 use crate::source::{BlobSource, ClusterSource, SourceError};
 
 /// A task that was leased more often without being given back is not tried again: it took its worker down each time.
@@ -139,6 +141,10 @@ pub struct ScanWorker {
 /// What all running scans share.
 struct Shared {
     options: WorkerOptions,
+    /// A name that no other process has.
+    identity: String,
+    /// On which scan threads wait for the store.
+    runtime: tokio::runtime::Handle,
     results: Arc<dyn ResultStore>,
     queue: Arc<dyn TaskQueue>,
     progress: Arc<dyn ProgressCache>,
@@ -177,10 +183,13 @@ impl ScanWorker {
         let runtime = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
         let scanner = Scanner::start(scanner_options, engines.clone(), &environment)?;
         let verdicts = Arc::new(StoredVerdicts::start(results.clone(), runtime.clone(), &environment)?);
-        let source: Arc<dyn BlobSource> = Arc::new(ClusterSource::new(cluster.clone(), runtime));
+        let source: Arc<dyn BlobSource> = Arc::new(ClusterSource::new(cluster.clone(), runtime.clone()));
+        let identity = format!("{}/{}", options.name, DataId::random());
         let slots = Slots::new(options.concurrent_files);
         let shared = Shared {
             options,
+            identity,
+            runtime,
             results,
             queue,
             progress,
@@ -228,9 +237,21 @@ impl Shared {
     /// Leases tasks and starts their scans, for ever. May be dropped at any point: a task that was leased and not begun
     /// comes back when its lease ends.
     async fn take_tasks(self: &Arc<Self>, shutdown: &watch::Receiver<bool>) {
+        let mut next_join = Duration::ZERO;
         loop {
             let slot = self.slots.next().await;
             let Some(lease) = self.lease(slot.is_for_small()).await else {
+                let now = self.environment.clock.monotonic();
+                if !slot.is_for_small() && now >= next_join {
+                    next_join = now + JOIN_INTERVAL;
+                    if let Some(part) = self.join().await {
+                        let (shared, shutdown) = (self.clone(), shutdown.clone());
+                        self.environment.spawner.spawn(Box::pin(async move {
+                            shared.help(part, slot, shutdown).await;
+                        }));
+                        continue;
+                    }
+                }
                 // A small file's slot is not held while a slot for any file may become free.
                 let any_slot = self.slots.wait_for_any(slot);
                 tokio::select! {
@@ -397,7 +418,7 @@ impl Shared {
         }
     }
 
-    /// Fetches and scans a file under the supervisor's eyes.
+    /// Scans a file under the supervisor's eyes, together with other workers if its rule wants that.
     async fn scan(
         &self,
         record: AnalysisRecord,
@@ -406,38 +427,94 @@ impl Shared {
         mut supervisor: Supervisor<'_>,
         place: &mut Place,
     ) -> Ending {
+        let lead = if supervisor.is_first_attempt() { self.lead(&record) } else { None };
+        let Some(lead) = lead else {
+            return self.scan_once(&record, blob, verdicts, &mut supervisor, place, None).await.unwrap_or_else(alone);
+        };
+        supervisor.leads(Some(lead.clone()));
+        let shared = self.scan_once(&record, blob, verdicts.clone(), &mut supervisor, place, Some(&lead)).await;
+        self.close_share(&lead).await;
+        supervisor.leads(None);
+        match shared {
+            Ok(ending) => ending,
+            Err(Alone) => match self.discard_parts(&record).await {
+                Ok(()) => {
+                    self.scan_once(&record, blob, verdicts, &mut supervisor, place, None).await.unwrap_or_else(alone)
+                }
+                Err(error) => Ending::Retry { detail: error.to_string() },
+            },
+        }
+    }
+
+    /// Fetches and scans a file, once.
+    async fn scan_once(
+        &self,
+        record: &AnalysisRecord,
+        blob: BlobName,
+        verdicts: Option<Arc<dyn Verdicts>>,
+        supervisor: &mut Supervisor<'_>,
+        place: &mut Place,
+        lead: Option<&Arc<Lead>>,
+    ) -> Result<Ending, Alone> {
+        if !matches!(place, Place::Slot(_)) {
+            tokio::select! {
+                biased;
+                reason = supervisor.next() => return Ok(self.stopped_early(record, reason, supervisor)),
+                slot = self.slots.any() => *place = Place::Slot(slot),
+            }
+        }
         let began = self.environment.clock.monotonic();
         let fetched = tokio::select! {
             biased;
-            reason = supervisor.next() => return self.stopped_early(&record, reason, &supervisor),
+            reason = supervisor.next() => return Ok(self.stopped_early(record, reason, supervisor)),
             fetched = self.fetch(blob, record.new.file.size_bytes) => fetched,
         };
         let content = match fetched {
             Ok(content) => content,
-            Err(error) => return Ending::of_source(record, &error),
+            Err(error) => return Ok(Ending::of_source(record.clone(), &error)),
         };
         let fetch_ms = self.environment.clock.monotonic().saturating_sub(began).as_millis() as u64;
-        let root = Root {
+        let sharing = lead.map(|lead| Arc::clone(lead) as Arc<dyn Sharing>);
+        let root = Root { content, fetch_ms, sharing, ..self.root(record, blob, verdicts.clone()) };
+        let (writer, sink) = RecordWriter::start(self.results.clone(), &self.environment);
+        let mut tree = self.scanner.scan(root, self.source.clone(), sink);
+        let outcome = self.watch(record, &mut tree, supervisor, place).await;
+        drop(tree);
+        let written = writer.finish().await;
+        let outcome = match (outcome, &written, lead) {
+            (TreeOutcome::Shared(own), Ok(()), Some(lead)) => {
+                let gathering = Gathering { record, blob, verdicts, lead };
+                match self.gather(&gathering, own, supervisor, place).await {
+                    Gathered::Whole(whole) => TreeOutcome::Finished(Box::new(self.keep_whole(*whole).await)),
+                    Gathered::Alone => return Err(Alone),
+                    Gathered::Unfinished { source, detail } => TreeOutcome::Unfinished { source, detail },
+                }
+            }
+            (outcome, ..) => outcome,
+        };
+        Ok(match (outcome, written) {
+            (TreeOutcome::Finished(result), Ok(())) => Ending::Result(result),
+            (_, _) if supervisor.is_lost() => Ending::Lost,
+            (_, _) if supervisor.is_shutting_down() => Ending::GiveBack,
+            (TreeOutcome::Unfinished { source: Some(error), .. }, _) => Ending::of_source(record.clone(), &error),
+            (_, Err(detail)) | (TreeOutcome::Unfinished { detail, .. }, _) => Ending::Retry { detail },
+            // Only of what nobody leads: there is no such scan.
+            (TreeOutcome::Shared(_), Ok(())) => Ending::Retry { detail: "a part has no result of its own".to_owned() },
+        })
+    }
+
+    /// What is to be scanned of an analysis, without content.
+    fn root(&self, record: &AnalysisRecord, blob: BlobName, verdicts: Option<Arc<dyn Verdicts>>) -> Root {
+        Root {
             data_id: record.data_id,
             file: record.new.file.clone(),
             rule: record.new.rule.clone(),
             blob,
-            content,
-            fetch_ms,
-            passwords: self.passwords(&record),
+            content: None,
+            fetch_ms: 0,
+            passwords: self.passwords(record),
             verdicts,
-        };
-        let (writer, sink) = RecordWriter::start(self.results.clone(), &self.environment);
-        let mut tree = self.scanner.scan(root, self.source.clone(), sink);
-        let outcome = self.watch(&record, &mut tree, &mut supervisor, place).await;
-        drop(tree);
-        let written = writer.finish().await;
-        match (outcome, written) {
-            (TreeOutcome::Finished(result), Ok(())) => Ending::Result(result),
-            (_, _) if supervisor.is_lost() => Ending::Lost,
-            (_, _) if supervisor.is_shutting_down() => Ending::GiveBack,
-            (TreeOutcome::Unfinished { source: Some(error), .. }, _) => Ending::of_source(record, &error),
-            (_, Err(detail)) | (TreeOutcome::Unfinished { detail, .. }, _) => Ending::Retry { detail },
+            sharing: None,
         }
     }
 
@@ -572,6 +649,14 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// The parts of a file don't add up: it is to be scanned by one worker alone.
+struct Alone;
+
+/// What is scanned alone has no parts that might not add up.
+fn alone(_: Alone) -> Ending {
+    Ending::Retry { detail: "parts of a file that nobody shares".to_owned() }
 }
 
 /// Whether a task may have taken a worker down.
