@@ -118,6 +118,9 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
         budget.pause(|| examine(&shared.engines, &tree.rule, &subject, limit, node.created.elapsed(), &shared.pool));
     judged.times.scan_ms = ms_since(began);
     judged.engines = examined.engines;
+    // An engine that would have judged it in memory: with more of that, or on another worker, it may find something.
+    judged.unkeepable =
+        sample.bytes().is_none() && judged.engines.iter().any(|engine| engine.code == ResultCode::NOT_SCANNED);
     judged.findings = examined.findings;
     judged.failure = [judged.failure, examined.failure].into_iter().flatten().reduce(worst);
     if containers.is_empty() {

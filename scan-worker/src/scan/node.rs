@@ -102,6 +102,8 @@ pub(super) struct Judged {
     pub findings: Findings,
     /// Under what the verdict is kept, if it is worth that.
     pub key: Option<VerdictKey>,
+    /// It can't be kept, nor can that of a container which it lies in: another scan might find more.
+    pub unkeepable: bool,
     /// The whole result, and what is nested in it, if that was known.
     pub taken: Option<(FileResult, TreeTotals)>,
 }
@@ -190,7 +192,7 @@ impl Node {
                 return None;
             }
             let mut judged = state.judged.take().unwrap_or_default();
-            let (blob, key) = (judged.blob, judged.key);
+            let (blob, key, unkeepable) = (judged.blob, judged.key, judged.unkeepable || state.folded.unkeepable);
             let (result, totals) = match judged.taken.take() {
                 Some((mut result, totals)) => {
                     result.times.total_ms = ms_since(self.created);
@@ -198,7 +200,7 @@ impl Node {
                 }
                 None => (self.result(&state.folded, judged, &tree.rule), state.folded.totals),
             };
-            let keepable = !state.folded.unkeepable && may_be_kept(&result) && tree.stop.reason().is_none();
+            let keepable = !unkeepable && may_be_kept(&result) && tree.stop.reason().is_none();
             (result, blob, Tally { totals, keepable }, key)
         };
         let Some(parent) = self.parent.clone() else {
@@ -245,7 +247,7 @@ impl Node {
             worst: folded.worst,
             detected: folded.detected,
             totals: folded.totals,
-            unkeepable: folded.unkeepable,
+            unkeepable: folded.unkeepable || judged.unkeepable,
             used_files: used.files,
             used_bytes: used.produced_bytes,
             reason: opened.and_then(|opened| opened.reason),
@@ -258,8 +260,9 @@ impl Node {
 
     /// A root's result, of all that was folded; and whether its verdict may be kept.
     pub fn root_result(&self, folded: &Folded, judged: Judged, rule: &Rule) -> (FileResult, bool) {
+        let unkeepable = folded.unkeepable || judged.unkeepable;
         let result = self.result(folded, judged, rule);
-        let keepable = !folded.unkeepable && may_be_kept(&result);
+        let keepable = !unkeepable && may_be_kept(&result);
         (result, keepable)
     }
 

@@ -7,6 +7,7 @@
 //! - What may work later (content unavailable, records not writable) gives the task back with a growing delay, at most
 //!   [`RELEASES_MAX`] times. What never will (the blob is gone) closes the analysis as Failed, with the reason. A task that
 //!   was leased more than [`ATTEMPTS_MAX`] times without being given back took its worker down each time, and is closed too.
+//!   A worker that lost its lease and lives says so: that was no such time.
 //! - A task that was leased before is scanned alone, so that no other one is blamed if it takes this worker down as well.
 //! - Every few seconds the worker reports who it is and what it does, which decides nothing: see `report`.
 //! - The result store is the truth: a sweep queues again whatever is unfinished and has no task.
@@ -51,6 +52,9 @@ pub const ATTEMPTS_MAX: u32 = 3;
 /// How often a task is given back because content could not be read or records not written, before it is closed as Failed.
 /// With the delays between, this is about half an hour.
 pub const RELEASES_MAX: u32 = 10;
+/// How often a task may be given back or lost by workers that live, for whatever reason, before it is closed as Failed: a file
+/// whose scan never holds its lease must end at some time.
+pub const LOSSES_MAX: u32 = 100;
 /// The first delay before such a task is leased again; it doubles up to the longest.
 const RELEASE_DELAY_MS: u64 = 1_000;
 const RELEASE_DELAY_MS_MAX: u64 = 10 * 60 * 1_000;
@@ -350,6 +354,10 @@ impl Shared {
             let detail = "scanning the file took its worker down three times: it is not tried again".to_owned();
             return Ok(Ending::Failed { record: Box::new(record), detail });
         }
+        if lease.releases > LOSSES_MAX {
+            let detail = format!("the scan was begun and given back or lost {LOSSES_MAX} times: it is not tried again");
+            return Ok(Ending::Failed { record: Box::new(record), detail });
+        }
         if record.cancel_requested {
             let result =
                 FileResult::unscanned(record.new.file.clone(), ResultCode::CANCELLED, String::new(), self.now_ms());
@@ -602,6 +610,8 @@ impl Shared {
             }
             Ending::Lost => {
                 tracing::warn!(%data_id, worker = self.options.name, "the lease was lost, the scan is left to another worker");
+                // It was slow, not dead: the file is not to be blamed.
+                self.queue.survived(data_id).await?;
                 return Ok(());
             }
             Ending::GiveBack => {
