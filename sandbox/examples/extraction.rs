@@ -122,7 +122,7 @@ fn run(name: &str, threads: usize, files: &[Vec<u8>], work: impl Fn(&[u8], &Tota
 }
 
 fn main() -> ExitCode {
-    if let Some(code) = lazaret_sandbox::child::run_if_asked(&Extraction) {
+    if let Some(code) = lazaret_sandbox::child::run_if_asked(&Extraction::PLAIN) {
         return code;
     }
     let mut arguments = std::env::args().skip(1);

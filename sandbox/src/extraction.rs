@@ -22,8 +22,19 @@ const PIECE_BYTES: usize = BLOCK_BYTES / 2;
 /// How much of the input is read ahead when little is asked for: short enough that a reader that jumps about wastes little.
 const READ_AHEAD_BYTES: usize = 16 * 1024;
 
-/// Detects and takes apart.
-pub struct Extraction;
+/// Detects and takes apart; and, if it was given something that reads files for it, tells what that says.
+pub struct Extraction {
+    /// What notes something about a file, from its content. The worker believes it no more than anything else from here.
+    pub note: Option<fn(&[u8]) -> Vec<u8>>,
+}
+
+impl Extraction {
+    /// Without anything to note.
+    pub const PLAIN: Self = Self { note: None };
+}
+
+/// The longest note.
+pub const NOTE_BYTES_MAX: usize = PIECE_BYTES;
 
 impl Work for Extraction {
     fn work(&self, input: &File, output: Output) -> io::Result<()> {
@@ -34,6 +45,9 @@ impl Work for Extraction {
             let mapped = Mapped::sealed(input)?;
             if mapped.as_ref().len() as u64 != task.length {
                 return Err(io::ErrorKind::InvalidInput.into());
+            }
+            if task.note {
+                return job.note(self.note, mapped.as_ref());
             }
             job.run(&mut Mapping { input: Cursor::new(mapped.as_ref()), job: &job })
         } else {
@@ -67,6 +81,15 @@ impl Job<'_> {
                 }
             }
         }
+        self.put(&Record::Done, &[])?;
+        self.output.borrow_mut().flush()
+    }
+
+    /// Tells what there is to note about the file.
+    fn note(&self, read: Option<fn(&[u8]) -> Vec<u8>>, content: &[u8]) -> io::Result<()> {
+        let mut note = read.map(|read| read(content)).unwrap_or_default();
+        note.truncate(NOTE_BYTES_MAX);
+        self.put(&Record::Note(note.len() as u32), &note)?;
         self.put(&Record::Done, &[])?;
         self.output.borrow_mut().flush()
     }

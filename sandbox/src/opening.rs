@@ -105,7 +105,24 @@ pub struct Opening<'o> {
 impl Sandbox {
     /// Begins to open a file.
     pub fn open<'o>(&self, request: &Request<'_>, input: &'o dyn Input) -> Result<Opening<'o>, SandboxError> {
-        self.open_from(request, 0, input)
+        self.open_from(request, 0, false, input)
+    }
+
+    /// What the program in the sandbox notes about a file that is in memory. See [`crate::Extraction`].
+    pub fn note(
+        &self,
+        request: &Request<'_>,
+        input: &dyn Input,
+        check: &dyn Fn() -> Result<(), Halt>,
+    ) -> Result<Vec<u8>, Ended> {
+        let opened = self.open_from(request, 0, true, input);
+        let mut opening = opened.map_err(|error| Ended::Failed(None, error.to_string()))?;
+        let Record::Note(bytes) = opening.record(check)? else { return Err(opening.confused()) };
+        let rest = opening.block.get(opening.at..).unwrap_or_default();
+        let Some(note) = rest.get(..bytes as usize).map(<[u8]>::to_vec) else { return Err(opening.confused()) };
+        opening.at += note.len();
+        opening.finish(check);
+        Ok(note)
     }
 
     /// The same, without its first so many containers.
@@ -113,6 +130,7 @@ impl Sandbox {
         &self,
         request: &Request<'_>,
         skip: u32,
+        note: bool,
         input: &'o dyn Input,
     ) -> Result<Opening<'o>, SandboxError> {
         let failed = |source| SandboxError::Channel { operation: "prepare the channel of", source };
@@ -124,6 +142,7 @@ impl Sandbox {
             name: request.name.to_owned(),
             length: request.length,
             whole: input.whole().is_some(),
+            note,
             containers: request.containers.map(<[Found]>::to_vec),
             skip,
             extract: request.extract,
@@ -206,7 +225,7 @@ impl Opening<'_> {
                 return outcome;
             }
             let request = Request { containers: Some(found), used: budget.tree_use(), ..request.clone() };
-            match self.sandbox.open_from(&request, u32::try_from(done).unwrap_or(u32::MAX), self.input) {
+            match self.sandbox.open_from(&request, u32::try_from(done).unwrap_or(u32::MAX), false, self.input) {
                 Ok(opening) => self = opening,
                 Err(error) => {
                     outcome.note_broken(error.to_string());
@@ -248,7 +267,7 @@ impl Opening<'_> {
                     self.give_back();
                     return Ok(());
                 }
-                Record::Type(_) | Record::NoType(_) | Record::Data(_) | Record::MemberEnd(_) => {
+                Record::Type(_) | Record::NoType(_) | Record::Data(_) | Record::MemberEnd(_) | Record::Note(_) => {
                     return Err(self.confused());
                 }
             }

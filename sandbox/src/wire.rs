@@ -52,6 +52,8 @@ pub(crate) struct Task {
     pub length: u64,
     /// Whether the input holds all of the file. Otherwise it is handed in on demand.
     pub whole: bool,
+    /// Whether nothing else is wanted than what there is to note about it.
+    pub note: bool,
     /// What the file is, if that is known already.
     pub containers: Option<Vec<Found>>,
     /// How many of its containers are not to be taken apart, since that was tried before.
@@ -104,6 +106,8 @@ pub(crate) enum Record {
     MemberEnd(Option<String>),
     /// One container came apart, or did not.
     Outcome(ExtractionOutcome),
+    /// What there is to note about the file, in so many bytes that follow.
+    Note(u32),
     /// A shared container had so many members, those of others included. Told if the walk came to its end.
     Walked(u32),
     /// That was all.

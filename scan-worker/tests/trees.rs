@@ -519,3 +519,18 @@ fn many_members() {
     assert_eq!(counts.0.load(Ordering::Relaxed), 200_001);
     eprintln!("200,000 members in {:?}", began.elapsed());
 }
+
+#[test]
+fn signers_are_read_in_the_sandbox_and_as_without_it() {
+    let signed = include_bytes!("data/signed.exe");
+    for sandbox in [options().sandbox, None] {
+        let scanner = scanner(ScannerOptions { sandbox, ..options() }, engines::builtin().unwrap());
+        let content = zip(&[("signed.exe", signed), ("text.txt", b"text"), ("cut.exe", &signed[..signed.len() - 100])]);
+        let scanned = scan_with(&scanner, "programs.zip", content, rule(|_| ()));
+        let signers = &scanned.at("signed.exe").result.findings.signers;
+        assert_eq!(signers.len(), 1);
+        assert!(signers[0].vendor_name.contains("Lazaret Test Vendor"), "{signers:?}");
+        assert!(scanned.at("text.txt").result.findings.signers.is_empty());
+        assert!(scanned.at("cut.exe").result.findings.signers.is_empty());
+    }
+}

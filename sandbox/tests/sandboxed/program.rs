@@ -21,7 +21,7 @@ impl Work for Subverted {
         if let Some(deed) = text.strip_prefix("SUBVERT ") {
             misbehave(deed.trim_end_matches(['\n', '\0']), &output);
         }
-        Extraction.work(input, output)
+        Extraction::PLAIN.work(input, output)
     }
 }
 

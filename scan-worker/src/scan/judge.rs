@@ -114,8 +114,10 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     let began = Instant::now();
     let subject = Subject { sample, file: &judged.file };
     let limit = shared.options.engine_timeout;
-    let examined =
-        budget.pause(|| examine(&shared.engines, &tree.rule, &subject, limit, node.created.elapsed(), &shared.pool));
+    let examined = budget.pause(|| {
+        let (waited, signers) = (node.created.elapsed(), || opening.signers(&judged.file));
+        examine(&shared.engines, &tree.rule, &subject, limit, waited, &shared.pool, signers)
+    });
     judged.times.scan_ms = ms_since(began);
     judged.engines = examined.engines;
     // An engine that would have judged it in memory: with more of that, or on another worker, it may find something.

@@ -144,6 +144,14 @@ impl Node {
         Arc::new(Self::new(Some(self.clone()), data_id, ordinal, self.depth + 1, name, path))
     }
 
+    /// Whether all members that were claimed have come. If not, whoever asks for more does not say what it should.
+    pub fn may_claim(&self) -> bool {
+        let mut state = lock(&self.state);
+        let may = state.claimed_end == u32::MAX || state.folded.members >= state.claimed_end;
+        state.folded.strayed |= !may;
+        may
+    }
+
     /// The next members that come are these: those before are others'.
     pub fn claimed(&self, range: Range<u32>) {
         let mut state = lock(&self.state);

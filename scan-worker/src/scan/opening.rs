@@ -7,9 +7,9 @@ use std::io;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use lazaret_analysis::ResultCode;
+use lazaret_analysis::{FileInfo, ResultCode, Signer};
 use lazaret_containers::format::Found;
 use lazaret_containers::{Budget, ExtractionOutcome, FileType, Guarded, Halt, Limit, Turn, detect};
 use lazaret_sandbox::{Ended, Input, Opening, Request, Sandbox};
@@ -20,6 +20,7 @@ use super::{Tree, share};
 use crate::budget::{limit_code, outcome_code};
 use crate::examine::panic_text;
 use crate::sample::Sample;
+use crate::signers;
 
 /// A file that is being looked into.
 pub(super) struct FileOpening<'o> {
@@ -100,6 +101,28 @@ impl<'o> FileOpening<'o> {
                 Err((Some(limit_code(limit, &self.tree.rule)), limit.to_string()))
             }
             Err(Ended::Failed(None, reason)) => Err(failed(reason)),
+        }
+    }
+
+    /// Who signed the file, if it is a Windows program. What keeps anybody from telling is told nobody: a program that crashes
+    /// its reader has no signers.
+    pub fn signers(&self, file: &FileInfo) -> Vec<Signer> {
+        let Some(content) = self.sample.bytes().filter(|_| signers::may_have_signers(self.sample, file)) else {
+            return Vec::new();
+        };
+        let Some(sandbox) = &self.tree.scanner.options.sandbox else { return signers::read(content) };
+        let (began, most) = (Instant::now(), self.tree.scanner.options.engine_timeout);
+        let check = || match self.tree.stop.reason() {
+            Some(_) => Err(Halt::Stopped),
+            None if began.elapsed() > most => Err(Halt::Limit(Limit::Time)),
+            None => Ok(()),
+        };
+        match sandbox.note(&self.request(Some(&[])), self.input, &check) {
+            Ok(note) => signers::of_note(&note),
+            Err(ended) => {
+                tracing::debug!(data_id = %self.node.data_id, ?ended, "nobody can tell who signed a program");
+                Vec::new()
+            }
         }
     }
 

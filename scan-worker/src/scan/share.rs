@@ -127,6 +127,8 @@ pub(super) fn turn(tree: &Tree, root: &Node, turn: Turn, scan: &dyn Fn(Job)) -> 
             root.claimed(at..u32::MAX);
             Some(at..u32::MAX)
         }
+        // Every claim is paid for by members, which limits count: a reader that was subverted can't ask for ever.
+        Turn::Next { .. } if !root.may_claim() => None,
         Turn::Rest(_) => None,
         Turn::Next { .. } => {
             let others = tree.scanner.options.scan_threads.saturating_sub(1);

@@ -194,14 +194,16 @@ impl Shared {
         let mut taken: Vec<PartToken> = Vec::new();
         let mut deadline = own.stopped().map(|_| self.environment.clock.monotonic() + STOP_GRACE);
         loop {
-            let views = match self.views(gathering.lead, own.members(), own.stopped().is_some()).await {
+            // Of a walk that came to its end it is known which claims led to members.
+            let members = if own.result().complete { own.members() } else { u32::MAX };
+            let views = match self.views(gathering.lead, members).await {
                 Ok(Some(views)) => views,
                 Ok(None) => return unfinished("the share was closed by somebody else"),
                 Err(error) => return unfinished(error.to_string()),
             };
             let open = views.iter().filter(|view| !taken.contains(&view.token)).collect::<Vec<_>>();
             let lost = open.iter().find(|view| view.state == PartState::Lost);
-            if let (Some(lost), None) = (lost, own.stopped()) {
+            if let Some(lost) = lost.filter(|_| own.result().complete && own.stopped().is_none()) {
                 match self.results.take_part(&lost.token, self.now_ms()).await {
                     // Extended or ended meanwhile.
                     Ok(false) => continue,
@@ -228,6 +230,9 @@ impl Shared {
             }
             let is_over = deadline.is_some_and(|at| at <= self.environment.clock.monotonic());
             if is_over || !open.iter().any(|view| view.state == PartState::Working) {
+                if !own.result().complete && own.stopped().is_none() && !views.is_empty() {
+                    return Gathered::Alone;
+                }
                 let done = views.into_iter().filter_map(|view| match view.state {
                     PartState::Done(result) => Some(*result),
                     PartState::Working | PartState::Lost => None,
@@ -250,11 +255,11 @@ impl Shared {
         }
     }
 
-    /// The parts that took members, of which there are so many; or, after a stop, saw any.
-    async fn views(&self, lead: &Lead, members: u32, stopped: bool) -> Result<Option<Vec<PartView>>, StoreError> {
+    /// The parts that claimed any of the members, of which there are so many at most.
+    async fn views(&self, lead: &Lead, members: u32) -> Result<Option<Vec<PartView>>, StoreError> {
         let Some(token) = lead.token() else { return Ok(None) };
         let views = self.results.parts(token, self.now_ms()).await?;
-        let counts = |view: &PartView| view.claimed.iter().any(|range| stopped || range.start < members);
+        let counts = |view: &PartView| view.claimed.iter().any(|range| range.start < members);
         Ok(views.map(|views| views.into_iter().filter(counts).collect()))
     }
 
