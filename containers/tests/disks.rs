@@ -157,8 +157,7 @@ fn replaced(name: &str, from: &[u8], to: &[u8]) -> usize {
     let file = sample(name);
     let format = SAMPLES.iter().find(|sample| sample.name == name).unwrap().format;
     let format = ContainerFormat::named(format).unwrap();
-    let places: Vec<usize> =
-        (0..file.len()).step_by(2).filter(|at| file[*at..].starts_with(from)).take(20).collect();
+    let places: Vec<usize> = (0..file.len()).step_by(2).filter(|at| file[*at..].starts_with(from)).take(20).collect();
     for at in &places {
         let mut changed = file.clone();
         changed[*at..at + to.len()].copy_from_slice(to);

@@ -69,7 +69,8 @@ async fn a_part_that_is_lost_is_taken_once(store: &dyn ResultStore) {
     assert_eq!(store.claim_members(&part.token, 1).await.unwrap(), None);
     assert_eq!(store.claim_members(&lead, 1).await.unwrap(), Some(2..3), "what was taken is not handed out again");
     let views = store.parts(&lead, 2_000).await.unwrap().unwrap();
-    assert_eq!((&views[0].state, &views[0].claimed), (&PartState::Lost, &Vec::from([0..2])));
+    assert_eq!(views[0].state, PartState::Lost);
+    assert!(views[0].claimed.iter().eq(std::iter::once(&(0..2))));
     store.close_share(share.root).await.unwrap();
 }
 

@@ -170,7 +170,7 @@ impl Store {
             let Some((last, _)) = page.last() else { return Ok(names) };
             after = Some(*last);
             for (name, entry) in page {
-                if let Some(blob) = entry.blob.filter(|blob| blob.layout.locations().any(|at| inside(&at)))
+                if let Some(blob) = entry.blob.filter(|blob| blob.layout.locations().any(&inside))
                     && self.mark_damaged(name, &blob.layout)?
                 {
                     names.push(name);
