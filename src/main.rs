@@ -27,7 +27,7 @@ use cli::{Cli, Command};
 
 fn main() -> ExitCode {
     // The scan worker starts this program again for what reads hostile bytes: nothing else may happen before.
-    if let Some(code) = lazaret_sandbox::child::run_if_asked(&lazaret_sandbox::Extraction) {
+    if let Some(code) = lazaret_sandbox::child::run_if_asked(&lazaret_scan_worker::SANDBOXED) {
         return code;
     }
     let cli = match Cli::try_parse() {

@@ -19,6 +19,7 @@ mod progress;
 mod queue;
 mod reports;
 mod results;
+mod shares;
 mod verdicts;
 mod writer;
 

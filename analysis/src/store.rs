@@ -20,6 +20,7 @@ use crate::analysis::{AnalysisRecord, FileResult, NestedRecord, NewAnalysis};
 use crate::batch::{BatchRecord, NewBatch};
 use crate::cache::{KeptVerdict, VerdictKey};
 use crate::id::DataId;
+use crate::share::Shares;
 use crate::worker_report::WorkerReport;
 
 /// Most nested files that one call records: about a megabyte, one short transaction.
@@ -147,9 +148,10 @@ pub struct Callback {
     pub attempts: u32,
 }
 
-/// Keeps analyses and their results. It is the truth about what was submitted.
+/// Keeps analyses and their results, and who takes which part of a container that is shared. It is the truth about what was
+/// submitted.
 #[async_trait]
-pub trait ResultStore: Send + Sync {
+pub trait ResultStore: Shares {
     /// Records a submission. Durable when it returns. An id that exists is refused ([`StoreFault::Exists`]), and so is a
     /// submission to a batch that takes none ([`StoreFault::BatchClosed`]).
     async fn create(&self, new: &NewAnalysis) -> Result<(), StoreError>;
@@ -358,6 +360,10 @@ pub trait TaskQueue: Send + Sync {
     /// Gives a task back, to be leased again after `delay_ms`. It doesn't count as an attempt, since the worker lives. False
     /// if the lease was lost.
     async fn release(&self, token: &LeaseToken, delay_ms: u64, now_ms: u64) -> Result<bool, StoreError>;
+
+    /// Says that a worker lives which lost its lease of this task: the lease was no attempt, but one that was given back. Nothing
+    /// if the task is gone.
+    async fn survived(&self, data_id: DataId) -> Result<(), StoreError>;
 
     /// How much waits.
     async fn depth(&self) -> Result<QueueDepth, StoreError>;

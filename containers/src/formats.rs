@@ -9,8 +9,8 @@
 
 use crate::format::Format;
 use crate::{
-    activemime, ar, cab, chm, coded, cpio, disk, fat, iso9660, lzh, mail, nsis, ole, onenote, pdf, pe, rar, rpm, rtf,
-    sevenz, squashfs, stream, tar, text, textual, xar, zip,
+    activemime, ar, cab, chm, coded, cpio, disk, exfat, ext, fat, hfs, iso9660, lzh, mail, nsis, ntfs, ole, onenote,
+    pdf, pe, rar, rpm, rtf, sevenz, squashfs, stream, tar, text, textual, udf, wim, xar, zip,
 };
 
 /// Every format that this build takes apart.
@@ -21,6 +21,7 @@ pub static FORMATS: &[&Format] = &[
     &cab::FORMAT,
     &xar::FORMAT,
     &chm::FORMAT,
+    &wim::FORMAT,
     &nsis::FORMAT,
     &stream::GZIP,
     &stream::BZIP2,
@@ -45,8 +46,16 @@ pub static FORMATS: &[&Format] = &[
     &tar::FORMAT,
     &cpio::FORMAT,
     &iso9660::FORMAT,
+    &udf::FORMAT,
     &fat::FORMAT,
+    &ntfs::FORMAT,
+    &exfat::FORMAT,
+    &ext::FORMAT,
+    &hfs::FORMAT,
+    &disk::DMG,
     &disk::VHD,
+    &disk::VHDX,
+    &disk::VMDK,
     &disk::DISK,
     &lzh::ARJ,
     &lzh::LZH,

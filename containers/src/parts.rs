@@ -37,6 +37,12 @@ pub(crate) fn read_array<const N: usize>(input: &mut dyn ReadSeek, offset: u64) 
     if read_full(input, &mut bytes)? == N { Ok(bytes) } else { Err(cut_off()) }
 }
 
+/// The first `most` bytes; less if there are no more.
+pub(crate) fn read_start(input: &mut dyn ReadSeek, most: u64) -> io::Result<Vec<u8>> {
+    input.seek(SeekFrom::Start(0))?;
+    fields::read_at_most(input, most)
+}
+
 /// The `length` bytes at `offset` as a stream; an error if the input ends before.
 pub(crate) fn part(
     input: &mut dyn ReadSeek,

@@ -32,3 +32,6 @@ pub use engine::Engine;
 pub use engines::BuiltinEngine;
 pub use metrics::WorkerMonitor;
 pub use worker::{ScanWorker, WorkerOptions};
+
+/// What runs in the sandbox: the program that a worker re-executes calls [`lazaret_sandbox::child::run_if_asked`] with it.
+pub const SANDBOXED: lazaret_sandbox::Extraction = lazaret_sandbox::Extraction { note: Some(signers::note) };

@@ -167,9 +167,18 @@ async fn leases_are_extended_and_lost(queue: &dyn TaskQueue) {
     assert!(!queue.ack(&first.token).await.unwrap());
     assert!(queue.contains(id).await.unwrap());
 
+    // The first worker lives: it only was too slow.
+    queue.survived(id).await.unwrap();
+    queue.survived(id).await.unwrap();
+    let third = queue.lease("u", 1, 1000, 7500).await.unwrap().remove(0);
+    assert_eq!((third.attempts, third.releases), (2, 1), "who has the task keeps its attempt");
+    queue.survived(id).await.unwrap();
+    let second = queue.lease("v", 1, 1000, 8500).await.unwrap().remove(0);
+    assert_eq!((second.attempts, second.releases), (2, 2));
+
     // Late, but nobody took it meanwhile.
-    assert!(queue.extend(&second.token, 1000, 9000).await.unwrap());
-    assert_eq!(queue.lease("w", 1, 1000, 9999).await.unwrap(), []);
+    assert!(queue.extend(&second.token, 1000, 9900).await.unwrap());
+    assert_eq!(queue.lease("w", 1, 1000, 10_899).await.unwrap(), []);
     assert!(queue.ack(&second.token).await.unwrap());
     assert!(!queue.contains(id).await.unwrap());
 }

@@ -179,6 +179,16 @@ impl TaskQueue for SqliteBackend {
         Ok(released)
     }
 
+    async fn survived(&self, data_id: DataId) -> Result<(), StoreError> {
+        // Whoever has the task now keeps its own attempt.
+        let update = sqlx::query(
+            "UPDATE task SET attempts = attempts - 1, releases = releases + 1
+             WHERE data_id = $1 AND attempts > (token IS NOT NULL)",
+        )
+        .bind(data_id.0.to_vec());
+        self.writer.execute(update).await.map(drop).map_err(on("forgive task", data_id))
+    }
+
     async fn depth(&self) -> Result<QueueDepth, StoreError> {
         let counts: Result<(i64, i64), _> =
             sqlx::query_as("SELECT count(*), count(token) FROM task").fetch_one(&self.readers).await;

@@ -166,10 +166,15 @@ impl Engine {
             counters: Arc::clone(&counters),
         };
         let horizon = retention.expired_before_bucket;
-        let Recovered { segments, ledger } = recovery::recover(&disk, &index, source, horizon)?;
+        let Recovered { segments, ledger, missing } = recovery::recover(&disk, &index, source, horizon)?;
         // Only now: recovery may find a hold after what it protects.
         index.expire(horizon, 0)?;
         let store = Arc::new(Store::new(disk, index, Arc::clone(&counters), ledger));
+        if !missing.is_empty() {
+            // So that other nodes are asked for them, and nobody finds out by reading.
+            let names = store.mark_damaged_where(|at| missing.contains(&at.segment))?;
+            tracing::error!(node = %options.node, segments = missing.len(), blobs = names.len(), "copies are missing");
+        }
         tracing::info!(
             node = %options.node,
             blobs = counters.blobs.get(),

@@ -261,7 +261,7 @@ impl Life<'_> {
                 let placed = self.random.below(3) > 0;
                 known.hold_attempts.insert((now_ms, placed));
                 requests.spawn(async move {
-                    let done = engine.hold(Hold { name, time_ms: now_ms, placed }).await;
+                    let done = engine.hold(Hold { name, time_ms: now_ms, placed, from_bucket: None }).await;
                     done.map_or(Done::Nothing, |()| Done::Held(name, now_ms, placed))
                 });
             }

@@ -31,7 +31,7 @@ async fn upload_at(engine: &Engine, content: &Bytes, put_time_ms: u64, id: u8) -
 }
 
 async fn hold(engine: &Engine, content: &Bytes, time_ms: u64, placed: bool) {
-    engine.hold(Hold { name: BlobName::of(content), time_ms, placed }).await.unwrap();
+    engine.hold(Hold { name: BlobName::of(content), time_ms, placed, from_bucket: None }).await.unwrap();
 }
 
 fn buckets(disk: &SimDisk) -> Vec<u32> {

@@ -36,7 +36,10 @@ async fn filled(root: &Path) -> (Vec<Bytes>, Vec<(BlobName, Entry)>) {
     let put = PutLocator { name: BlobName([77; 32]), locator, put_time_ms: NOON_MS };
     store.put_locator(put, Origin::Client).await.unwrap();
     store.delete(Tombstone { name: BlobName::of(&blobs[0]), time_ms: NOON_MS }).await.unwrap();
-    store.hold(Hold { name: BlobName::of(&blobs[1]), time_ms: NOON_MS, placed: true }).await.unwrap();
+    store
+        .hold(Hold { name: BlobName::of(&blobs[1]), time_ms: NOON_MS, placed: true, from_bucket: None })
+        .await
+        .unwrap();
     blobs.remove(0);
     let entries = all_entries(&store);
     store.close();

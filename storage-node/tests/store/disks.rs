@@ -270,7 +270,7 @@ async fn nothing_held_expires_on_a_disk_that_was_away_and_what_expired_meanwhile
     let store = open(vec![a.source(), missing("b")], 2).unwrap();
     // Half of the blobs are held; nobody asks on which disk they are.
     for blob in blobs.iter().step_by(2) {
-        store.hold(Hold { name: BlobName::of(blob), time_ms: NOON_MS, placed: true }).await.unwrap();
+        store.hold(Hold { name: BlobName::of(blob), time_ms: NOON_MS, placed: true, from_bucket: None }).await.unwrap();
     }
     store.close();
 
@@ -321,7 +321,7 @@ async fn a_replaced_disk_begins_empty_and_is_told_what_it_must_know() {
     let (a, b) = (Simulated::new("a"), Simulated::new("b"));
     let store = open_simulated(&[&a, &b], 1);
     let held = content(7, 100);
-    store.hold(Hold { name: BlobName::of(&held), time_ms: NOON_MS, placed: true }).await.unwrap();
+    store.hold(Hold { name: BlobName::of(&held), time_ms: NOON_MS, placed: true, from_bucket: None }).await.unwrap();
     let killed = content(8, 100);
     store.delete(Tombstone { name: BlobName::of(&killed), time_ms: NOON_MS }).await.unwrap();
     store.close();

@@ -1,0 +1,209 @@
+//! Disk images and file systems: those that no program at hand writes, and those that lead in circles or lie.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[allow(dead_code, reason = "some of what it tells is for other tests")]
+mod samples;
+
+use std::io::Write;
+
+use lazaret_containers::conformance::{self, Case, eicar, take_apart, take_apart_as};
+use lazaret_containers::{ContainerFormat, Passwords};
+use samples::SAMPLES;
+
+const SECTOR_BYTES: usize = 512;
+/// Random changes of each file.
+const ROUNDS: u32 = 200;
+
+fn sample(name: &str) -> Vec<u8> {
+    SAMPLES.iter().find(|sample| sample.name == name).unwrap().file()
+}
+
+fn base64(content: &[u8]) -> String {
+    let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let groups = content.chunks(3).map(|group| {
+        let mut bits = [0; 4];
+        bits[1..=group.len()].copy_from_slice(group);
+        let bits = u32::from_be_bytes(bits);
+        (0..4).map(move |at| match at <= group.len() {
+            true => char::from(digits[(bits >> (18 - 6 * at)) as usize & 63]),
+            false => '=',
+        })
+    });
+    groups.flatten().collect()
+}
+
+/// How a chunk of a DMG is compressed: the number that says so.
+const STORED: u32 = 1;
+const ADC: u32 = 0x8000_0004;
+const ZLIB: u32 = 0x8000_0005;
+const BZIP2: u32 = 0x8000_0006;
+const LZFSE: u32 = 0x8000_0007;
+const LZMA: u32 = 0x8000_0008;
+
+fn compress(method: u32, content: &[u8]) -> Vec<u8> {
+    match method {
+        ADC => content.chunks(128).flat_map(|part| [&[0x7f + part.len() as u8], part].concat()).collect(),
+        ZLIB => {
+            let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+            encoder.write_all(content).unwrap();
+            encoder.finish().unwrap()
+        }
+        BZIP2 => {
+            let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+            encoder.write_all(content).unwrap();
+            encoder.finish().unwrap()
+        }
+        LZFSE => {
+            let mut packed = Vec::new();
+            lzfse_rust::encode_bytes(content, &mut packed).unwrap();
+            packed
+        }
+        LZMA => {
+            let mut writer = lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::with_preset(1)).unwrap();
+            writer.write_all(content).unwrap();
+            writer.finish().unwrap()
+        }
+        _ => content.to_vec(),
+    }
+}
+
+/// A DMG of a disk: chunks of 32 KiB, those of zeros left out, and the others compressed by one method after the other.
+fn dmg(disk: &[u8], methods: &[u32]) -> Vec<u8> {
+    let (mut file, mut table, mut count) = (Vec::new(), Vec::new(), 0u32);
+    for (number, chunk) in disk.chunks(32 * 1024).enumerate() {
+        let is_zeros = chunk.iter().all(|byte| *byte == 0);
+        let method = if is_zeros { 0 } else { methods[number % methods.len()] };
+        let packed = if is_zeros { Vec::new() } else { compress(method, chunk) };
+        table.extend_from_slice(&method.to_be_bytes());
+        table.extend_from_slice(&[0; 4]);
+        let numbers = [number * 64, chunk.len() / SECTOR_BYTES, file.len(), packed.len()];
+        table.extend(numbers.into_iter().flat_map(|number| (number as u64).to_be_bytes()));
+        file.extend_from_slice(&packed);
+        count += 1;
+    }
+    table.extend_from_slice(&u32::MAX.to_be_bytes());
+    table.extend_from_slice(&[0; 36]);
+    let mut header = b"mish\0\0\0\x01".to_vec();
+    header.extend_from_slice(&0u64.to_be_bytes());
+    header.extend_from_slice(&((disk.len() / SECTOR_BYTES) as u64).to_be_bytes());
+    header.resize(200, 0);
+    header.extend_from_slice(&(count + 1).to_be_bytes());
+    let table = base64(&[header, table].concat());
+    let list = format!(
+        "<?xml version=\"1.0\"?>\n<plist version=\"1.0\"><dict><key>resource-fork</key><dict><key>blkx</key>\n<array>\
+         <dict><key>Attributes</key><string>0x0050</string><key>Data</key><data>\n{table}\n</data></dict></array></dict>\
+         </dict></plist>\n"
+    );
+    let (list_at, list_bytes) = (file.len() as u64, list.len() as u64);
+    file.extend_from_slice(list.as_bytes());
+    let mut trailer = b"koly\0\0\0\x04\0\0\x02\0".to_vec();
+    trailer.resize(512, 0);
+    trailer[32..40].copy_from_slice(&list_at.to_be_bytes());
+    trailer[60..64].copy_from_slice(&1u32.to_be_bytes());
+    trailer[216..224].copy_from_slice(&list_at.to_be_bytes());
+    trailer[224..232].copy_from_slice(&list_bytes.to_be_bytes());
+    file.extend_from_slice(&trailer);
+    file
+}
+
+#[test]
+fn disk_images_of_macs_come_apart_whatever_compresses_them() {
+    for disk in ["hfs", "disk-mbr", "ext2"] {
+        for methods in [&[STORED][..], &[ADC], &[ZLIB], &[BZIP2], &[LZFSE], &[LZMA], &[ADC, ZLIB, LZFSE, STORED]] {
+            let file = dmg(&sample(disk), methods);
+            conformance::comes_apart(&Case::new("dmg", &file, &eicar()));
+        }
+    }
+    let mixed = dmg(&sample("hfs"), &[ZLIB, ADC, BZIP2, LZFSE, LZMA]);
+    conformance::check(&Case::new("dmg", &mixed, &eicar()), ROUNDS);
+}
+
+#[test]
+fn encrypted_disk_images_of_macs_are_told() {
+    let file = [b"encrcdsa\0\0\0\x02".as_slice(), &[7; 4096]].concat();
+    let taken = take_apart(&file, &Passwords::NONE);
+    assert!(taken.outcome.protected.is_some() && taken.outcome.broken.is_none(), "{:?}", taken.outcome);
+}
+
+#[test]
+fn a_chunk_that_lies_about_its_length_or_its_place_is_told() {
+    let disk = sample("hfs");
+    let whole = dmg(&disk, &[STORED]);
+    // The tables are in base64, so a lie is told where the file is made.
+    let longer = [disk.as_slice(), &[1; 1 << 15]].concat();
+    let mut cut = dmg(&longer, &[ZLIB]);
+    let end = cut.len() - 512;
+    cut[end + 24..end + 32].copy_from_slice(&7u64.to_be_bytes());
+    for file in [cut, whole[1..].to_vec()] {
+        assert!(!take_apart(&file, &Passwords::NONE).outcome.is_complete());
+    }
+}
+
+#[test]
+fn every_stream_of_a_file_on_ntfs_comes_out() {
+    let taken = take_apart(&sample("ntfs"), &Passwords::NONE);
+    let names: Vec<_> = taken.members.iter().map(|(name, _)| name.as_str()).collect();
+    for name in ["readme.txt", "readme.txt:hidden.com", "folder/numbers.txt", "eicar.com"] {
+        assert!(names.contains(&name) || name == "eicar.com", "{name} in {names:?}");
+    }
+    let hidden = taken.members.iter().find(|(name, _)| name == "readme.txt:hidden.com").unwrap();
+    assert_eq!(hidden.1, eicar());
+}
+
+/// Changes each place of a file system's image where some bytes are, one after the other; none of it may take long or go unnoticed as
+/// anything but an outcome.
+fn replaced(name: &str, from: &[u8], to: &[u8]) -> usize {
+    let file = sample(name);
+    let format = SAMPLES.iter().find(|sample| sample.name == name).unwrap().format;
+    let format = ContainerFormat::named(format).unwrap();
+    let places: Vec<usize> = (0..file.len()).step_by(2).filter(|at| file[*at..].starts_with(from)).take(20).collect();
+    for at in &places {
+        let mut changed = file.clone();
+        changed[*at..at + to.len()].copy_from_slice(to);
+        take_apart_as(format, &changed, 0, &Passwords::NONE);
+    }
+    places.len()
+}
+
+#[test]
+fn what_leads_back_to_itself_ends() {
+    // Extent trees whose first node says that it is an index, as deep as it may be and deeper.
+    for depth in [1, 5, 6, 0xffff_u16] {
+        let [low, high] = depth.to_le_bytes();
+        assert!(replaced("ext4", &[0x0a, 0xf3, 1, 0, 4, 0, 0, 0], &[0x0a, 0xf3, 1, 0, 4, 0, low, high]) > 0);
+    }
+    // A directory that has the root in it, which has it.
+    let mut ext = sample("ext2");
+    let at = ext.windows(6).position(|name| name == b"folder").unwrap() - 8;
+    ext[at..at + 4].copy_from_slice(&2u32.to_le_bytes());
+    let taken = take_apart(&ext, &Passwords::NONE);
+    assert!(taken.members.iter().any(|(_, content)| *content == eicar()), "{:?}", taken.outcome);
+    // A file whose folder is itself, and so on.
+    let mut ntfs = sample("ntfs");
+    let name: Vec<u8> = "folder".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let names: Vec<usize> = (0..ntfs.len() - name.len()).filter(|at| ntfs[*at..].starts_with(&name)).collect();
+    let own = names.iter().copied().filter(|at| ntfs[at - 66..][..6] == [5, 0, 0, 0, 0, 0]).collect::<Vec<_>>();
+    assert!(!own.is_empty());
+    for at in own {
+        let record = at / 1024 * 1024;
+        let number = u32::from_le_bytes(ntfs[record + 44..record + 48].try_into().unwrap());
+        ntfs[at - 66..at - 62].copy_from_slice(&number.to_le_bytes());
+    }
+    take_apart(&ntfs, &Passwords::NONE);
+}
+
+#[test]
+fn what_lies_about_its_length_is_told() {
+    // A file of 8 EiB on ext2: what is there comes out, and zeros up to a limit.
+    let mut ext = sample("ext2");
+    let inode = ext.windows(4).position(|length| length == 68u32.to_le_bytes()).unwrap();
+    ext[inode + 3] = 0x7f;
+    assert!(!take_apart(&ext, &Passwords::NONE).outcome.is_complete());
+    // A virtual disk of 62 TiB that is two tables.
+    let mut vmdk = sample("vmdk");
+    vmdk[12..20].copy_from_slice(&(1u64 << 36).to_le_bytes());
+    take_apart(&vmdk, &Passwords::NONE);
+    vmdk[12..20].copy_from_slice(&u64::MAX.to_le_bytes());
+    assert!(!take_apart(&vmdk, &Passwords::NONE).outcome.is_complete());
+}
