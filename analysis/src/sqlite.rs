@@ -60,6 +60,7 @@ static MIGRATOR: Migrator = sqlx::migrate!();
 #[derive(Clone)]
 pub struct SqliteBackend {
     readers: SqlitePool,
+    read_options: Arc<SqliteConnectOptions>,
     writer: Writer,
     /// Told when a task became leasable in this process.
     leasable: Arc<Notify>,
@@ -110,17 +111,9 @@ impl SqliteBackend {
             .busy_timeout(BUSY_TIMEOUT)
             .pragma("query_only", "ON")
             .disable_statement_logging();
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS_MAX)
-            .acquire_timeout(READER_WAIT)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            // The connections lead to a file, not over a network: none goes stale.
-            .test_before_acquire(false)
-            .connect_with(read_options)
-            .await?;
         Ok(Self {
-            readers,
+            readers: connect_readers(&read_options).await?,
+            read_options: Arc::new(read_options),
             writer: Writer::spawn(connection, write_options),
             leasable: Arc::new(Notify::new()),
             leases: Arc::default(),
@@ -129,6 +122,17 @@ impl SqliteBackend {
             verdicts_kept: Arc::default(),
             _open: Arc::new(open),
         })
+    }
+
+    /// The same back-end over connections of its own for reads. A gateway and a worker of one process share the rest; but
+    /// clients that poll by the thousand would take all connections, and the worker's every read would wait behind theirs.
+    pub async fn with_own_readers(&self) -> Result<Self, StoreError> {
+        let readers = connect_readers(&self.read_options).await.map_err(|source| StoreError {
+            operation: "open for reading",
+            object: self.read_options.get_filename().display().to_string(),
+            source,
+        })?;
+        Ok(Self { readers, ..self.clone() })
     }
 
     /// The same, with so many verdicts kept at most. Default: 250,000.
@@ -142,6 +146,18 @@ impl std::fmt::Debug for SqliteBackend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("SqliteBackend")
     }
+}
+
+async fn connect_readers(options: &SqliteConnectOptions) -> Result<SqlitePool, StoreFault> {
+    let connecting = SqlitePoolOptions::new()
+        .max_connections(READERS_MAX)
+        .acquire_timeout(READER_WAIT)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        // The connections lead to a file, not over a network: none goes stale.
+        .test_before_acquire(false)
+        .connect_with(options.clone());
+    Ok(connecting.await?)
 }
 
 /// Waits until no other process changes the schema. The lock is held until the file is dropped.
