@@ -153,7 +153,7 @@ fn borrowed(members: &[(String, Vec<u8>)]) -> Vec<(&str, &[u8])> {
 
 #[test]
 fn two_scanners_find_what_one_finds() {
-    let seed = std::process::id().into();
+    let seed = u64::from(std::process::id());
     println!("seed {seed}");
     let rule = Rule::with_defaults("test");
     let outside = ScannerOptions { sandbox: None, ..options() };
