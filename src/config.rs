@@ -554,7 +554,7 @@ pub fn load<C: Config>(path: &Path) -> anyhow::Result<C> {
         .merge(Env::prefixed(C::ENV_PREFIX))
         .extract()
         .map_err(|error| refused(first_line(&error.to_string())))?;
-    config.check().map_err(|error| refused(error.to_string()))?;
+    config.check().map_err(|error| refused(format!("{error:#}")))?;
     let base = path.parent().unwrap_or(Path::new("."));
     for path in config.paths() {
         *path = base.join(&*path);
@@ -572,4 +572,41 @@ pub fn to_yaml<C: Config>(config: &C) -> anyhow::Result<String> {
 
 fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The keys of a configuration and of its sections.
+    fn keys(value: &serde_json::Value, found: &mut Vec<String>) {
+        for (key, value) in value.as_object().into_iter().flatten() {
+            found.push(key.clone());
+            keys(value, found);
+        }
+    }
+
+    #[test]
+    fn every_setting_is_in_the_readme() {
+        let readme = include_str!("../README.md");
+        let node = NodeEntry {
+            id: NodeId([1; 16]),
+            name: "node1".to_owned(),
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+            weight: 1,
+            state: lazaret_protocol::NodeState::Up,
+        };
+        let mut found = Vec::new();
+        for value in [
+            serde_json::to_value(GatewayConfig::default()),
+            serde_json::to_value(ScanWorkerConfig::default()),
+            serde_json::to_value(StorageNodeConfig::of_node(&node)),
+            serde_json::to_value(UpConfig::default()),
+        ] {
+            keys(&value.unwrap(), &mut found);
+        }
+        assert!(found.len() > 60, "{found:?}");
+        let missing: Vec<_> = found.iter().filter(|key| !readme.contains(key.as_str())).collect();
+        assert!(missing.is_empty(), "README tells nothing of {missing:?}");
+    }
 }
