@@ -23,7 +23,7 @@ pub(crate) const READ_BUFFER_BYTES: usize = 256 * 1024;
 /// How long a request other than an upload may take. Such requests only query the results; one that takes longer is
 /// waiting on something broken.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// The slowest upload that is let go on, as an average over the whole body. Slower ones would hold their place in the
+/// The slowest upload that is let go on, as an average over what has come so far. Slower ones would hold their place in the
 /// budget for hours at the cost of a byte now and then.
 pub(crate) const UPLOAD_BYTES_PER_SECOND_MIN: u64 = 4 * 1024;
 

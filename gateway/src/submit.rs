@@ -240,10 +240,7 @@ impl Intake {
             produced: 0,
             piece: BytesMut::new(),
         };
-        let slowest =
-            self.body_idle_timeout.saturating_add(Duration::from_secs(declared / UPLOAD_BYTES_PER_SECOND_MIN));
-        let deadline = tokio::time::Instant::now().checked_add(slowest);
-        let receiving = receiving.receive(body, self.body_idle_timeout, deadline).await?;
+        let receiving = receiving.receive(body, self.body_idle_timeout).await?;
         let upload_ms = self.environment.clock.unix_ms();
         let (stored, digests, hash_time) = receiving.finish().await?;
         if !exact {
@@ -319,24 +316,20 @@ impl Intake {
 
 impl Receiving {
     /// Reads the body to its announced end, gathering what comes into pieces.
-    async fn receive<S, E>(
-        mut self,
-        body: &mut S,
-        idle: Duration,
-        deadline: Option<tokio::time::Instant>,
-    ) -> Result<Self, SubmitError>
+    async fn receive<S, E>(mut self, body: &mut S, idle: Duration) -> Result<Self, SubmitError>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        // What the client took. That the store takes its time is not the client's fault.
+        let mut waited = Duration::ZERO;
         loop {
-            let next = match tokio::time::timeout(idle, body.next()).await {
-                Ok(_) if deadline.is_some_and(|deadline| tokio::time::Instant::now() > deadline) => {
-                    return Err(self.slow());
-                }
-                Ok(next) => next,
-                Err(_) => return Err(self.slow()),
+            let allowed = idle.saturating_add(Duration::from_secs(self.received / UPLOAD_BYTES_PER_SECOND_MIN));
+            let began = tokio::time::Instant::now();
+            let Ok(next) = tokio::time::timeout(idle.min(allowed.saturating_sub(waited)), body.next()).await else {
+                return Err(self.slow());
             };
+            waited = waited.saturating_add(began.elapsed());
             let Some(next) = next else { break };
             let bytes = next.map_err(|source| SubmitError::Broken {
                 received: self.received,

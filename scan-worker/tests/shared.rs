@@ -81,6 +81,7 @@ fn part(
 /// How a shared scan went: the result, if the parts added up, and all records.
 struct Together {
     whole: Option<FileResult>,
+    parts: String,
     records: Vec<NestedRecord>,
     helpers_members: u64,
 }
@@ -109,8 +110,9 @@ fn together(options: &ScannerOptions, content: &Bytes, rule: &Rule, lost: bool) 
         }
     }
     let helpers_members = others[0].totals.files;
+    let parts = format!("{:?} and {others:?}", lead.result());
     let whole = lead.whole(&others).map(|(result, _)| result);
-    Together { whole, records, helpers_members }
+    Together { whole, parts, records, helpers_members }
 }
 
 /// Checks that two scanners find what one does. How many files the helper found.
@@ -120,8 +122,8 @@ fn compare(options: &ScannerOptions, content: Vec<u8>, rule: &Rule, what: &str) 
         scan_with(&scanner(options.clone(), engines::builtin().unwrap()), "shared.zip", content.clone(), rule.clone());
     let mut helped = 0;
     for lost in [false, true] {
-        let Together { whole, records, helpers_members } = together(options, &content, rule, lost);
-        let whole = whole.unwrap_or_else(|| panic!("{what}: the parts don't add up"));
+        let Together { whole, parts, records, helpers_members } = together(options, &content, rule, lost);
+        let whole = whole.unwrap_or_else(|| panic!("{what}: the parts don't add up: {parts}"));
         let shared = Scanned { root: whole, records, blobs_stored: 0 };
         assert_eq!(shared.without_times(), alone.without_times(), "{what}, lost: {lost}");
         helped += helpers_members;
@@ -153,7 +155,7 @@ fn borrowed(members: &[(String, Vec<u8>)]) -> Vec<(&str, &[u8])> {
 
 #[test]
 fn two_scanners_find_what_one_finds() {
-    let seed = std::process::id().into();
+    let seed = u64::from(std::process::id());
     println!("seed {seed}");
     let rule = Rule::with_defaults("test");
     let outside = ScannerOptions { sandbox: None, ..options() };

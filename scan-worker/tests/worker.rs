@@ -15,8 +15,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::{eicar, tar, zip};
 use lazaret_analysis::{
-    AnalysisRecord, DataId, FileInfo, Limits, NewAnalysis, PasswordSeal, Principal, ProgressCache, ResultCode,
-    ResultStore, Rule, SentAlong, Shares, SqliteBackend, State, Task, TaskQueue,
+    AnalysisRecord, DataId, FileInfo, Limits, NestedRecord, NewAnalysis, PasswordSeal, Principal, ProgressCache,
+    ResultCode, ResultStore, Rule, SentAlong, Shares, SqliteBackend, State, Task, TaskQueue,
 };
 use lazaret_node_client::{Cluster, ClusterOptions, Environment};
 use lazaret_protocol::BlobName;
@@ -392,9 +392,16 @@ async fn tree_of(station: &Station, parent: DataId) -> Vec<Seen> {
     let mut found = Vec::new();
     let mut open = vec![parent];
     while let Some(parent) = open.pop() {
-        let page = station.backend.nested(parent, 0, 1000).await.unwrap();
-        assert_eq!(page.total as usize, page.records.len());
-        for record in page.records {
+        let mut records: Vec<NestedRecord> = Vec::new();
+        loop {
+            let page = station.backend.nested(parent, records.len() as u32, 1000).await.unwrap();
+            records.extend(page.records);
+            if records.len() as u64 >= page.total {
+                assert_eq!(page.total, records.len() as u64);
+                break;
+            }
+        }
+        for record in records {
             let alone = ResultStore::get(&*station.backend, record.data_id).await.unwrap().unwrap();
             assert_eq!((alone.parent, alone.root), (Some(parent), record.root));
             let result = record.result;
@@ -603,6 +610,7 @@ async fn a_worker_that_is_slow_and_lives_is_no_reason_to_close_a_file() {
         on_begin = begun(on_begin, "held").await;
         // By a clock that is ahead the lease has ended: somebody else takes the task, for no time at all.
         assert_eq!(station.backend.lease("thief", 1, 0, now_ms() + 1_500).await.unwrap().len(), 1);
+        station.backend.survived(data_id).await.unwrap();
         // Until the loss is noticed.
         tokio::time::sleep(Duration::from_secs(1)).await;
         release.send(()).unwrap();

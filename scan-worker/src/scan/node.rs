@@ -58,6 +58,8 @@ pub(super) struct Folded {
     pub totals: TreeTotals,
     /// Whether one of them can't be kept as a verdict, so that its container can't either.
     pub unkeepable: bool,
+    /// Past the last member that came.
+    came: u32,
     /// Whether members came that were others'.
     strayed: bool,
 }
@@ -134,6 +136,7 @@ impl Node {
             state.open += 1;
             let ordinal = state.folded.members;
             state.folded.members = ordinal.saturating_add(1);
+            state.folded.came = state.folded.members;
             state.folded.strayed |= ordinal >= state.claimed_end;
             ordinal
         };
@@ -155,7 +158,7 @@ impl Node {
     /// The next members that come are these: those before are others'.
     pub fn claimed(&self, range: Range<u32>) {
         let mut state = lock(&self.state);
-        state.folded.strayed |= range.start < state.folded.members;
+        state.folded.strayed |= range.start < state.folded.came;
         (state.folded.members, state.claimed_end) = (range.start, range.end);
     }
 

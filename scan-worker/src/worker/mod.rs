@@ -45,7 +45,7 @@ use self::verdicts::StoredVerdicts;
 use crate::budget::StopReason;
 use crate::engine::Engine;
 use crate::metrics::{Seen, WorkerMonitor};
-use crate::scan::{Root, Scanner, ScannerOptions, Sharing, TreeOutcome, TreeScan, VerdictCounters, Verdicts};
+use crate::scan::{Root, Scanner, ScannerOptions, Sharing, TreeOutcome, TreeScan, Verdicts};
 use crate::source::{BlobSource, ClusterSource, SourceError};
 
 /// A task that was leased more often without being given back is not tried again: it took its worker down each time.
@@ -321,7 +321,9 @@ impl Shared {
             if self.queue.contains(data_id).await? {
                 continue;
             }
-            let Some(record) = self.results.get(data_id).await? else { continue };
+            // It may have been finished, and its task with it, since the list was made.
+            let record = self.results.get(data_id).await?;
+            let Some(record) = record.filter(|record| !record.state.is_finished()) else { continue };
             if self.queue.push(Task::of(&record.new, now_ms)).await? {
                 tracing::warn!(%data_id, "an unfinished analysis had no task and was queued again");
             }
