@@ -199,8 +199,8 @@ pub fn start(config: &LogConfig) -> anyhow::Result<()> {
 }
 
 fn to_stderr(usual: &str) -> BoxedLayer {
-    let filter = EnvFilter::try_from_env(FILTER_VARIABLE)
-        .unwrap_or_else(|_| EnvFilter::new(format!("{usual},{POOL}=error")));
+    let filter =
+        EnvFilter::try_from_env(FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new(format!("{usual},{POOL}=error")));
     tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(filter).boxed()
 }
 

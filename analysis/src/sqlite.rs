@@ -228,3 +228,27 @@ fn to_id(bytes: Vec<u8>) -> Result<DataId, StoreFault> {
     let length = bytes.len();
     bytes.try_into().map(DataId).map_err(|_| StoreFault::Malformed(format!("an id of {length} bytes")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance;
+    use crate::store::ResultStore;
+
+    #[tokio::test]
+    async fn reads_over_own_connections_do_not_wait_behind_those_of_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let backend = SqliteBackend::open(directory.path().join("a.db")).await.unwrap();
+        let own = backend.with_own_readers().await.unwrap();
+        let new = conformance::sample_analysis(DataId::random());
+        backend.create(&new).await.unwrap();
+        let mut held = Vec::new();
+        for _ in 0..READERS_MAX {
+            held.push(backend.readers.acquire().await.unwrap());
+        }
+        let read = tokio::time::timeout(READER_WAIT / 2, ResultStore::get(&own, new.data_id));
+        assert_eq!(read.await.unwrap().unwrap().unwrap().new, new);
+        drop(held);
+        assert!(ResultStore::get(&backend, new.data_id).await.unwrap().is_some());
+    }
+}
