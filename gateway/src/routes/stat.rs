@@ -182,7 +182,13 @@ pub(super) async fn workers(shared: &Shared) -> Result<Vec<WorkerReport>, ApiErr
 /// The ids of the engines that are loaded, and when their databases were made, asked at most once a second: every poll of a
 /// finished analysis wants to know.
 #[derive(Default)]
-pub(crate) struct EnginesSeen(Mutex<(Option<Instant>, Arc<Vec<(String, u64)>>)>);
+pub(crate) struct EnginesSeen(Mutex<Seen>);
+
+#[derive(Default)]
+struct Seen {
+    asked: Option<Instant>,
+    engines: Arc<Vec<(String, u64)>>,
+}
 
 /// How long that is repeated. Workers report every five seconds.
 const ENGINES_FRESH_FOR: Duration = Duration::from_secs(1);
@@ -192,22 +198,22 @@ impl EnginesSeen {
     pub(crate) async fn current(&self, shared: &Shared) -> Arc<Vec<(String, u64)>> {
         {
             let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if seen.0.is_some_and(|asked| asked.elapsed() < ENGINES_FRESH_FOR) {
-                return Arc::clone(&seen.1);
+            if seen.asked.is_some_and(|asked| asked.elapsed() < ENGINES_FRESH_FOR) {
+                return Arc::clone(&seen.engines);
             }
             // Whoever comes meanwhile goes by what was known.
-            seen.0 = Some(Instant::now());
+            seen.asked = Some(Instant::now());
         }
         let workers = workers(shared).await;
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match workers {
             Ok(workers) => {
                 let engines = latest_engines(&workers).into_iter().map(|engine| (engine.id, engine.def_time_ms));
-                seen.1 = Arc::new(engines.collect());
+                seen.engines = Arc::new(engines.collect());
             }
             Err(error) => tracing::debug!(?error, "the reports of workers could not be read"),
         }
-        Arc::clone(&seen.1)
+        Arc::clone(&seen.engines)
     }
 }
 
