@@ -4,7 +4,7 @@
 //! - A backup is the results as of one moment (SQLite's `VACUUM INTO`, one read transaction): it holds whatever was
 //!   acknowledged before it began, and writers don't wait for it. It exists under its name only when it is whole, checked
 //!   and durable.
-//! - Results are restored only while no process has them open: each [`SqliteBackend`] holds a shared lock of `<path>.open`.
+//! - Results are restored only while no process has them open: each back-end holds a shared lock of `<path>.open`.
 //! - What is restored is checked in full, and brought up to this build's schema, beside the results before it takes their
 //!   place in one step. What was there before stays, under another name.
 
