@@ -367,7 +367,7 @@ impl Default for GatewayConfig {
             passwords: PasswordsConfig::default(),
             rules: None,
             inflight_bytes_max: 256 * MIB,
-            inflight_uploads_max: 256,
+            inflight_uploads_max: 512,
             queue_max: 100_000,
             rate_limits: RateLimitsConfig::default(),
             connections_max: 4096,

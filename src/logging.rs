@@ -30,6 +30,8 @@ const FILTER_VARIABLE: &str = "LAZARET_LOG";
 const STREAMS_MAX: usize = 8;
 /// What our own crates' targets begin with.
 const OWN: &str = "lazaret";
+/// The pool of database connections warns of each request that waits for one: thousands a second when there are too many.
+const POOL: &str = "sqlx::pool";
 /// The smallest file that is rotated: below it most lines would lie in files that are gone.
 const FILE_BYTES_MIN: u64 = 64 * 1024;
 /// Most rotated files of one stream.
@@ -111,7 +113,10 @@ impl StreamLevel {
             Self::Warning => LevelFilter::WARN,
             Self::Error => LevelFilter::ERROR,
         };
-        Targets::new().with_target(OWN, own).with_default(own.min(LevelFilter::INFO))
+        Targets::new()
+            .with_target(OWN, own)
+            .with_target(POOL, LevelFilter::ERROR)
+            .with_default(own.min(LevelFilter::INFO))
     }
 }
 
@@ -194,7 +199,8 @@ pub fn start(config: &LogConfig) -> anyhow::Result<()> {
 }
 
 fn to_stderr(usual: &str) -> BoxedLayer {
-    let filter = EnvFilter::try_from_env(FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new(usual));
+    let filter =
+        EnvFilter::try_from_env(FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new(format!("{usual},{POOL}=error")));
     tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(filter).boxed()
 }
 

@@ -111,10 +111,11 @@ impl Services {
         let worker_config = worker_config(settings.scan_worker, data, options)?;
         let config = gateway_config_of(settings.gateway, data, &options.judging);
         let scheme = if config.tls.is_some() { "https" } else { "http" };
-        // One back-end for both, so that a submission wakes the worker at once.
+        // One back-end for both, so that a submission wakes the worker at once; but polls don't hold up its reads.
         let backend = SqliteBackend::open(&config.results).await?;
         let gateway = components::open_gateway(&config, &backend, cluster.clone()).await?;
-        let worker = components::open_worker(&worker_config, &backend, cluster.clone()).await?;
+        let for_worker = backend.with_own_readers().await?;
+        let worker = components::open_worker(&worker_config, &for_worker, cluster.clone()).await?;
         if let Some(address) = metrics_address {
             let told = Told {
                 nodes: nodes.nodes().to_vec(),

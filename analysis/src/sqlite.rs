@@ -60,6 +60,7 @@ static MIGRATOR: Migrator = sqlx::migrate!();
 #[derive(Clone)]
 pub struct SqliteBackend {
     readers: SqlitePool,
+    read_options: Arc<SqliteConnectOptions>,
     writer: Writer,
     /// Told when a task became leasable in this process.
     leasable: Arc<Notify>,
@@ -110,17 +111,9 @@ impl SqliteBackend {
             .busy_timeout(BUSY_TIMEOUT)
             .pragma("query_only", "ON")
             .disable_statement_logging();
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS_MAX)
-            .acquire_timeout(READER_WAIT)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            // The connections lead to a file, not over a network: none goes stale.
-            .test_before_acquire(false)
-            .connect_with(read_options)
-            .await?;
         Ok(Self {
-            readers,
+            readers: connect_readers(&read_options).await?,
+            read_options: Arc::new(read_options),
             writer: Writer::spawn(connection, write_options),
             leasable: Arc::new(Notify::new()),
             leases: Arc::default(),
@@ -129,6 +122,17 @@ impl SqliteBackend {
             verdicts_kept: Arc::default(),
             _open: Arc::new(open),
         })
+    }
+
+    /// The same back-end over connections of its own for reads. A gateway and a worker of one process share the rest; but
+    /// clients that poll by the thousand would take all connections, and the worker's every read would wait behind theirs.
+    pub async fn with_own_readers(&self) -> Result<Self, StoreError> {
+        let readers = connect_readers(&self.read_options).await.map_err(|source| StoreError {
+            operation: "open for reading",
+            object: self.read_options.get_filename().display().to_string(),
+            source,
+        })?;
+        Ok(Self { readers, ..self.clone() })
     }
 
     /// The same, with so many verdicts kept at most. Default: 250,000.
@@ -142,6 +146,18 @@ impl std::fmt::Debug for SqliteBackend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("SqliteBackend")
     }
+}
+
+async fn connect_readers(options: &SqliteConnectOptions) -> Result<SqlitePool, StoreFault> {
+    let connecting = SqlitePoolOptions::new()
+        .max_connections(READERS_MAX)
+        .acquire_timeout(READER_WAIT)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        // The connections lead to a file, not over a network: none goes stale.
+        .test_before_acquire(false)
+        .connect_with(options.clone());
+    Ok(connecting.await?)
 }
 
 /// Waits until no other process changes the schema. The lock is held until the file is dropped.
@@ -211,4 +227,28 @@ fn to_u64(value: i64) -> u64 {
 fn to_id(bytes: Vec<u8>) -> Result<DataId, StoreFault> {
     let length = bytes.len();
     bytes.try_into().map(DataId).map_err(|_| StoreFault::Malformed(format!("an id of {length} bytes")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance;
+    use crate::store::ResultStore;
+
+    #[tokio::test]
+    async fn reads_over_own_connections_do_not_wait_behind_those_of_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let backend = SqliteBackend::open(directory.path().join("a.db")).await.unwrap();
+        let own = backend.with_own_readers().await.unwrap();
+        let new = conformance::sample_analysis(DataId::random());
+        backend.create(&new).await.unwrap();
+        let mut held = Vec::new();
+        for _ in 0..READERS_MAX {
+            held.push(backend.readers.acquire().await.unwrap());
+        }
+        let read = tokio::time::timeout(READER_WAIT / 2, ResultStore::get(&own, new.data_id));
+        assert_eq!(read.await.unwrap().unwrap().unwrap().new, new);
+        drop(held);
+        assert!(ResultStore::get(&backend, new.data_id).await.unwrap().is_some());
+    }
 }

@@ -202,3 +202,16 @@ pub(crate) fn may_cancel(principal: &Principal, owner_id: &str) -> bool {
 fn allowed(principal: &Principal, owner_id: &str, own: Right, all: Right) -> bool {
     principal.rights.has(all) || (principal.rights.has(own) && principal.user_id == owner_id)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_has_no_key_counts_by_address_and_a_host_of_ipv6_by_its_network() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(network(ip("192.0.2.7")), ip("192.0.2.7"));
+        assert_eq!(network(ip("2001:db8:1:2:3:4:5:6")), ip("2001:db8:1:2::"));
+        assert_ne!(network(ip("2001:db8:1:3::1")), network(ip("2001:db8:1:2::1")));
+    }
+}

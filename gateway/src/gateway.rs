@@ -33,6 +33,8 @@ pub(crate) struct Shared {
     pub(crate) anonymous: bool,
     pub(crate) intake: Intake,
     pub(crate) readiness: Readiness,
+    /// The engines that workers have loaded.
+    pub(crate) engines: routes::EnginesSeen,
     /// What is counted as it happens.
     pub(crate) metrics: Arc<GatewayMetrics>,
     /// Whom files may be fetched from.
@@ -111,6 +113,7 @@ impl Gateway {
             anonymous: options.anonymous,
             intake,
             readiness,
+            engines: routes::EnginesSeen::default(),
             metrics: Arc::default(),
             downloads: options.downloads.clone(),
             callbacks: options.callbacks.clone(),

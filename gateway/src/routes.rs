@@ -32,6 +32,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub(crate) use self::stat::EnginesSeen;
 use crate::error::ApiError;
 use crate::gateway::Shared;
 use crate::options::READ_TIMEOUT;

@@ -222,6 +222,19 @@ async fn a_key_that_submits_too_fast_is_told_when_to_come_back_and_reads_on() {
     let actor = lazaret_identity::Actor::new("a test".to_owned(), None);
     let second = station.identity.add_key(&actor, "alice").await.unwrap().0;
     assert_eq!(submit(&client, &server, &second, content(97)).await.status, StatusCode::OK);
+    station.identity.set_password(&actor, "bob", "correct horse battery").await.unwrap();
+    let mut sessions = Vec::new();
+    for _ in 0..2 {
+        let address = Some(server.address.ip());
+        sessions.push(station.identity.login("bob", "correct horse battery", address).await.unwrap().id.0);
+    }
+    for number in 0..5 {
+        let taken = submit(&client, &server, &sessions[number % 2], content(50 + number)).await;
+        assert_eq!(taken.status, StatusCode::OK, "{}", taken.document);
+    }
+    for session in &sessions {
+        assert_eq!(submit(&client, &server, session, content(49)).await.status, StatusCode::SERVICE_UNAVAILABLE);
+    }
     // Reads are never limited.
     for id in &ids {
         let poll = client.get(format!("http://{}/file/{id}", server.address)).header("apikey", &station.alice);

@@ -22,10 +22,13 @@ const PIECE_BYTES: usize = BLOCK_BYTES / 2;
 /// How much of the input is read ahead when little is asked for: short enough that a reader that jumps about wastes little.
 const READ_AHEAD_BYTES: usize = 16 * 1024;
 
+/// Notes something about a file, from its content.
+pub type Note = fn(&[u8]) -> Vec<u8>;
+
 /// Detects and takes apart; and, if it was given something that reads files for it, tells what that says.
 pub struct Extraction {
     /// What notes something about a file, from its content. The worker believes it no more than anything else from here.
-    pub note: Option<fn(&[u8]) -> Vec<u8>>,
+    pub note: Option<Note>,
 }
 
 impl Extraction {
@@ -86,7 +89,7 @@ impl Job<'_> {
     }
 
     /// Tells what there is to note about the file.
-    fn note(&self, read: Option<fn(&[u8]) -> Vec<u8>>, content: &[u8]) -> io::Result<()> {
+    fn note(&self, read: Option<Note>, content: &[u8]) -> io::Result<()> {
         let mut note = read.map(|read| read(content)).unwrap_or_default();
         note.truncate(NOTE_BYTES_MAX);
         self.put(&Record::Note(note.len() as u32), &note)?;
