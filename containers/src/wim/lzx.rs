@@ -49,7 +49,8 @@ pub(super) fn decode(packed: &[u8], length: usize, window_bytes: usize) -> io::R
         }
         let aligned = match kind {
             BLOCK_ALIGNED => {
-                let lengths = (0..8).map(|_| bits.take(3).map(|length| length as u8)).collect::<io::Result<Vec<_>>>()?;
+                let lengths =
+                    (0..8).map(|_| bits.take(3).map(|length| length as u8)).collect::<io::Result<Vec<_>>>()?;
                 Some(Huffman::new(&lengths)?)
             }
             BLOCK_VERBATIM => None,
