@@ -9,8 +9,8 @@
 
 use crate::format::Format;
 use crate::{
-    activemime, ar, cab, chm, coded, cpio, disk, exfat, ext, fat, hfs, iso9660, lzh, mail, nsis, ntfs, ole, onenote,
-    pdf, pe, rar, rpm, rtf, sevenz, squashfs, stream, tar, text, textual, udf, wim, xar, zip,
+    activemime, ar, binhex, cab, chm, coded, cpio, disk, exfat, ext, fat, hfs, iso9660, lzh, mail, nsis, ntfs, ole,
+    onenote, pdf, pe, rar, rpm, rtf, sevenz, squashfs, stream, tar, text, textual, udf, utf16, wim, xar, zip,
 };
 
 /// Every format that this build takes apart.
@@ -62,6 +62,8 @@ pub static FORMATS: &[&Format] = &[
     &coded::LZMA,
     &textual::UUENCODE,
     &textual::YENC,
+    &binhex::FORMAT,
     &text::FORMAT,
+    &utf16::FORMAT,
     &pe::FORMAT,
 ];

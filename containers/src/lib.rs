@@ -26,6 +26,7 @@ pub mod passwords;
 
 mod activemime;
 mod ar;
+mod binhex;
 mod cab;
 mod chm;
 mod cipher;
@@ -60,6 +61,7 @@ mod textual;
 mod transfer;
 mod tree;
 mod udf;
+mod utf16;
 mod wim;
 mod xar;
 mod zip;

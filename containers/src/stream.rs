@@ -8,6 +8,7 @@ use std::io::{self, BufRead, BufReader, Read, SeekFrom};
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, hand_out};
+use crate::disk::ends_as_dmg;
 use crate::format::{Format, whole_if};
 use crate::limits::DECODER_BYTES_MAX;
 use crate::outcome::ExtractionOutcome;
@@ -122,16 +123,22 @@ impl Extractor for Stream {
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
         let mut outcome = ExtractionOutcome::default();
         let name = member_name(container.name, self.suffixes);
-        let decoder = container
-            .input
-            .seek(SeekFrom::Start(0))
-            .and_then(|_| (self.decoder)(BufReader::with_capacity(BUFFER_BYTES, &mut *container.input)));
-        let handed_out = match decoder {
-            Ok(mut decoder) => hand_out(name, None, &mut *decoder, budget, sink),
-            Err(error) => Ok(Some(error)),
+        let handed_out = {
+            let decoder = container
+                .input
+                .seek(SeekFrom::Start(0))
+                .and_then(|_| (self.decoder)(BufReader::with_capacity(BUFFER_BYTES, &mut *container.input)));
+            match decoder {
+                Ok(mut decoder) => hand_out(name, None, &mut *decoder, budget, sink),
+                Err(error) => Ok(Some(error)),
+            }
         };
         match handed_out {
             Ok(None) => {}
+            // What follows the streams is a disk image's own, which its own reader judges. What came before came out.
+            Ok(Some(error))
+                if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput)
+                    && ends_as_dmg(container.input, container.length) => {}
             Ok(Some(error)) => outcome.note_error(&format!("the {} stream is broken", self.format), &error),
             Err(halt) => outcome.note_halt(halt),
         }

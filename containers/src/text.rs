@@ -3,7 +3,8 @@
 //!
 //! Any text may be such a file, so a text is one if what is seen of its beginning and end has a `data:` address or a long run of
 //! base64, or if it is markup. It counts only if the file is nothing else. Short runs are left: they are hashes and names.
-//! Strings that a script puts together from pieces count as one. Text in UTF-16 is not searched.
+//! Strings that a script puts together from pieces count as one. Text in UTF-16 is the business of
+//! [`crate::utf16`].
 //!
 //! Cut inside a string a text is complete, since text doesn't say where it ends; a `data:` address that nothing ends is cut off.
 //!

@@ -240,7 +240,8 @@ async fn sharing_station(dir: &Path) -> Station {
     std::fs::write(&rules, "rules:\n  - name: default\n    load_sharing: true\n    verdict_cache: false\n").unwrap();
     let config = dir.join("gateway.yml");
     let text = std::fs::read_to_string(&config).unwrap();
-    std::fs::write(&config, format!("{text}\nrules: {}\n", rules.display())).unwrap();
+    let others: Vec<&str> = text.lines().filter(|line| !line.starts_with("rules:")).collect();
+    std::fs::write(&config, format!("{}\nrules: {}\n", others.join("\n"), rules.display())).unwrap();
     station.processes.gateway_process.kill();
     station.processes.gateway_process = Process::start(&["gateway", "--config", config.to_str().unwrap()]);
     let url = &station.processes.gateway_process.ready["gateway"];

@@ -4,6 +4,7 @@
 //! so are those of several segments.
 
 use std::io::{self, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink};
@@ -58,6 +59,12 @@ pub(crate) static DMG: Format = Format {
     },
     extractor: &Dmg,
 };
+
+/// Whether a file ends as one does: compressed ones begin with a stream of what compresses them, whatever follows it.
+pub(crate) fn ends_as_dmg(input: &mut dyn ReadSeek, length: u64) -> bool {
+    let trailer = length.checked_sub(TRAILER_BYTES).and_then(|at| read_array::<4>(input, at).ok());
+    trailer.is_some_and(|mark| mark == MARK)
+}
 
 struct Dmg;
 
@@ -205,8 +212,11 @@ fn decode(input: &mut dyn ReadSeek, chunk: &Chunk) -> io::Result<Vec<u8>> {
         BZIP2 => all(&mut bzip2::read::BzDecoder::new(packed.as_slice()))?,
         LZMA => all(&mut lzma_rust2::XzReader::new_mem_limit(packed.as_slice(), true, DICTIONARY_KIB_MAX))?,
         LZFSE => {
-            let mut decoder = lzfse_rust::LzfseRingDecoder::default();
-            all(&mut decoder.reader(packed.as_slice()))?
+            let decoded = catch_unwind(AssertUnwindSafe(|| {
+                let mut decoder = lzfse_rust::LzfseRingDecoder::default();
+                all(&mut decoder.reader(packed.as_slice()))
+            }));
+            decoded.unwrap_or_else(|_| Err(invalid("the LZFSE decoder failed")))?
         }
         _ => return Err(unsupported("a compression that is not known here")),
     };

@@ -11,7 +11,7 @@ mod vhdx;
 mod virtual_disk;
 mod vmdk;
 
-pub(crate) use dmg::DMG;
+pub(crate) use dmg::{DMG, ends_as_dmg};
 pub(crate) use vhd::VHD;
 pub(crate) use vhdx::VHDX;
 pub(crate) use vmdk::VMDK;

@@ -10,6 +10,8 @@ mod xpress;
 use std::collections::HashMap;
 use std::io::{self, Read};
 
+use sha1::{Digest as _, Sha1};
+
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink};
 use crate::fields::{array, invalid, le16, le32, le64, unsupported, utf16_le};
@@ -155,7 +157,7 @@ fn file(input: &mut dyn ReadSeek, length: u64, out: &mut Out<'_, '_>) -> io::Res
         }
         let unnamed = || digest.iter().map(|byte| format!("{byte:02x}")).collect();
         let name = names.names.get(digest).cloned().unwrap_or_else(unnamed);
-        let content = resource.content(input, coding);
+        let content = resource.content(input, coding).map(|inner| Digested { inner, sum: Sha1::new(), said: *digest });
         out.made(name, Some(resource.length), content);
     }
     Ok(())
@@ -324,5 +326,23 @@ impl Read for Resources<'_> {
             self.chunk = io::Cursor::new(self.next_chunk()?);
         }
         self.chunk.read(into)
+    }
+}
+
+/// Ends with an error if what was read doesn't have the digest that the file says.
+struct Digested<R> {
+    inner: R,
+    sum: Sha1,
+    said: Digest,
+}
+
+impl<R: Read> Read for Digested<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(into)?;
+        self.sum.update(into.get(..read).unwrap_or_default());
+        if read == 0 && !into.is_empty() && self.sum.clone().finalize().as_slice() != self.said {
+            return Err(invalid("the digest is wrong"));
+        }
+        Ok(read)
     }
 }

@@ -273,7 +273,7 @@ pub(super) fn fits(entry: &Entry, opened: &Opened, input: impl Read) -> io::Resu
     let Key::Traditional(keys) = &opened.key else { return Ok(true) };
     let again = Opened { key: Key::Traditional(keys.clone()), ..*opened };
     let decrypted = Decrypting::new(input, again);
-    let mut content = match decode::decoder(opened.method, entry.size_bytes, decrypted) {
+    let mut content = match decode::decoder(opened.method, entry.flags, entry.size_bytes, decrypted) {
         Ok(decoder) => decoder.take(entry.size_bytes.saturating_add(1)),
         Err(_) => return Ok(false),
     };

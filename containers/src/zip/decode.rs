@@ -5,10 +5,16 @@ use std::io::{self, BufRead, Read};
 use lzma_rust2::{LzmaReader, XzReader};
 use ppmd_rust::{Ppmd8Decoder, RestoreMethod};
 
+use super::legacy::Legacy;
 use crate::limits::admit_decoder;
 use crate::stream::{DICTIONARY_KIB_MAX, ZSTD_WINDOW_LOG_MAX};
 
 const STORED: u16 = 0;
+const SHRUNK: u16 = 1;
+/// Reduced with factors 1 to 4 are this and the next three.
+const REDUCED: u16 = 2;
+const REDUCED_LAST: u16 = 5;
+const IMPLODED: u16 = 6;
 pub(super) const DEFLATED: u16 = 8;
 const DEFLATE64: u16 = 9;
 const BZIP2: u16 = 12;
@@ -20,17 +26,22 @@ const PPMD: u16 = 98;
 
 /// Whether members of this method can be decoded.
 pub(super) fn is_known(method: u16) -> bool {
-    matches!(method, STORED | DEFLATED | DEFLATE64 | BZIP2 | LZMA | ZSTD_OLD | ZSTD | XZ | PPMD)
+    matches!(method, STORED..=IMPLODED | DEFLATED | DEFLATE64 | BZIP2 | LZMA | ZSTD_OLD | ZSTD | XZ | PPMD)
 }
 
-/// Decodes what `input` yields. The size is what the headers claim; LZMA needs it to know where its data ends.
+/// Decodes what `input` yields. The size is what the headers claim; LZMA and older methods need it to know where their data ends.
+/// The flags are those of the header.
 pub(super) fn decoder<'i>(
     method: u16,
+    flags: u16,
     size_bytes: u64,
     mut input: impl BufRead + 'i,
 ) -> io::Result<Box<dyn Read + 'i>> {
     Ok(match method {
         STORED => Box::new(input),
+        SHRUNK => Box::new(Legacy::shrink(input, size_bytes)?),
+        REDUCED..=REDUCED_LAST => Box::new(Legacy::reduce(input, u32::from(method - REDUCED) + 1, size_bytes)?),
+        IMPLODED => Box::new(Legacy::implode(input, flags, size_bytes)?),
         DEFLATED => Box::new(flate2::bufread::DeflateDecoder::new(input)),
         DEFLATE64 => Box::new(deflate64::Deflate64Decoder::with_buffer(input)),
         BZIP2 => Box::new(bzip2::bufread::BzDecoder::new(input)),

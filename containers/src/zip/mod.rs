@@ -11,6 +11,7 @@
 mod crypt;
 mod decode;
 mod format;
+mod legacy;
 mod probe;
 
 use std::io::{self, BufReader, Read, SeekFrom};
@@ -173,11 +174,11 @@ impl Walk<'_, '_> {
         let decoder = match key {
             Some(key) => {
                 let method = key.method;
-                decode::decoder(method, entry.size_bytes, crypt::Decrypting::new(&mut *self.input, key))
+                decode::decoder(method, entry.flags, entry.size_bytes, crypt::Decrypting::new(&mut *self.input, key))
             }
             None => {
                 let data = BufReader::with_capacity(BUFFER_BYTES, (&mut *self.input).take(entry.compressed_bytes));
-                decode::decoder(entry.method, entry.size_bytes, data)
+                decode::decoder(entry.method, entry.flags, entry.size_bytes, data)
             }
         };
         let mut content = match decoder {

@@ -424,6 +424,10 @@ impl Shared {
         if !is_suspect(lease) {
             return Ok(());
         }
+        // Its former worker may have led others, who are to stop.
+        if let Err(error) = self.results.close_share(record.data_id).await {
+            tracing::debug!(data_id = %record.data_id, %error, "what a former worker shared could not be closed");
+        }
         // Not without any place, or a worker that ends would not wait for it.
         *place = match self.waiting.clone().try_acquire_owned() {
             Ok(permit) => Place::Waiting { _permit: permit },

@@ -294,12 +294,17 @@ impl Engine {
 
     /// The next `limit` entries in the order of their names, of names after `after`, without what has expired. Fewer only
     /// at the end. Blocks for as long as reads of the index take.
-    pub fn entries(&self, after: Option<BlobName>, limit: usize) -> Result<Vec<(BlobName, Entry)>, EngineError> {
+    pub fn entries(
+        &self,
+        after: Option<BlobName>,
+        until: Option<BlobName>,
+        limit: usize,
+    ) -> Result<Vec<(BlobName, Entry)>, EngineError> {
         let store = &self.shared.store;
         let (mut after, mut found) = (after, Vec::new());
         while found.len() < limit {
             let horizon = store.horizon();
-            let page = store.index.entries(after, limit - found.len())?;
+            let page = store.index.entries(after, until, limit - found.len())?;
             let Some((last, _)) = page.last() else { break };
             after = Some(*last);
             let live = page.into_iter().map(|(name, entry)| (name, entry.live(horizon).0));

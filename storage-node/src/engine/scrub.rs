@@ -166,7 +166,7 @@ impl Store {
         let mut names = Vec::new();
         let mut after = None;
         loop {
-            let page = self.index.entries(after, ENTRIES_PAGE)?;
+            let page = self.index.entries(after, None, ENTRIES_PAGE)?;
             let Some((last, _)) = page.last() else { return Ok(names) };
             after = Some(*last);
             for (name, entry) in page {

@@ -129,7 +129,7 @@ struct Page {
 }
 
 fn page_of(engine: &Engine, after: Option<BlobName>) -> Result<Page, EngineError> {
-    let entries = engine.entries(after, PAGE_ENTRIES)?;
+    let entries = engine.entries(after, None, PAGE_ENTRIES)?;
     let last = entries.last().map(|(name, _)| *name);
     let told = entries.into_iter().filter(|(_, entry)| entry.killed_until_ms.is_some() || entry.hold.is_some());
     Ok(Page { last, told: told.collect() })

@@ -174,7 +174,7 @@ impl World {
             let expirable = engine.expirable(before);
             assert_eq!((expirable.blobs, expirable.bytes), expected, "what expires before {before}");
         }
-        let all = engine.entries(None, 1000).unwrap();
+        let all = engine.entries(None, None, 1000).unwrap();
         assert_eq!(all.iter().filter(|(_, entry)| entry.blob.is_some()).count() as u64, blobs);
         assert_eq!(engine.status().corrupt_reads, 0);
     }
@@ -329,7 +329,7 @@ async fn stream(
 
 /// What anybody can see of an entry: not where it lies.
 fn visible(engine: &Engine, world: &World) -> Vec<String> {
-    let entries = engine.entries(None, 1000).unwrap().into_iter();
+    let entries = engine.entries(None, None, 1000).unwrap().into_iter();
     let told = entries.filter(|(name, _)| !world.names.get(name).unwrap().forgotten).map(|(name, entry)| {
         let blob = entry.blob.as_ref().map(|blob| (blob.put_time_ms, blob.length, blob.damaged, blob.placement()));
         format!("{name} {blob:?} {:?} {:?} {:?}", entry.locator, entry.killed_until_ms, entry.hold)

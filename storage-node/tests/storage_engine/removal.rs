@@ -68,7 +68,7 @@ async fn what_expired_is_gone_with_its_segments_and_stays_gone() {
         blobs[..2].iter().for_each(|blob| assert_absent(engine, blob));
         blobs[2..].iter().for_each(|blob| assert_holds(engine, blob));
         assert_eq!((engine.stat(name).unwrap().locator, engine.horizon()), (None, NOON + 1));
-        assert_eq!(engine.entries(None, 99).unwrap().len(), 4);
+        assert_eq!(engine.entries(None, None, 99).unwrap().len(), 4);
     };
     check(&engine);
     // A longer setting brings nothing back, and neither does a crash that loses the index.

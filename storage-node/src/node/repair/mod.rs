@@ -192,21 +192,19 @@ impl Round {
     async fn partition(&self, partition: u8) -> Left {
         let mut digests: Vec<BTreeMap<u32, DayDigest>> = vec![BTreeMap::new(); self.peers.len()];
         let mut left = Left::default();
-        let mut after = share::before_partition(partition);
+        let (mut after, end) = (share::before_partition(partition), share::end_of_partition(partition));
         loop {
             let from = after;
-            let page = self.shared.blocking(move |store| store.entries(from, PAGE_ENTRIES)).await;
+            let page = self.shared.blocking(move |store| store.entries(from, Some(end), PAGE_ENTRIES)).await;
             let Some(Ok(page)) = page else {
                 left.undone = true;
                 return left;
             };
-            let whole = page.len() == PAGE_ENTRIES;
-            let page: Vec<(BlobName, Entry)> = share::of_partition(partition, page);
             let last = page.last().map(|(name, _)| *name);
             let surplus = self.digest(&page, &mut digests);
             left.and(surplus::hand_over(self, surplus).await);
             match last {
-                Some(last) if whole => after = Some(last),
+                Some(last) if page.len() == PAGE_ENTRIES => after = Some(last),
                 _ => break,
             }
         }

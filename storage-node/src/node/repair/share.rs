@@ -80,14 +80,12 @@ pub(crate) fn holds(entry: Option<&Entry>, claim: &CopyClaim) -> bool {
 
 /// The name just before the first one of a partition; `None` if it is the first partition.
 pub(crate) fn before_partition(partition: u8) -> Option<BlobName> {
-    let previous = partition.checked_sub(1)?;
-    let mut name = [0xff; 32];
-    name[0] = previous;
-    Some(BlobName(name))
+    partition.checked_sub(1).map(end_of_partition)
 }
 
-/// Of a page of entries those of one partition.
-pub(crate) fn of_partition(partition: u8, mut page: Vec<(BlobName, Entry)>) -> Vec<(BlobName, Entry)> {
-    page.retain(|(name, _)| name.0.first() == Some(&partition));
-    page
+/// The last name of a partition.
+pub(crate) fn end_of_partition(partition: u8) -> BlobName {
+    let mut name = [0xff; 32];
+    name[0] = partition;
+    BlobName(name)
 }
