@@ -302,7 +302,7 @@ fn cpu_seconds(pid: u32) -> f64 {
 fn told(document: &serde_json::Value) -> [serde_json::Value; 4] {
     let mut extracted = document["extracted_files"].clone();
     // Ids and times differ from submission to submission.
-    for key in ["files_in_archive", "data_id"] {
+    for key in ["files_in_archive", "worst_data_id"] {
         if let Some(map) = extracted.as_object_mut() {
             map.remove(key);
         }
