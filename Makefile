@@ -21,9 +21,11 @@ build: system-packages claim-target
 	cargo build --release --locked
 
 # What tests need besides: clocks that are wrong, networks that are cut, clamd, a program of the site's own as an engine.
-TEST_PACKAGES := clamav-daemon iproute2 libfaketime openssl python3
+TEST_PACKAGES := clamav-daemon iproute2 libfaketime openssl python3 python3-venv
 test: claim-target
 	scripts/system-packages $(TEST_PACKAGES)
+	cargo test --release --locked --workspace --lib --bins --tests $(CHECKED) --no-run
+	scripts/schemathesis "$(CARGO_TARGET_DIR)/release/lazaret"
 	cargo test --release --locked --workspace --lib --bins --tests $(CHECKED)
 
 # Every benchmark for BENCH_SECONDS each, into target/bench/report.json and report.html of this clone.
@@ -43,6 +45,7 @@ soak: build
 	LAZARET_SOAK_SECONDS=$(SOAK_SECONDS) cargo test --release --locked -p lazaret-containers --test soak $(CHECKED) -- --ignored --nocapture
 
 lint: system-packages claim-target
+	scripts/check-units
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	command -v cargo-deny >/dev/null || cargo install --locked --version $(CARGO_DENY_VERSION) cargo-deny

@@ -69,8 +69,8 @@ impl Decision {
     fn request(&self, name: BlobName, time_ms: u64) -> Request {
         match self {
             Self::Delete => Request::Delete(Tombstone { name, time_ms }),
-            Self::Hold => Request::Hold(Hold { name, time_ms, placed: true }),
-            Self::Release => Request::Hold(Hold { name, time_ms, placed: false }),
+            Self::Hold => Request::Hold(Hold { name, time_ms, placed: true, from_bucket: None }),
+            Self::Release => Request::Hold(Hold { name, time_ms, placed: false, from_bucket: None }),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use user::{IdentityPlace, RoleCommand, UserCommand, UserOptions};
+pub use user::{Place, RoleCommand, UserCommand, UserOptions};
 
 /// A quarantine station for files.
 #[derive(Debug, Parser)]
@@ -35,6 +35,10 @@ pub enum Command {
     Rules(RulesCommand),
     /// Users, their passwords and keys, roles, and who did what
     User(UserOptions),
+    /// Copy the results (analyses, queue, verdicts) to a file, while they are in use
+    Backup(BackupOptions),
+    /// Put a backup in the place of the results; gateways and scan workers must be stopped
+    Restore(RestoreOptions),
     /// Run whole clusters in virtual time under faults drawn from a seed, and check what they promise
     Simulate(SimulateOptions),
     /// Measure how fast the parts are on this machine
@@ -68,9 +72,12 @@ pub struct UpOptions {
     /// Where the gateway listens; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:8899")]
     pub listen: SocketAddr,
-    /// Where `GET /metrics` of the storage nodes is answered, for Prometheus [default: nowhere]
+    /// Where `GET /metrics` is answered, for Prometheus [default: nowhere]
     #[arg(long)]
     pub metrics: Option<SocketAddr>,
+    /// Settings of the gateway, the scan worker and the log (YAML); README lists them [default: none]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     #[command(flatten)]
     pub judging: JudgingOptions,
 }
@@ -120,6 +127,22 @@ pub enum RulesCommand {
         /// The file (YAML)
         file: PathBuf,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct BackupOptions {
+    #[command(flatten)]
+    pub place: Place,
+    /// The file to make
+    pub target: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct RestoreOptions {
+    #[command(flatten)]
+    pub place: Place,
+    /// The backup
+    pub from: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -351,10 +374,28 @@ pub enum BenchCommand {
     Archive(BenchArchiveOptions),
 }
 
+/// The word that asks for a cluster in the process of its own, where one could be named instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Embedded {
+    Embedded,
+}
+
 #[derive(Debug, Args)]
 pub struct BenchArchiveOptions {
-    /// Files and folders; without any, archives are generated
+    /// Files and folders; without any, or with the word "embedded" alone, archives are generated
     pub paths: Vec<PathBuf>,
+    /// A gateway; without it one is started with everything embedded
+    #[arg(long, requires = "apikey_file")]
+    pub url: Option<String>,
+    /// A file that holds the API key
+    #[arg(long)]
+    pub apikey_file: Option<PathBuf>,
+    /// Go on with newly generated archives for so long, after the first ones
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub seconds: Option<u64>,
+    /// How long each generated archive is, instead of --members
+    #[arg(long, value_name = "BYTES", conflicts_with = "members", value_parser = clap::value_parser!(u64).range(10_000..=6_000_000_000))]
+    pub size: Option<u64>,
     /// How many archives are generated
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub archives: u16,
@@ -406,9 +447,9 @@ pub struct BenchStoreOptions {
     /// Leave out what the machine allows
     #[arg(long)]
     pub no_limits: bool,
-    /// Three nodes in this process, reached without a network
-    #[arg(long, conflicts_with = "file")]
-    pub embedded: bool,
+    /// The nodes in this process, reached without a network
+    #[arg(value_enum, hide_possible_values = true, conflicts_with = "file")]
+    pub embedded: Option<Embedded>,
     /// So many puts of each size, instead of as many as go in --seconds
     #[arg(long)]
     pub puts: Option<usize>,
@@ -422,6 +463,9 @@ pub struct BenchSubmitOptions {
     /// A gateway; without it one is started with everything embedded, in a process of its own
     #[arg(long, requires = "apikey_file")]
     pub url: Option<String>,
+    /// Says that no gateway is given
+    #[arg(value_enum, hide_possible_values = true, conflicts_with = "url")]
+    pub embedded: Option<Embedded>,
     /// A file that holds the API key
     #[arg(long)]
     pub apikey_file: Option<PathBuf>,

@@ -36,11 +36,13 @@ use tokio::task::JoinHandle;
 
 use crate::cli::{ComponentOptions, StorageNodeOptions};
 use crate::config::{self, Config, GatewayConfig, SandboxMode, ScanWorkerConfig, StorageNodeConfig};
-use crate::{metrics, offline, rules};
+use crate::logging::LogConfig;
+use crate::metrics::Told;
+use crate::{logging, metrics, notify, offline, rules};
 
 /// Loads a component's configuration; `None` if it was only to be printed or checked, which is done.
 fn configured<C: Config>(options: &ComponentOptions) -> anyhow::Result<Option<C>> {
-    let config: C = config::load(&options.config)?;
+    let mut config: C = config::load(&options.config)?;
     if options.print_config {
         write!(std::io::stdout(), "{}", config::to_yaml(&config)?)?;
         return Ok(None);
@@ -49,6 +51,7 @@ fn configured<C: Config>(options: &ComponentOptions) -> anyhow::Result<Option<C>
         writeln!(std::io::stdout(), "{} is a valid configuration", options.config.display())?;
         return Ok(None);
     }
+    logging::start(config.log().map_or(&LogConfig::default(), |log| log))?;
     Ok(Some(config))
 }
 
@@ -91,7 +94,7 @@ async fn serve_node(
     let service = NodeService::new(node_at_work.clone());
     let listener = listen(config.listen.unwrap_or(node.address), &identity, cluster, service)?;
     if let Some(address) = config.metrics {
-        metrics::serve(address, vec![node_at_work.clone()], None).await?;
+        metrics::serve(address, Told { nodes: vec![node_at_work.clone()], ..Told::default() }).await?;
     }
     node_at_work.start();
     ready(format_args!("storage-node={} address={}", node.name, listener.local_addr()?))?;
@@ -109,6 +112,9 @@ pub async fn gateway(options: ComponentOptions) -> anyhow::Result<ExitCode> {
     follow_map(&cluster, &config.cluster);
     let backend = SqliteBackend::open(&config.results).await?;
     let gateway = open_gateway(&config, &backend, cluster.clone()).await?;
+    if let Some(address) = config.metrics {
+        metrics::serve(address, Told { gateway: Some(gateway.monitor()), ..Told::default() }).await?;
+    }
     let scheme = if config.tls.is_some() { "https" } else { "http" };
     ready(format_args!("gateway={scheme}://{address}"))?;
     gateway.serve(listener, terminated()).await?;
@@ -123,6 +129,9 @@ pub async fn scan_worker(options: ComponentOptions) -> anyhow::Result<ExitCode> 
     follow_map(&cluster, &config.cluster);
     let backend = SqliteBackend::open(&config.results).await?;
     let worker = open_worker(&config, &backend, cluster.clone()).await?;
+    if let Some(address) = config.metrics {
+        metrics::serve(address, Told { worker: Some(worker.monitor()), ..Told::default() }).await?;
+    }
     ready(format_args!("scan-worker={}", config.name))?;
     let (shutdown, on_shutdown) = watch::channel(false);
     tokio::spawn(async move {
@@ -256,6 +265,12 @@ pub async fn open_gateway(
         history: (config.history_hours > 0).then(|| Duration::from_secs(config.history_hours.saturating_mul(3600))),
         inflight_bytes_max: config.inflight_bytes_max,
         inflight_uploads_max: config.inflight_uploads_max,
+        queue_max: config.queue_max,
+        rate_limits: config.rate_limits.limits(),
+        connections_max: config.connections_max,
+        header_read_timeout: Duration::from_secs(config.header_read_seconds),
+        body_idle_timeout: Duration::from_secs(config.body_idle_seconds),
+        shutdown_grace: Duration::from_secs(config.shutdown_seconds),
         anonymous: config.anonymous,
         tls: load_tls(config.tls.clone()).await?,
         trusted_proxies: config.trusted_proxies.iter().map(IpAddr::to_canonical).collect(),
@@ -330,11 +345,13 @@ pub async fn bind_http(address: SocketAddr) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// The one line that says a component serves.
+/// The one line that says a component serves; the service manager is told as well.
 pub fn ready(what: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "ready {what}")?;
-    Ok(stdout.flush()?)
+    stdout.flush()?;
+    notify::ready();
+    Ok(())
 }
 
 /// Tasks that end after they were told to.
@@ -380,6 +397,7 @@ pub fn terminated() -> impl Future<Output = ()> + Send + 'static {
                     _ = interrupt.recv() => {}
                     _ = terminate.recv() => {}
                 }
+                notify::stopping();
             }
             (Err(error), _) | (_, Err(error)) => {
                 tracing::error!(%error, "cannot wait for signals; only a kill ends this process");

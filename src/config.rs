@@ -3,6 +3,8 @@
 
 mod accounts;
 mod engines;
+mod load;
+mod up;
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -22,6 +24,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use self::engines::EnginesConfig;
+pub use self::load::RateLimitsConfig;
+pub use self::up::UpConfig;
+use crate::logging::LogConfig;
 use accounts::{LockoutConfig, PasswordsConfig, SessionsConfig};
 
 /// A component's configuration.
@@ -31,6 +36,11 @@ pub trait Config: Serialize + DeserializeOwned {
 
     /// The paths in it, so that relative ones can be taken from the file's directory.
     fn paths(&mut self) -> Vec<&mut PathBuf>;
+
+    /// Where log lines go.
+    fn log(&mut self) -> Option<&mut LogConfig> {
+        None
+    }
 
     /// Checks what types alone can't.
     fn check(&self) -> anyhow::Result<()>;
@@ -69,6 +79,9 @@ pub struct StorageNodeConfig {
     /// What the node does by itself.
     #[serde(default)]
     pub background: BackgroundConfig,
+    /// Where log lines go.
+    #[serde(default)]
+    pub log: LogConfig,
 }
 
 /// What a storage node does by itself, and how hard it works at it.
@@ -177,6 +190,7 @@ impl StorageNodeConfig {
             reserve_bytes: default_reserve_bytes(),
             metrics: None,
             background: BackgroundConfig::default(),
+            log: LogConfig::default(),
         }
     }
 }
@@ -197,6 +211,10 @@ impl Config for StorageNodeConfig {
         paths
     }
 
+    fn log(&mut self) -> Option<&mut LogConfig> {
+        Some(&mut self.log)
+    }
+
     fn check(&self) -> anyhow::Result<()> {
         // Below this a segment would hold less than one streamed extent and its record header.
         const SEGMENT_BYTES_MIN: u64 = 8 * MIB;
@@ -213,6 +231,7 @@ impl Config for StorageNodeConfig {
         if let Some([twin, _]) = all.windows(2).find_map(|pair| <[_; 2]>::try_from(pair).ok().filter(|[a, b]| a == b)) {
             bail!("disk {} is given twice", twin.display());
         }
+        self.log.check()?;
         self.background.check()
     }
 }
@@ -302,10 +321,26 @@ pub struct GatewayConfig {
     pub rules: Option<PathBuf>,
     /// Bytes of uploads in memory, over all uploads; past it 503.
     pub inflight_bytes_max: u64,
-    /// Uploads at once; past it 503.
+    /// Uploads at once; past it 503. Keys share both fairly.
     pub inflight_uploads_max: usize,
+    /// Submissions that wait for workers; past it 503. Users share it fairly. 0: any number.
+    pub queue_max: u64,
+    /// How fast one key may submit; past it 503.
+    pub rate_limits: RateLimitsConfig,
+    /// Connections at once; further ones wait.
+    pub connections_max: usize,
+    /// How long a client may take to send a request's header, and keep a connection open without a request.
+    pub header_read_seconds: u64,
+    /// How long an upload may go without a byte.
+    pub body_idle_seconds: u64,
+    /// How long uploads in flight may go on once the gateway was told to stop.
+    pub shutdown_seconds: u64,
     /// The digests that are computed of uploads (`md5: false` leaves one out). BLAKE3, a blob's name, always is.
     pub digests: Selection,
+    /// Where `GET /metrics` is answered, in Prometheus' text format; nowhere when absent.
+    pub metrics: Option<SocketAddr>,
+    /// Where log lines go.
+    pub log: LogConfig,
 }
 
 impl Default for GatewayConfig {
@@ -332,8 +367,16 @@ impl Default for GatewayConfig {
             passwords: PasswordsConfig::default(),
             rules: None,
             inflight_bytes_max: 256 * MIB,
-            inflight_uploads_max: 256,
+            inflight_uploads_max: 512,
+            queue_max: 100_000,
+            rate_limits: RateLimitsConfig::default(),
+            connections_max: 4096,
+            header_read_seconds: 30,
+            body_idle_seconds: 30,
+            shutdown_seconds: 30,
             digests: Selection::ALL,
+            metrics: None,
+            log: LogConfig::default(),
         }
     }
 }
@@ -342,6 +385,24 @@ impl GatewayConfig {
     /// The settings of the identity database.
     pub fn identity_options(&self) -> IdentityOptions {
         accounts::identity_options(&self.sessions, &self.lockout, &self.passwords)
+    }
+
+    fn check_bounds(&self) -> anyhow::Result<()> {
+        // Each connection is a descriptor, and an upload holds some more; Linux gives a process a million at most.
+        const CONNECTIONS_MAX: usize = 1_000_000;
+        if !(1..=CONNECTIONS_MAX).contains(&self.connections_max) {
+            bail!("connections_max must be 1 to {CONNECTIONS_MAX}, got {}", self.connections_max);
+        }
+        for (name, seconds) in [
+            ("header_read_seconds", self.header_read_seconds),
+            ("body_idle_seconds", self.body_idle_seconds),
+            ("shutdown_seconds", self.shutdown_seconds),
+        ] {
+            if !(1..=3600).contains(&seconds) {
+                bail!("{name} must be 1 to 3600, got {seconds}");
+            }
+        }
+        self.rate_limits.check()
     }
 }
 
@@ -364,6 +425,10 @@ impl Config for GatewayConfig {
         paths
     }
 
+    fn log(&mut self) -> Option<&mut LogConfig> {
+        Some(&mut self.log)
+    }
+
     fn check(&self) -> anyhow::Result<()> {
         if !self.listen.ip().is_loopback() && !self.plain_http_off_loopback && self.tls.is_none() {
             bail!(
@@ -374,6 +439,8 @@ impl Config for GatewayConfig {
         if self.inflight_bytes_max < 16 * MIB || self.inflight_uploads_max == 0 {
             bail!("inflight_bytes_max must be at least {} and inflight_uploads_max at least 1", 16 * MIB);
         }
+        self.check_bounds()?;
+        self.log.check()?;
         accounts::check(&self.sessions, &self.lockout, &self.passwords)
     }
 }
@@ -417,6 +484,10 @@ pub struct ScanWorkerConfig {
     pub digests: Selection,
     /// The engines.
     pub engines: EnginesConfig,
+    /// Where `GET /metrics` is answered, in Prometheus' text format; nowhere when absent.
+    pub metrics: Option<SocketAddr>,
+    /// Where log lines go.
+    pub log: LogConfig,
 }
 
 impl Default for ScanWorkerConfig {
@@ -434,6 +505,8 @@ impl Default for ScanWorkerConfig {
             lease_seconds: 30,
             digests: Selection::ALL,
             engines: EnginesConfig::default(),
+            metrics: None,
+            log: LogConfig::default(),
         }
     }
 }
@@ -445,6 +518,10 @@ impl Config for ScanWorkerConfig {
         let mut paths = vec![&mut self.cluster, &mut self.results, &mut self.secret];
         paths.extend(self.engines.paths());
         paths
+    }
+
+    fn log(&mut self) -> Option<&mut LogConfig> {
+        Some(&mut self.log)
     }
 
     fn check(&self) -> anyhow::Result<()> {
@@ -459,6 +536,7 @@ impl Config for ScanWorkerConfig {
         if self.sample_memory_max_bytes < MIB || self.sample_budget_bytes < self.sample_memory_max_bytes {
             bail!("sample_memory_max_bytes must be at least {MIB} and sample_budget_bytes no less than it");
         }
+        self.log.check()?;
         self.engines.check()
     }
 }
@@ -476,10 +554,13 @@ pub fn load<C: Config>(path: &Path) -> anyhow::Result<C> {
         .merge(Env::prefixed(C::ENV_PREFIX))
         .extract()
         .map_err(|error| refused(first_line(&error.to_string())))?;
-    config.check().map_err(|error| refused(error.to_string()))?;
+    config.check().map_err(|error| refused(format!("{error:#}")))?;
     let base = path.parent().unwrap_or(Path::new("."));
     for path in config.paths() {
         *path = base.join(&*path);
+    }
+    if let Some(log) = config.log() {
+        log.take_paths_from(base);
     }
     Ok(config)
 }
@@ -491,4 +572,41 @@ pub fn to_yaml<C: Config>(config: &C) -> anyhow::Result<String> {
 
 fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The keys of a configuration and of its sections.
+    fn keys(value: &serde_json::Value, found: &mut Vec<String>) {
+        for (key, value) in value.as_object().into_iter().flatten() {
+            found.push(key.clone());
+            keys(value, found);
+        }
+    }
+
+    #[test]
+    fn every_setting_is_in_the_readme() {
+        let readme = include_str!("../README.md");
+        let node = NodeEntry {
+            id: NodeId([1; 16]),
+            name: "node1".to_owned(),
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+            weight: 1,
+            state: lazaret_protocol::NodeState::Up,
+        };
+        let mut found = Vec::new();
+        for value in [
+            serde_json::to_value(GatewayConfig::default()),
+            serde_json::to_value(ScanWorkerConfig::default()),
+            serde_json::to_value(StorageNodeConfig::of_node(&node)),
+            serde_json::to_value(UpConfig::default()),
+        ] {
+            keys(&value.unwrap(), &mut found);
+        }
+        assert!(found.len() > 60, "{found:?}");
+        let missing: Vec<_> = found.iter().filter(|key| !readme.contains(key.as_str())).collect();
+        assert!(missing.is_empty(), "README tells nothing of {missing:?}");
+    }
 }

@@ -1,5 +1,6 @@
 //! The `lazaret` binary: parses the command line, starts telemetry, runs the command, turns its outcome into an exit code.
 
+mod backup;
 mod bench;
 mod blob;
 mod cli;
@@ -7,8 +8,10 @@ mod cluster;
 mod components;
 mod config;
 mod init;
+mod logging;
 mod metrics;
 mod nodes;
+mod notify;
 mod offline;
 mod rules;
 mod scan;
@@ -24,7 +27,7 @@ use cli::{Cli, Command};
 
 fn main() -> ExitCode {
     // The scan worker starts this program again for what reads hostile bytes: nothing else may happen before.
-    if let Some(code) = lazaret_sandbox::child::run_if_asked(&lazaret_sandbox::Extraction) {
+    if let Some(code) = lazaret_sandbox::child::run_if_asked(&lazaret_scan_worker::SANDBOXED) {
         return code;
     }
     let cli = match Cli::try_parse() {
@@ -32,7 +35,9 @@ fn main() -> ExitCode {
         Err(error) => return cli::usage_error(&error),
     };
     start_telemetry(&cli.command);
-    match run(cli.command) {
+    let outcome = run(cli.command);
+    logging::flush();
+    match outcome {
         Ok(code) => code,
         Err(error) => {
             eprintln!("lazaret: {}", one_line(&error));
@@ -51,6 +56,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Cluster(command) => cluster::run(command).await,
             Command::Rules(command) => rules::run(command),
             Command::User(options) => user::run(options).await,
+            Command::Backup(options) => backup::backup(options).await,
+            Command::Restore(options) => backup::restore(options).await,
             Command::Simulate(options) => simulate::run(&options),
             Command::Bench(command) => bench::run(command).await,
             Command::StorageNode(options) => components::storage_node(options).await,
@@ -60,11 +67,14 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Logs go to stderr, filtered by `LAZARET_LOG` (`warn` unless told otherwise; a simulation's faults are no news).
+/// Logs go to stderr, filtered by `LAZARET_LOG` (`warn` unless told otherwise; a simulation's faults are no news). What has
+/// a configuration starts them when it has read it.
 fn start_telemetry(command: &Command) {
-    let usual = if matches!(command, Command::Simulate(_)) { "off" } else { "warn" };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("LAZARET_LOG").unwrap_or_else(|_| usual.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match command {
+        Command::StorageNode(_) | Command::Gateway(_) | Command::ScanWorker(_) | Command::Up(_) => {}
+        Command::Simulate(_) => logging::start_plain("off"),
+        _ => logging::start_plain("warn"),
+    }
 }
 
 /// An error and its causes as one line; a cause that its parent's text already ends with is not repeated.

@@ -1,40 +1,108 @@
-//! `GET /metrics` for Prometheus, on a listener of its own, so that whoever scrapes reaches nothing else.
+//! `GET /metrics` for Prometheus, on a listener of its own, so that whoever scrapes reaches nothing else. One listener tells of
+//! everything that runs in the process.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use anyhow::Context;
 use axum::Router;
-use axum::http::header;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use lazaret_scan_worker::scan::VerdictCounters;
+use lazaret_gateway::GatewayMonitor;
+use lazaret_scan_worker::WorkerMonitor;
 use lazaret_storage_node::node::{Node, metrics};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Registry, Unit};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 /// The media type of the OpenMetrics text format.
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The end of a text in this format.
-const END: &str = "# EOF\n";
+/// Scrapes at once; further ones wait. Each asks the queue, the disks and every part of the gateway.
+const SCRAPES_MAX: usize = 2;
 
-/// Serves the metrics of `nodes` and of a scan worker at `address` until the process ends; returns where.
-pub async fn serve(
-    address: SocketAddr,
-    nodes: Vec<Node>,
-    verdicts: Option<Arc<VerdictCounters>>,
-) -> anyhow::Result<SocketAddr> {
+/// What runs in this process.
+#[derive(Clone, Default)]
+pub struct Told {
+    /// Storage nodes.
+    pub nodes: Vec<Node>,
+    /// The scan worker, if there is one.
+    pub worker: Option<WorkerMonitor>,
+    /// The gateway, if there is one.
+    pub gateway: Option<GatewayMonitor>,
+}
+
+impl Told {
+    /// All of it as text.
+    async fn text(self) -> anyhow::Result<String> {
+        let nodes = self.nodes;
+        // Nodes ask their disks.
+        let mut registry = tokio::task::spawn_blocking(move || {
+            let mut registry = Registry::default();
+            metrics::describe(&nodes, &mut registry);
+            describe_process(&mut registry);
+            registry
+        })
+        .await?;
+        if let Some(worker) = &self.worker {
+            worker.describe(&mut registry);
+        }
+        if let Some(gateway) = &self.gateway {
+            gateway.describe(&mut registry).await;
+        }
+        let mut text = String::new();
+        encode(&mut text, &registry)?;
+        Ok(text)
+    }
+}
+
+/// What monitoring commonly asks of every process, by the names that Prometheus' own clients use.
+fn describe_process(registry: &mut Registry) {
+    /// Of /proc/PID/stat: what is behind the name, counted from the state on; in units of 1/100 s (proc(5)).
+    const USER_TICKS: usize = 11;
+    const SYSTEM_TICKS: usize = 12;
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok());
+    if let (Some(user), Some(system)) = (ticks(USER_TICKS), ticks(SYSTEM_TICKS)) {
+        let seconds = ConstCounter::<f64>::new((user + system) / TICKS_PER_SECOND);
+        registry.register_with_unit("process_cpu", "processor time used", Unit::Seconds, seconds);
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let number = |name: &str| {
+        let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+        value.split_whitespace().next()?.parse::<i64>().ok()
+    };
+    if let Some(kib) = number("VmRSS:") {
+        let bytes = ConstGauge::<i64>::new(kib.saturating_mul(1024));
+        registry.register_with_unit("process_resident_memory", "resident memory", Unit::Bytes, bytes);
+    }
+    if let Some(threads) = number("Threads:") {
+        registry.register("process_threads", "threads", ConstGauge::<i64>::new(threads));
+    }
+    if let Ok(descriptors) = std::fs::read_dir("/proc/self/fd") {
+        let open = ConstGauge::<i64>::new(i64::try_from(descriptors.count()).unwrap_or(i64::MAX));
+        registry.register("process_open_fds", "open file descriptors", open);
+    }
+}
+
+/// Serves what there is to tell at `address` until the process ends; returns where.
+pub async fn serve(address: SocketAddr, told: Told) -> anyhow::Result<SocketAddr> {
     let listener =
         TcpListener::bind(address).await.with_context(|| format!("cannot listen for metrics on {address}"))?;
     let bound = listener.local_addr()?;
-    let scrape = move || async move {
-        let mut text = tokio::task::spawn_blocking(move || metrics::render(&nodes)).await.unwrap_or_default();
-        if let Some(verdicts) = &verdicts {
-            text.truncate(text.strip_suffix(END).unwrap_or(&text).len());
-            text += &verdict_metrics(verdicts);
-            text += END;
+    let places = Arc::new(Semaphore::new(SCRAPES_MAX));
+    let scrape = move || {
+        let (told, places) = (told.clone(), Arc::clone(&places));
+        async move {
+            let _place = places.acquire().await;
+            answer(told.text().await)
         }
-        ([(header::CONTENT_TYPE, CONTENT_TYPE)], text)
     };
     let router = Router::new().route("/metrics", get(scrape));
     tokio::spawn(async move {
@@ -42,22 +110,16 @@ pub async fn serve(
             tracing::error!(%error, "metrics are no longer served");
         }
     });
+    tracing::info!(address = %bound, "metrics are served");
     Ok(bound)
 }
 
-/// What became of questions about earlier scans.
-fn verdict_metrics(counters: &VerdictCounters) -> String {
-    let all = [
-        ("asked", "Files that were looked up among the verdicts of earlier scans", &counters.asked),
-        ("known", "Files whose verdict was known", &counters.known),
-        ("known_members", "Files nested in containers that were known", &counters.known_members),
-        ("kept", "Files whose verdict was kept for others", &counters.kept),
-        ("waited", "Submissions that waited for the scan of a twin", &counters.waited),
-    ];
-    let line = |(name, help, counter): (&str, &str, &std::sync::atomic::AtomicU64)| {
-        let name = format!("lazaret_scan_verdicts_{name}");
-        let count = counter.load(Ordering::Relaxed);
-        format!("# HELP {name} {help}.\n# TYPE {name} counter\n{name}_total {count}\n")
-    };
-    all.map(line).concat()
+fn answer(text: anyhow::Result<String>) -> Response {
+    match text {
+        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "the metrics could not be put together");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
 }

@@ -18,9 +18,10 @@ use tokio::net::TcpListener;
 
 use crate::cli::{InitOptions, JudgingOptions, UpOptions};
 use crate::components::{self, Running, asked};
-use crate::config::{self, GatewayConfig, ScanWorkerConfig};
+use crate::config::{self, GatewayConfig, ScanWorkerConfig, UpConfig};
+use crate::metrics::Told;
 use crate::nodes::Nodes;
-use crate::{init, metrics};
+use crate::{init, logging, metrics};
 
 /// Replicas and nodes of a cluster for which nothing else was asked.
 const NODES: u16 = 3;
@@ -30,7 +31,9 @@ const MAX_REPLICA: u8 = 3;
 /// Runs a cluster until SIGINT or SIGTERM.
 pub async fn run(options: UpOptions) -> anyhow::Result<ExitCode> {
     let terminated = components::terminated();
-    let cluster = EmbeddedCluster::start(&options).await?;
+    let config = config(&options)?;
+    logging::start(&config.log)?;
+    let cluster = EmbeddedCluster::start_with(&options, config).await?;
     components::ready(format_args!("gateway={} data={}", cluster.url(), options.data.display()))?;
     terminated.await;
     cluster.stop().await;
@@ -48,6 +51,7 @@ pub struct EmbeddedCluster {
 /// What works on the nodes: a gateway and a worker.
 struct Services {
     gateway_address: SocketAddr,
+    scheme: &'static str,
     gateway: Running,
     /// Learns of newer cluster maps.
     watching: Running,
@@ -59,13 +63,17 @@ struct Services {
 impl EmbeddedCluster {
     /// Starts a cluster in `options.data`, which is made if it is not there. When it returns, everything serves.
     pub async fn start(options: &UpOptions) -> anyhow::Result<Self> {
+        Self::start_with(options, config(options)?).await
+    }
+
+    async fn start_with(options: &UpOptions, config: UpConfig) -> anyhow::Result<Self> {
         let data = options.data.as_path();
         let lock = lock(data)?;
         // Before anything is written: the most likely thing to be wrong.
         let http = components::bind_http(options.listen).await?;
         let file = cluster_file(options)?;
         let nodes = Nodes::start(data, file).await?;
-        match Services::start(options, &nodes, http).await {
+        match Services::start(options, config, &nodes, http).await {
             Ok(services) => Ok(Self { services, nodes, _lock: lock }),
             Err(error) => {
                 // A process must not end while an engine's threads still run.
@@ -77,7 +85,7 @@ impl EmbeddedCluster {
 
     /// The gateway's URL.
     pub fn url(&self) -> String {
-        format!("http://{}", self.services.gateway_address)
+        format!("{}://{}", self.services.scheme, self.services.gateway_address)
     }
 
     /// A submitter's API key.
@@ -95,17 +103,26 @@ impl EmbeddedCluster {
 }
 
 impl Services {
-    async fn start(options: &UpOptions, nodes: &Nodes, http: TcpListener) -> anyhow::Result<Self> {
+    async fn start(options: &UpOptions, settings: UpConfig, nodes: &Nodes, http: TcpListener) -> anyhow::Result<Self> {
         let data = options.data.as_path();
         let gateway_address = http.local_addr()?;
         let cluster = nodes.cluster()?;
-        let config = gateway_config(data, &options.judging);
-        // One back-end for both, so that a submission wakes the worker at once.
+        let metrics_address = options.metrics.or(settings.metrics);
+        let worker_config = worker_config(settings.scan_worker, data, options)?;
+        let config = gateway_config_of(settings.gateway, data, &options.judging);
+        let scheme = if config.tls.is_some() { "https" } else { "http" };
+        // One back-end for both, so that a submission wakes the worker at once; but polls don't hold up its reads.
         let backend = SqliteBackend::open(&config.results).await?;
         let gateway = components::open_gateway(&config, &backend, cluster.clone()).await?;
-        let worker = components::open_worker(&worker_config(data, options)?, &backend, cluster.clone()).await?;
-        if let Some(address) = options.metrics {
-            metrics::serve(address, nodes.nodes().to_vec(), Some(worker.verdict_counters())).await?;
+        let for_worker = backend.with_own_readers().await?;
+        let worker = components::open_worker(&worker_config, &for_worker, cluster.clone()).await?;
+        if let Some(address) = metrics_address {
+            let told = Told {
+                nodes: nodes.nodes().to_vec(),
+                worker: Some(worker.monitor()),
+                gateway: Some(gateway.monitor()),
+            };
+            metrics::serve(address, told).await?;
         }
         let mut watching = Running::new();
         let watched = cluster.clone();
@@ -120,6 +137,7 @@ impl Services {
         running_worker.spawn(|shutdown| async move { worker.run(shutdown).await });
         Ok(Self {
             gateway_address,
+            scheme,
             gateway: running_gateway,
             watching,
             worker: running_worker,
@@ -182,10 +200,20 @@ fn cluster_file(options: &UpOptions) -> anyhow::Result<ClusterFile> {
     Ok(ClusterFile::load(&init::init(&new, &*Environment::system().random)?)?)
 }
 
+/// The settings that were asked for.
+fn config(options: &UpOptions) -> anyhow::Result<UpConfig> {
+    options.config.as_deref().map_or_else(|| Ok(UpConfig::default()), config::load)
+}
+
 /// The gateway's configuration in a data directory.
 pub fn gateway_config(data: &Path, judging: &JudgingOptions) -> GatewayConfig {
+    gateway_config_of(GatewayConfig::default(), data, judging)
+}
+
+/// The same with other settings.
+fn gateway_config_of(settings: GatewayConfig, data: &Path, judging: &JudgingOptions) -> GatewayConfig {
     GatewayConfig {
-        rules: judging.rules.clone(),
+        rules: judging.rules.clone().or(settings.rules),
         results: data.join("results.db"),
         identity: data.join("identity.db"),
         admin_key_file: data.join("admin.key"),
@@ -193,16 +221,16 @@ pub fn gateway_config(data: &Path, judging: &JudgingOptions) -> GatewayConfig {
         signing_key: data.join("signing.pem"),
         callback_key: data.join("callback.key"),
         secret: data.join(init::SECRET_FILE),
-        ..GatewayConfig::default()
+        ..settings
     }
 }
 
-fn worker_config(data: &Path, options: &UpOptions) -> anyhow::Result<ScanWorkerConfig> {
+fn worker_config(settings: ScanWorkerConfig, data: &Path, options: &UpOptions) -> anyhow::Result<ScanWorkerConfig> {
     Ok(ScanWorkerConfig {
         results: data.join("results.db"),
         secret: data.join(init::SECRET_FILE),
         scan_threads: options.workers.into(),
-        engines: options.judging.engines.as_deref().map(config::load).transpose()?.unwrap_or_default(),
-        ..ScanWorkerConfig::default()
+        engines: options.judging.engines.as_deref().map(config::load).transpose()?.unwrap_or(settings.engines),
+        ..settings
     })
 }

@@ -147,6 +147,14 @@ pub struct TreeTotals {
 }
 
 impl TreeTotals {
+    /// Adds what other members of the same container took.
+    pub fn merge(&mut self, other: &Self) {
+        self.files = self.files.saturating_add(other.files);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.depth = self.depth.max(other.depth);
+        self.largest_bytes = self.largest_bytes.max(other.largest_bytes);
+    }
+
     /// Adds a member: its length, and its own totals if it was taken apart.
     pub fn add(&mut self, length: u64, within: Option<&Self>) {
         let none = Self::default();

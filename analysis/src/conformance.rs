@@ -6,9 +6,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a suite panics when it is violated")]
 
 mod queue;
+mod shares;
 mod verdicts;
 
 pub use self::queue::task_queue;
+pub use self::shares::shares;
 use self::verdicts::{
     borrowed_members_are_found_and_outlive_their_lender, lender, members_are_borrowed, one_of_several_claims_counts,
     only_finished_analyses_lend, verdicts_are_kept_and_found,

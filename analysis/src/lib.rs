@@ -19,6 +19,7 @@ pub mod id;
 pub mod outdated;
 pub mod password;
 pub mod rule;
+pub mod share;
 pub mod sqlite;
 pub mod store;
 pub mod verdict;
@@ -34,7 +35,8 @@ pub use id::DataId;
 pub use outdated::outdated_data;
 pub use password::{PasswordList, PasswordSeal, SealError, SealedPasswords};
 pub use rule::{Limits, Rule, RuleError, RuleSet, Rules, SelectError};
-pub use sqlite::SqliteBackend;
+pub use share::{NewShare, Part, PartResult, PartState, PartToken, PartView, Shares, WorstMember};
+pub use sqlite::{SqliteBackend, backup};
 pub use store::{
     Callback, Claim, DigestQuery, Lease, LeaseToken, NESTED_BATCH_MAX, Page, Progress, ProgressCache, QueueDepth,
     ResultStore, SMALL_FILE_BYTES, StoreError, StoreFault, Task, TaskKind, TaskQueue,

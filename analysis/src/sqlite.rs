@@ -10,6 +10,7 @@
 //! It does not spread over hosts (SQLite's locks don't hold over network file systems), and it
 //! deletes nothing by itself.
 
+pub mod backup;
 mod batches;
 mod borrowed;
 mod history;
@@ -18,6 +19,7 @@ mod progress;
 mod queue;
 mod reports;
 mod results;
+mod shares;
 mod verdicts;
 mod writer;
 
@@ -58,6 +60,7 @@ static MIGRATOR: Migrator = sqlx::migrate!();
 #[derive(Clone)]
 pub struct SqliteBackend {
     readers: SqlitePool,
+    read_options: Arc<SqliteConnectOptions>,
     writer: Writer,
     /// Told when a task became leasable in this process.
     leasable: Arc<Notify>,
@@ -68,6 +71,8 @@ pub struct SqliteBackend {
     /// How many verdicts are kept at most, and how many this process has kept.
     verdicts_max: u64,
     verdicts_kept: Arc<AtomicU64>,
+    /// Says to other processes that the results are in use.
+    _open: Arc<File>,
 }
 
 impl SqliteBackend {
@@ -94,6 +99,9 @@ impl SqliteBackend {
             .disable_statement_logging();
         // SQLite has no lock that holds over several migrations, and switching to WAL needs the file alone.
         let lock = lock_schema(path).await?;
+        let shared = path.to_owned();
+        let open =
+            tokio::task::spawn_blocking(move || backup::share(&shared)).await.map_err(|_| StoreFault::Closed)??;
         let mut connection = migrated_connection(&write_options).await?;
         let places = Places::load(&mut connection).await?;
         drop(lock);
@@ -103,24 +111,28 @@ impl SqliteBackend {
             .busy_timeout(BUSY_TIMEOUT)
             .pragma("query_only", "ON")
             .disable_statement_logging();
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS_MAX)
-            .acquire_timeout(READER_WAIT)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            // The connections lead to a file, not over a network: none goes stale.
-            .test_before_acquire(false)
-            .connect_with(read_options)
-            .await?;
         Ok(Self {
-            readers,
+            readers: connect_readers(&read_options).await?,
+            read_options: Arc::new(read_options),
             writer: Writer::spawn(connection, write_options),
             leasable: Arc::new(Notify::new()),
             leases: Arc::default(),
             places,
             verdicts_max: verdicts::VERDICTS_MAX,
             verdicts_kept: Arc::default(),
+            _open: Arc::new(open),
         })
+    }
+
+    /// The same back-end over connections of its own for reads. A gateway and a worker of one process share the rest; but
+    /// clients that poll by the thousand would take all connections, and the worker's every read would wait behind theirs.
+    pub async fn with_own_readers(&self) -> Result<Self, StoreError> {
+        let readers = connect_readers(&self.read_options).await.map_err(|source| StoreError {
+            operation: "open for reading",
+            object: self.read_options.get_filename().display().to_string(),
+            source,
+        })?;
+        Ok(Self { readers, ..self.clone() })
     }
 
     /// The same, with so many verdicts kept at most. Default: 250,000.
@@ -134,6 +146,18 @@ impl std::fmt::Debug for SqliteBackend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("SqliteBackend")
     }
+}
+
+async fn connect_readers(options: &SqliteConnectOptions) -> Result<SqlitePool, StoreFault> {
+    let connecting = SqlitePoolOptions::new()
+        .max_connections(READERS_MAX)
+        .acquire_timeout(READER_WAIT)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        // The connections lead to a file, not over a network: none goes stale.
+        .test_before_acquire(false)
+        .connect_with(options.clone());
+    Ok(connecting.await?)
 }
 
 /// Waits until no other process changes the schema. The lock is held until the file is dropped.
@@ -203,4 +227,28 @@ fn to_u64(value: i64) -> u64 {
 fn to_id(bytes: Vec<u8>) -> Result<DataId, StoreFault> {
     let length = bytes.len();
     bytes.try_into().map(DataId).map_err(|_| StoreFault::Malformed(format!("an id of {length} bytes")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance;
+    use crate::store::ResultStore;
+
+    #[tokio::test]
+    async fn reads_over_own_connections_do_not_wait_behind_those_of_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let backend = SqliteBackend::open(directory.path().join("a.db")).await.unwrap();
+        let own = backend.with_own_readers().await.unwrap();
+        let new = conformance::sample_analysis(DataId::random());
+        backend.create(&new).await.unwrap();
+        let mut held = Vec::new();
+        for _ in 0..READERS_MAX {
+            held.push(backend.readers.acquire().await.unwrap());
+        }
+        let read = tokio::time::timeout(READER_WAIT / 2, ResultStore::get(&own, new.data_id));
+        assert_eq!(read.await.unwrap().unwrap().unwrap().new, new);
+        drop(held);
+        assert!(ResultStore::get(&backend, new.data_id).await.unwrap().is_some());
+    }
 }

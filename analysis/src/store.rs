@@ -20,6 +20,7 @@ use crate::analysis::{AnalysisRecord, FileResult, NestedRecord, NewAnalysis};
 use crate::batch::{BatchRecord, NewBatch};
 use crate::cache::{KeptVerdict, VerdictKey};
 use crate::id::DataId;
+use crate::share::Shares;
 use crate::worker_report::WorkerReport;
 
 /// Most nested files that one call records: about a megabyte, one short transaction.
@@ -75,6 +76,14 @@ pub enum StoreFault {
     /// What was read back or is to be written is not what it should be.
     #[error("malformed record: {0}")]
     Malformed(String),
+    /// Somebody has the results open.
+    #[error("{path} is in use: {why}")]
+    InUse {
+        /// Which results.
+        path: String,
+        /// What can be done.
+        why: &'static str,
+    },
     /// The back-end was shut down, or its writer ended.
     #[error("the back-end is shut down")]
     Closed,
@@ -139,9 +148,10 @@ pub struct Callback {
     pub attempts: u32,
 }
 
-/// Keeps analyses and their results. It is the truth about what was submitted.
+/// Keeps analyses and their results, and who takes which part of a container that is shared. It is the truth about what was
+/// submitted.
 #[async_trait]
-pub trait ResultStore: Send + Sync {
+pub trait ResultStore: Shares {
     /// Records a submission. Durable when it returns. An id that exists is refused ([`StoreFault::Exists`]), and so is a
     /// submission to a batch that takes none ([`StoreFault::BatchClosed`]).
     async fn create(&self, new: &NewAnalysis) -> Result<(), StoreError>;
@@ -351,8 +361,18 @@ pub trait TaskQueue: Send + Sync {
     /// if the lease was lost.
     async fn release(&self, token: &LeaseToken, delay_ms: u64, now_ms: u64) -> Result<bool, StoreError>;
 
+    /// Says that a worker lives which lost its lease of this task: the lease was no attempt, but one that was given back. Nothing
+    /// if the task is gone.
+    async fn survived(&self, data_id: DataId) -> Result<(), StoreError>;
+
     /// How much waits.
     async fn depth(&self) -> Result<QueueDepth, StoreError>;
+
+    /// How many tasks each owner has, queued and leased; those who have none are left out.
+    async fn waiting_by_owner(&self) -> Result<Vec<(String, u64)>, StoreError>;
+
+    /// When the oldest of all tasks was queued, in Unix milliseconds; none if there is no task.
+    async fn oldest_ms(&self) -> Result<Option<u64>, StoreError>;
 
     /// Whether a task of this id is queued or leased.
     async fn contains(&self, data_id: DataId) -> Result<bool, StoreError>;

@@ -31,6 +31,14 @@ async fn task_queue_conforms() {
 }
 
 #[tokio::test]
+async fn shares_conform() {
+    let directory = tempfile::tempdir().unwrap();
+    let backend = SqliteBackend::open(directory.path().join("a.db")).await.unwrap();
+    conformance::shares(&backend).await;
+    conformance::shares(&backend).await;
+}
+
+#[tokio::test]
 async fn progress_cache_conforms() {
     let directory = tempfile::tempdir().unwrap();
     let backend = SqliteBackend::open(directory.path().join("a.db")).await.unwrap();

@@ -4,7 +4,8 @@
 //! each container alone. The first limit of the tree that is hit stops every extraction in it with the same limit.
 //! Invariant: at most one read's worth of bytes comes out beyond a limit.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -109,6 +110,11 @@ impl TreeBudget {
         depth < self.limits.depth
     }
 
+    /// The limit that was hit first, if one was.
+    pub fn hit_limit(&self) -> Option<Limit> {
+        limit_of(self.hit.load(Ordering::Relaxed))
+    }
+
     fn check(&self) -> Result<(), Halt> {
         match limit_of(self.hit.load(Ordering::Relaxed)) {
             Some(limit) => Err(Halt::Limit(limit)),
@@ -130,6 +136,35 @@ fn limit_of(number: u8) -> Option<Limit> {
     Limit::ALL.into_iter().find(|limit| *limit as u8 == number)
 }
 
+/// What is asked of whoever decides who takes which members of a container that several take apart together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Turn {
+    /// Which members are the next to be handed out here, where all before this one are somebody's already.
+    Next {
+        /// The first that is nobody's, as far as is known here.
+        member: u32,
+        /// How much of the container was not read up to now, since it is others'.
+        passed_bytes: u64,
+    },
+    /// Whether everything from this member on is to be handed out here: what only one of all can find.
+    Rest(u32),
+}
+
+/// Answers [`Turn`]s: a range of members for `Next`, anything but none for `Rest`. None to `Next` ends the extraction.
+pub type Turns = Box<dyn Fn(Turn) -> Option<Range<u32>>>;
+
+/// The part of a container that is handed out here, while others take the rest of it apart. Members are numbered in the order
+/// in which the reader comes to them.
+struct Share {
+    turns: Turns,
+    /// The members that were claimed last.
+    claimed: RefCell<Range<u32>>,
+    /// The next member's number.
+    next: Cell<u32>,
+    /// How much of the container was not read, since it is others'.
+    passed_bytes: Cell<u64>,
+}
+
 /// What taking one container apart may cost. Its clock starts with it.
 pub struct Budget {
     tree: Arc<TreeBudget>,
@@ -139,6 +174,7 @@ pub struct Budget {
     member_bytes: Cell<u64>,
     started: Instant,
     paused: Cell<Duration>,
+    share: Option<Share>,
 }
 
 impl Budget {
@@ -152,7 +188,66 @@ impl Budget {
             member_bytes: Cell::new(0),
             started: Instant::now(),
             paused: Cell::new(Duration::ZERO),
+            share: None,
         }
+    }
+
+    /// The same for a container that several take apart together. Readers hand out here what is this one's turn.
+    #[must_use]
+    pub fn shared(self, turns: Turns) -> Self {
+        let share = Share { turns, claimed: RefCell::new(0..0), next: Cell::new(0), passed_bytes: Cell::new(0) };
+        Self { share: Some(share), ..self }
+    }
+
+    /// Whether others take parts of the container.
+    pub fn is_shared(&self) -> bool {
+        self.share.is_some()
+    }
+
+    /// Whether the next member is to be handed out here. Waiting for the answer is not this container's time.
+    pub fn takes_next(&self) -> Result<bool, Halt> {
+        let Some(share) = &self.share else { return Ok(true) };
+        let next = share.next.get();
+        if next >= share.claimed.borrow().end {
+            let turn = Turn::Next { member: next, passed_bytes: share.passed_bytes.get() };
+            let claimed = self.pause(|| (share.turns)(turn)).ok_or(Halt::Stopped)?;
+            if claimed.start < next || claimed.is_empty() {
+                return Err(Halt::Stopped);
+            }
+            share.claimed.replace(claimed);
+        }
+        Ok(share.claimed.borrow().contains(&next))
+    }
+
+    /// Counts a member that others hand out, and so much of the container that need not be read for it.
+    pub fn pass_over(&self, bytes: u64) {
+        if let Some(share) = &self.share {
+            share.passed_bytes.set(share.passed_bytes.get().saturating_add(bytes));
+        }
+        self.number_one();
+    }
+
+    /// Counts a member that was handed out, or passed over.
+    pub(crate) fn number_one(&self) {
+        if let Some(share) = &self.share {
+            share.next.set(share.next.get().saturating_add(1));
+        }
+    }
+
+    /// Whether what is still to be found is to be handed out here, all of it: what others don't look for.
+    pub fn takes_rest(&self) -> bool {
+        let Some(share) = &self.share else { return true };
+        let next = share.next.get();
+        let taken = self.pause(|| (share.turns)(Turn::Rest(next))).is_some();
+        if taken {
+            share.claimed.replace(next..u32::MAX);
+        }
+        taken
+    }
+
+    /// How many members of a shared container there were up to now.
+    pub fn walked(&self) -> u32 {
+        self.share.as_ref().map_or(0, |share| share.next.get())
     }
 
     /// Whether to go on. Asked at every read, of the container as well as of its members.
@@ -228,6 +323,30 @@ mod tests {
         change(&mut limits);
         let stop: Arc<AtomicBool> = Arc::default();
         Budget::new(Arc::new(TreeBudget::new(limits, input_bytes)), stop, input_bytes)
+    }
+
+    #[test]
+    fn members_of_others_are_passed_over_and_the_rest_is_one_walks() {
+        let claims = RefCell::new(vec![5..6, 1..3]);
+        let turns = move |turn| match turn {
+            Turn::Next { .. } => claims.borrow_mut().pop(),
+            Turn::Rest(at) => Some(at..u32::MAX),
+        };
+        let budget = budget(|_| (), 50).shared(Box::new(turns));
+        let taken: Vec<bool> = (0..6)
+            .map(|_| {
+                let takes = budget.takes_next().unwrap();
+                assert_eq!(budget.takes_next(), Ok(takes), "asked twice, answered the same");
+                budget.pass_over(10);
+                takes
+            })
+            .collect();
+        assert_eq!(taken, [false, true, true, false, false, true]);
+        assert_eq!(budget.walked(), 6);
+        assert_eq!(budget.takes_next(), Err(Halt::Stopped), "nobody answers any more");
+        assert!(budget.takes_rest());
+        assert_eq!(budget.takes_next(), Ok(true));
+        assert!(super::tests::budget(|_| (), 50).takes_rest(), "what is not shared is all one's own");
     }
 
     #[test]

@@ -19,6 +19,9 @@ const NAME_CHARS_MAX: usize = 1024;
 /// How much the budget's guard lets through at once, which is how often limits are checked.
 const READ_BYTES_MAX: usize = 256 * 1024;
 
+/// How much of a member that nobody wants is read at once.
+const PASS_OVER_BYTES: usize = 64 * 1024;
+
 /// Reads from anywhere.
 pub trait ReadSeek: Read + Seek {}
 impl<T: Read + Seek> ReadSeek for T {}
@@ -71,8 +74,15 @@ pub fn hand_out(
     sink: &mut Sink<'_>,
 ) -> Result<Option<io::Error>, Halt> {
     budget.count_file()?;
+    let takes = budget.takes_next()?;
+    budget.number_one();
     let mut metered = Metered { content, budget, failure: None };
-    sink(Member { name, length_hint, content: &mut metered, file_type: None }).map_err(|Refused| Halt::Stopped)?;
+    if takes {
+        sink(Member { name, length_hint, content: &mut metered, file_type: None }).map_err(|Refused| Halt::Stopped)?;
+    } else {
+        // Somebody else's. What comes after it in the container is found by reading it; what is wrong with it is noted as ever.
+        metered.read_to_end()?;
+    }
     match metered.failure {
         Some(error) => match Halt::of(&error) {
             Some(halt) => Err(halt),
@@ -87,6 +97,22 @@ struct Metered<'m> {
     content: &'m mut dyn Read,
     budget: &'m Budget,
     failure: Option<io::Error>,
+}
+
+impl Metered<'_> {
+    /// Reads what nobody wants, to its end or to the error that ends it.
+    fn read_to_end(&mut self) -> Result<(), Halt> {
+        let mut scratch = vec![0; PASS_OVER_BYTES];
+        loop {
+            match self.read(&mut scratch) {
+                Ok(0) => return Ok(()),
+                Ok(_) => self.budget.check()?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Kept, for whoever asks how it ended.
+                Err(_) => return Ok(()),
+            }
+        }
+    }
 }
 
 impl Read for Metered<'_> {

@@ -66,7 +66,7 @@ mod wim;
 mod xar;
 mod zip;
 
-pub use budget::{Budget, Stop, TreeBudget, TreeUse};
+pub use budget::{Budget, Stop, TreeBudget, TreeUse, Turn, Turns};
 pub use container::{Container, Extractor, Guarded, Member, ReadSeek, Refused, Sink};
 pub use detect::{FileType, detect};
 pub use format::{Claim, Claims, ContainerFormat, Format, Probe};

@@ -6,16 +6,18 @@
 //! The key or session comes in the `apikey` header; as the query parameter `apikey` where a client cannot set headers. The
 //! header wins. Neither is ever logged.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use axum::extract::Query;
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use lazaret_analysis::AnalysisRecord;
 use lazaret_identity::{Principal, Right, Rights};
+use sha2::{Digest, Sha256};
 
 use crate::error::ApiError;
 use crate::gateway::Shared;
+use crate::requests::RequestNotes;
 
 /// Longest key that is looked at; real ones have 64 characters.
 const KEY_CHARS_MAX: usize = 256;
@@ -77,6 +79,8 @@ impl Gate {
     pub(crate) const ENGINES: Self = Self::of(&[Right::Stat]);
     /// GET /stat/nodes.
     pub(crate) const NODES: Self = Self::of(&[Right::Stat]).lacking_405();
+    /// GET and POST /admin/user, DELETE /admin/user/{user_id}.
+    pub(crate) const USERS: Self = Self::of(&[Right::ManageUsers]).lacking_405();
     /// GET /admin/config/healthcheck.
     pub(crate) const HEALTH_CHECK: Self = Self::of(&[Right::Stat]).lacking_405();
     /// What any key or session opens: the details of GET /readyz, POST /logout.
@@ -90,6 +94,39 @@ pub(crate) struct ClientAddress(pub(crate) IpAddr);
 /// The address of whoever sent the request.
 pub(crate) fn client_address(parts: &Parts) -> Option<IpAddr> {
     parts.extensions.get::<ClientAddress>().map(|address| address.0)
+}
+
+/// For whom load is counted and limited: each key by itself, since an administrator made it; all sessions of a user
+/// together, since it can log in as often as it likes; and whoever has no key by its address.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Caller {
+    /// SHA-256 of the key.
+    Key([u8; 32]),
+    /// The user's id.
+    User(String),
+    /// An address, or a network of IPv6, in which one host has as many addresses as it likes.
+    Address(Option<IpAddr>),
+}
+
+/// Bits of an IPv6 address that tell networks apart (RFC 4291): within a /64 everybody is one caller.
+const IPV6_NETWORK_BITS: u32 = 64;
+
+impl Caller {
+    /// The caller that passed a gate as that principal.
+    pub(crate) fn of(parts: &Parts, principal: &Principal) -> Self {
+        match presented(parts) {
+            Presented::Key(_) if principal.by_session => Self::User(principal.user_id.clone()),
+            Presented::Key(key) => Self::Key(Sha256::digest(key.to_ascii_lowercase()).into()),
+            Presented::Nothing | Presented::NoKey => Self::Address(client_address(parts).map(network)),
+        }
+    }
+}
+
+fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << IPV6_NETWORK_BITS)).into(),
+    }
 }
 
 /// Who asks, if it may pass the gate; otherwise the gate's refusal. A caller without any key is the anonymous one where
@@ -107,6 +144,9 @@ pub(crate) async fn require(shared: &Shared, parts: &Parts, gate: Gate) -> Resul
     };
     let found = shared.identity.authenticate_from(&key, client_address(parts)).await.map_err(ApiError::Identity)?;
     let principal = found.ok_or(keyless)?;
+    if let Some(notes) = parts.extensions.get::<RequestNotes>() {
+        notes.asked_by(&principal);
+    }
     if gate.any_of == Rights::NONE || principal.rights.intersects(gate.any_of) {
         Ok(principal)
     } else {
@@ -161,4 +201,17 @@ pub(crate) fn may_cancel(principal: &Principal, owner_id: &str) -> bool {
 
 fn allowed(principal: &Principal, owner_id: &str, own: Right, all: Right) -> bool {
     principal.rights.has(all) || (principal.rights.has(own) && principal.user_id == owner_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_has_no_key_counts_by_address_and_a_host_of_ipv6_by_its_network() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(network(ip("192.0.2.7")), ip("192.0.2.7"));
+        assert_eq!(network(ip("2001:db8:1:2:3:4:5:6")), ip("2001:db8:1:2::"));
+        assert_ne!(network(ip("2001:db8:1:3::1")), network(ip("2001:db8:1:2::1")));
+    }
 }

@@ -3,6 +3,8 @@
 //! What the client can act on is in the text. What only the operator can act on is logged, with its causes, and the
 //! client is told where to look.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -15,8 +17,10 @@ use utoipa::ToSchema;
 use crate::outbound::OutboundError;
 use crate::submit::SubmitError;
 
-/// Seconds after which a client that was told to come back may do so.
-const RETRY_AFTER_SECONDS: &str = "1";
+/// Seconds after which a client that was told to come back may do so, unless there is a better answer.
+const RETRY_AFTER_SECONDS: u64 = 1;
+/// The same while the queue is full: it takes workers a while to make room.
+const RETRY_AFTER_QUEUE_SECONDS: u64 = 10;
 
 /// Why a request was refused or failed.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +33,10 @@ pub(crate) enum ApiError {
     TooManyLogins,
     #[error(r#"The body must be JSON: {{"user": "...", "password": "..."}}"#)]
     BadCredentials,
+    #[error("{0}")]
+    BadUser(String),
+    #[error("Item does not exist")]
+    NoItem,
     #[error("The API key is not a session; it stays valid until it is revoked.")]
     NoSession,
     #[error("Missing Content-Length header.")]
@@ -82,7 +90,10 @@ pub(crate) enum ApiError {
 /// The text of a failed submission: the reference's words where it has them.
 fn submit_text(error: &SubmitError) -> String {
     match error {
-        SubmitError::Busy => "Server is too busy. Try again later.".to_owned(),
+        SubmitError::Busy | SubmitError::QueueFull => "Server is too busy. Try again later.".to_owned(),
+        SubmitError::TooFast { retry_after } => {
+            format!("The key submits faster than it may. Try again in {} s.", whole_seconds(*retry_after))
+        }
         SubmitError::Empty => "File is empty.".to_owned(),
         SubmitError::BatchClosed => "The batch is closed.".to_owned(),
         SubmitError::Hashing(_)
@@ -96,11 +107,20 @@ fn submit_text(error: &SubmitError) -> String {
 }
 
 impl ApiError {
+    /// After how many seconds a client that got 503 may come back.
+    fn retry_after_seconds(&self) -> u64 {
+        match self {
+            Self::Submit(SubmitError::TooFast { retry_after }) => whole_seconds(*retry_after),
+            Self::Submit(SubmitError::QueueFull) => RETRY_AFTER_QUEUE_SECONDS,
+            _ => RETRY_AFTER_SECONDS,
+        }
+    }
+
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::Refused { status } => *status,
             Self::Rule(_) | Self::LoginFailed => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::FileNotFound | Self::BadHash | Self::NoBatch => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::FileNotFound | Self::BadHash | Self::NoBatch | Self::NoItem => StatusCode::NOT_FOUND,
             Self::BatchClosed | Self::Unfinished | Self::Finished => StatusCode::BAD_REQUEST,
             Self::Unsigned => StatusCode::INTERNAL_SERVER_ERROR,
             Self::BadRange { .. } => StatusCode::RANGE_NOT_SATISFIABLE,
@@ -110,9 +130,11 @@ impl ApiError {
             Self::MissingLength => StatusCode::LENGTH_REQUIRED,
             Self::EmptyFile => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Unsupported(_) | Self::BadHeader { .. } | Self::BadCredentials | Self::NoSession => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::Unsupported(_)
+            | Self::BadHeader { .. }
+            | Self::BadCredentials
+            | Self::BadUser(_)
+            | Self::NoSession => StatusCode::BAD_REQUEST,
             Self::Submit(error) => submit_status(error),
             Self::Results(_) | Self::Identity(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Timeout | Self::TooManyLogins => StatusCode::SERVICE_UNAVAILABLE,
@@ -122,9 +144,14 @@ impl ApiError {
     }
 }
 
+/// A time as whole seconds, rounded up: who comes back then is not refused again for the same reason.
+fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0)).max(1)
+}
+
 fn submit_status(error: &SubmitError) -> StatusCode {
     match error {
-        SubmitError::Busy => StatusCode::SERVICE_UNAVAILABLE,
+        SubmitError::Busy | SubmitError::QueueFull | SubmitError::TooFast { .. } => StatusCode::SERVICE_UNAVAILABLE,
         SubmitError::Encoding(_) | SubmitError::BatchClosed => StatusCode::BAD_REQUEST,
         SubmitError::Empty => StatusCode::UNPROCESSABLE_ENTITY,
         SubmitError::TooLarge { .. } | SubmitError::Expanded { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -150,7 +177,12 @@ pub(crate) struct ErrorBody {
 
 /// The reason of a refusal, left in the response for the one log event of the request.
 #[derive(Clone)]
-pub(crate) struct Reason(pub(crate) String);
+pub(crate) struct Reason {
+    /// In words, with its causes.
+    pub(crate) text: String,
+    /// Whether it is the answer to more load than is wanted, and no failure.
+    pub(crate) is_load: bool,
+}
 
 /// The error and its causes in one line.
 fn chain(error: &dyn std::error::Error) -> String {
@@ -173,9 +205,14 @@ impl IntoResponse for ApiError {
         let status = self.status();
         let mut response = (status, Json(ErrorBody { err: self.to_string() })).into_response();
         if status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(self.retry_after_seconds()));
         }
-        response.extensions_mut().insert(Reason(chain(&self)));
+        let is_load = matches!(
+            &self,
+            Self::Submit(SubmitError::Busy | SubmitError::QueueFull | SubmitError::TooFast { .. })
+                | Self::TooManyLogins
+        );
+        response.extensions_mut().insert(Reason { text: chain(&self), is_load });
         response
     }
 }

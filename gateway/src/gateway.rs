@@ -11,9 +11,12 @@ use lazaret_node_client::{Cluster, Environment};
 use tokio::net::TcpListener;
 
 use crate::admission::Admission;
+use crate::backlog::Backlog;
 use crate::callbacks::CallbackOptions;
+use crate::metrics::{GatewayMetrics, GatewayMonitor};
 use crate::options::GatewayOptions;
 use crate::outbound::OutboundOptions;
+use crate::rate::Rates;
 use crate::readiness::Readiness;
 use crate::signer::Signer;
 use crate::submit::Intake;
@@ -30,6 +33,10 @@ pub(crate) struct Shared {
     pub(crate) anonymous: bool,
     pub(crate) intake: Intake,
     pub(crate) readiness: Readiness,
+    /// The engines that workers have loaded.
+    pub(crate) engines: routes::EnginesSeen,
+    /// What is counted as it happens.
+    pub(crate) metrics: Arc<GatewayMetrics>,
     /// Whom files may be fetched from.
     pub(crate) downloads: OutboundOptions,
     /// Whom finished analyses may be told to.
@@ -87,8 +94,10 @@ impl Gateway {
         );
         let intake = Intake {
             results: Arc::clone(&results),
+            backlog: Arc::new(Backlog::new(Arc::clone(&queue), environment.clone(), options.queue_max)),
             queue,
             cluster,
+            rates: Arc::new(Rates::new(options.rate_limits)),
             environment,
             admission: Admission::new(options.inflight_bytes_max, options.inflight_uploads_max),
             seal,
@@ -104,6 +113,8 @@ impl Gateway {
             anonymous: options.anonymous,
             intake,
             readiness,
+            engines: routes::EnginesSeen::default(),
+            metrics: Arc::default(),
             downloads: options.downloads.clone(),
             callbacks: options.callbacks.clone(),
             signer: options.signer.clone(),
@@ -117,6 +128,11 @@ impl Gateway {
         routes::router(Arc::clone(&self.shared))
     }
 
+    /// The gateway as monitoring sees it.
+    pub fn monitor(&self) -> GatewayMonitor {
+        GatewayMonitor { shared: Arc::clone(&self.shared) }
+    }
+
     /// Serves `listener` until `shutdown` completes; then accepts nothing more, lets requests in flight finish within
     /// [`GatewayOptions::shutdown_grace`], and returns.
     pub async fn serve(
@@ -124,7 +140,8 @@ impl Gateway {
         listener: TcpListener,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> io::Result<()> {
-        let serving = server::serve(self.router(), &self.options, listener, shutdown);
+        let metrics = Arc::clone(&self.shared.metrics);
+        let serving = server::serve(self.router(), &self.options, metrics, listener, shutdown);
         let kept = self.options.history;
         let forgetting = async {
             match kept {

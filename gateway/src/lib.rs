@@ -14,15 +14,19 @@
 
 mod access;
 mod admission;
+mod backlog;
 mod callbacks;
 pub mod decode;
 mod error;
 mod gateway;
 mod hashing;
 mod history;
+mod metrics;
 mod options;
 mod outbound;
+mod rate;
 mod readiness;
+mod requests;
 mod routes;
 mod server;
 mod signer;
@@ -32,7 +36,9 @@ pub mod view;
 
 pub use callbacks::{CallbackKey, CallbackOptions};
 pub use gateway::{Backends, Gateway};
+pub use metrics::GatewayMonitor;
 pub use options::GatewayOptions;
 pub use outbound::{OutboundError, OutboundOptions};
+pub use rate::RateLimits;
 pub use signer::{Signer, SignerError};
 pub use tls::{Tls, TlsError, TlsFiles};

@@ -10,6 +10,7 @@ use lazaret_protocol::limits::MIB;
 
 use crate::callbacks::CallbackOptions;
 use crate::outbound::OutboundOptions;
+use crate::rate::RateLimits;
 use crate::signer::Signer;
 use crate::tls::Tls;
 
@@ -22,7 +23,7 @@ pub(crate) const READ_BUFFER_BYTES: usize = 256 * 1024;
 /// How long a request other than an upload may take. Such requests only query the results; one that takes longer is
 /// waiting on something broken.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// The slowest upload that is let go on, as an average over the whole body. Slower ones would hold their place in the
+/// The slowest upload that is let go on, as an average over what has come so far. Slower ones would hold their place in the
 /// budget for hours at the cost of a byte now and then.
 pub(crate) const UPLOAD_BYTES_PER_SECOND_MIN: u64 = 4 * 1024;
 
@@ -34,6 +35,11 @@ pub struct GatewayOptions {
     pub inflight_bytes_max: u64,
     /// Uploads in flight at once, whatever their size. Default 1,024: small files are bounded by count, not by memory.
     pub inflight_uploads_max: usize,
+    /// Submissions that wait for workers; past it further ones are answered 503. 0: any number. Default 100,000: hours of
+    /// work for most stations, and a queue that still is counted in some 20 ms.
+    pub queue_max: u64,
+    /// How fast one key may submit. Default: as fast as it likes.
+    pub rate_limits: RateLimits,
     /// Connections at once; past it new ones wait in the kernel's backlog. Default 4,096, below the usual limit of open
     /// files when each upload holds streams to storage nodes as well.
     pub connections_max: usize,
@@ -70,6 +76,8 @@ impl Default for GatewayOptions {
         Self {
             inflight_bytes_max: 512 * MIB,
             inflight_uploads_max: 1024,
+            queue_max: 100_000,
+            rate_limits: RateLimits::default(),
             connections_max: 4096,
             header_read_timeout: Duration::from_secs(30),
             body_idle_timeout: Duration::from_secs(30),

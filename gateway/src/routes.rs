@@ -19,26 +19,24 @@ mod passwords;
 mod readyz;
 mod rules;
 mod stat;
+mod users;
 mod version;
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::error::{ApiError, Reason};
+pub(crate) use self::stat::EnginesSeen;
+use crate::error::ApiError;
 use crate::gateway::Shared;
 use crate::options::READ_TIMEOUT;
-
-/// Where older clients look for the same paths.
-const ALIAS: &str = "/metascan_rest";
+use crate::requests::{self, ALIAS};
 
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
     let reads = OpenApiRouter::with_openapi(docs::Description::openapi())
@@ -56,6 +54,9 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .routes(routes!(stat::nodes))
         .routes(routes!(login::handle))
         .routes(routes!(logout::handle))
+        .routes(routes!(users::list, users::add))
+        .routes(routes!(users::remove))
+        .routes(routes!(users::change_password))
         .routes(routes!(readyz::handle))
         .routes(routes!(version::handle))
         .routes(routes!(docs::openapi))
@@ -75,7 +76,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .merge(paths.clone())
         .nest(ALIAS, paths)
         .fallback(|| async { ApiError::NoRoute })
-        .layer(middleware::from_fn(logged))
+        .layer(middleware::from_fn_with_state(Arc::clone(&shared.metrics), requests::told))
         .with_state(shared)
 }
 
@@ -94,24 +95,4 @@ async fn in_time(request: Request, next: Next) -> Response {
         Ok(response) => response,
         Err(_) => ApiError::Timeout.into_response(),
     }
-}
-
-/// One event a refusal or failure; successes only for those who debug, since polls are many. The path goes in without
-/// its query, which may hold a key.
-async fn logged(request: Request, next: Next) -> Response {
-    let begun = Instant::now();
-    let method = request.method().clone();
-    let path = request.uri().path().to_owned();
-    let response = next.run(request).await;
-    let status = response.status().as_u16();
-    let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let reason = response.extensions().get::<Reason>().map_or("", |reason| reason.0.as_str());
-    if response.status() >= StatusCode::INTERNAL_SERVER_ERROR {
-        tracing::warn!(%method, path, status, ms, reason, "request failed");
-    } else if response.status() >= StatusCode::BAD_REQUEST {
-        tracing::info!(%method, path, status, ms, reason, "request refused");
-    } else {
-        tracing::debug!(%method, path, status, ms, "request answered");
-    }
-    response
 }

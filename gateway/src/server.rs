@@ -23,6 +23,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::access::ClientAddress;
+use crate::metrics::GatewayMetrics;
 use crate::options::{GatewayOptions, HEADER_BYTES_MAX, HEADERS_MAX, READ_BUFFER_BYTES};
 use crate::tls;
 
@@ -44,6 +45,7 @@ const FORWARDED_FOR: &str = "x-forwarded-for";
 pub(crate) async fn serve(
     router: Router,
     options: &GatewayOptions,
+    metrics: Arc<GatewayMetrics>,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
@@ -68,12 +70,13 @@ pub(crate) async fn serve(
         };
         let Some((stream, address, place)) = accepted else { continue };
         let (door, watcher) = (Arc::clone(&door), graceful.watcher());
+        let counted = metrics.connection();
         connections.spawn(async move {
             if let Err(error) = door.serve(stream, address.to_canonical(), watcher).await {
                 // The client went away, or sent something that is not HTTP: its own business, for the most part.
                 tracing::debug!(%error, "connection ended");
             }
-            drop(place);
+            drop((place, counted));
         });
     }
 

@@ -20,10 +20,13 @@ use lazaret_digests::{Digests, Selection};
 use lazaret_node_client::{Cluster, Environment, PutError, Stored, Upload};
 use lazaret_protocol::limits::BLOB_BYTES_MAX;
 
+use crate::access::Caller;
 use crate::admission::Admission;
+use crate::backlog::Backlog;
 use crate::decode::{DecodeError, Decoder, Encoding};
 use crate::hashing::Hashing;
 use crate::options::UPLOAD_BYTES_PER_SECOND_MIN;
+use crate::rate::Rates;
 
 /// Bytes that are gathered before they go to the store and the digests.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -53,6 +56,15 @@ pub enum SubmitError {
     /// The budget of uploads in flight is spent.
     #[error("the uploads in flight take all the memory or all the places there are")]
     Busy,
+    /// So many submissions wait for workers that no more are taken.
+    #[error("as many submissions wait for scan workers as may")]
+    QueueFull,
+    /// The caller submits faster than it may.
+    #[error("the key submits faster than it may; it may go on in {retry_after:?}")]
+    TooFast {
+        /// How long to wait.
+        retry_after: Duration,
+    },
     /// The body ended early.
     #[error("the body ended after {received} of {declared} bytes")]
     Incomplete {
@@ -145,6 +157,8 @@ pub(crate) struct Intake {
     pub(crate) cluster: Cluster,
     pub(crate) environment: Environment,
     pub(crate) admission: Admission,
+    pub(crate) backlog: Arc<Backlog>,
+    pub(crate) rates: Arc<Rates>,
     pub(crate) seal: Arc<PasswordSeal>,
     pub(crate) digests: Selection,
     pub(crate) body_idle_timeout: Duration,
@@ -184,15 +198,16 @@ struct Receiving {
 }
 
 impl Intake {
-    /// Stores `body`, decoded if it comes encoded, creates its analysis and queues it. `body` is left where the failure
-    /// found it.
+    /// Stores `body`, decoded if it comes encoded, creates its analysis and queues it; returns its id and its length. `body`
+    /// is left where the failure found it.
     pub(crate) async fn submit<S, E>(
         &self,
+        caller: &Caller,
         submission: Submission,
         announced: Announced,
         encoding: Option<Encoding>,
         body: &mut S,
-    ) -> Result<DataId, SubmitError>
+    ) -> Result<(DataId, u64), SubmitError>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -203,7 +218,14 @@ impl Intake {
         };
         // What comes encoded may become long, however short it is.
         let held = if encoding.is_some() { u64::MAX } else { declared };
-        let _place = self.admission.admit(held).ok_or(SubmitError::Busy)?;
+        if !self.backlog.has_room(&submission.principal.user_id).await {
+            return Err(SubmitError::QueueFull);
+        }
+        let _place = self.admission.admit(caller, held).ok_or(SubmitError::Busy)?;
+        let now = self.environment.clock.monotonic();
+        self.rates
+            .take(caller, if exact { declared } else { 0 }, now)
+            .map_err(|retry_after| SubmitError::TooFast { retry_after })?;
         let receive_ms = self.environment.clock.unix_ms();
         let pool = lazaret_digests::Pool::of_process().map_err(|error| SubmitError::Hashing(error.into()))?;
         let hashing = Hashing::new(&pool, self.digests);
@@ -218,12 +240,12 @@ impl Intake {
             produced: 0,
             piece: BytesMut::new(),
         };
-        let slowest =
-            self.body_idle_timeout.saturating_add(Duration::from_secs(declared / UPLOAD_BYTES_PER_SECOND_MIN));
-        let deadline = tokio::time::Instant::now().checked_add(slowest);
-        let receiving = receiving.receive(body, self.body_idle_timeout, deadline).await?;
+        let receiving = receiving.receive(body, self.body_idle_timeout).await?;
         let upload_ms = self.environment.clock.unix_ms();
         let (stored, digests, hash_time) = receiving.finish().await?;
+        if !exact {
+            self.rates.add(caller, stored.length, self.environment.clock.monotonic());
+        }
         let hash_ms = millis(hash_time);
 
         let data_id = DataId::random();
@@ -234,6 +256,7 @@ impl Intake {
             StoreFault::BatchClosed => SubmitError::BatchClosed,
             _ => SubmitError::Results(error),
         })?;
+        self.backlog.add(&analysis.principal.user_id);
         let task = Task::of(&analysis, analysis.queued_ms);
         if let Err(error) = self.queue.push(task).await {
             tracing::warn!(%data_id, %error, "the task could not be queued now; the sweep will queue it");
@@ -248,7 +271,7 @@ impl Intake {
             replicas = stored.durable_on.len(),
             "file accepted"
         );
-        Ok(data_id)
+        Ok((data_id, stored.length))
     }
 
     fn sealed_passwords(&self, data_id: DataId, submission: &Submission) -> Result<Option<SealedPasswords>, SealError> {
@@ -293,24 +316,20 @@ impl Intake {
 
 impl Receiving {
     /// Reads the body to its announced end, gathering what comes into pieces.
-    async fn receive<S, E>(
-        mut self,
-        body: &mut S,
-        idle: Duration,
-        deadline: Option<tokio::time::Instant>,
-    ) -> Result<Self, SubmitError>
+    async fn receive<S, E>(mut self, body: &mut S, idle: Duration) -> Result<Self, SubmitError>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        // What the client took. That the store takes its time is not the client's fault.
+        let mut waited = Duration::ZERO;
         loop {
-            let next = match tokio::time::timeout(idle, body.next()).await {
-                Ok(_) if deadline.is_some_and(|deadline| tokio::time::Instant::now() > deadline) => {
-                    return Err(self.slow());
-                }
-                Ok(next) => next,
-                Err(_) => return Err(self.slow()),
+            let allowed = idle.saturating_add(Duration::from_secs(self.received / UPLOAD_BYTES_PER_SECOND_MIN));
+            let began = tokio::time::Instant::now();
+            let Ok(next) = tokio::time::timeout(idle.min(allowed.saturating_sub(waited)), body.next()).await else {
+                return Err(self.slow());
             };
+            waited = waited.saturating_add(began.elapsed());
             let Some(next) = next else { break };
             let bytes = next.map_err(|source| SubmitError::Broken {
                 received: self.received,

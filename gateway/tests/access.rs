@@ -70,13 +70,22 @@ const ROUTES: &[Route] = &[
     route(Method::GET, "/admin/config/healthcheck", (403, 405), &[Right::Stat], 200),
     route(Method::GET, "/stat/engines", (403, 403), &[Right::Stat], 200),
     route(Method::GET, "/stat/nodes", (403, 405), &[Right::Stat], 200),
+    route(Method::GET, "/admin/user", (403, 405), &[Right::ManageUsers], 200),
+    // Without a body.
+    route(Method::POST, "/admin/user", (403, 405), &[Right::ManageUsers], 400),
+    route(Method::DELETE, "/admin/user/{user_id}", (403, 405), &[Right::ManageUsers], 404),
     route(Method::GET, "/readyz", (200, 200), &[], 200),
     route(Method::GET, "/version", (200, 200), &[], 200),
     route(Method::GET, "/openapi.json", (200, 200), &[], 200),
 ];
 
-/// Routes that are asked otherwise: sessions have tests below, and the page is no JSON.
-const ELSEWHERE: [(Method, &str); 3] = [(Method::POST, "/login"), (Method::POST, "/logout"), (Method::GET, "/docs")];
+/// Routes that are asked otherwise: sessions have tests below, passwords in `users.rs`, and the page is no JSON.
+const ELSEWHERE: [(Method, &str); 4] = [
+    (Method::POST, "/login"),
+    (Method::POST, "/logout"),
+    (Method::POST, "/user/changepassword"),
+    (Method::GET, "/docs"),
+];
 
 /// Somebody who asks.
 struct Caller {

@@ -44,6 +44,15 @@ pub enum IdentityFault {
         /// The longest that is taken.
         max: usize,
     },
+    /// A text about a user that is too long or has control characters.
+    #[error("a text about a user has at most {max} characters and no control characters")]
+    Text {
+        /// The longest that is taken.
+        max: usize,
+    },
+    /// The user has, or is to have, rights that whoever asks has not.
+    #[error("the user's role has rights that you have not")]
+    BeyondRights,
     /// There is no such user.
     #[error("there is no such user")]
     NoUser,

@@ -284,7 +284,7 @@ impl UserRow {
             (None, Some(rights)) => rights.parse()?,
             (None, None) => return Err(IdentityFault::NoRole(self.role)),
         };
-        Ok(Principal { user_id: self.id, user_name: self.name, role, rights })
+        Ok(Principal { user_id: self.id, user_name: self.name, role, rights, by_session: false })
     }
 }
 

@@ -18,6 +18,7 @@
 
 mod audit;
 mod database;
+mod directory;
 mod error;
 mod identity;
 mod key;
@@ -29,6 +30,7 @@ mod settings;
 mod users;
 
 pub use audit::{Actor, AuditEvent};
+pub use directory::{NumberedUser, UserDetails};
 pub use error::{IdentityError, IdentityFault};
 pub use identity::Identity;
 pub use key::ApiKey;

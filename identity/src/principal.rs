@@ -216,6 +216,8 @@ pub struct Principal {
     pub role: Role,
     /// What it may do.
     pub rights: Rights,
+    /// Whether it asks by a session, which it can have any number of, rather than by a key that an administrator made.
+    pub by_session: bool,
 }
 
 impl Principal {
@@ -227,6 +229,7 @@ impl Principal {
             user_name: "anonymous".to_owned(),
             role: Role::Anonymous,
             rights: Role::Anonymous.built_in_rights().unwrap_or_default(),
+            by_session: false,
         }
     }
 }

@@ -105,13 +105,28 @@ pub(crate) async fn find(identity: &Identity, hash: KeyHash, now_ms: i64) -> Res
         None => None,
     };
     Ok(Some(Found {
-        principal: UserRow { id, name, role, rights }.principal()?,
+        principal: Principal { by_session: true, ..UserRow { id, name, role, rights }.principal()? },
         only_from: (!policy.allow_cross_ip).then_some(address),
         ends_ms: (!policy.absolute.is_zero()).then(|| created_ms.saturating_add(millis(policy.absolute))),
     }))
 }
 
 impl Identity {
+    /// How many sessions are in force.
+    pub async fn session_count(&self) -> Result<u64, IdentityError> {
+        let (created_ms, used_ms) = self.options.sessions.ended_ms(self.now_ms());
+        let count: Result<i64, sqlx::Error> =
+            sqlx::query_scalar("SELECT count(*) FROM session WHERE created_ms > $1 AND used_ms > $2")
+                .bind(created_ms)
+                .bind(used_ms)
+                .fetch_one(&self.database)
+                .await;
+        match count {
+            Ok(count) => Ok(u64::try_from(count).unwrap_or(0)),
+            Err(error) => Err(IdentityFault::from(error).during("count", "the sessions")),
+        }
+    }
+
     /// Begins a session of the user of that name, if the password is the user's.
     pub async fn login(&self, user_name: &str, password: &str, address: Option<IpAddr>) -> Result<Session, LoginError> {
         match self.try_login(user_name, password, address).await {

@@ -140,7 +140,7 @@ impl Identity {
         Ok(())
     }
 
-    async fn hash_new(&self, name: &str, password: &str) -> Result<String, IdentityFault> {
+    pub(crate) async fn hash_new(&self, name: &str, password: &str) -> Result<String, IdentityFault> {
         password::check(&self.options.passwords, name, password)?;
         self.hasher.hash(password).await
     }
@@ -176,7 +176,7 @@ impl Identity {
     }
 
     /// Notes a password for the history, and forgets those that it no longer covers.
-    async fn remember(&self, writing: &mut Writing, user_id: &str, hash: &str) -> Result<(), IdentityFault> {
+    pub(crate) async fn remember(&self, writing: &mut Writing, user_id: &str, hash: &str) -> Result<(), IdentityFault> {
         let history = self.options.passwords.history.min(PasswordPolicy::HISTORY_MAX);
         if history > 0 {
             sqlx::query("INSERT INTO password_history (user_id, password) VALUES ($1, $2)")
@@ -359,7 +359,7 @@ impl Identity {
     }
 }
 
-fn check_name(name: &str) -> Result<(), IdentityFault> {
+pub(crate) fn check_name(name: &str) -> Result<(), IdentityFault> {
     let length = name.chars().count();
     if length == 0 || length > NAME_CHARS_MAX || name.chars().any(char::is_control) {
         return Err(IdentityFault::Name { max: NAME_CHARS_MAX });

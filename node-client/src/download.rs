@@ -186,7 +186,7 @@ struct Search {
     newer: Option<(u64, NodeEntry)>,
     /// Maps that may still replace this one.
     restarts_left: u32,
-    /// The nodes that should hold the blob were asked a second time.
+    /// All nodes were asked a second time.
     confirmed: bool,
     /// Nodes to ask, in order.
     queue: VecDeque<NodeEntry>,
@@ -354,10 +354,9 @@ impl Search {
             return Some(GetError::NotFound { name });
         }
         // Repair may have moved the blob meanwhile, to a node that was asked before it came from one that was asked after it
-        // went. It moves to these.
+        // went. To which, depends on whom nodes take for lost: all are asked.
         self.confirmed = true;
         self.queue = self.order(name.placement());
-        self.queue.truncate(usize::from(self.map.max_replica));
         None
     }
 

@@ -180,6 +180,9 @@ pub struct Hold {
     pub time_ms: u64,
     /// Placed, or released.
     pub placed: bool,
+    /// The first hour since 1970 whose puts it protects, as far as a node knows. An administrator leaves it open: it
+    /// protects whatever has not expired on a node by then.
+    pub from_bucket: Option<u32>,
 }
 
 /// Copies that a node is asked for by one that would give up its own.

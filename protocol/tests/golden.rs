@@ -37,7 +37,7 @@ fn golden() -> Vec<(Vec<u8>, &'static str)> {
     let streamed = PutTarget::Streamed { upload: UploadId([0xef; 16]), placement: locator.placement };
     let scope = RepairScope { node: NodeId([1; 16]), epoch: 3, partition: 7, lost: vec![NodeId([2; 16])] };
     let header = GetHeader { length: 70_000, put_time_ms: 1_763_000_000_000 };
-    let hold = Hold { name, time_ms: 2, placed: true };
+    let hold = Hold { name, time_ms: 2, placed: true, from_bucket: Some(3) };
     let items = vec![
         RepairItem::Blob { name, length: 70_000, put_time_ms: 1, placement: locator.placement },
         RepairItem::Locator(PutLocator { name, locator, put_time_ms: 1 }),

@@ -55,6 +55,7 @@ fn sandboxed(sandbox: &Sandbox, file: &[u8], total: &Total, buffer: &mut [u8]) {
         length,
         containers: None,
         extract: true,
+        shared: false,
         limits: &limits,
         used,
         passwords: &Passwords::NONE,
@@ -121,7 +122,7 @@ fn run(name: &str, threads: usize, files: &[Vec<u8>], work: impl Fn(&[u8], &Tota
 }
 
 fn main() -> ExitCode {
-    if let Some(code) = lazaret_sandbox::child::run_if_asked(&Extraction) {
+    if let Some(code) = lazaret_sandbox::child::run_if_asked(&Extraction::PLAIN) {
         return code;
     }
     let mut arguments = std::env::args().skip(1);

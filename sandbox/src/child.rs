@@ -28,7 +28,7 @@ pub(crate) const EXIT_PANICKED: i32 = 121;
 /// What is done in a job process.
 pub trait Work {
     /// Does one job. The process ends with it. An error says that the other side is gone.
-    fn work(&self, input: &File, output: &mut Output) -> io::Result<()>;
+    fn work(&self, input: &File, output: Output) -> io::Result<()>;
 }
 
 /// If the command line says so, does the work of a template, until the socket on standard input ends. A program whose sandbox
@@ -104,9 +104,9 @@ fn job(work: &dyn Work, filters: &Filters, template: Pid, begin: &Begin, descrip
         eprintln!("{reason}");
         return EXIT_UNCONFINED;
     }
-    let mut output = Output::new(socket, File::from(memory));
+    let output = Output::new(socket, File::from(memory));
     let input = File::from(input);
-    match catch_unwind(AssertUnwindSafe(|| work.work(&input, &mut output))) {
+    match catch_unwind(AssertUnwindSafe(|| work.work(&input, output))) {
         Ok(_) => 0,
         Err(_) => EXIT_PANICKED,
     }

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -21,17 +22,35 @@ const PIECE_BYTES: usize = BLOCK_BYTES / 2;
 /// How much of the input is read ahead when little is asked for: short enough that a reader that jumps about wastes little.
 const READ_AHEAD_BYTES: usize = 16 * 1024;
 
-/// Detects and takes apart.
-pub struct Extraction;
+/// Notes something about a file, from its content.
+pub type Note = fn(&[u8]) -> Vec<u8>;
+
+/// Detects and takes apart; and, if it was given something that reads files for it, tells what that says.
+pub struct Extraction {
+    /// What notes something about a file, from its content. The worker believes it no more than anything else from here.
+    pub note: Option<Note>,
+}
+
+impl Extraction {
+    /// Without anything to note.
+    pub const PLAIN: Self = Self { note: None };
+}
+
+/// The longest note.
+pub const NOTE_BYTES_MAX: usize = PIECE_BYTES;
 
 impl Work for Extraction {
-    fn work(&self, input: &File, output: &mut Output) -> io::Result<()> {
+    fn work(&self, input: &File, output: Output) -> io::Result<()> {
+        let mut output = output;
         let task = output.task()?;
-        let job = Job { task: &task, output: RefCell::new(output) };
+        let job = Job { task: &task, output: Rc::new(RefCell::new(output)) };
         if task.whole {
             let mapped = Mapped::sealed(input)?;
             if mapped.as_ref().len() as u64 != task.length {
                 return Err(io::ErrorKind::InvalidInput.into());
+            }
+            if task.note {
+                return job.note(self.note, mapped.as_ref());
             }
             job.run(&mut Mapping { input: Cursor::new(mapped.as_ref()), job: &job })
         } else {
@@ -42,7 +61,7 @@ impl Work for Extraction {
 
 struct Job<'j> {
     task: &'j Task,
-    output: RefCell<&'j mut Output>,
+    output: Rc<RefCell<Output>>,
 }
 
 impl Job<'_> {
@@ -57,11 +76,23 @@ impl Job<'_> {
                 let outcome = self.take_apart(found, input, &budget);
                 let over = outcome.is_over();
                 self.put(&Record::Outcome(outcome), &[])?;
+                if self.task.shared && !over {
+                    self.put(&Record::Walked(budget.walked()), &[])?;
+                }
                 if over {
                     break;
                 }
             }
         }
+        self.put(&Record::Done, &[])?;
+        self.output.borrow_mut().flush()
+    }
+
+    /// Tells what there is to note about the file.
+    fn note(&self, read: Option<Note>, content: &[u8]) -> io::Result<()> {
+        let mut note = read.map(|read| read(content)).unwrap_or_default();
+        note.truncate(NOTE_BYTES_MAX);
+        self.put(&Record::Note(note.len() as u32), &note)?;
         self.put(&Record::Done, &[])?;
         self.output.borrow_mut().flush()
     }
@@ -90,7 +121,13 @@ impl Job<'_> {
     fn budget(&self) -> Budget {
         let tree = Arc::new(TreeBudget::resumed(self.task.limits.clone(), self.task.used));
         let never: Arc<AtomicBool> = Arc::default();
-        Budget::new(tree, never, self.task.length)
+        let budget = Budget::new(tree, never, self.task.length);
+        if !self.task.shared {
+            return budget;
+        }
+        let output = self.output.clone();
+        // A worker that is gone wants nothing more.
+        budget.shared(Box::new(move |turn| output.borrow_mut().turn(turn).ok().flatten()))
     }
 
     fn take_apart(&self, found: &Found, input: &mut dyn ReadSeek, budget: &Budget) -> ExtractionOutcome {

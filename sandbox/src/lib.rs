@@ -30,6 +30,7 @@ mod pool;
 mod sys;
 mod wire;
 
-pub use extraction::Extraction;
+pub use extraction::{Extraction, NOTE_BYTES_MAX};
 pub use opening::{Ended, Input, Opening, Request};
 pub use pool::{JOBS_PER_TEMPLATE_MAX, Sandbox, SandboxError, SandboxOptions};
+pub use sys::give_back_memory;

@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use lazaret_containers::container::{display_name, hand_out};
 use lazaret_containers::format::{CLAIMS_MAX, Found};
-use lazaret_containers::{Budget, ExtractionOutcome, FileType, Halt, Limit, Limits, Passwords, Sink, TreeUse};
+use lazaret_containers::{Budget, ExtractionOutcome, FileType, Halt, Limit, Limits, Passwords, Sink, TreeUse, Turn};
 use rustix_sandbox as rustix;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
@@ -34,6 +35,12 @@ pub trait Input {
     fn read_at(&self, offset: u64, most_bytes: u64) -> io::Result<Vec<u8>>;
     /// Is told now and then how many bytes of it the job process says it has read, which counts twice what it reads twice.
     fn was_read(&self, _bytes: u64) {}
+    /// Which members are to be handed out, if the request says that it is shared. It may take its time.
+    fn turn(&self, _turn: Turn) -> Option<Range<u32>> {
+        None
+    }
+    /// Is told how many members a shared container has, if the walk came to its end.
+    fn walked(&self, _members: u32) {}
 }
 
 /// What is to be opened.
@@ -47,6 +54,8 @@ pub struct Request<'r> {
     pub containers: Option<&'r [Found]>,
     /// Whether it may be taken apart.
     pub extract: bool,
+    /// Whether others take parts of it: then the input is asked which members are wanted.
+    pub shared: bool,
     /// The limits of its tree.
     pub limits: &'r Limits,
     /// What of them is used.
@@ -96,7 +105,24 @@ pub struct Opening<'o> {
 impl Sandbox {
     /// Begins to open a file.
     pub fn open<'o>(&self, request: &Request<'_>, input: &'o dyn Input) -> Result<Opening<'o>, SandboxError> {
-        self.open_from(request, 0, input)
+        self.open_from(request, 0, false, input)
+    }
+
+    /// What the program in the sandbox notes about a file that is in memory. See [`crate::Extraction`].
+    pub fn note(
+        &self,
+        request: &Request<'_>,
+        input: &dyn Input,
+        check: &dyn Fn() -> Result<(), Halt>,
+    ) -> Result<Vec<u8>, Ended> {
+        let opened = self.open_from(request, 0, true, input);
+        let mut opening = opened.map_err(|error| Ended::Failed(None, error.to_string()))?;
+        let Record::Note(bytes) = opening.record(check)? else { return Err(opening.confused()) };
+        let rest = opening.block.get(opening.at..).unwrap_or_default();
+        let Some(note) = rest.get(..bytes as usize).map(<[u8]>::to_vec) else { return Err(opening.confused()) };
+        opening.at += note.len();
+        opening.finish(check);
+        Ok(note)
     }
 
     /// The same, without its first so many containers.
@@ -104,6 +130,7 @@ impl Sandbox {
         &self,
         request: &Request<'_>,
         skip: u32,
+        note: bool,
         input: &'o dyn Input,
     ) -> Result<Opening<'o>, SandboxError> {
         let failed = |source| SandboxError::Channel { operation: "prepare the channel of", source };
@@ -115,9 +142,11 @@ impl Sandbox {
             name: request.name.to_owned(),
             length: request.length,
             whole: input.whole().is_some(),
+            note,
             containers: request.containers.map(<[Found]>::to_vec),
             skip,
             extract: request.extract,
+            shared: request.shared,
             limits: request.limits.clone(),
             used: request.used,
             passwords: request.passwords.clone(),
@@ -196,7 +225,7 @@ impl Opening<'_> {
                 return outcome;
             }
             let request = Request { containers: Some(found), used: budget.tree_use(), ..request.clone() };
-            match self.sandbox.open_from(&request, u32::try_from(done).unwrap_or(u32::MAX), self.input) {
+            match self.sandbox.open_from(&request, u32::try_from(done).unwrap_or(u32::MAX), false, self.input) {
                 Ok(opening) => self = opening,
                 Err(error) => {
                     outcome.note_broken(error.to_string());
@@ -233,11 +262,12 @@ impl Opening<'_> {
                     outcome.merge(part);
                     *done += 1;
                 }
+                Record::Walked(members) => self.input.walked(members),
                 Record::Done => {
                     self.give_back();
                     return Ok(());
                 }
-                Record::Type(_) | Record::NoType(_) | Record::Data(_) | Record::MemberEnd(_) => {
+                Record::Type(_) | Record::NoType(_) | Record::Data(_) | Record::MemberEnd(_) | Record::Note(_) => {
                     return Err(self.confused());
                 }
             }
@@ -304,6 +334,12 @@ impl Opening<'_> {
                     return Ok(());
                 }
                 FromJob::Read(offset) => self.hand_in(offset)?,
+                FromJob::Turn(turn, input_read) => {
+                    self.input.was_read(input_read);
+                    let range = self.input.turn(turn).map(|range| (range.start, range.end));
+                    // A process that is gone needs no answer.
+                    let _ = tell(&self.socket, &ToJob::Turn(range));
+                }
             }
         }
     }
@@ -350,6 +386,7 @@ impl Opening<'_> {
     /// The job process says what it can't: it is not what it was when it began.
     fn confused(&mut self) -> Ended {
         self.template = None;
+        self.sandbox.count_lost();
         Ended::Failed(None, "the sandboxed process said something senseless".to_owned())
     }
 
@@ -362,6 +399,7 @@ impl Opening<'_> {
             }
             ending
         });
+        self.sandbox.count_lost();
         let words = self.last_words();
         match ending {
             Some(Ok(ending)) => why(ending, &words),

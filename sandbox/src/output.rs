@@ -2,8 +2,11 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+
+use lazaret_containers::Turn;
 
 use crate::channel::{MESSAGE_BYTES_MAX, hear, tell};
 use crate::wire::{BLOCK_BYTES, BLOCKS, FromJob, HEADER_BYTES_MAX, Record, Task, ToJob};
@@ -19,6 +22,8 @@ pub struct Output {
     buffer: Vec<u8>,
     /// How much of the file was read up to now.
     input_read: u64,
+    /// How much of it need not be read, since it is others'.
+    passed: u64,
 }
 
 impl Output {
@@ -31,6 +36,7 @@ impl Output {
             copied: 0,
             buffer: vec![0; MESSAGE_BYTES_MAX],
             input_read: 0,
+            passed: 0,
         }
     }
 
@@ -59,8 +65,30 @@ impl Output {
                 ToJob::Copied => self.copied += 1,
                 ToJob::Filled(bytes) => return Ok(bytes),
                 ToJob::NotReadable => return Err(io::Error::other("the file can't be read")),
+                ToJob::Turn(_) => return Err(io::Error::other("nothing of the kind was asked")),
             }
         }
+    }
+
+    /// Asks which members of a shared container are wanted, once all before are on their way.
+    pub(crate) fn turn(&mut self, turn: Turn) -> io::Result<Option<Range<u32>>> {
+        if let Turn::Next { passed_bytes, .. } = turn {
+            self.passed = passed_bytes;
+        }
+        self.flush()?;
+        tell(&self.socket, &FromJob::Turn(turn, self.came_to()))?;
+        loop {
+            match hear(&self.socket, &mut self.buffer)?.ok_or_else(gone)? {
+                ToJob::Copied => self.copied += 1,
+                ToJob::Turn(range) => return Ok(range.map(|(start, end)| start..end)),
+                ToJob::Filled(_) | ToJob::NotReadable => return Err(io::Error::other("nothing of the kind was asked")),
+            }
+        }
+    }
+
+    /// How far it has come in the file.
+    fn came_to(&self) -> u64 {
+        self.input_read.saturating_add(self.passed)
     }
 
     /// Counts what was read of the file.
@@ -89,11 +117,13 @@ impl Output {
         while self.told - self.copied >= BLOCKS {
             match hear(&self.socket, &mut self.buffer)?.ok_or_else(gone)? {
                 ToJob::Copied => self.copied += 1,
-                ToJob::Filled(_) | ToJob::NotReadable => return Err(io::Error::other("nothing was asked")),
+                ToJob::Filled(_) | ToJob::NotReadable | ToJob::Turn(_) => {
+                    return Err(io::Error::other("nothing was asked"));
+                }
             }
         }
         self.memory.write_all_at(&self.block, self.told % BLOCKS * BLOCK_BYTES as u64)?;
-        tell(&self.socket, &FromJob::Block(self.block.len() as u32, self.input_read))?;
+        tell(&self.socket, &FromJob::Block(self.block.len() as u32, self.came_to()))?;
         self.told += 1;
         self.block.clear();
         Ok(())

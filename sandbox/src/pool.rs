@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -66,6 +67,8 @@ pub struct Sandbox {
 struct Shared {
     options: SandboxOptions,
     idle: Mutex<Vec<Template>>,
+    /// Job processes that ended as none should.
+    lost: AtomicU64,
 }
 
 impl fmt::Debug for Sandbox {
@@ -77,10 +80,19 @@ impl fmt::Debug for Sandbox {
 impl Sandbox {
     /// Starts one template, to see whether it works.
     pub fn start(options: SandboxOptions) -> Result<Self, SandboxError> {
-        let sandbox = Self { shared: Arc::new(Shared { options, idle: Mutex::default() }) };
+        let sandbox = Self { shared: Arc::new(Shared { options, idle: Mutex::default(), lost: AtomicU64::new(0) }) };
         let first = Template::start(&sandbox.shared.options)?;
         sandbox.put_back(first);
         Ok(sandbox)
+    }
+
+    /// How many job processes crashed, were killed by the kernel or said something senseless, since the start.
+    pub fn lost(&self) -> u64 {
+        self.shared.lost.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_lost(&self) {
+        self.shared.lost.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn options(&self) -> &SandboxOptions {

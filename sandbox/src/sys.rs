@@ -39,6 +39,16 @@ pub(crate) fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// Gives memory that was freed back to the operating system. The allocator keeps it for later otherwise, and what a large job took
+/// once stays with the process.
+pub fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it looks at the allocator's own lists under its own locks, and touches nothing that is in use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// A file in shared memory that can't change any more, as bytes.
 pub(crate) struct Mapped {
     address: std::ptr::NonNull<u8>,

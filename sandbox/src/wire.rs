@@ -1,7 +1,7 @@
 //! What the processes tell each other.
 
 use lazaret_containers::format::Found;
-use lazaret_containers::{ExtractionOutcome, FileType, Limits, Passwords, TreeUse};
+use lazaret_containers::{ExtractionOutcome, FileType, Limits, Passwords, TreeUse, Turn};
 use serde::{Deserialize, Serialize};
 
 /// How much of the output goes into one block of the shared memory. A member that is shorter is shown whole to its type's
@@ -52,12 +52,16 @@ pub(crate) struct Task {
     pub length: u64,
     /// Whether the input holds all of the file. Otherwise it is handed in on demand.
     pub whole: bool,
+    /// Whether nothing else is wanted than what there is to note about it.
+    pub note: bool,
     /// What the file is, if that is known already.
     pub containers: Option<Vec<Found>>,
     /// How many of its containers are not to be taken apart, since that was tried before.
     pub skip: u32,
     /// Whether to take it apart at all.
     pub extract: bool,
+    /// Whether others take parts of it, so that it is to be asked which members are wanted.
+    pub shared: bool,
     pub limits: Limits,
     pub used: TreeUse,
     pub passwords: Passwords,
@@ -72,6 +76,8 @@ pub(crate) enum ToJob {
     Filled(u64),
     /// That part of the file can't be had.
     NotReadable,
+    /// These members are wanted; none, if there is no more to be handed out.
+    Turn(Option<(u32, u32)>),
 }
 
 /// A job process to the worker.
@@ -81,6 +87,8 @@ pub(crate) enum FromJob {
     Block(u32, u64),
     /// It needs the file from this place on.
     Read(u64),
+    /// It asks which members are wanted, having read so much of the file up to now.
+    Turn(Turn, u64),
 }
 
 /// The head of a record in a job's output. Contents follow it.
@@ -98,6 +106,10 @@ pub(crate) enum Record {
     MemberEnd(Option<String>),
     /// One container came apart, or did not.
     Outcome(ExtractionOutcome),
+    /// What there is to note about the file, in so many bytes that follow.
+    Note(u32),
+    /// A shared container had so many members, those of others included. Told if the walk came to its end.
+    Walked(u32),
     /// That was all.
     Done,
 }

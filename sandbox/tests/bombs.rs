@@ -66,6 +66,7 @@ impl Tree<'_> {
             length,
             containers: containers.as_deref(),
             extract: admitted,
+            shared: false,
             limits: &limits,
             used: self.budget.used(),
             passwords: &Passwords::NONE,

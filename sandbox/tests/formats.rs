@@ -43,7 +43,16 @@ fn open(
     let tree = Arc::new(TreeBudget::new(limits.clone(), length));
     let budget = Budget::new(tree.clone(), stop, length);
     let used = tree.used();
-    let request = Request { name: "file", length, containers: None, extract: true, limits: &limits, used, passwords };
+    let request = Request {
+        name: "file",
+        length,
+        containers: None,
+        extract: true,
+        shared: false,
+        limits: &limits,
+        used,
+        passwords,
+    };
     let mut opening = sandbox.open(&request, input).unwrap();
     let file_type = opening.file_type(&|| budget.check()).unwrap().unwrap();
     let mut members = Vec::new();

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lazaret_analysis::rule::SkipReason;
-use lazaret_analysis::{EngineResult, Findings, ResultCode, Rule, YaraFindings, worst};
+use lazaret_analysis::{EngineResult, Findings, ResultCode, Rule, Signer, YaraFindings, worst};
 
 use crate::engine::{Engine, EngineVerdict, ScanContext, Subject};
 use crate::pool::Pool;
-use crate::{engines, file_type, signers};
+use crate::{engines, file_type};
 
 /// What was said of a file.
 #[derive(Debug, Default)]
@@ -32,7 +32,7 @@ pub fn needs_digests(loaded: &[Arc<dyn Engine>], rule: &Rule) -> bool {
     rule.needs_digests() || loaded.iter().any(|engine| engine.needs_digests() && takes_part(engine, rule))
 }
 
-/// Examines a file that has waited so long already. Each engine may take `limit`. Called on a thread of the pool.
+/// Examines a file that has waited so long already. `signers` tells who signed it. Each engine may take `limit`. Called on a thread of the pool.
 pub fn examine(
     loaded: &[Arc<dyn Engine>],
     rule: &Rule,
@@ -40,6 +40,7 @@ pub fn examine(
     limit: Duration,
     waited: Duration,
     pool: &Pool,
+    signers: impl FnOnce() -> Vec<Signer>,
 ) -> Examined {
     let began = Instant::now();
     let mut examined = Examined::default();
@@ -64,7 +65,7 @@ pub fn examine(
         examined.closed = skipped.reason == SkipReason::Hash;
         return examined;
     }
-    findings.signers = signers::signers(subject.sample, subject.file);
+    findings.signers = signers();
     for engine in loaded.iter().filter(|engine| takes_part(engine, rule)) {
         let (result, verdict) = run(&**engine, subject, limit, waited.saturating_add(began.elapsed()), pool);
         if result.engine_id == engines::yara::ENGINE_ID {

@@ -18,6 +18,7 @@ pub mod engines;
 pub mod examine;
 pub mod file_type;
 pub mod memory;
+mod metrics;
 pub mod pool;
 pub mod sample;
 pub mod scan;
@@ -29,4 +30,8 @@ pub mod worker;
 
 pub use engine::Engine;
 pub use engines::BuiltinEngine;
+pub use metrics::WorkerMonitor;
 pub use worker::{ScanWorker, WorkerOptions};
+
+/// What runs in the sandbox: the program that a worker re-executes calls [`lazaret_sandbox::child::run_if_asked`] with it.
+pub const SANDBOXED: lazaret_sandbox::Extraction = lazaret_sandbox::Extraction { note: Some(signers::note) };

@@ -264,6 +264,17 @@ impl Lane {
         let _ = self.push_below(usize::MAX, job);
     }
 
+    /// Takes the newest job out of the lane if more than `most` wait, for whoever does it at once.
+    pub fn pop_beyond(&self, most: usize) -> Option<Job> {
+        let mut state = self.shared.lock();
+        let lane = state.lanes.get_mut(&self.id).filter(|lane| lane.jobs.len() > most)?;
+        let job = lane.jobs.pop();
+        if lane.jobs.is_empty() {
+            state.turns.retain(|lane| *lane != self.id);
+        }
+        job
+    }
+
     fn push_below(&self, most: usize, job: Job) -> Result<(), Job> {
         let mut state = self.shared.lock();
         let lane = state.lanes.entry(self.id).or_default();

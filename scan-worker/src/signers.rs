@@ -1,7 +1,8 @@
 //! Who signed a Windows program, as its signature says.
 //!
 //! Read by the `pe` module of yara-x, for files in memory only, and only if the program's own header says that a signature of
-//! reasonable length lies in it: nothing else is shown to the parser. Whether a signature is good is not said.
+//! reasonable length lies in it: nothing else is shown to the parser. Whether a signature is good is not said. In the sandbox
+//! both are read there; the worker itself looks at nothing but the file's type.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -21,17 +22,47 @@ const SIGNERS_MAX: usize = 16;
 /// The longest text of a certificate that is kept.
 const TEXT_CHARS_MAX: usize = 1024;
 
-/// Who signed a file; nobody if it is no signed Windows program.
-pub fn signers(sample: &Sample, file: &FileInfo) -> Vec<Signer> {
-    let Some(content) = sample.bytes() else { return Vec::new() };
-    let fits = file.file_type == PE_MIME && sample.length() <= PROGRAM_BYTES_MAX;
-    if !fits || !says_signed(content).unwrap_or(false) {
+/// Whether a file is one that may have signers.
+pub fn may_have_signers(sample: &Sample, file: &FileInfo) -> bool {
+    sample.bytes().is_some() && file.file_type == PE_MIME && sample.length() <= PROGRAM_BYTES_MAX
+}
+
+/// Who signed a Windows program, read in this process; nobody if it is none, or not signed.
+pub fn read(content: &[u8]) -> Vec<Signer> {
+    if !says_signed(content).unwrap_or(false) {
         return Vec::new();
     }
     // A parser of other people's over hostile input: if it panics, nothing is known.
     let read = catch_unwind(AssertUnwindSafe(|| invoke::<PE>(content)));
     let Ok(Some(program)) = read else { return Vec::new() };
     program.signatures.iter().take(SIGNERS_MAX).map(signer).collect()
+}
+
+/// The same in the sandbox, as a note to the worker.
+pub fn note(content: &[u8]) -> Vec<u8> {
+    let mut signers = read(content);
+    loop {
+        // Signers always can be written. Of more than there is room for the last ones are left out.
+        let note = serde_json::to_vec(&signers).unwrap_or_default();
+        if note.len() <= lazaret_sandbox::NOTE_BYTES_MAX || signers.pop().is_none() {
+            return note;
+        }
+    }
+}
+
+/// What a note says, as far as it may say it.
+pub fn of_note(note: &[u8]) -> Vec<Signer> {
+    let told: Vec<Signer> = serde_json::from_slice(note).unwrap_or_default();
+    let text = |text: String| -> String { text.chars().filter(|c| !c.is_control()).take(TEXT_CHARS_MAX).collect() };
+    let checked = |signer: Signer| Signer {
+        digest_algorithm: text(signer.digest_algorithm),
+        digest_encryption_algorithm: text(signer.digest_encryption_algorithm),
+        issuer: text(signer.issuer),
+        serial_number: text(signer.serial_number),
+        vendor_name: text(signer.vendor_name),
+        version: text(signer.version),
+    };
+    told.into_iter().take(SIGNERS_MAX).map(checked).collect()
 }
 
 fn signer(signature: &yara_x::mods::pe::Signature) -> Signer {
@@ -80,8 +111,9 @@ mod tests {
     const SIGNED: &[u8] = include_bytes!("../tests/data/signed.exe");
 
     fn of(content: &[u8]) -> Vec<Signer> {
-        let file = FileInfo { file_type: PE_MIME.into(), ..FileInfo::default() };
-        signers(&Sample::memory("a.exe", content.to_vec()), &file)
+        let signers = read(content);
+        assert_eq!(of_note(&note(content)), signers);
+        signers
     }
 
     #[test]
@@ -109,7 +141,14 @@ mod tests {
         assert!(of(b"MZ").is_empty());
         let unsigned: Vec<u8> = SIGNED[..1024].to_vec();
         assert!(of(&unsigned).is_empty());
-        let file = FileInfo { file_type: "text/plain".into(), ..FileInfo::default() };
-        assert!(signers(&Sample::memory("a", SIGNED.to_vec()), &file).is_empty());
+        let mut file = FileInfo { file_type: "text/plain".into(), ..FileInfo::default() };
+        let sample = Sample::memory("a", SIGNED.to_vec());
+        assert!(!may_have_signers(&sample, &file));
+        file.file_type = PE_MIME.into();
+        assert!(may_have_signers(&sample, &file));
+        let long = Signer { issuer: "x\n".repeat(9_999), ..Signer::default() };
+        let told = of_note(&serde_json::to_vec(&vec![long; 99]).unwrap());
+        assert_eq!((told.len(), told[0].issuer.len()), (SIGNERS_MAX, TEXT_CHARS_MAX));
+        assert!(of_note(b"senseless").is_empty());
     }
 }

@@ -197,6 +197,7 @@ fn without_memory_everything_is_scanned_all_the_same() {
             fetch_ms: 0,
             passwords: Passwords::NONE,
             verdicts: None,
+            sharing: None,
         };
         let TreeOutcome::Finished(result) = scanner.scan(root, store.clone(), records.clone()).wait() else {
             panic!("not finished with a budget of {budget}");
@@ -269,6 +270,7 @@ fn a_marker_far_inside_a_long_root_is_found_without_holding_the_root() {
         fetch_ms: 0,
         passwords: Passwords::NONE,
         verdicts: None,
+        sharing: None,
     };
     let TreeOutcome::Finished(result) = scanner.scan(root, source.clone(), Arc::new(Records::default())).wait() else {
         panic!("not finished");
@@ -516,4 +518,19 @@ fn many_members() {
     assert!(matches!(scan.wait(), TreeOutcome::Finished(_)));
     assert_eq!(counts.0.load(Ordering::Relaxed), 200_001);
     eprintln!("200,000 members in {:?}", began.elapsed());
+}
+
+#[test]
+fn signers_are_read_in_the_sandbox_and_as_without_it() {
+    let signed = include_bytes!("data/signed.exe");
+    for sandbox in [options().sandbox, None] {
+        let scanner = scanner(ScannerOptions { sandbox, ..options() }, engines::builtin().unwrap());
+        let content = zip(&[("signed.exe", signed), ("text.txt", b"text"), ("cut.exe", &signed[..signed.len() - 100])]);
+        let scanned = scan_with(&scanner, "programs.zip", content, rule(|_| ()));
+        let signers = &scanned.at("signed.exe").result.findings.signers;
+        assert_eq!(signers.len(), 1);
+        assert!(signers[0].vendor_name.contains("Lazaret Test Vendor"), "{signers:?}");
+        assert!(scanned.at("text.txt").result.findings.signers.is_empty());
+        assert!(scanned.at("cut.exe").result.findings.signers.is_empty());
+    }
 }

@@ -15,8 +15,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::{eicar, tar, zip};
 use lazaret_analysis::{
-    AnalysisRecord, DataId, FileInfo, Limits, NewAnalysis, PasswordSeal, Principal, ProgressCache, ResultCode,
-    ResultStore, Rule, SentAlong, SqliteBackend, State, Task, TaskQueue,
+    AnalysisRecord, DataId, FileInfo, Limits, NestedRecord, NewAnalysis, PasswordSeal, Principal, ProgressCache,
+    ResultCode, ResultStore, Rule, SentAlong, Shares, SqliteBackend, State, Task, TaskQueue,
 };
 use lazaret_node_client::{Cluster, ClusterOptions, Environment};
 use lazaret_protocol::BlobName;
@@ -392,9 +392,16 @@ async fn tree_of(station: &Station, parent: DataId) -> Vec<Seen> {
     let mut found = Vec::new();
     let mut open = vec![parent];
     while let Some(parent) = open.pop() {
-        let page = station.backend.nested(parent, 0, 1000).await.unwrap();
-        assert_eq!(page.total as usize, page.records.len());
-        for record in page.records {
+        let mut records: Vec<NestedRecord> = Vec::new();
+        loop {
+            let page = station.backend.nested(parent, records.len() as u32, 1000).await.unwrap();
+            records.extend(page.records);
+            if records.len() as u64 >= page.total {
+                assert_eq!(page.total, records.len() as u64);
+                break;
+            }
+        }
+        for record in records {
             let alone = ResultStore::get(&*station.backend, record.data_id).await.unwrap().unwrap();
             assert_eq!((alone.parent, alone.root), (Some(parent), record.root));
             let result = record.result;
@@ -588,5 +595,166 @@ async fn what_may_have_taken_a_worker_down_is_scanned_alone() {
     station.finished(suspect).await;
     begun(on_begin, "other").await;
     station.finished(other).await;
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_slow_and_lives_is_no_reason_to_close_a_file() {
+    let station = Station::new().await;
+    let (probe, on_begin, release) = Probe::new("held");
+    let data_id = station.submit("held", "content").await;
+    let worker = station.start_with(WorkerOptions { lease_ms: 600, ..station.options() }, vec![probe]);
+    let mut on_begin = on_begin;
+    // More often than a file may take its worker down.
+    for _ in 0..=ATTEMPTS_MAX {
+        on_begin = begun(on_begin, "held").await;
+        // By a clock that is ahead the lease has ended: somebody else takes the task, for no time at all.
+        assert_eq!(station.backend.lease("thief", 1, 0, now_ms() + 1_500).await.unwrap().len(), 1);
+        station.backend.survived(data_id).await.unwrap();
+        // Until the loss is noticed.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        release.send(()).unwrap();
+    }
+    begun(on_begin, "held").await;
+    release.send(()).unwrap();
+    assert_eq!(station.finished(data_id).await.result.unwrap().overall, ResultCode::NO_THREAT);
+    worker.stop().await;
+}
+
+/// Judges only what is in memory.
+struct InMemoryOnly;
+
+impl Engine for InMemoryOnly {
+    fn info(&self) -> EngineInfo {
+        EngineInfo {
+            id: "memory".into(),
+            name: "Memory".into(),
+            version: "1".into(),
+            kind: "test".into(),
+            database_version: "1".into(),
+            def_time_ms: 1,
+            trouble: String::new(),
+        }
+    }
+
+    fn scan(&self, subject: &Subject<'_>, _: &ScanContext) -> EngineVerdict {
+        match subject.sample.bytes() {
+            Some(_) => EngineVerdict::infected("Seen"),
+            None => EngineVerdict::not_scanned("not in memory"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_engine_left_out_for_want_of_memory_is_not_kept() {
+    let station = Station::new().await;
+    let (probe, _on_begin, _release) = Probe::new("");
+    let both = || -> Vec<Arc<dyn Engine>> { vec![probe.clone(), Arc::new(InMemoryOnly)] };
+    // Nothing may be held in memory.
+    let scarce = WorkerOptions { sample_budget_bytes: 0, ..station.options() };
+    let worker = station.start_with(scarce, both());
+    let rule = || Rule::with_defaults("test");
+    let (_, record) = scanned(&station, "long", vec![b'x'; 8 << 20], rule()).await;
+    assert_eq!(record.result.unwrap().overall, ResultCode::NO_THREAT, "one of two engines judged it");
+    worker.stop().await;
+    let worker = station.start_with(station.options(), both());
+    let (_, record) = scanned(&station, "long", vec![b'x'; 8 << 20], rule()).await;
+    assert_eq!(record.result.unwrap().overall, ResultCode::INFECTED);
+    assert_eq!(scans(&probe), 2);
+    worker.stop().await;
+}
+
+/// An archive that is long enough to be shared.
+fn long_archive(members: u32) -> Vec<u8> {
+    let pad = vec![b'.'; 4_000];
+    let members: Vec<(String, Vec<u8>)> = (0..members)
+        .map(|number| {
+            let content = match number % 50 {
+                3 => zip(&[("inner", format!("{number}").as_bytes()), ("eicar.com", &eicar())]),
+                _ => [format!("member {number}").as_bytes(), &pad].concat(),
+            };
+            (format!("{number}"), content)
+        })
+        .collect();
+    let named: Vec<(&str, &[u8])> = members.iter().map(|(name, content)| (name.as_str(), content.as_slice())).collect();
+    tar(&named)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_workers_share_an_archive_and_the_rows_are_those_of_one() {
+    let station = Station::new().await;
+    let rule = |load_sharing| Rule { load_sharing, verdict_cache: false, ..Rule::with_defaults("test") };
+    let content = long_archive(4_000);
+    let alone = station.start();
+    let (expected, record) = scanned(&station, "archive.tar", content.clone(), rule(false)).await;
+    let expected_result = record.result.unwrap();
+    let expected = tree_of(&station, expected).await;
+    alone.stop().await;
+    let workers: Vec<(Arc<Probe>, Running)> = (0..3)
+        .map(|_| {
+            let (probe, _, _) = Probe::new("");
+            let engines = engines::builtin().unwrap().into_iter().chain([probe.clone() as Arc<dyn Engine>]).collect();
+            (probe, station.start_with(station.options(), engines))
+        })
+        .collect();
+    let (shared, record) = scanned(&station, "archive.tar", content, rule(true)).await;
+    let result = record.result.unwrap();
+    let counts: Vec<usize> = workers.iter().map(|(probe, _)| scans(probe)).collect();
+    println!("scans of each worker: {counts:?}");
+    assert!(counts.iter().filter(|count| **count > 100).count() >= 2, "{counts:?}");
+    let rows = tree_of(&station, shared).await;
+    assert_eq!(rows.len(), expected.len());
+    for ((path, ordinal, own, overall, digest, _), row) in expected.iter().zip(&rows) {
+        assert_eq!((path, ordinal, own, overall, digest), (&row.0, &row.1, &row.2, &row.3, &row.4));
+    }
+    assert_eq!(
+        (result.own, result.overall, &result.blocked_reasons),
+        (expected_result.own, expected_result.overall, &expected_result.blocked_reasons)
+    );
+    let (one, other) = (result.container.unwrap(), expected_result.container.unwrap());
+    assert_eq!(
+        (one.extracted_count, one.detected_count, one.reason),
+        (other.extracted_count, other.detected_count, other.reason)
+    );
+    let worst = ResultStore::get(&*station.backend, one.worst_child.unwrap()).await.unwrap().unwrap();
+    assert_eq!(worst.new.file.display_name, "3");
+    assert_eq!(
+        station.backend.join_share("nobody", env!("CARGO_PKG_VERSION"), now_ms() + 1_000, now_ms()).await.unwrap(),
+        None
+    );
+    for (_, worker) in workers {
+        worker.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_helper_had_claimed_and_never_did_is_done_by_the_lead() {
+    let station = Station::new().await;
+    let rule = Rule { load_sharing: true, verdict_cache: false, ..Rule::with_defaults("test") };
+    let worker = station.start();
+    let data_id = station.create("archive.tar", long_archive(4_000), rule).await;
+    station.queue(data_id).await;
+    // A helper that claims some members and is never heard of again.
+    let joined = async {
+        loop {
+            let (until_ms, now_ms) = (now_ms() + 500, now_ms());
+            let joined = station.backend.join_share("dead", env!("CARGO_PKG_VERSION"), until_ms, now_ms).await.unwrap();
+            if let Some(part) = joined {
+                break part;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let part = tokio::time::timeout(Duration::from_secs(60), joined).await.expect("nothing to join");
+    assert_eq!(part.root, data_id);
+    for _ in 0..3 {
+        assert!(station.backend.claim_members(&part.token, 40).await.unwrap().is_some());
+    }
+    let result = station.finished(data_id).await.result.unwrap();
+    assert_eq!((result.overall, result.container.unwrap().extracted_count), (ResultCode::INFECTED, 4_000));
+    assert_eq!(station.backend.nested(data_id, 0, 0).await.unwrap().total, 4_000);
+    let rows = tree_of(&station, data_id).await;
+    assert_eq!(rows.len(), 4_000 + 2 * 80);
+    assert!(!station.backend.extend_part(&part.token, u64::MAX).await.unwrap());
     worker.stop().await;
 }

@@ -109,8 +109,17 @@ impl Machine {
 
     /// Whether the running process says that it holds a blob and knows of no damage.
     pub(crate) fn holds(&self, name: BlobName) -> bool {
-        let entry = self.engine().and_then(|engine| engine.entry(name).ok().flatten());
-        entry.and_then(|entry| entry.blob).is_some_and(|blob| !blob.damaged)
+        self.is_damaged(name) == Some(false)
+    }
+
+    /// Whether the running process says that its copy of a blob is damaged.
+    pub(crate) fn knows_damage_of(&self, name: BlobName) -> bool {
+        self.is_damaged(name) == Some(true)
+    }
+
+    fn is_damaged(&self, name: BlobName) -> Option<bool> {
+        let entry = self.engine()?.entry(name).ok()??;
+        entry.blob.map(|blob| blob.damaged)
     }
 
     pub(crate) fn is_running(&self) -> bool {

@@ -43,6 +43,8 @@ struct Put {
     /// No node counts it from later than this; `None` while it is under way.
     to_ms: Option<u64>,
     acknowledged: Option<Acknowledged>,
+    /// Every copy of it may have been destroyed on purpose since it began.
+    may_be_lost: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -50,21 +52,21 @@ struct Acknowledged {
     at: Duration,
     /// The put time that counts, as the client was told.
     put_time_ms: u64,
-    /// Every copy there is may have been destroyed on purpose since.
-    may_be_lost: bool,
 }
 
 struct Deletion {
     time_ms: u64,
     confirmed: BTreeSet<NodeId>,
-    /// When all nodes of the map had confirmed it.
+    /// Nodes whose disks were emptied since it began: what they confirmed before is forgotten.
+    forgotten: BTreeSet<NodeId>,
+    /// When all nodes of all maps had confirmed it.
     complete: Option<Duration>,
 }
 
 /// A hold placed or released.
 struct Placed {
     hold: Hold,
-    /// All nodes of the map confirmed it.
+    /// All nodes of all maps confirmed it.
     complete: bool,
     /// When it was placed everywhere, the blob had certainly not expired anywhere.
     in_time: bool,
@@ -157,7 +159,7 @@ impl Model {
         self.counts.puts += 1;
         let new = || Blob { content: content.clone(), puts: Vec::new(), deletions: Vec::new(), holds: Vec::new() };
         let blob = self.blobs.entry(name).or_insert_with(new);
-        blob.puts.push(Put { from_ms: client_ms, to_ms: None, acknowledged: None });
+        blob.puts.push(Put { from_ms: client_ms, to_ms: None, acknowledged: None, may_be_lost: false });
         blob.puts.len() - 1
     }
 
@@ -175,7 +177,7 @@ impl Model {
         put.to_ms = Some(client_ms);
         let Ok(stored) = result else { return };
         let put_time_ms = stored.put_time_ms;
-        put.acknowledged = Some(Acknowledged { at, put_time_ms, may_be_lost: false });
+        put.acknowledged = Some(Acknowledged { at, put_time_ms });
         let from_ms = put.from_ms;
         self.counts.acknowledged += 1;
         if stored.name != name || stored.length != length {
@@ -199,9 +201,7 @@ impl Model {
     /// Copies were destroyed on purpose, of which there need not have been others: everything so far may be gone.
     pub(crate) fn may_lose(&mut self) {
         for blob in self.blobs.values_mut() {
-            for acknowledged in blob.puts.iter_mut().filter_map(|put| put.acknowledged.as_mut()) {
-                acknowledged.may_be_lost = true;
-            }
+            blob.puts.iter_mut().for_each(|put| put.may_be_lost = true);
         }
     }
 
@@ -211,20 +211,22 @@ impl Model {
     pub(crate) fn deletion_begins(&mut self, tombstone: Tombstone) -> usize {
         self.counts.deletions += 1;
         let Some(blob) = self.blobs.get_mut(&tombstone.name) else { return 0 };
-        blob.deletions.push(Deletion { time_ms: tombstone.time_ms, confirmed: BTreeSet::new(), complete: None });
+        let (confirmed, forgotten) = (BTreeSet::new(), BTreeSet::new());
+        blob.deletions.push(Deletion { time_ms: tombstone.time_ms, confirmed, forgotten, complete: None });
         blob.deletions.len() - 1
     }
 
-    pub(crate) fn deletion_ended(
-        &mut self,
-        name: BlobName,
-        number: usize,
-        confirmed: BTreeSet<NodeId>,
-        complete: Option<Duration>,
-    ) {
+    pub(crate) fn deletion_ended(&mut self, name: BlobName, number: usize, confirmed: &BTreeSet<NodeId>, at: Duration) {
+        let by_all = self.is_every_node(confirmed);
         if let Some(deletion) = self.blobs.get_mut(&name).and_then(|blob| blob.deletions.get_mut(number)) {
-            (deletion.confirmed, deletion.complete) = (confirmed, complete);
+            deletion.confirmed = confirmed - &deletion.forgotten;
+            deletion.complete = by_all.then_some(at);
         }
+    }
+
+    /// Whether those are all nodes that anybody may take for one of the cluster's.
+    fn is_every_node(&self, ids: &BTreeSet<NodeId>) -> bool {
+        self.maps.iter().flat_map(|map| &map.nodes).all(|node| ids.contains(&node.id))
     }
 
     /// A hold is sent to nodes from now on. Returns its number.
@@ -235,7 +237,8 @@ impl Model {
         blob.holds.len() - 1
     }
 
-    pub(crate) fn hold_ended(&mut self, name: BlobName, number: usize, complete: bool, now: Moment) {
+    pub(crate) fn hold_ended(&mut self, name: BlobName, number: usize, confirmed: &BTreeSet<NodeId>, now: Moment) {
+        let complete = self.is_every_node(confirmed);
         let in_time = self.must_be_there(name, now.at, now);
         if let Some(placed) = self.blobs.get_mut(&name).and_then(|blob| blob.holds.get_mut(number)) {
             (placed.complete, placed.in_time) = (complete, in_time);
@@ -247,6 +250,7 @@ impl Model {
         for blob in self.blobs.values_mut() {
             for deletion in &mut blob.deletions {
                 deletion.confirmed.remove(&node);
+                deletion.forgotten.insert(node);
             }
         }
     }
@@ -288,10 +292,10 @@ impl Model {
         let expired_before = self.may_have_expired_before(now);
         self.blobs.get(&name).is_some_and(|blob| {
             let held = blob.is_held();
-            blob.puts.iter().filter_map(|put| put.acknowledged).any(|put| {
+            blob.puts.iter().filter(|put| !put.may_be_lost).filter_map(|put| put.acknowledged).any(|put| {
                 let deleted = blob.deletions.iter().any(|deletion| deletion.time_ms >= put.put_time_ms);
                 let expired = bucket(put.put_time_ms) < expired_before && !held;
-                put.at <= began && !put.may_be_lost && !deleted && !expired
+                put.at <= began && !deleted && !expired
             })
         })
     }

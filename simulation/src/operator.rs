@@ -34,43 +34,36 @@ impl Operator {
         let number = self.world.model().deletion_begins(tombstone);
         self.world.note(format!("delete {} up to {}", blob(name), tombstone.time_ms));
         self.spawn(async move {
-            let (confirmed, all) = operator.tell_all(&Request::Delete(tombstone), &Response::Deleted).await;
+            let confirmed = operator.tell_all(&Request::Delete(tombstone), &Response::Deleted).await;
             let world = &operator.world;
-            world.note(format!("delete {} confirmed by {}", blob(name), nodes(&confirmed)));
-            let complete = all.then(|| world.executor.now());
-            world.model().deletion_ended(name, number, confirmed.into_iter().collect(), complete);
+            world.note(format!("delete {} confirmed by {}", blob(name), list(&confirmed)));
+            let now = world.executor.now();
+            world.model().deletion_ended(name, number, &confirmed, now);
         });
     }
 
     /// Begins to place or release a hold and does not wait for it.
     pub(crate) fn hold(&self, name: BlobName, placed: bool) {
         let operator = self.clone();
-        let hold = Hold { name, time_ms: self.clock.unix_ms(), placed };
+        let hold = Hold { name, time_ms: self.clock.unix_ms(), placed, from_bucket: None };
         let number = self.world.model().hold_begins(hold);
         let what = if placed { "hold" } else { "release" };
         self.world.note(format!("{what} {}", blob(name)));
         self.spawn(async move {
-            let (confirmed, all) = operator.tell_all(&Request::Hold(hold), &Response::HoldSet).await;
+            let confirmed = operator.tell_all(&Request::Hold(hold), &Response::HoldSet).await;
             let world = &operator.world;
-            world.note(format!("{what} {} confirmed by {}", blob(name), nodes(&confirmed)));
+            world.note(format!("{what} {} confirmed by {}", blob(name), list(&confirmed)));
             let now = world.now();
-            world.model().hold_ended(name, number, all, now);
+            world.model().hold_ended(name, number, &confirmed, now);
         });
     }
 
-    /// Asks every node of the map, and returns those that answered as wished and whether those are all.
-    async fn tell_all(&self, request: &Request, wished: &Response) -> (Vec<NodeId>, bool) {
+    /// Asks every node of the map, and returns those that answered as wished.
+    async fn tell_all(&self, request: &Request, wished: &Response) -> BTreeSet<NodeId> {
         let map = self.cluster.map();
         let answers = join_all(map.nodes.iter().map(|node| self.cluster.ask_entry(node, request.clone()))).await;
-        let confirmed: Vec<NodeId> = map
-            .nodes
-            .iter()
-            .zip(answers)
-            .filter(|(_, answer)| answer.as_ref().is_ok_and(|answer| answer == wished))
-            .map(|(node, _)| node.id)
-            .collect();
-        let all = confirmed.len() == map.nodes.len() && self.cluster.map().epoch == map.epoch;
-        (confirmed, all)
+        let is_wished = |answer: &Result<Response, _>| answer.as_ref().is_ok_and(|answer| answer == wished);
+        map.nodes.iter().zip(answers).filter(|(_, answer)| is_wished(answer)).map(|(node, _)| node.id).collect()
     }
 
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
@@ -105,8 +98,7 @@ impl Operator {
             .filter(|(_, answer)| matches!(answer, Ok(Response::MapPushed)))
             .map(|(node, _)| node.id)
             .collect();
-        let have: Vec<NodeId> = accepted.iter().copied().collect();
-        self.world.note(format!("map {} accepted by {}", map.epoch, nodes(&have)));
+        self.world.note(format!("map {} accepted by {}", map.epoch, list(&accepted)));
         let majority =
             |of: &ClusterMap| 2 * of.nodes.iter().filter(|node| accepted.contains(&node.id)).count() > of.nodes.len();
         let enough = majority(map) && majority(former);
@@ -116,4 +108,8 @@ impl Operator {
         }
         enough
     }
+}
+
+fn list(ids: &BTreeSet<NodeId>) -> String {
+    nodes(&ids.iter().copied().collect::<Vec<_>>())
 }

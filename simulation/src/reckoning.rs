@@ -206,7 +206,11 @@ impl Run {
                 }
                 continue;
             }
-            if holders != owners && (model.must_be_there(name, now.at, now) || !holders.is_empty()) {
+            let there = model.must_be_there(name, now.at, now);
+            if let Some(machine) = self.mapped().find(|machine| there && machine.knows_damage_of(name)) {
+                return Some(format!("{} still has a damaged copy of {}", node(machine.id), blob(name)));
+            }
+            if holders != owners && (there || !holders.is_empty()) {
                 return Some(lists());
             }
         }
@@ -245,7 +249,7 @@ impl Run {
         let now = self.world.now();
         for (name, _) in self.known() {
             // Of what nobody was promised, the only copy there is may be the one that was damaged.
-            if self.has_damage() && !self.world.model().must_be_there(name, now.at, now) {
+            if machine.was_damaged && !self.world.model().must_be_there(name, now.at, now) {
                 continue;
             }
             let read = engine.open_blob(name).map(|blob| blob.map(|blob| blob.encode(None, std::io::sink())));

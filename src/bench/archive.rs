@@ -25,6 +25,8 @@ use crate::up::EmbeddedCluster;
 
 /// Lengths of generated members: as in an archive of source code.
 const MEMBER_BYTES: std::ops::Range<u64> = 200..12_000;
+/// What a tar adds to each: a header, and half a block of padding on average.
+const TAR_BYTES: u64 = 768;
 /// Nested files read at once when stages are summed up.
 const PAGE: u64 = 1_000;
 
@@ -67,13 +69,22 @@ struct Report {
 pub async fn run(options: BenchArchiveOptions) -> anyhow::Result<ExitCode> {
     let folder =
         tempfile::Builder::new().prefix("lazaret-bench-").tempdir().context("cannot make a temporary directory")?;
-    let files = if options.paths.is_empty() {
-        let (folder, archives, members) = (folder.path().to_owned(), options.archives, options.members);
-        tokio::task::spawn_blocking(move || generate(&folder, archives, members)).await??
+    let generated = options.paths.is_empty() || options.paths == [Path::new("embedded")];
+    if !generated && options.seconds.is_some() {
+        bail!(
+            "--seconds is for generated archives: of files that were given all verdicts are known after the first time"
+        );
+    }
+    let source = if generated {
+        Source::Generated(folder.path().to_owned())
     } else {
-        files_below(&options.paths)?
+        Source::Given(files_below(&options.paths)?)
     };
-    let bytes = files.iter().map(|path| Ok(std::fs::metadata(path)?.len())).sum::<std::io::Result<u64>>()?;
+    if let Some(url) = &options.url {
+        let path = options.apikey_file.as_deref().context("--url needs --apikey-file")?;
+        let key = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        return tell(&options, &measure(url, key.trim().to_owned(), &options, &source).await?);
+    }
     let cluster = EmbeddedCluster::start(&UpOptions {
         data: folder.path().join("station"),
         nodes: Some(options.nodes),
@@ -81,24 +92,48 @@ pub async fn run(options: BenchArchiveOptions) -> anyhow::Result<ExitCode> {
         min_replica: Some(1),
         max_replica: Some(1),
         metrics: None,
+        config: None,
         judging: options.judging.clone(),
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
     })
     .await?;
-    let report = measure(&cluster, &options, &files, bytes).await;
+    let report = match cluster.client_key() {
+        Ok(key) => measure(&cluster.url(), key, &options, &source).await,
+        Err(error) => Err(error),
+    };
     cluster.stop().await;
-    let report = report?;
-    let text = if options.json { serde_json::to_string(&report)? } else { table(&report) };
+    tell(&options, &report?)
+}
+
+fn tell(options: &BenchArchiveOptions, report: &Report) -> anyhow::Result<ExitCode> {
+    let text = if options.json { serde_json::to_string(report)? } else { table(report) };
     writeln!(std::io::stdout(), "{text}")?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn measure(
-    cluster: &EmbeddedCluster,
-    options: &BenchArchiveOptions,
-    files: &[PathBuf],
-    bytes: u64,
-) -> anyhow::Result<Report> {
+/// What is submitted.
+enum Source {
+    Given(Vec<PathBuf>),
+    /// Made below this folder, others for each pass with nothing known.
+    Generated(PathBuf),
+}
+
+impl Source {
+    /// The files of the pass of this number.
+    async fn files(&self, options: &BenchArchiveOptions, number: u64) -> anyhow::Result<Vec<PathBuf>> {
+        match self {
+            Self::Given(files) => Ok(files.clone()),
+            Self::Generated(folder) => {
+                let length = MEMBER_BYTES.start.midpoint(MEMBER_BYTES.end) + TAR_BYTES;
+                let members = options.size.map_or(u64::from(options.members), |size| (size / length).max(1));
+                let (folder, archives) = (folder.clone(), options.archives);
+                tokio::task::spawn_blocking(move || generate(&folder, archives, members, number)).await?
+            }
+        }
+    }
+}
+
+async fn measure(url: &str, key: String, options: &BenchArchiveOptions, source: &Source) -> anyhow::Result<Report> {
     let submission = ScanOptions {
         paths: Vec::new(),
         url: None,
@@ -109,16 +144,18 @@ async fn measure(
         concurrency: options.concurrency,
         judging: options.judging.clone(),
     };
-    let key = cluster.client_key()?;
-    let client = Arc::new(GatewayClient::new(&cluster.url(), Some(key), &submission, Vec::new())?);
-    let (mut passes, mut members) = (Vec::new(), 0);
-    for verdicts in ["cold", "warm"].into_iter().take(if options.warm { 2 } else { 1 }) {
+    let client = Arc::new(GatewayClient::new(url, Some(key), &submission, Vec::new())?);
+    let mut passes = Vec::new();
+    let end = Instant::now() + std::time::Duration::from_secs(options.seconds.unwrap_or_default());
+    let (mut number_of_pass, mut verdicts, mut files) = (0, "cold", source.files(options, 0).await?);
+    let (bytes, members) = loop {
+        let bytes = files.iter().map(|path| Ok(std::fs::metadata(path)?.len())).sum::<std::io::Result<u64>>()?;
         let began = Instant::now();
-        let documents = submit_all(&client, files, options.concurrency).await?;
+        let documents = submit_all(&client, &files, options.concurrency).await?;
         let seconds = began.elapsed().as_secs_f64();
         let mut stages = Stages::default();
         let (mut worker_ms, mut blocked) = (0, 0);
-        members = 0;
+        let mut members = 0;
         for document in &documents {
             worker_ms += number(&document["process_info"]["processing_time"]);
             blocked += usize::from(document["process_info"]["result"] != "Allowed");
@@ -136,7 +173,15 @@ async fn measure(
             blocked,
             stages_ms: stages,
         });
-    }
+        if verdicts == "cold" && options.warm {
+            verdicts = "warm";
+        } else if Instant::now() < end {
+            number_of_pass += 1;
+            (verdicts, files) = ("cold", source.files(options, number_of_pass).await?);
+        } else {
+            break (bytes, members);
+        }
+    };
     Ok(Report {
         files: files.len(),
         bytes,
@@ -209,10 +254,10 @@ fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_default()
 }
 
-/// Archives whose members are unique and compress as texts do.
-fn generate(folder: &Path, archives: u16, members: u32) -> anyhow::Result<Vec<PathBuf>> {
+/// Archives whose members are unique and compress as texts do, and differ for each seed.
+fn generate(folder: &Path, archives: u16, members: u64, seed: u64) -> anyhow::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
-    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64 ^ seed.wrapping_mul(0xd6e8_feb8_6659_fd93);
     let mut next = move || {
         random ^= random << 13;
         random ^= random >> 7;

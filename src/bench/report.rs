@@ -113,7 +113,7 @@ fn instructions(puts: u32, gets: u32) -> anyhow::Result<u64> {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .arg(std::env::current_exe()?)
-        .args(["bench", "store", "--embedded", "--no-limits", "--json", "--concurrency", "1"])
+        .args(["bench", "store", "embedded", "--no-limits", "--json", "--concurrency", "1"])
         .args(["--size", &size, "--puts", &puts, "--gets", &gets])
         .output()
         .context("cannot start valgrind (Debian's package of that name), which counts instructions")?;

@@ -1,5 +1,5 @@
 //! `lazaret bench store`: puts and gets against three storage nodes as processes of their own over loopback QUIC, in this
-//! process without a network (`--embedded`), or of any running cluster, durable, with content that is unique and does not
+//! process without a network (`embedded`), or of any running cluster, durable, with content that is unique and does not
 //! compress.
 //!
 //! A put counts when all its copies are durable, those past `min_replica` included. The load generator's own work is part of
@@ -62,7 +62,7 @@ struct Report {
 
 /// Runs the command.
 pub async fn run(options: BenchStoreOptions) -> anyhow::Result<ExitCode> {
-    if options.embedded {
+    if options.embedded.is_some() {
         let own = EmbeddedNodes::start(options.min_replica, options.max_replica).await?;
         let outcome = measure(&options, own.cluster.clone(), Some(own.dir.path())).await;
         own.stop().await;

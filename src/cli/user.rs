@@ -7,18 +7,18 @@ use clap::{Args, Subcommand};
 #[derive(Debug, Args)]
 pub struct UserOptions {
     #[command(flatten)]
-    pub place: IdentityPlace,
+    pub place: Place,
     #[command(subcommand)]
     pub command: UserCommand,
 }
 
-/// Where users are kept. A running gateway takes notice of changes within a second.
+/// Which gateway is meant. A running one takes notice of changes to users within a second.
 #[derive(Debug, Args)]
-pub struct IdentityPlace {
+pub struct Place {
     /// The data directory of `lazaret up` [default: lazaret-data]
     #[arg(long, global = true, value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// A gateway's configuration file, which says where its users are and what passwords must be like
+    /// A gateway's configuration file, which says where its results and users are
     #[arg(long, global = true, value_name = "FILE", conflicts_with = "data")]
     pub config: Option<PathBuf>,
 }

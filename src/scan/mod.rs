@@ -65,6 +65,7 @@ fn temporary_cluster(data: &Path, judging: &JudgingOptions) -> UpOptions {
         min_replica: Some(1),
         max_replica: Some(1),
         metrics: None,
+        config: None,
         judging: judging.clone(),
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
     }

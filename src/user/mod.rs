@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use lazaret_identity::{Actor, AuditEvent, Identity, Rights, Role};
 
-use crate::cli::{IdentityPlace, JudgingOptions, RoleCommand, UserCommand, UserOptions};
+use crate::cli::{JudgingOptions, Place, RoleCommand, UserCommand, UserOptions};
 use crate::config::{self, GatewayConfig};
 use crate::up;
 
@@ -79,18 +79,24 @@ async fn role(identity: &Identity, actor: &Actor, command: RoleCommand) -> anyho
 }
 
 /// The identity database of a gateway that was started once.
-async fn open(place: &IdentityPlace) -> anyhow::Result<Identity> {
-    let config: GatewayConfig = match &place.config {
-        Some(file) => config::load(file)?,
-        None => {
-            up::gateway_config(place.data.as_deref().unwrap_or(Path::new(DATA_DEFAULT)), &JudgingOptions::default())
-        }
-    };
+async fn open(place: &Place) -> anyhow::Result<Identity> {
+    let config = gateway_config(place)?;
     let file: &PathBuf = &config.identity;
     if !file.try_exists().with_context(|| format!("cannot look for {}", file.display()))? {
         bail!("{} is not there: start the gateway once, or say where with --data or --config", file.display());
     }
     Ok(Identity::open_with(file, config.identity_options()).await?)
+}
+
+/// The configuration of the gateway that is meant.
+pub fn gateway_config(place: &Place) -> anyhow::Result<GatewayConfig> {
+    match &place.config {
+        Some(file) => config::load(file),
+        None => {
+            let data = place.data.as_deref().unwrap_or(Path::new(DATA_DEFAULT));
+            Ok(up::gateway_config(data, &JudgingOptions::default()))
+        }
+    }
 }
 
 /// The last events, the oldest of them first.

@@ -381,7 +381,7 @@ impl Check {
     fn entries(&mut self) -> Result<(), EngineError> {
         let mut after = None;
         loop {
-            let Some(page) = self.ask(|index| index.entries(after, PAGE_ENTRIES))? else { return Ok(()) };
+            let Some(page) = self.ask(|index| index.entries(after, None, PAGE_ENTRIES))? else { return Ok(()) };
             let Some((last, _)) = page.last() else { return Ok(()) };
             after = Some(*last);
             for (name, entry) in page {

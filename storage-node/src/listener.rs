@@ -262,7 +262,10 @@ impl Gate {
                 accepted = connection.accept_bi() => {
                     let Ok((send, recv)) = accepted else { break };
                     let (service, role) = (self.service.clone(), pass.role());
-                    requests.spawn(async move { service.handle(role, SendHalf::quic(send), RecvHalf::quic(recv)).await });
+                    // Boxed: tokio moves what it runs several times, and this is kilobytes.
+                    requests.spawn(Box::pin(async move {
+                        service.handle(role, SendHalf::quic(send), RecvHalf::quic(recv)).await;
+                    }));
                 }
                 Some(_) = requests.join_next() => {}
                 // `self` holds the sender, so waiting cannot fail.

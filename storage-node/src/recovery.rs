@@ -15,7 +15,7 @@
 //!
 //! What has expired, or was to be unlinked when the node went down, is unlinked and not looked at.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use lazaret_protocol::limits::MIB;
@@ -49,6 +49,8 @@ const BULK_BYTES_MIN: u64 = 256 * MIB;
 pub(crate) struct Recovered {
     pub(crate) segments: Segments,
     pub(crate) ledger: Ledger,
+    /// Segments that held something when the node was here last, and are no longer there.
+    pub(crate) missing: HashSet<SegmentAddress>,
 }
 
 pub(crate) struct Recovery {
@@ -150,11 +152,12 @@ pub(crate) fn recover(
         staged_bytes: 0,
         ledger,
     };
-    for address in known.keys().filter(|address| on_disk.binary_search_by_key(&address.id, |a| a.id).is_err()) {
-        if known.get(address).is_some_and(|state| state.synced > 0) {
-            tracing::error!(segment = %address, "a segment is missing: its blobs are lost here");
-            recovery.counters.corrupt_reads.add(1);
-        }
+    let is_missing = |address: &SegmentAddress| on_disk.binary_search_by_key(&address.id, |at| at.id).is_err();
+    let held = known.iter().filter(|(_, state)| state.synced > 0).map(|(&address, _)| address);
+    let missing: HashSet<SegmentAddress> = held.filter(is_missing).collect();
+    for address in &missing {
+        tracing::error!(segment = %address, "a segment is missing: its blobs are lost here");
+        recovery.counters.corrupt_reads.add(1);
     }
     // In the order of their ids, which is the order in which they were begun: what a commit needs lies before it.
     for (at, address) in on_disk.into_iter().enumerate() {
@@ -171,7 +174,7 @@ pub(crate) fn recover(
         index.flush()?;
         recovery.ledger.bulk = false;
     }
-    Ok(Recovered { segments: recovery.segments, ledger: recovery.ledger })
+    Ok(Recovered { segments: recovery.segments, ledger: recovery.ledger, missing })
 }
 
 /// Unlinks segments that have expired or were to be removed, and forgets them.

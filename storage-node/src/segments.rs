@@ -257,11 +257,14 @@ impl Segments {
     pub(crate) fn write(&mut self) -> Result<(), DiskError> {
         let mut outcome = Ok(());
         let mut failed = None;
-        let counters = Arc::clone(&self.source.counters);
+        let (counters, disk) = (Arc::clone(&self.source.counters), Arc::clone(&self.source.disk));
         for segment in self.open_segments().filter(|segment| !segment.staged.is_empty()) {
             match segment.write() {
                 Ok(bytes) => counters.segment_bytes.add(bytes),
                 Err(error) => {
+                    // What it left behind takes space until the segment goes.
+                    let length = disk.length(segment.address).unwrap_or(segment.written);
+                    counters.segment_bytes.add(length.saturating_sub(segment.written));
                     failed = Some(segment.address.id);
                     outcome = Err(error);
                     break;

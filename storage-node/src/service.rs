@@ -192,8 +192,10 @@ impl Inner {
                 self.store.delete(tombstone).await?;
                 Response::Deleted
             }
-            Request::Hold(hold) => {
+            Request::Hold(mut hold) => {
                 self.check_time(role, hold.time_ms)?;
+                // What has expired comes back for nobody but a node where the hold came in time.
+                hold.from_bucket = hold.from_bucket.filter(|_| role == Role::Peer);
                 self.store.hold(hold).await?;
                 Response::HoldSet
             }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use lazaret_node_client::environment::Clock;
 use lazaret_protocol::limits::{BUCKET_MS, MIB};
+use lazaret_protocol::message::Hold;
 use lazaret_protocol::{BlobName, PlacementKey, UploadId};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
@@ -53,7 +54,7 @@ pub(crate) enum Meaning {
     Tombstone { name: BlobName },
     /// A hold. The writer knows what it protects, and makes the record anew. Small records that were copied to where
     /// nothing expires are told.
-    Hold { name: BlobName, placed: bool, secured: Secured },
+    Hold { name: BlobName, placed: bool, from_bucket: Option<u32>, secured: Secured },
     /// A copy of a record that lies elsewhere, for `bucket`.
     Moved { name: BlobName, bucket: u32, moved: Moved },
 }
@@ -218,8 +219,9 @@ impl Writer {
         let subject = self.subject(group, horizon, name)?;
         match meaning {
             Meaning::Tombstone { .. } => self.stage_tombstone(group, horizon, subject, record),
-            Meaning::Hold { placed, secured, .. } => {
-                self.stage_hold(group, horizon, subject, record.header().time_ms, placed, secured)
+            Meaning::Hold { name, placed, from_bucket, secured } => {
+                let hold = Hold { name, time_ms: record.header().time_ms, placed, from_bucket };
+                self.stage_hold(group, horizon, subject, hold, secured)
             }
             Meaning::Moved { bucket, moved, .. } => self.stage_moved(group, ledger, subject, record, bucket, moved),
             put => self.stage_put(group, ledger, subject, record, put),
@@ -332,16 +334,20 @@ impl Writer {
         group: &mut Group,
         horizon: u32,
         mut subject: Subject,
-        time_ms: u64,
-        placed: bool,
+        hold: Hold,
         secured: Secured,
     ) -> Result<Planned, EngineError> {
+        let Hold { name, time_ms, placed, from_bucket } = hold;
         let standing = subject.entry.hold;
-        if standing.is_some_and(|held| (held.time_ms, held.placed) >= (time_ms, placed)) {
+        if standing.is_some_and(|held| held.covers(&hold)) {
             return Ok(subject.known(Written::Held(time_ms)));
         }
-        // A hold that goes on protects what it did. One that is placed anew does not bring back what has expired.
-        let from_bucket = standing.filter(|held| held.placed).map_or(horizon, |held| held.from_bucket);
+        // A hold that goes on protects what it did. One that is placed anew does not bring back what has expired, unless
+        // another node had it in time.
+        let from_bucket = match standing.filter(|held| held.placed) {
+            Some(held) => from_bucket.map_or(held.from_bucket, |from| from.min(held.from_bucket)),
+            None => from_bucket.unwrap_or(horizon),
+        };
         let entry = &mut subject.entry;
         // All of it must be durable before the hold is written: of a group that is cut short any record may survive, and a
         // hold that does would protect what goes with its bucket.
@@ -351,8 +357,7 @@ impl Writer {
             return Ok(subject.known(Written::MustMove));
         }
         let position = hold_position(placed, from_bucket);
-        let name = subject.name.into();
-        let record = PreparedRecord::new(RecordKind::Hold, name, position, time_ms, 0, None, record_buffer(0));
+        let record = PreparedRecord::new(RecordKind::Hold, name.into(), position, time_ms, 0, None, record_buffer(0));
         let location = self.segments.stage(HELD_BUCKET, record)?;
         group.wanted.insert(location.segment.id);
         entry.absorb(Change::Hold(HoldEntry { time_ms, placed, from_bucket }));

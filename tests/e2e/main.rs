@@ -3,6 +3,7 @@
 
 mod harness;
 mod relay;
+mod storage;
 
 mod api;
 mod bad_input;
@@ -12,6 +13,8 @@ mod disks;
 mod durability;
 mod engines;
 mod faults;
+mod measured;
+mod operation;
 mod refusals;
 mod scanning;
 mod users;

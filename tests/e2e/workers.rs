@@ -233,6 +233,175 @@ async fn a_small_file_passes_large_archives_and_a_cancelled_one_ends_at_once() {
     assert_eq!(station.recorded(first).await, recorded);
 }
 
+/// A station whose rule has archives shared, and where nothing is known from before.
+async fn sharing_station(dir: &Path) -> Station {
+    let mut station = Station::start(dir, &[("scan_threads", "1")]).await;
+    let rules = dir.join("rules.yml");
+    std::fs::write(&rules, "rules:\n  - name: default\n    load_sharing: true\n    verdict_cache: false\n").unwrap();
+    let config = dir.join("gateway.yml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let others: Vec<&str> = text.lines().filter(|line| !line.starts_with("rules:")).collect();
+    std::fs::write(&config, format!("{}\nrules: {}\n", others.join("\n"), rules.display())).unwrap();
+    station.processes.gateway_process.kill();
+    station.processes.gateway_process = Process::start(&["gateway", "--config", config.to_str().unwrap()]);
+    let url = &station.processes.gateway_process.ready["gateway"];
+    station.processes.gateway = Gateway::new(url, &dir.join("client.key"));
+    station
+}
+
+/// An archive that is long enough to be shared: `many` members, every hundredth an archive with a member of its own.
+fn shared_archive(seed: u64, many: u32) -> Vec<u8> {
+    let mut writer = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    for number in 0..many {
+        let (name, content) = match number % 100 {
+            7 => (format!("{number}.zip"), archive(seed, 18)),
+            _ => (format!("{number}.txt"), [member(seed, number), content(u64::from(number), 3_000)].concat()),
+        };
+        writer.start_file(name, stored).unwrap();
+        writer.write_all(&content).unwrap();
+    }
+    writer.finish().unwrap().into_inner()
+}
+
+/// All rows of a root, by place: ordinal, size, results, digest, and how many are directly in it.
+async fn rows(station: &Station, data_id: DataId) -> BTreeMap<String, (u32, u64, u16, u16, String, u64)> {
+    let mut rows = BTreeMap::new();
+    let mut open = vec![data_id];
+    while let Some(parent) = open.pop() {
+        let mut first = 0;
+        loop {
+            let page = station.results.nested(parent, first, 1_000).await.unwrap();
+            let Some(last) = page.records.last() else { break };
+            first = last.ordinal + 1;
+            for record in page.records {
+                assert_eq!((record.root, record.parent), (data_id, parent));
+                let result = record.result;
+                let members = result.container.as_ref().map_or(0, |container| container.extracted_count);
+                if members > 0 {
+                    open.push(record.data_id);
+                }
+                let (own, overall) = (result.own.code(), result.overall.code());
+                let row = (record.ordinal, result.file.size_bytes, own, overall, result.file.sha256, members);
+                assert!(rows.insert(record.path.clone(), row).is_none(), "{} is there twice", record.path);
+            }
+        }
+    }
+    rows
+}
+
+/// The seconds of processor time that a process has had.
+fn cpu_seconds(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).map_or(0.0, |field: &&str| field.parse::<f64>().unwrap());
+    (ticks(11) + ticks(12)) / 100.0
+}
+
+/// What of a root's document must not depend on who scanned it.
+fn told(document: &serde_json::Value) -> [serde_json::Value; 4] {
+    let mut extracted = document["extracted_files"].clone();
+    // Ids and times differ from submission to submission.
+    for key in ["files_in_archive", "data_id"] {
+        if let Some(map) = extracted.as_object_mut() {
+            map.remove(key);
+        }
+    }
+    let results = &document["scan_results"];
+    [
+        results["scan_all_result_i"].clone(),
+        document["process_info"]["result"].clone(),
+        document["process_info"]["blocked_reasons"].clone(),
+        extracted,
+    ]
+}
+
+const SHARED_MEMBERS: u32 = 8_000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_workers_take_one_archive_apart_and_find_what_one_finds() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut station = sharing_station(dir.path()).await;
+    let alone = id(&station.gateway().submit("shared.zip", shared_archive(1, SHARED_MEMBERS)).await);
+    station.finished(alone).await;
+    let expected = rows(&station, alone).await;
+    assert!(expected.len() > SHARED_MEMBERS as usize);
+    let expected_document = told(&station.gateway().finished(&alone.to_string()).await);
+
+    let mut helper = Process::start(&["scan-worker", "--config", &station.config]);
+    let before = [cpu_seconds(station.processes.worker.id()), cpu_seconds(helper.id())];
+    let shared = id(&station.gateway().submit("shared.zip", shared_archive(1, SHARED_MEMBERS)).await);
+    let mut last_percent = 0;
+    while !station.state(shared).await.0.is_finished() {
+        let document = station.gateway().result(&shared.to_string()).await.unwrap();
+        let percent = document["scan_results"]["progress_percentage"].as_u64().unwrap();
+        assert!(percent >= last_percent, "progress went back from {last_percent} to {percent}");
+        last_percent = percent;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let after = [cpu_seconds(station.processes.worker.id()), cpu_seconds(helper.id())];
+    println!("processor seconds of both: {:.2} {:.2}", after[0] - before[0], after[1] - before[1]);
+    assert!(after[0] - before[0] > 0.1 && after[1] - before[1] > 0.1, "one of them did all of it");
+    assert_eq!(rows(&station, shared).await, expected);
+    assert_eq!(told(&station.gateway().finished(&shared.to_string()).await), expected_document);
+
+    // Either of them is killed in the middle.
+    for (round, kill_helper) in [(0, true), (1, false), (2, true), (3, false)] {
+        let killed = id(&station.gateway().submit("shared.zip", shared_archive(1, SHARED_MEMBERS)).await);
+        let at = u64::from(SHARED_MEMBERS) * (round + 2) / 8;
+        station.until("members are recorded", || async { station.recorded(killed).await >= at }).await;
+        assert_eq!(station.state(killed).await.0, State::Running, "the kill came too late to matter");
+        let victim = if kill_helper { &mut helper } else { &mut station.processes.worker };
+        victim.kill();
+        let again = Process::start(&["scan-worker", "--config", &station.config]);
+        if kill_helper {
+            helper = again;
+        } else {
+            station.processes.worker = again;
+        }
+        station.finished(killed).await;
+        assert_eq!(rows(&station, killed).await, expected, "round {round}");
+        assert_eq!(told(&station.gateway().finished(&killed.to_string()).await), expected_document);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cancelling_and_time_limits_reach_every_worker_that_has_a_part() {
+    let dir = tempfile::tempdir().unwrap();
+    let station = sharing_station(dir.path()).await;
+    let _helper = Process::start(&["scan-worker", "--config", &station.config]);
+    let data_id = id(&station.gateway().submit("shared.zip", shared_archive(1, 3 * SHARED_MEMBERS)).await);
+    station.until("members are recorded", || async { station.recorded(data_id).await >= 2_000 }).await;
+    assert!(station.results.request_cancel(data_id).await.unwrap());
+    station.finished(data_id).await;
+    let document = station.gateway().finished(&data_id.to_string()).await;
+    // A threat that was seen by then outranks that nobody looked further.
+    assert!([1, 19].contains(&verdict(&document).0), "{document}");
+    let recorded = station.recorded(data_id).await;
+    assert!(recorded < u64::from(3 * SHARED_MEMBERS), "it was not cut short");
+    // Nobody works on it any more.
+    assert_eq!(verdict(&station.gateway().scan("after", content(9, 1_000)).await), (0, true));
+    assert_eq!(station.recorded(data_id).await, recorded);
+
+    // Its rule has a time limit now.
+    let rule =
+        "rules:\n  - name: default\n    load_sharing: true\n    verdict_cache: false\n    global_timeout_seconds: 1\n";
+    std::fs::write(dir.path().join("rules.yml"), rule).unwrap();
+    station
+        .until("the rule is in force", || async {
+            let data_id = id(&station.gateway().submit("probe", content(11, 100)).await);
+            station.finished(data_id).await;
+            let record = ResultStore::get(&station.results, data_id).await.unwrap().unwrap();
+            record.new.rule.global_timeout_seconds == Some(1)
+        })
+        .await;
+    let data_id = id(&station.gateway().submit("shared.zip", shared_archive(1, 3 * SHARED_MEMBERS)).await);
+    station.finished(data_id).await;
+    let document = station.gateway().finished(&data_id.to_string()).await;
+    assert!([1, 31].contains(&verdict(&document).0), "{document}");
+    assert!(station.recorded(data_id).await < u64::from(3 * SHARED_MEMBERS), "it was not cut short");
+}
+
 async fn many_members(members: u32) {
     let dir = tempfile::tempdir().unwrap();
     let station = Station::start(dir.path(), &[]).await;

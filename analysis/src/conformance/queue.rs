@@ -10,6 +10,8 @@ use crate::store::{LeaseToken, SMALL_FILE_BYTES, Task, TaskQueue};
 pub async fn task_queue(queue: &dyn TaskQueue) {
     let depth = queue.depth().await.unwrap();
     assert_eq!((depth.queued, depth.leased), (0, 0), "the suite wants an empty queue");
+    assert_eq!(queue.oldest_ms().await.unwrap(), None);
+    tasks_are_counted_by_owner(queue).await;
     tasks_are_queued_once_and_leased_in_order(queue).await;
     owners_take_turns_and_priorities_come_first(queue).await;
     small_files_are_leased_alone(queue).await;
@@ -18,6 +20,28 @@ pub async fn task_queue(queue: &dyn TaskQueue) {
     waiting_ends(queue).await;
     let depth = queue.depth().await.unwrap();
     assert_eq!((depth.queued, depth.leased), (0, 0), "everything was acknowledged");
+}
+
+async fn tasks_are_counted_by_owner(queue: &dyn TaskQueue) {
+    assert_eq!(queue.waiting_by_owner().await.unwrap(), []);
+    for (owner, enqueued_ms) in [("ann", 70), ("bob", 60), ("ann", 80)] {
+        let task = Task { owner: owner.to_owned(), ..Task::scan(DataId::random(), enqueued_ms) };
+        assert!(queue.push(task).await.unwrap());
+    }
+    let counts = async || {
+        let mut counts = queue.waiting_by_owner().await.unwrap();
+        counts.sort();
+        counts
+    };
+    let all = [("ann".to_owned(), 2), ("bob".to_owned(), 1)];
+    assert_eq!(counts().await, all);
+    assert_eq!(queue.oldest_ms().await.unwrap(), Some(60));
+    let leases = queue.lease("w", 3, 1000, 100).await.unwrap();
+    assert_eq!(counts().await, all, "leased ones count as well");
+    for lease in &leases {
+        assert!(queue.ack(&lease.token).await.unwrap());
+    }
+    assert_eq!(counts().await, []);
 }
 
 async fn tasks_are_queued_once_and_leased_in_order(queue: &dyn TaskQueue) {
@@ -143,9 +167,18 @@ async fn leases_are_extended_and_lost(queue: &dyn TaskQueue) {
     assert!(!queue.ack(&first.token).await.unwrap());
     assert!(queue.contains(id).await.unwrap());
 
+    // The first worker lives: it only was too slow.
+    queue.survived(id).await.unwrap();
+    queue.survived(id).await.unwrap();
+    let third = queue.lease("u", 1, 1000, 7500).await.unwrap().remove(0);
+    assert_eq!((third.attempts, third.releases), (2, 1), "who has the task keeps its attempt");
+    queue.survived(id).await.unwrap();
+    let second = queue.lease("v", 1, 1000, 8500).await.unwrap().remove(0);
+    assert_eq!((second.attempts, second.releases), (2, 2));
+
     // Late, but nobody took it meanwhile.
-    assert!(queue.extend(&second.token, 1000, 9000).await.unwrap());
-    assert_eq!(queue.lease("w", 1, 1000, 9999).await.unwrap(), []);
+    assert!(queue.extend(&second.token, 1000, 9900).await.unwrap());
+    assert_eq!(queue.lease("w", 1, 1000, 10_899).await.unwrap(), []);
     assert!(queue.ack(&second.token).await.unwrap());
     assert!(!queue.contains(id).await.unwrap());
 }

@@ -28,6 +28,10 @@ const ROOTS: &str = "DELETE FROM analysis WHERE id IN (
         AND NOT EXISTS (SELECT 1 FROM analysis AS borrower WHERE borrower.members_root = analysis.data_id)
     LIMIT $1)";
 
+/// What a worker that died left behind of a shared container, once its analysis has ended.
+const SHARES: &str = "DELETE FROM share WHERE NOT EXISTS (
+    SELECT 1 FROM analysis WHERE analysis.data_id = share.root AND analysis.state < 2)";
+
 impl SqliteBackend {
     pub(super) async fn remove_step(&self, before_ms: u64, limit: u32) -> Result<u64, StoreFault> {
         let (before, limit) = (to_i64(before_ms), i64::from(limit.clamp(1, PAGE_RECORDS_MAX)));
@@ -42,6 +46,7 @@ impl SqliteBackend {
                     let done = sqlx::query(statement).bind(limit).execute(&mut *connection).await?;
                     rows += done.rows_affected();
                 }
+                sqlx::query(SHARES).execute(&mut *connection).await?;
                 Ok(rows)
             })
         });

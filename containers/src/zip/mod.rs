@@ -90,7 +90,8 @@ impl Walk<'_, '_> {
             Some(directories) => self.central_members(directories)?,
             None => self.outcome.note_broken("the archive has no central directory: it is cut off"),
         }
-        if !self.outcome.is_over() {
+        // What the directory doesn't name is found by searching, and by one walk is enough.
+        if !self.outcome.is_over() && self.budget.takes_rest() {
             self.hidden_members(directories.is_some())?;
         }
         Ok(())
@@ -187,6 +188,22 @@ impl Walk<'_, '_> {
                 return Ok(());
             }
         };
+        match self.budget.takes_next() {
+            Ok(true) => {}
+            Ok(false) => {
+                // The next member's place is known without reading this one.
+                let counted = self.budget.count_file();
+                self.budget.pass_over(entry.compressed_bytes);
+                if let Err(halt) = counted {
+                    self.outcome.note_halt(halt);
+                }
+                return Ok(());
+            }
+            Err(halt) => {
+                self.outcome.note_halt(halt);
+                return Ok(());
+            }
+        }
         match hand_out(shown.clone(), Some(entry.size_bytes), &mut content, self.budget, self.sink) {
             Ok(None) if content.bytes != entry.size_bytes => self.outcome.note_broken(format!(
                 "member {shown:?} has {} bytes, its header says {}",

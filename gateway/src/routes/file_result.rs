@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Path, Request, State as Extracted};
 use axum::http::request::Parts;
-use axum::response::{IntoResponse, Response};
-use lazaret_analysis::{AnalysisRecord, DataId, Progress, outdated_data};
+use lazaret_analysis::{AnalysisRecord, DataId, Progress, State, outdated_data};
 use lazaret_identity::Principal;
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::documented::{Forbidden, NoRight, Paging, Unexpected};
-use super::stat::{latest_engines, workers};
 use crate::access::{Gate, may_see, query_parameter, require};
 use crate::error::ApiError;
 use crate::gateway::Shared;
@@ -26,16 +26,36 @@ const PAGE_SIZE_DEFAULT: u32 = 50;
 /// Most files on a page: about a megabyte of JSON.
 const PAGE_SIZE_MAX: u32 = 1000;
 
+/// What a look-up answers.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(super) enum Looked {
+    /// The analysis.
+    Found(Box<Document>),
+    /// `{"<as asked>": "Not Found"}`.
+    Nothing(BTreeMap<String, String>),
+}
+
+impl Looked {
+    /// What was found, if anything was.
+    pub(super) fn of(document: Option<Document>, asked: String) -> Json<Self> {
+        Json(match document {
+            Some(document) => Self::Found(Box::new(document)),
+            None => Self::Nothing(BTreeMap::from([(asked, "Not Found".to_owned())])),
+        })
+    }
+}
+
 /// An analysis or a nested file, in every state.
 #[utoipa::path(get, path = "/file/{data_id}", tag = "Analysis",
     params(("data_id" = String, Path, description = "The analysis or nested file"), Paging),
-    responses((status = 200, description = "The analysis, or {\"<data_id>\": \"Not Found\"}", body = Document),
+    responses((status = 200, description = "The analysis, or {\"<data_id>\": \"Not Found\"}", body = Looked),
         Forbidden, NoRight, Unexpected))]
 pub(super) async fn handle(
-    State(shared): State<Arc<Shared>>,
+    Extracted(shared): Extracted<Arc<Shared>>,
     path: Result<Path<String>, PathRejection>,
     request: Request,
-) -> Result<Response, ApiError> {
+) -> Result<Json<Looked>, ApiError> {
     let (parts, _) = request.into_parts();
     let principal = require(&shared, &parts, Gate::RESULT).await?;
     // A path that is not UTF-8 names nothing either.
@@ -44,10 +64,7 @@ pub(super) async fn handle(
         Ok(data_id) => shown(&shared, &parts, &principal, data_id).await?,
         Err(_) => None,
     };
-    match document {
-        Some(document) => Ok(Json(document).into_response()),
-        None => Ok(Json(BTreeMap::from([(asked, "Not Found")])).into_response()),
-    }
+    Ok(Looked::of(document, asked))
 }
 
 /// What the principal may see of an id, with the page that the request asks for.
@@ -67,12 +84,7 @@ pub(super) async fn shown(
 /// What has changed since the file was judged. Without word of the workers the engines count as they were.
 async fn outdated(shared: &Shared, record: &AnalysisRecord) -> Vec<String> {
     let Some(result) = record.result.as_ref().filter(|_| record.state.is_finished()) else { return Vec::new() };
-    let workers = workers(shared).await.unwrap_or_else(|error| {
-        tracing::debug!(?error, "the reports of workers could not be read");
-        Vec::new()
-    });
-    let engines: Vec<(String, u64)> =
-        latest_engines(&workers).into_iter().map(|engine| (engine.id, engine.def_time_ms)).collect();
+    let engines = shared.engines.current(shared).await;
     let rules = shared.rules();
     let current = rules.rules().iter().find(|rule| rule.name == record.new.rule.name);
     outdated_data(result, &record.new.rule, current, &engines).into_iter().map(str::to_owned).collect()
@@ -85,23 +97,32 @@ pub(super) async fn own(shared: &Shared, parts: &Parts, data_id: DataId) -> Resu
     Ok(Some(document(&record, page.as_ref(), None)))
 }
 
-/// The record that the principal may see, and the progress it had just before.
+/// The record that the principal may see, and its progress if it is under way.
 async fn find(
     shared: &Shared,
     principal: &Principal,
     data_id: DataId,
 ) -> Result<Option<(AnalysisRecord, Option<Progress>)>, ApiError> {
-    // Progress first: it is forgotten once the result stands, so reading it second could find neither the result nor the
-    // progress, and the percentage would go back to 0. Without it the document is still right, only less precise.
-    let progress = match shared.progress.get(data_id).await {
-        Ok(progress) => progress,
-        Err(error) => {
-            tracing::warn!(%data_id, %error, "progress could not be read");
-            None
-        }
+    let visible = async || {
+        let record = shared.results.get(data_id).await.map_err(ApiError::Results)?;
+        Ok::<_, ApiError>(record.filter(|record| may_see(principal, record)))
     };
-    let record = shared.results.get(data_id).await.map_err(ApiError::Results)?;
-    Ok(record.filter(|record| may_see(principal, record)).map(|record| (record, progress)))
+    // Polls are many: what waits and what is finished have no progress that would be worth a read.
+    let Some(record) = visible().await? else { return Ok(None) };
+    if record.state != State::Running {
+        return Ok(Some((record, None)));
+    }
+    match shared.progress.get(data_id).await {
+        Ok(Some(progress)) => Ok(Some((record, Some(progress)))),
+        // It is forgotten once the result stands. If that is the reason, the result is there now; with neither the
+        // percentage would go back to 0.
+        Ok(None) => Ok(visible().await?.map(|record| (record, None))),
+        Err(error) => {
+            // The document is still right, only less precise.
+            tracing::warn!(%data_id, %error, "progress could not be read");
+            Ok(Some((record, None)))
+        }
+    }
 }
 
 /// The page that was asked for, if the file is a container whose result stands.

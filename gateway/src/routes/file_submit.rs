@@ -25,7 +25,7 @@ use super::documented::{
     BadGateway, BadRequest, Busy, Empty, Forbidden, NoLength, NotFound, SubmissionHeaders, TooLong, TooSlow, Unexpected,
 };
 use super::{file_result, headers, passwords};
-use crate::access::{Gate, may_see_of, require};
+use crate::access::{Caller, Gate, may_see_of, require};
 use crate::decode::Encoding;
 use crate::error::ApiError;
 use crate::gateway::Shared;
@@ -93,20 +93,27 @@ pub(super) async fn handle_sync(State(shared): State<Arc<Shared>>, request: Requ
 }
 
 async fn take(shared: &Shared, parts: &Parts, mut body: BodyDataStream) -> Result<DataId, ApiError> {
-    let taken = submit(shared, parts, &mut body).await;
-    if let Err(error) = &taken {
-        // A body that failed by itself has nothing more to say.
-        if !matches!(error, ApiError::Submit(error) if error.is_of_the_body()) {
-            discard(parts, body);
+    match submit(shared, parts, &mut body).await {
+        Ok((data_id, bytes)) => {
+            shared.metrics.accepted(bytes);
+            Ok(data_id)
+        }
+        Err(error) => {
+            shared.metrics.refused(&error);
+            // A body that failed by itself has nothing more to say.
+            if !matches!(&error, ApiError::Submit(error) if error.is_of_the_body()) {
+                discard(parts, body);
+            }
+            Err(error)
         }
     }
-    taken
 }
 
-async fn submit(shared: &Shared, parts: &Parts, body: &mut BodyDataStream) -> Result<DataId, ApiError> {
+async fn submit(shared: &Shared, parts: &Parts, body: &mut BodyDataStream) -> Result<(DataId, u64), ApiError> {
     let principal = require(shared, parts, Gate::SUBMIT).await?;
+    let caller = Caller::of(parts, &principal);
     if let Some(url) = download_url(shared, &parts.headers)? {
-        return fetch(shared, parts, principal, url).await;
+        return fetch(shared, parts, (principal, caller), url).await;
     }
     let length = declared_length(&parts.headers)?;
     let encoding = encoding(&parts.headers)?;
@@ -116,7 +123,7 @@ async fn submit(shared: &Shared, parts: &Parts, body: &mut BodyDataStream) -> Re
     if length > max && encoding.is_none() {
         return Err(ApiError::TooLarge { length, max, rule: submission.rule.name });
     }
-    Ok(shared.intake.submit(submission, Announced::Exactly(length), encoding, body).await?)
+    Ok(shared.intake.submit(&caller, submission, Announced::Exactly(length), encoding, body).await?)
 }
 
 /// Where the file is to be fetched from, if the client says so.
@@ -137,9 +144,9 @@ fn download_url(shared: &Shared, headers: &HeaderMap) -> Result<Option<Url>, Api
 async fn fetch(
     shared: &Shared,
     parts: &Parts,
-    principal: lazaret_identity::Principal,
+    (principal, caller): (lazaret_identity::Principal, Caller),
     url: Url,
-) -> Result<DataId, ApiError> {
+) -> Result<(DataId, u64), ApiError> {
     let mut submission = submission(shared, &parts.headers, principal).await?;
     submission.sent_along.download_url = Some(url.to_string());
     if submission.display_name.is_empty() {
@@ -157,7 +164,7 @@ async fn fetch(
         None => Announced::AtMost(max),
     };
     let mut body = response.bytes_stream().map(|piece| piece.map_err(reqwest::Error::without_url));
-    Ok(shared.intake.submit(submission, announced, encoding, &mut body).await?)
+    Ok(shared.intake.submit(&caller, submission, announced, encoding, &mut body).await?)
 }
 
 /// Where the finished analysis is to be told, if the client says so.

@@ -1,22 +1,20 @@
 //! GET /hash/{hash}: the newest analysis of a file of that MD5, SHA-1, SHA-256 or SHA-512 that the caller may see.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::HeaderMap;
-use axum::response::{IntoResponse, Response};
 use lazaret_analysis::DigestQuery;
 use lazaret_identity::{Principal, Right};
 
 use super::documented::{Forbidden, HashHeaders, NotFound, Paging, Unexpected};
-use super::{file_result, headers};
+use super::file_result::{self, Looked};
+use super::headers;
 use crate::access::{Gate, require};
 use crate::error::ApiError;
 use crate::gateway::Shared;
-use crate::view::document::Document;
 
 /// Lengths of the digests that are looked up, in hexadecimal digits.
 const DIGITS: [usize; 4] = [32, 40, 64, 128];
@@ -27,14 +25,14 @@ const MS_PER_HOUR: u64 = 60 * 60 * 1000;
 /// The newest analysis of a file of this hash.
 #[utoipa::path(get, path = "/hash/{hash}", tag = "Analysis",
     params(("hash" = String, Path, description = "MD5, SHA-1, SHA-256 or SHA-512 in hexadecimal"), Paging, HashHeaders),
-    responses((status = 200, description = "The analysis, or {\"<hash>\": \"Not Found\"}", body = Document),
+    responses((status = 200, description = "The analysis, or {\"<hash>\": \"Not Found\"}", body = Looked),
         (status = 400, description = "A header is not valid", body = crate::error::ErrorBody),
         Forbidden, NotFound, Unexpected))]
 pub(super) async fn handle(
     State(shared): State<Arc<Shared>>,
     path: Result<Path<String>, PathRejection>,
     request: Request,
-) -> Result<Response, ApiError> {
+) -> Result<Json<Looked>, ApiError> {
     let (parts, _) = request.into_parts();
     let principal = require(&shared, &parts, Gate::HASH).await?;
     let asked = path.map(|Path(text)| text).unwrap_or_default();
@@ -43,10 +41,10 @@ pub(super) async fn handle(
     let query = query(&shared, &principal, &parts.headers, digest.ok_or(ApiError::BadHash)?)?;
     for data_id in shared.results.find_by_digest(&query, FOUND_MAX).await.map_err(ApiError::Results)? {
         if let Some(document) = file_result::shown(&shared, &parts, &principal, data_id).await? {
-            return Ok(Json(document).into_response());
+            return Ok(Looked::of(Some(document), asked));
         }
     }
-    Ok(Json(BTreeMap::from([(asked, "Not Found")])).into_response())
+    Ok(Looked::of(None, asked))
 }
 
 fn query(

@@ -3,7 +3,8 @@
 //! The API reference answers -1 for slots; here they are real, since autoscalers read them.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::{Request, State};
@@ -176,6 +177,44 @@ pub(super) async fn nodes(State(shared): State<Arc<Shared>>, request: Request) -
 pub(super) async fn workers(shared: &Shared) -> Result<Vec<WorkerReport>, ApiError> {
     let since_ms = shared.now_ms().saturating_sub(REPORT_FRESH_MS);
     shared.results.workers(since_ms).await.map_err(ApiError::Results)
+}
+
+/// The ids of the engines that are loaded, and when their databases were made, asked at most once a second: every poll of a
+/// finished analysis wants to know.
+#[derive(Default)]
+pub(crate) struct EnginesSeen(Mutex<Seen>);
+
+#[derive(Default)]
+struct Seen {
+    asked: Option<Instant>,
+    engines: Arc<Vec<(String, u64)>>,
+}
+
+/// How long that is repeated. Workers report every five seconds.
+const ENGINES_FRESH_FOR: Duration = Duration::from_secs(1);
+
+impl EnginesSeen {
+    /// As of a second ago at most. Without word of the workers, as they were known last.
+    pub(crate) async fn current(&self, shared: &Shared) -> Arc<Vec<(String, u64)>> {
+        {
+            let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if seen.asked.is_some_and(|asked| asked.elapsed() < ENGINES_FRESH_FOR) {
+                return Arc::clone(&seen.engines);
+            }
+            // Whoever comes meanwhile goes by what was known.
+            seen.asked = Some(Instant::now());
+        }
+        let workers = workers(shared).await;
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match workers {
+            Ok(workers) => {
+                let engines = latest_engines(&workers).into_iter().map(|engine| (engine.id, engine.def_time_ms));
+                seen.engines = Arc::new(engines.collect());
+            }
+            Err(error) => tracing::debug!(?error, "the reports of workers could not be read"),
+        }
+        Arc::clone(&seen.engines)
+    }
 }
 
 /// Each engine once, by name: where workers differ, the one with the newest database.

@@ -14,19 +14,19 @@ use lazaret_sandbox::child::{Output, Work, run_if_asked};
 struct Subverted;
 
 impl Work for Subverted {
-    fn work(&self, input: &File, output: &mut Output) -> io::Result<()> {
+    fn work(&self, input: &File, output: Output) -> io::Result<()> {
         let mut head = [0; 64];
         let read = input.read_at(&mut head, 0)?;
         let text = String::from_utf8_lossy(&head[..read]).into_owned();
         if let Some(deed) = text.strip_prefix("SUBVERT ") {
-            misbehave(deed.trim_end_matches(['\n', '\0']), output);
+            misbehave(deed.trim_end_matches(['\n', '\0']), &output);
         }
-        Extraction.work(input, output)
+        Extraction::PLAIN.work(input, output)
     }
 }
 
 /// Each deed ends the process, or is told of by what it leaves in the last words.
-fn misbehave(deed: &str, output: &mut Output) {
+fn misbehave(deed: &str, output: &Output) {
     match deed {
         "open" => drop(File::open("/etc/hostname")),
         "create" => drop(File::create("/tmp/lazaret-sandbox-was-here")),

@@ -53,6 +53,7 @@ pub(super) fn process(tree: &Arc<Tree>, node: &Arc<Node>, sample: Sample, known:
     });
     // Before the result, so that whoever has a tree's result can count on its memory.
     drop(sample);
+    tree.scanner.metrics.file(&judged.times, &judged.engines);
     node.judged(tree, judged);
 }
 
@@ -87,10 +88,17 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     judged.file = known.file.unwrap_or_else(|| bare_info(sample));
 
     let began = Instant::now();
-    let input = SandboxInput::new(tree, node, sample);
-    let mut opening = FileOpening::new(tree, node, sample, &input);
+    let budget = FileOpening::budget(tree, node, sample);
+    let input = SandboxInput::new(tree, node, sample, &budget);
+    let mut opening = FileOpening::new(tree, node, sample, &input, &budget);
     let containers = identify(&mut opening, known.file_type, &mut judged);
     judged.times.filetype_ms = ms_since(began);
+
+    if node.parent.is_none() && tree.shared.as_ref().is_some_and(|shared| !shared.leads()) {
+        // Whoever leads judges the root itself. Here it is only taken apart.
+        judged.container = opening.take_apart(&containers);
+        return judged;
+    }
 
     let shared = &tree.scanner;
     let mut settle_digests = |judged: &mut Judged| {
@@ -107,11 +115,15 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     let began = Instant::now();
     let subject = Subject { sample, file: &judged.file };
     let limit = shared.options.engine_timeout;
-    let examined = opening
-        .budget()
-        .pause(|| examine(&shared.engines, &tree.rule, &subject, limit, node.created.elapsed(), &shared.pool));
+    let examined = budget.pause(|| {
+        let (waited, signers) = (node.created.elapsed(), || opening.signers(&judged.file));
+        examine(&shared.engines, &tree.rule, &subject, limit, waited, &shared.pool, signers)
+    });
     judged.times.scan_ms = ms_since(began);
     judged.engines = examined.engines;
+    // An engine that would have judged it in memory: with more of that, or on another worker, it may find something.
+    judged.unkeepable =
+        sample.bytes().is_none() && judged.engines.iter().any(|engine| engine.code == ResultCode::NOT_SCANNED);
     judged.findings = examined.findings;
     judged.failure = [judged.failure, examined.failure].into_iter().flatten().reduce(worst);
     if containers.is_empty() {
@@ -133,7 +145,7 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
 
 /// Says of a file whose scan was stopped that it was, so that it does not look judged. What failed may have failed for
 /// that alone: a stop ends the processes that read the file.
-fn cut_short(judged: &mut Judged, code: ResultCode) {
+pub(super) fn cut_short(judged: &mut Judged, code: ResultCode) {
     let faults = [ResultCode::SCAN_FAILED, ResultCode::EXTRACTION_FAILED];
     let is_fault = |reason: &ResultCode| faults.contains(reason);
     if let Some(container) = &mut judged.container

@@ -179,10 +179,15 @@ impl<'m> Members<'m> {
 
     /// Does the work of another job on this thread, off the clock of the container that is being taken apart.
     fn nested(&self, work: impl FnOnce()) {
-        INLINE_DEPTH.set(INLINE_DEPTH.get() + 1);
-        self.budget.pause(work);
-        INLINE_DEPTH.set(INLINE_DEPTH.get() - 1);
+        self.budget.pause(|| nested(work));
     }
+}
+
+/// Does the work of another job on this thread, which takes a container apart.
+pub(super) fn nested(work: impl FnOnce()) {
+    INLINE_DEPTH.set(INLINE_DEPTH.get() + 1);
+    work();
+    INLINE_DEPTH.set(INLINE_DEPTH.get() - 1);
 }
 
 /// A member on its way to the store.

@@ -14,6 +14,7 @@ mod judge;
 mod members;
 mod node;
 mod opening;
+mod share;
 mod verdicts;
 
 use std::io;
@@ -36,11 +37,14 @@ use tokio::sync::oneshot;
 
 use self::judge::{Known, process};
 use self::node::Node;
+use self::share::Shared as SharedRoot;
+pub use self::share::{Remainder, RootPart, Sharing, Whole};
 use self::verdicts::LeafCost;
 pub use self::verdicts::{Answer, PAGE_MEMBERS, VerdictCounters, Verdicts, fits, root_fits, taken_over};
 use crate::budget::{StopReason, StopSignal, limits};
 use crate::engine::Engine;
 use crate::memory::{MemoryBudget, Reservation};
+use crate::metrics::Metrics;
 use crate::pool::{Lane, Pool};
 use crate::sample::Sample;
 use crate::source::{BlobSource, BlobWriter, SourceError};
@@ -82,6 +86,8 @@ pub struct Root {
     pub passwords: Passwords,
     /// What earlier scans found; none to find out everything anew.
     pub verdicts: Option<Arc<dyn Verdicts>>,
+    /// How it is shared with other workers; none to scan it alone.
+    pub sharing: Option<Arc<dyn Sharing>>,
 }
 
 /// Where records of nested files go as they are finished. It may block the scan thread, which paces the scan.
@@ -94,10 +100,12 @@ pub trait RecordSink: Send + Sync {
 }
 
 /// How a scan ended.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug)]
 pub enum TreeOutcome {
     /// With a result. It may say that the scan was cancelled.
     Finished(Box<FileResult>),
+    /// With the part of the result that was this scan's: the root is shared with other workers.
+    Shared(Box<RootPart>),
     /// Without one: the worker may not write any more, or content or records could not be read or written.
     Unfinished {
         /// The content that could not be read or stored, if that was it.
@@ -123,6 +131,7 @@ struct Shared {
     digests: lazaret_digests::Pool,
     leaf_cost: LeafCost,
     counters: Arc<VerdictCounters>,
+    metrics: Arc<Metrics>,
 }
 
 impl Scanner {
@@ -136,13 +145,19 @@ impl Scanner {
         let memory = MemoryBudget::new(options.sample_budget_bytes);
         let clock = environment.clock.clone();
         let digests = lazaret_digests::Pool::of_process()?;
-        let (leaf_cost, counters) = (LeafCost::default(), Arc::default());
-        Ok(Self { shared: Arc::new(Shared { options, engines, memory, clock, pool, digests, leaf_cost, counters }) })
+        let (leaf_cost, counters, metrics) = (LeafCost::default(), Arc::default(), Arc::default());
+        let shared = Shared { options, engines, memory, clock, pool, digests, leaf_cost, counters, metrics };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// What became of questions about earlier scans.
     pub fn counters(&self) -> &Arc<VerdictCounters> {
         &self.shared.counters
+    }
+
+    /// What is told to monitoring.
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.shared.metrics
     }
 
     /// What the verdicts of a rule depend on, with the engines as they are now. None if it wants none of earlier scans.
@@ -173,6 +188,7 @@ impl Scanner {
         let tree = Arc::new(Tree {
             scope,
             verdicts: root.verdicts,
+            shared: root.sharing.map(SharedRoot::new),
             budget: Arc::new(TreeBudget::new(limits(&root.rule), length)),
             scanner: self.shared.clone(),
             root: root.data_id,
@@ -250,6 +266,7 @@ struct Tree {
     /// What verdicts depend on; none if none are taken from earlier scans, or kept.
     scope: Option<VerdictScope>,
     verdicts: Option<Arc<dyn Verdicts>>,
+    shared: Option<SharedRoot>,
     budget: Arc<TreeBudget>,
     stop: Arc<StopSignal>,
     source: Arc<Watched>,
@@ -277,14 +294,28 @@ impl Tree {
         self.stop.stop(StopReason::Failed);
     }
 
+    /// Whether other workers take parts of the root.
+    fn is_shared(&self) -> bool {
+        self.shared.as_ref().is_some_and(SharedRoot::is_active)
+    }
+
     /// Tells whoever waits how the scan ended.
     fn finish(&self, result: FileResult) {
+        self.end(TreeOutcome::Finished(Box::new(result)));
+    }
+
+    /// The same for a root that is shared.
+    fn finish_part(&self, part: RootPart) {
+        self.end(TreeOutcome::Shared(Box::new(part)));
+    }
+
+    fn end(&self, outcome: TreeOutcome) {
         let outcome = if self.is_lost() {
             let source = lock(&self.source.failure).clone();
             let detail = lock(&self.failure).clone().or_else(|| source.as_ref().map(ToString::to_string));
             TreeOutcome::Unfinished { source, detail: detail.unwrap_or_else(|| "the scan was abandoned".into()) }
         } else {
-            TreeOutcome::Finished(Box::new(result))
+            outcome
         };
         if let Some(done) = lock(&self.done).take() {
             // Whoever waited may be gone; then nobody wants the outcome.

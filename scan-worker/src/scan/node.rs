@@ -3,6 +3,7 @@
 //! A node stays only as long as something in it is unfinished, so a container with a million members costs as much as
 //! one with a single member.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -11,10 +12,11 @@ use lazaret_analysis::cache::may_be_kept;
 use lazaret_analysis::verdict::Extraction;
 use lazaret_analysis::{
     ContainerResult, DataId, EngineResult, FileInfo, FileResult, Findings, KeptTree, KeptVerdict, NestedRecord,
-    Outcome, ResultCode, Rule, Times, TreeTotals, VerdictKey, own_result, worst,
+    Outcome, PartResult, ResultCode, Rule, Times, TreeTotals, VerdictKey, WorstMember, own_result, worst,
 };
 use lazaret_protocol::BlobName;
 
+use super::share::RootPart;
 use super::{Tree, lock, ms_since};
 
 /// A file's place in its tree, and what is known of its results so far.
@@ -35,23 +37,50 @@ struct State {
     /// What is unfinished: the file's own scan and its direct members.
     open: u64,
     judged: Option<Judged>,
-    members: u32,
-    detected: u64,
-    worst: Option<Worst>,
-    /// What its members took, theirs included.
-    totals: TreeTotals,
-    /// Whether one of them can't be kept as a verdict, so that its container can't either.
-    unkeepable: bool,
+    folded: Folded,
+    /// Where the members that are this scan's end, if others take some of them.
+    claimed_end: u32,
+    /// Whether all members were walked past, those of others included.
+    walked: bool,
 }
 
-/// The direct member with the worst result so far, its own nested files included, so that whoever follows it from
-/// container to container arrives at the file that decided. Of equally bad ones the first in the archive's order, whoever
-/// was finished first.
-#[derive(Clone, Copy)]
-struct Worst {
-    code: ResultCode,
-    ordinal: u32,
-    data_id: DataId,
+/// What direct members' results come to.
+#[derive(Default)]
+pub(super) struct Folded {
+    /// How many there are.
+    pub members: u32,
+    pub detected: u64,
+    /// The one with the worst result so far, its own nested files included, so that whoever follows it from container to
+    /// container arrives at the file that decided. Of equally bad ones the first in the archive's order, whoever was
+    /// finished first.
+    pub worst: Option<WorstMember>,
+    /// What its members took, theirs included.
+    pub totals: TreeTotals,
+    /// Whether one of them can't be kept as a verdict, so that its container can't either.
+    pub unkeepable: bool,
+    /// Past the last member that came.
+    came: u32,
+    /// Whether members came that were others'.
+    strayed: bool,
+}
+
+impl Folded {
+    fn add_worst(&mut self, candidate: WorstMember) {
+        let key = |worst: &WorstMember| (worst.code.severity_rank(), worst.ordinal);
+        if self.worst.as_ref().is_none_or(|so_far| key(&candidate) < key(so_far)) {
+            self.worst = Some(candidate);
+        }
+    }
+
+    /// Adds what another worker found in its members.
+    pub fn add(&mut self, part: &PartResult) {
+        if let Some(worst) = part.worst {
+            self.add_worst(worst);
+        }
+        self.detected = self.detected.saturating_add(part.detected);
+        self.totals.merge(&part.totals);
+        self.unkeepable |= part.unkeepable;
+    }
 }
 
 /// What a finished file tells its container besides its result.
@@ -75,6 +104,8 @@ pub(super) struct Judged {
     pub findings: Findings,
     /// Under what the verdict is kept, if it is worth that.
     pub key: Option<VerdictKey>,
+    /// It can't be kept, nor can that of a container which it lies in: another scan might find more.
+    pub unkeepable: bool,
     /// The whole result, and what is nested in it, if that was known.
     pub taken: Option<(FileResult, TreeTotals)>,
 }
@@ -94,15 +125,7 @@ impl Node {
     }
 
     fn new(parent: Option<Arc<Node>>, data_id: DataId, ordinal: u32, depth: u32, name: String, path: String) -> Self {
-        let state = State {
-            open: 1,
-            judged: None,
-            members: 0,
-            detected: 0,
-            worst: None,
-            totals: TreeTotals::default(),
-            unkeepable: false,
-        };
+        let state = State { open: 1, judged: None, folded: Folded::default(), claimed_end: u32::MAX, walked: false };
         Self { parent, data_id, ordinal, depth, name, path, created: Instant::now(), state: Mutex::new(state) }
     }
 
@@ -111,14 +134,39 @@ impl Node {
         let ordinal = {
             let mut state = lock(&self.state);
             state.open += 1;
-            state.members += 1;
-            state.members - 1
+            let ordinal = state.folded.members;
+            state.folded.members = ordinal.saturating_add(1);
+            state.folded.came = state.folded.members;
+            state.folded.strayed |= ordinal >= state.claimed_end;
+            ordinal
         };
         let mut ordinals = self.ordinals();
         ordinals.push(ordinal);
         let data_id = DataId::nested(&tree.scanner.options.nested_id_key, tree.root, &ordinals);
         let path = if self.path.is_empty() { name.clone() } else { format!("{}/{name}", self.path) };
         Arc::new(Self::new(Some(self.clone()), data_id, ordinal, self.depth + 1, name, path))
+    }
+
+    /// Whether all members that were claimed have come. If not, whoever asks for more does not say what it should.
+    pub fn may_claim(&self) -> bool {
+        let mut state = lock(&self.state);
+        let may = state.claimed_end == u32::MAX || state.folded.members >= state.claimed_end;
+        state.folded.strayed |= !may;
+        may
+    }
+
+    /// The next members that come are these: those before are others'.
+    pub fn claimed(&self, range: Range<u32>) {
+        let mut state = lock(&self.state);
+        state.folded.strayed |= range.start < state.folded.came;
+        (state.folded.members, state.claimed_end) = (range.start, range.end);
+    }
+
+    /// That is how many direct members there are, those of others included.
+    pub fn walked(&self, members: u32) {
+        let mut state = lock(&self.state);
+        state.folded.members = members;
+        state.walked = true;
     }
 
     /// Its place in the root: the index within each container, outermost first; empty for the root.
@@ -143,7 +191,11 @@ impl Node {
     }
 
     /// One of the things that were open is finished. If it was the last, the file is, and something of its parent.
-    fn close_one(&self, tree: &Tree) -> Option<Arc<Self>> {
+    fn close_one(self: &Arc<Self>, tree: &Tree) -> Option<Arc<Self>> {
+        if self.parent.is_none() && tree.is_shared() {
+            self.close_part(tree);
+            return None;
+        }
         let (result, blob, tally, key) = {
             let mut state = lock(&self.state);
             state.open = state.open.saturating_sub(1);
@@ -151,15 +203,15 @@ impl Node {
                 return None;
             }
             let mut judged = state.judged.take().unwrap_or_default();
-            let (blob, key) = (judged.blob, judged.key);
+            let (blob, key, unkeepable) = (judged.blob, judged.key, judged.unkeepable || state.folded.unkeepable);
             let (result, totals) = match judged.taken.take() {
                 Some((mut result, totals)) => {
                     result.times.total_ms = ms_since(self.created);
                     (result, totals)
                 }
-                None => (self.result(&state, judged, &tree.rule), state.totals),
+                None => (self.result(&state.folded, judged, &tree.rule), state.folded.totals),
             };
-            let keepable = !state.unkeepable && may_be_kept(&result) && tree.stop.reason().is_none();
+            let keepable = !unkeepable && may_be_kept(&result) && tree.stop.reason().is_none();
             (result, blob, Tally { totals, keepable }, key)
         };
         let Some(parent) = self.parent.clone() else {
@@ -188,6 +240,43 @@ impl Node {
         Some(parent)
     }
 
+    /// The same for a root of which others have parts: its result is told by whoever folds them.
+    fn close_part(self: &Arc<Self>, tree: &Tree) {
+        let (judged, folded, walked) = {
+            let mut state = lock(&self.state);
+            state.open = state.open.saturating_sub(1);
+            if state.open > 0 {
+                return;
+            }
+            (state.judged.take().unwrap_or_default(), std::mem::take(&mut state.folded), state.walked)
+        };
+        let stopped = tree.stop.reason();
+        let used = tree.budget.used();
+        let opened = judged.container.as_ref();
+        let result = PartResult {
+            complete: walked && !folded.strayed && stopped.is_none() && tree.budget.hit_limit().is_none(),
+            worst: folded.worst,
+            detected: folded.detected,
+            totals: folded.totals,
+            unkeepable: folded.unkeepable || judged.unkeepable,
+            used_files: used.files,
+            used_bytes: used.produced_bytes,
+            reason: opened.and_then(|opened| opened.reason),
+            detail: opened.map(|opened| opened.detail.clone()).unwrap_or_default(),
+            encrypted: opened.is_some_and(|opened| opened.encrypted),
+        };
+        let (node, rule, length) = (self.clone(), tree.rule.clone(), used.root_bytes);
+        tree.finish_part(RootPart { node, rule, length, judged, folded, result, stopped });
+    }
+
+    /// A root's result, of all that was folded; and whether its verdict may be kept.
+    pub fn root_result(&self, folded: &Folded, judged: Judged, rule: &Rule) -> (FileResult, bool) {
+        let unkeepable = folded.unkeepable || judged.unkeepable;
+        let result = self.result(folded, judged, rule);
+        let keepable = !unkeepable && may_be_kept(&result);
+        (result, keepable)
+    }
+
     /// Offers its verdict for keeping, after its own record and those of its members.
     fn keep(&self, tree: &Tree, key: Option<VerdictKey>, result: &FileResult, tally: Tally) {
         let Some(key) = key.filter(|_| tally.keepable) else { return };
@@ -201,20 +290,17 @@ impl Node {
 
     /// Takes a direct member's result into account.
     fn fold(&self, member: &Self, result: &FileResult, tally: Tally) {
-        let candidate = Worst { code: result.overall, ordinal: member.ordinal, data_id: member.data_id };
+        let candidate = WorstMember { code: result.overall, ordinal: member.ordinal, data_id: member.data_id };
         let within = result.container.as_ref().map(|_| TreeTotals { depth: tally.totals.depth.max(1), ..tally.totals });
-        let mut state = lock(&self.state);
-        state.totals.add(result.file.size_bytes, within.as_ref());
-        state.unkeepable |= !tally.keepable;
-        state.detected += u64::from(is_threat(result.own));
-        state.detected += result.container.as_ref().map_or(0, |container| container.detected_count);
-        let key = |worst: &Worst| (worst.code.severity_rank(), worst.ordinal);
-        if state.worst.as_ref().is_none_or(|so_far| key(&candidate) < key(so_far)) {
-            state.worst = Some(candidate);
-        }
+        let folded = &mut lock(&self.state).folded;
+        folded.totals.add(result.file.size_bytes, within.as_ref());
+        folded.unkeepable |= !tally.keepable;
+        folded.detected += u64::from(is_threat(result.own));
+        folded.detected += result.container.as_ref().map_or(0, |container| container.detected_count);
+        folded.add_worst(candidate);
     }
 
-    fn result(&self, state: &State, judged: Judged, rule: &Rule) -> FileResult {
+    fn result(&self, folded: &Folded, judged: Judged, rule: &Rule) -> FileResult {
         let extraction = match &judged.container {
             None => Extraction::NotAContainer,
             Some(Opened { reason: None, .. }) => Extraction::Complete,
@@ -229,7 +315,7 @@ impl Node {
         if let Some(failure) = judged.failure {
             own = worst(own, failure);
         }
-        let overall = state.worst.map_or(own, |nested| worst(own, nested.code));
+        let overall = folded.worst.map_or(own, |nested| worst(own, nested.code));
         let mut blocked_reasons = Vec::new();
         for code in [overall, own] {
             let text = code.text().to_owned();
@@ -238,9 +324,9 @@ impl Node {
             }
         }
         let container = judged.container.map(|opened| ContainerResult {
-            extracted_count: u64::from(state.members),
-            detected_count: state.detected,
-            worst_child: state.worst.filter(|nested| nested.code == overall).map(|nested| nested.data_id),
+            extracted_count: u64::from(folded.members),
+            detected_count: folded.detected,
+            worst_child: folded.worst.filter(|nested| nested.code == overall).map(|nested| nested.data_id),
             reason: opened.reason,
             detail: opened.detail,
             encrypted: opened.encrypted,

@@ -4,21 +4,23 @@
 
 use std::cell::Cell;
 use std::io;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use lazaret_analysis::ResultCode;
+use lazaret_analysis::{FileInfo, ResultCode, Signer};
 use lazaret_containers::format::Found;
-use lazaret_containers::{Budget, ExtractionOutcome, FileType, Guarded, Halt, Limit, detect};
+use lazaret_containers::{Budget, ExtractionOutcome, FileType, Guarded, Halt, Limit, Turn, detect};
 use lazaret_sandbox::{Ended, Input, Opening, Request, Sandbox};
 
-use super::Tree;
-use super::members::Members;
+use super::members::{Members, nested};
 use super::node::{Node, Opened};
+use super::{Tree, share};
 use crate::budget::{limit_code, outcome_code};
 use crate::examine::panic_text;
 use crate::sample::Sample;
+use crate::signers;
 
 /// A file that is being looked into.
 pub(super) struct FileOpening<'o> {
@@ -26,19 +28,30 @@ pub(super) struct FileOpening<'o> {
     node: &'o Arc<Node>,
     sample: &'o Sample,
     input: &'o SandboxInput<'o>,
-    budget: Budget,
+    budget: &'o Budget,
     begun: Option<Opening<'o>>,
 }
 
 impl<'o> FileOpening<'o> {
-    pub fn new(tree: &'o Arc<Tree>, node: &'o Arc<Node>, sample: &'o Sample, input: &'o SandboxInput<'o>) -> Self {
-        let budget = Budget::new(tree.budget.clone(), tree.stop.clone(), sample.length());
+    pub fn new(
+        tree: &'o Arc<Tree>,
+        node: &'o Arc<Node>,
+        sample: &'o Sample,
+        input: &'o SandboxInput<'o>,
+        budget: &'o Budget,
+    ) -> Self {
         Self { tree, node, sample, input, budget, begun: None }
     }
 
-    /// Its budget, whose clock runs.
-    pub fn budget(&self) -> &Budget {
-        &self.budget
+    /// A file's budget, whose clock begins to run.
+    pub fn budget(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample) -> Budget {
+        let budget = Budget::new(tree.budget.clone(), tree.stop.clone(), sample.length());
+        // In the sandbox it is the reader's own budget there that asks.
+        if tree.scanner.options.sandbox.is_some() || !may_be_shared(tree, node) {
+            return budget;
+        }
+        let (tree, node) = (tree.clone(), node.clone());
+        budget.shared(Box::new(move |turn| share::turn(&tree, &node, turn, &|job| nested(job))))
     }
 
     fn admits_depth(&self) -> bool {
@@ -51,6 +64,7 @@ impl<'o> FileOpening<'o> {
             length: self.sample.length(),
             containers,
             extract: self.admits_depth(),
+            shared: may_be_shared(self.tree, self.node),
             limits: self.tree.budget.limits(),
             used: self.tree.budget.used(),
             passwords: &self.tree.passwords,
@@ -90,6 +104,28 @@ impl<'o> FileOpening<'o> {
         }
     }
 
+    /// Who signed the file, if it is a Windows program. What keeps anybody from telling is told nobody: a program that crashes
+    /// its reader has no signers.
+    pub fn signers(&self, file: &FileInfo) -> Vec<Signer> {
+        let Some(content) = self.sample.bytes().filter(|_| signers::may_have_signers(self.sample, file)) else {
+            return Vec::new();
+        };
+        let Some(sandbox) = &self.tree.scanner.options.sandbox else { return signers::read(content) };
+        let (began, most) = (Instant::now(), self.tree.scanner.options.engine_timeout);
+        let check = || match self.tree.stop.reason() {
+            Some(_) => Err(Halt::Stopped),
+            None if began.elapsed() > most => Err(Halt::Limit(Limit::Time)),
+            None => Ok(()),
+        };
+        match sandbox.note(&self.request(Some(&[])), self.input, &check) {
+            Ok(note) => signers::of_note(&note),
+            Err(ended) => {
+                tracing::debug!(data_id = %self.node.data_id, ?ended, "nobody can tell who signed a program");
+                Vec::new()
+            }
+        }
+    }
+
     /// Takes the file apart as all the containers that it is, within the tree's limits. None if it is no container.
     pub fn take_apart(mut self, containers: &[Found]) -> Option<Opened> {
         if containers.is_empty() {
@@ -101,6 +137,9 @@ impl<'o> FileOpening<'o> {
         }
         if self.node.parent.is_none() {
             self.tree.progress.begin_extraction();
+            if let Some(shared) = &self.tree.shared {
+                shared.begin(containers);
+            }
         }
         let outcome = match &self.tree.scanner.options.sandbox {
             Some(sandbox) => {
@@ -117,8 +156,8 @@ impl<'o> FileOpening<'o> {
         let request = self.request(Some(containers));
         match begun.map_or_else(|| begin(sandbox, &request, self.input), Ok) {
             Ok(opening) => {
-                let mut members = Members::new(self.tree, self.node, &self.budget);
-                opening.members(&request, containers, &self.budget, &mut |member| members.take(member))
+                let mut members = Members::new(self.tree, self.node, self.budget);
+                opening.members(&request, containers, self.budget, &mut |member| members.take(member))
             }
             Err(reason) => {
                 let mut outcome = ExtractionOutcome::default();
@@ -136,12 +175,15 @@ impl<'o> FileOpening<'o> {
                 break;
             }
         }
+        if self.budget.is_shared() && !outcome.is_over() {
+            self.node.walked(self.budget.walked());
+        }
         outcome
     }
 
     /// Takes the file apart as one container. A panic is the container's failure.
     fn take_apart_as(&self, found: &Found) -> ExtractionOutcome {
-        let (tree, node, sample, budget) = (self.tree, self.node, self.sample, &self.budget);
+        let (tree, node, sample, budget) = (self.tree, self.node, self.sample, self.budget);
         let is_root = node.parent.is_none();
         let mut reader = sample.reader();
         let mut input = Guarded {
@@ -176,17 +218,23 @@ fn begin<'o>(sandbox: &Sandbox, request: &Request<'_>, input: &'o dyn Input) -> 
     })
 }
 
+/// Whether other workers may come to take parts of the file.
+fn may_be_shared(tree: &Tree, node: &Node) -> bool {
+    node.parent.is_none() && tree.shared.is_some()
+}
+
 /// A sample as the sandbox takes it.
 pub(super) struct SandboxInput<'i> {
     tree: &'i Tree,
+    node: &'i Node,
     sample: &'i Sample,
-    is_root: bool,
+    budget: &'i Budget,
     told_bytes: Cell<u64>,
 }
 
 impl<'i> SandboxInput<'i> {
-    pub fn new(tree: &'i Tree, node: &Node, sample: &'i Sample) -> Self {
-        Self { tree, sample, is_root: node.parent.is_none(), told_bytes: Cell::new(0) }
+    pub fn new(tree: &'i Tree, node: &'i Node, sample: &'i Sample, budget: &'i Budget) -> Self {
+        Self { tree, node, sample, budget, told_bytes: Cell::new(0) }
     }
 }
 
@@ -200,9 +248,17 @@ impl Input for SandboxInput<'_> {
     }
 
     fn was_read(&self, bytes: u64) {
-        if self.is_root {
+        if self.node.parent.is_none() {
             let before = self.told_bytes.replace(bytes);
             self.tree.progress.read(bytes.saturating_sub(before));
         }
+    }
+    fn turn(&self, turn: Turn) -> Option<Range<u32>> {
+        // What is scanned meanwhile is not this container's time.
+        self.budget.pause(|| share::turn(self.tree, self.node, turn, &|job| nested(job)))
+    }
+
+    fn walked(&self, members: u32) {
+        self.node.walked(members);
     }
 }

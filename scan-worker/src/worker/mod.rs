@@ -7,6 +7,7 @@
 //! - What may work later (content unavailable, records not writable) gives the task back with a growing delay, at most
 //!   [`RELEASES_MAX`] times. What never will (the blob is gone) closes the analysis as Failed, with the reason. A task that
 //!   was leased more than [`ATTEMPTS_MAX`] times without being given back took its worker down each time, and is closed too.
+//!   A worker that lost its lease and lives says so: that was no such time.
 //! - A task that was leased before is scanned alone, so that no other one is blamed if it takes this worker down as well.
 //! - Every few seconds the worker reports who it is and what it does, which decides nothing: see `report`.
 //! - The result store is the truth: a sweep queues again whatever is unfinished and has no task.
@@ -14,6 +15,7 @@
 mod fetch;
 mod records;
 mod report;
+mod sharing;
 mod slots;
 mod supervisor;
 mod twins;
@@ -35,13 +37,15 @@ use lazaret_sandbox::Sandbox;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use self::records::RecordWriter;
+use self::sharing::{Gathered, Gathering, JOIN_INTERVAL, Lead};
 use self::slots::{Place, Slot, Slots};
 use self::supervisor::Supervisor;
 use self::twins::Finished;
 use self::verdicts::StoredVerdicts;
 use crate::budget::StopReason;
 use crate::engine::Engine;
-use crate::scan::{Root, Scanner, ScannerOptions, TreeOutcome, TreeScan, VerdictCounters, Verdicts};
+use crate::metrics::{Seen, WorkerMonitor};
+use crate::scan::{Root, Scanner, ScannerOptions, Sharing, TreeOutcome, TreeScan, Verdicts};
 use crate::source::{BlobSource, ClusterSource, SourceError};
 
 /// A task that was leased more often without being given back is not tried again: it took its worker down each time.
@@ -49,6 +53,9 @@ pub const ATTEMPTS_MAX: u32 = 3;
 /// How often a task is given back because content could not be read or records not written, before it is closed as Failed.
 /// With the delays between, this is about half an hour.
 pub const RELEASES_MAX: u32 = 10;
+/// How often a task may be given back or lost by workers that live, for whatever reason, before it is closed as Failed: a file
+/// whose scan never holds its lease must end at some time.
+pub const LOSSES_MAX: u32 = 100;
 /// The first delay before such a task is leased again; it doubles up to the longest.
 const RELEASE_DELAY_MS: u64 = 1_000;
 const RELEASE_DELAY_MS_MAX: u64 = 10 * 60 * 1_000;
@@ -139,6 +146,10 @@ pub struct ScanWorker {
 /// What all running scans share.
 struct Shared {
     options: WorkerOptions,
+    /// A name that no other process has.
+    identity: String,
+    /// On which scan threads wait for the store.
+    runtime: tokio::runtime::Handle,
     results: Arc<dyn ResultStore>,
     queue: Arc<dyn TaskQueue>,
     progress: Arc<dyn ProgressCache>,
@@ -177,10 +188,13 @@ impl ScanWorker {
         let runtime = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
         let scanner = Scanner::start(scanner_options, engines.clone(), &environment)?;
         let verdicts = Arc::new(StoredVerdicts::start(results.clone(), runtime.clone(), &environment)?);
-        let source: Arc<dyn BlobSource> = Arc::new(ClusterSource::new(cluster.clone(), runtime));
+        let source: Arc<dyn BlobSource> = Arc::new(ClusterSource::new(cluster.clone(), runtime.clone()));
+        let identity = format!("{}/{}", options.name, DataId::random());
         let slots = Slots::new(options.concurrent_files);
         let shared = Shared {
             options,
+            identity,
+            runtime,
             results,
             queue,
             progress,
@@ -197,9 +211,19 @@ impl ScanWorker {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// What became of questions about earlier scans.
-    pub fn verdict_counters(&self) -> Arc<VerdictCounters> {
-        self.shared.scanner.counters().clone()
+    /// The worker as monitoring sees it.
+    pub fn monitor(&self) -> WorkerMonitor {
+        let shared = Arc::downgrade(&self.shared);
+        let look = move || {
+            let shared = shared.upgrade()?;
+            Some(Seen {
+                metrics: shared.scanner.metrics().clone(),
+                verdicts: shared.scanner.counters().clone(),
+                sandbox_lost: shared.options.sandbox.as_ref().map(Sandbox::lost),
+                running: shared.slots.held(),
+            })
+        };
+        WorkerMonitor { look: Arc::new(look) }
     }
 
     /// Works until `shutdown` becomes true or its sender is gone. Then it takes no more tasks, lets running scans finish for
@@ -228,9 +252,21 @@ impl Shared {
     /// Leases tasks and starts their scans, for ever. May be dropped at any point: a task that was leased and not begun
     /// comes back when its lease ends.
     async fn take_tasks(self: &Arc<Self>, shutdown: &watch::Receiver<bool>) {
+        let mut next_join = Duration::ZERO;
         loop {
             let slot = self.slots.next().await;
             let Some(lease) = self.lease(slot.is_for_small()).await else {
+                let now = self.environment.clock.monotonic();
+                if !slot.is_for_small() && now >= next_join {
+                    next_join = now + JOIN_INTERVAL;
+                    if let Some(part) = self.join().await {
+                        let (shared, shutdown) = (self.clone(), shutdown.clone());
+                        self.environment.spawner.spawn(Box::pin(async move {
+                            shared.help(part, slot, shutdown).await;
+                        }));
+                        continue;
+                    }
+                }
                 // A small file's slot is not held while a slot for any file may become free.
                 let any_slot = self.slots.wait_for_any(slot);
                 tokio::select! {
@@ -285,7 +321,9 @@ impl Shared {
             if self.queue.contains(data_id).await? {
                 continue;
             }
-            let Some(record) = self.results.get(data_id).await? else { continue };
+            // It may have been finished, and its task with it, since the list was made.
+            let record = self.results.get(data_id).await?;
+            let Some(record) = record.filter(|record| !record.state.is_finished()) else { continue };
             if self.queue.push(Task::of(&record.new, now_ms)).await? {
                 tracing::warn!(%data_id, "an unfinished analysis had no task and was queued again");
             }
@@ -327,6 +365,10 @@ impl Shared {
         }
         if lease.attempts > ATTEMPTS_MAX {
             let detail = "scanning the file took its worker down three times: it is not tried again".to_owned();
+            return Ok(Ending::Failed { record: Box::new(record), detail });
+        }
+        if lease.releases > LOSSES_MAX {
+            let detail = format!("the scan was begun and given back or lost {LOSSES_MAX} times: it is not tried again");
             return Ok(Ending::Failed { record: Box::new(record), detail });
         }
         if record.cancel_requested {
@@ -382,6 +424,10 @@ impl Shared {
         if !is_suspect(lease) {
             return Ok(());
         }
+        // Its former worker may have led others, who are to stop.
+        if let Err(error) = self.results.close_share(record.data_id).await {
+            tracing::debug!(data_id = %record.data_id, %error, "what a former worker shared could not be closed");
+        }
         // Not without any place, or a worker that ends would not wait for it.
         *place = match self.waiting.clone().try_acquire_owned() {
             Ok(permit) => Place::Waiting { _permit: permit },
@@ -397,7 +443,7 @@ impl Shared {
         }
     }
 
-    /// Fetches and scans a file under the supervisor's eyes.
+    /// Scans a file under the supervisor's eyes, together with other workers if its rule wants that.
     async fn scan(
         &self,
         record: AnalysisRecord,
@@ -406,38 +452,94 @@ impl Shared {
         mut supervisor: Supervisor<'_>,
         place: &mut Place,
     ) -> Ending {
+        let lead = if supervisor.is_first_attempt() { self.lead(&record) } else { None };
+        let Some(lead) = lead else {
+            return self.scan_once(&record, blob, verdicts, &mut supervisor, place, None).await.unwrap_or_else(alone);
+        };
+        supervisor.leads(Some(lead.clone()));
+        let shared = self.scan_once(&record, blob, verdicts.clone(), &mut supervisor, place, Some(&lead)).await;
+        self.close_share(&lead).await;
+        supervisor.leads(None);
+        match shared {
+            Ok(ending) => ending,
+            Err(Alone) => match self.discard_parts(&record).await {
+                Ok(()) => {
+                    self.scan_once(&record, blob, verdicts, &mut supervisor, place, None).await.unwrap_or_else(alone)
+                }
+                Err(error) => Ending::Retry { detail: error.to_string() },
+            },
+        }
+    }
+
+    /// Fetches and scans a file, once.
+    async fn scan_once(
+        &self,
+        record: &AnalysisRecord,
+        blob: BlobName,
+        verdicts: Option<Arc<dyn Verdicts>>,
+        supervisor: &mut Supervisor<'_>,
+        place: &mut Place,
+        lead: Option<&Arc<Lead>>,
+    ) -> Result<Ending, Alone> {
+        if !matches!(place, Place::Slot(_)) {
+            tokio::select! {
+                biased;
+                reason = supervisor.next() => return Ok(self.stopped_early(record, reason, supervisor)),
+                slot = self.slots.any() => *place = Place::Slot(slot),
+            }
+        }
         let began = self.environment.clock.monotonic();
         let fetched = tokio::select! {
             biased;
-            reason = supervisor.next() => return self.stopped_early(&record, reason, &supervisor),
+            reason = supervisor.next() => return Ok(self.stopped_early(record, reason, supervisor)),
             fetched = self.fetch(blob, record.new.file.size_bytes) => fetched,
         };
         let content = match fetched {
             Ok(content) => content,
-            Err(error) => return Ending::of_source(record, &error),
+            Err(error) => return Ok(Ending::of_source(record.clone(), &error)),
         };
         let fetch_ms = self.environment.clock.monotonic().saturating_sub(began).as_millis() as u64;
-        let root = Root {
+        let sharing = lead.map(|lead| Arc::clone(lead) as Arc<dyn Sharing>);
+        let root = Root { content, fetch_ms, sharing, ..self.root(record, blob, verdicts.clone()) };
+        let (writer, sink) = RecordWriter::start(self.results.clone(), &self.environment);
+        let mut tree = self.scanner.scan(root, self.source.clone(), sink);
+        let outcome = self.watch(record, &mut tree, supervisor, place).await;
+        drop(tree);
+        let written = writer.finish().await;
+        let outcome = match (outcome, &written, lead) {
+            (TreeOutcome::Shared(own), Ok(()), Some(lead)) => {
+                let gathering = Gathering { record, blob, verdicts, lead };
+                match self.gather(&gathering, own, supervisor, place).await {
+                    Gathered::Whole(whole) => TreeOutcome::Finished(Box::new(self.keep_whole(*whole).await)),
+                    Gathered::Alone => return Err(Alone),
+                    Gathered::Unfinished { source, detail } => TreeOutcome::Unfinished { source, detail },
+                }
+            }
+            (outcome, ..) => outcome,
+        };
+        Ok(match (outcome, written) {
+            (TreeOutcome::Finished(result), Ok(())) => Ending::Result(result),
+            (_, _) if supervisor.is_lost() => Ending::Lost,
+            (_, _) if supervisor.is_shutting_down() => Ending::GiveBack,
+            (TreeOutcome::Unfinished { source: Some(error), .. }, _) => Ending::of_source(record.clone(), &error),
+            (_, Err(detail)) | (TreeOutcome::Unfinished { detail, .. }, _) => Ending::Retry { detail },
+            // Only of what nobody leads: there is no such scan.
+            (TreeOutcome::Shared(_), Ok(())) => Ending::Retry { detail: "a part has no result of its own".to_owned() },
+        })
+    }
+
+    /// What is to be scanned of an analysis, without content.
+    fn root(&self, record: &AnalysisRecord, blob: BlobName, verdicts: Option<Arc<dyn Verdicts>>) -> Root {
+        Root {
             data_id: record.data_id,
             file: record.new.file.clone(),
             rule: record.new.rule.clone(),
             blob,
-            content,
-            fetch_ms,
-            passwords: self.passwords(&record),
+            content: None,
+            fetch_ms: 0,
+            passwords: self.passwords(record),
             verdicts,
-        };
-        let (writer, sink) = RecordWriter::start(self.results.clone(), &self.environment);
-        let mut tree = self.scanner.scan(root, self.source.clone(), sink);
-        let outcome = self.watch(&record, &mut tree, &mut supervisor, place).await;
-        drop(tree);
-        let written = writer.finish().await;
-        match (outcome, written) {
-            (TreeOutcome::Finished(result), Ok(())) => Ending::Result(result),
-            (_, _) if supervisor.is_lost() => Ending::Lost,
-            (_, _) if supervisor.is_shutting_down() => Ending::GiveBack,
-            (TreeOutcome::Unfinished { source: Some(error), .. }, _) => Ending::of_source(record, &error),
-            (_, Err(detail)) | (TreeOutcome::Unfinished { detail, .. }, _) => Ending::Retry { detail },
+            sharing: None,
         }
     }
 
@@ -525,6 +627,8 @@ impl Shared {
             }
             Ending::Lost => {
                 tracing::warn!(%data_id, worker = self.options.name, "the lease was lost, the scan is left to another worker");
+                // It was slow, not dead: the file is not to be blamed.
+                self.queue.survived(data_id).await?;
                 return Ok(());
             }
             Ending::GiveBack => {
@@ -566,12 +670,21 @@ impl Shared {
                 }
             }
         }
+        self.scanner.metrics().analysis(result.overall, result.times.total_ms);
         tracing::info!(%data_id, result = %result.overall, total_ms = result.times.total_ms, "analysis finished");
         if let Err(error) = self.progress.remove(data_id).await {
             tracing::debug!(%data_id, %error, "progress could not be forgotten");
         }
         Ok(())
     }
+}
+
+/// The parts of a file don't add up: it is to be scanned by one worker alone.
+struct Alone;
+
+/// What is scanned alone has no parts that might not add up.
+fn alone(_: Alone) -> Ending {
+    Ending::Retry { detail: "parts of a file that nobody shares".to_owned() }
 }
 
 /// Whether a task may have taken a worker down.

@@ -3,19 +3,32 @@
 
 use std::time::Duration;
 
-use lazaret_analysis::{AnalysisRecord, Lease};
+use lazaret_analysis::{AnalysisRecord, DataId, Lease, Part, PartToken, StoreError};
 use tokio::sync::watch;
 
 use super::Shared;
+use super::sharing::Lead;
 use crate::budget::StopReason;
 
 /// How often the store is asked whether the analysis is to be cancelled: one read of about 0.1 ms.
 const CANCEL_INTERVAL: Duration = Duration::from_millis(250);
 
+/// By what right a scan runs.
+#[derive(Clone, Copy)]
+enum Held<'s> {
+    /// The analysis' task.
+    Task(&'s Lease),
+    /// A part of what another worker leads.
+    Part(&'s PartToken),
+}
+
 /// Watches over one scan. All moments are on the environment's monotonic clock.
 pub(super) struct Supervisor<'s> {
     shared: &'s Shared,
-    lease: &'s Lease,
+    data_id: DataId,
+    held: Held<'s>,
+    /// What this scan leads, so that it stays open.
+    lead: Option<std::sync::Arc<Lead>>,
     /// Whether others may wait for what the scan finds out.
     claimed: bool,
     next_beat: Duration,
@@ -43,25 +56,59 @@ impl<'s> Supervisor<'s> {
         claimed: bool,
         shutdown: watch::Receiver<bool>,
     ) -> Self {
+        let limit = record.new.rule.global_timeout_seconds.map(Duration::from_secs);
+        Self { claimed, ..Self::begin(shared, lease.task.data_id, Held::Task(lease), limit, shutdown) }
+    }
+
+    /// Watches over a part of what another worker leads.
+    pub fn of_part(shared: &'s Shared, part: &'s Part, shutdown: watch::Receiver<bool>) -> Self {
+        let left_ms = part.deadline_ms.map(|deadline_ms| deadline_ms.saturating_sub(shared.now_ms()));
+        let limit = left_ms.map(Duration::from_millis);
+        Self::begin(shared, part.root, Held::Part(&part.token), limit, shutdown)
+    }
+
+    fn begin(
+        shared: &'s Shared,
+        data_id: DataId,
+        held: Held<'s>,
+        limit: Option<Duration>,
+        shutdown: watch::Receiver<bool>,
+    ) -> Self {
         let now = shared.environment.clock.monotonic();
         let lasts = Duration::from_millis(shared.options.lease_ms);
         Self {
             shared,
-            lease,
-            claimed,
+            data_id,
+            held,
+            lead: None,
+            claimed: false,
             next_beat: now + lasts / 3,
             lease_end: now + lasts,
             next_look: Some(now),
-            time_limit: record
-                .new
-                .rule
-                .global_timeout_seconds
-                .map(|limit| now.saturating_add(Duration::from_secs(limit))),
+            time_limit: limit.map(|limit| now.saturating_add(limit)),
             shutdown,
             shutdown_end: None,
             lost: false,
             abandoned: false,
         }
+    }
+
+    /// From now on keeps open what the scan leads.
+    pub fn leads(&mut self, lead: Option<std::sync::Arc<Lead>>) {
+        self.lead = lead;
+    }
+
+    async fn extend(&self) -> Result<bool, StoreError> {
+        let (lease_ms, now_ms) = (self.shared.options.lease_ms, self.shared.now_ms());
+        match self.held {
+            Held::Task(lease) => self.shared.queue.extend(&lease.token, lease_ms, now_ms).await,
+            Held::Part(token) => self.shared.results.extend_part(token, now_ms.saturating_add(lease_ms)).await,
+        }
+    }
+
+    /// Whether the scan is of a task that nobody had before.
+    pub fn is_first_attempt(&self) -> bool {
+        matches!(self.held, Held::Task(lease) if lease.attempts <= 1)
     }
 
     /// Whether somebody else may have the task.
@@ -122,14 +169,14 @@ impl<'s> Supervisor<'s> {
 
     /// Extends the lease.
     async fn beat(&mut self) -> Option<StopReason> {
-        let lease_ms = self.shared.options.lease_ms;
-        let lasts = Duration::from_millis(lease_ms);
+        let lasts = Duration::from_millis(self.shared.options.lease_ms);
         let began = self.shared.environment.clock.monotonic();
-        match self.shared.queue.extend(&self.lease.token, lease_ms, self.shared.now_ms()).await {
+        match self.extend().await {
             Ok(true) => {
                 self.next_beat = began + lasts / 3;
                 self.lease_end = began + lasts;
                 self.extend_claim().await;
+                self.extend_lead().await;
                 None
             }
             Ok(false) => {
@@ -137,7 +184,7 @@ impl<'s> Supervisor<'s> {
                 Some(StopReason::Abandoned)
             }
             Err(error) if began < self.lease_end => {
-                tracing::warn!(data_id = %self.lease.task.data_id, %error, "a lease could not be extended, trying again");
+                tracing::warn!(data_id = %self.data_id, %error, "a lease could not be extended, trying again");
                 self.next_beat = began + lasts / 10;
                 None
             }
@@ -152,15 +199,25 @@ impl<'s> Supervisor<'s> {
     async fn extend_claim(&self) {
         let until_ms = self.shared.now_ms().saturating_add(self.shared.options.lease_ms);
         if self.claimed
-            && let Err(error) = self.shared.results.extend_claim(self.lease.task.data_id, until_ms).await
+            && let Err(error) = self.shared.results.extend_claim(self.data_id, until_ms).await
         {
-            tracing::debug!(data_id = %self.lease.task.data_id, %error, "a claim could not be extended");
+            tracing::debug!(data_id = %self.data_id, %error, "a claim could not be extended");
+        }
+    }
+
+    /// Lets others join on. If that fails nobody joins any more.
+    async fn extend_lead(&self) {
+        let until_ms = self.shared.now_ms().saturating_add(self.shared.options.lease_ms);
+        if let Some(token) = self.lead.as_ref().and_then(|lead| lead.token())
+            && let Err(error) = self.shared.results.extend_part(token, until_ms).await
+        {
+            tracing::debug!(data_id = %self.data_id, %error, "a share could not be kept open");
         }
     }
 
     /// Asks whether the analysis is to be cancelled.
     async fn look(&mut self) -> Option<StopReason> {
-        let asked = self.shared.results.cancel_requested(self.lease.task.data_id).await;
+        let asked = self.shared.results.cancel_requested(self.data_id).await;
         self.next_look = Some(self.shared.environment.clock.monotonic() + CANCEL_INTERVAL);
         match asked {
             Ok(true) => {
@@ -169,7 +226,7 @@ impl<'s> Supervisor<'s> {
             }
             Ok(false) => None,
             Err(error) => {
-                tracing::debug!(data_id = %self.lease.task.data_id, %error, "could not ask whether to cancel");
+                tracing::debug!(data_id = %self.data_id, %error, "could not ask whether to cancel");
                 None
             }
         }

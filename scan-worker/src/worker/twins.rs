@@ -80,6 +80,7 @@ impl Shared {
         }
         counters.known.fetch_add(1, Ordering::Relaxed);
         counters.known_members.fetch_add(tree.totals.files, Ordering::Relaxed);
+        self.scanner.metrics().analysis(result.overall, result.times.total_ms);
         tracing::info!(data_id = %record.data_id, result = %result.overall, members = tree.totals.files, "analysis finished, its verdict was known");
         Ok(Some(Ending::Done))
     }

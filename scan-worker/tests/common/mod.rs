@@ -142,6 +142,7 @@ pub fn root(name: &str, content: Bytes, rule: Rule, scanner: &Scanner) -> Root {
         fetch_ms: 0,
         passwords: Passwords::NONE,
         verdicts: None,
+        sharing: None,
     }
 }
 

@@ -5,9 +5,11 @@
 //! segment stands for anything does the index, durably, count it as removed; then it is unlinked, and not under a reader.
 //! Interrupted at any point it leaves copies that count and originals that do not, or the other way round.
 //!
-//! Copies that are known to be damaged are not moved. Their names stay known as damaged here, but only to the index.
+//! Copies that are known to be damaged are not moved. Their names stay known as damaged here, but only to the index. So do
+//! those of copies that lie where no record can be made out: the index is searched for them before the segment goes.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use lazaret_protocol::limits::MIB;
@@ -45,6 +47,8 @@ struct Found {
 /// A part of the walk over a segment.
 struct Batch {
     found: Vec<Found>,
+    /// Places where no record can be made out.
+    gaps: Vec<Range<u64>>,
     /// Where to go on, if this was not the end.
     next: Option<u64>,
 }
@@ -107,14 +111,21 @@ impl Shared {
     async fn move_live(self: &Arc<Self>, address: SegmentAddress) -> Result<Option<u64>, EngineError> {
         let find = move |shared: &Shared| Ok(find_marker(&*shared.store.disk, address)?);
         let Some(marker) = self.blocking("a read of the disk", find).await? else { return Ok(None) };
-        let (mut next, mut copied, mut done) = (Some(0), 0_u64, HashSet::new());
+        let (mut next, mut copied, mut done, mut gaps) = (Some(0), 0_u64, HashSet::new(), Vec::new());
         while let Some(from) = next {
             let batch = self
                 .blocking("looking for what is alive", move |shared| shared.find_live(address, marker, from))
                 .await?;
             next = batch.next;
+            gaps.extend(batch.gaps);
             let Some(bytes) = self.move_batch(batch.found, &mut done).await? else { return Ok(None) };
             copied += bytes;
+        }
+        if !gaps.is_empty() {
+            let note = move |shared: &Shared| shared.store.mark_damaged_in(address, &gaps);
+            let names = self.blocking("noting damage", note).await?;
+            self.store.counters.corrupt_reads.add(1);
+            tracing::error!(segment = %address, blobs = names.len(), "damage was found while a segment was compacted");
         }
         Ok(Some(copied))
     }
@@ -122,14 +133,18 @@ impl Shared {
     fn find_live(&self, address: SegmentAddress, marker: Marker, from: u64) -> Result<Batch, EngineError> {
         let synced = self.store.ledger.lock().segments().get(&address).map_or(0, |state| state.synced);
         let mut scan = Scan::new(Arc::clone(&self.store.disk), address, marker, from)?;
-        let (mut found, mut last) = (Vec::new(), LastOwner::default());
+        let (mut found, mut gaps, mut last) = (Vec::new(), Vec::new(), LastOwner::default());
         let mut bytes = 0;
         for _ in 0..BATCH_RECORDS_MAX {
-            let Some(step) = scan.next()? else { return Ok(Batch { found, next: None }) };
-            let Step::Record { offset, header } = step else { continue };
-            if offset >= synced {
-                return Ok(Batch { found, next: None });
-            }
+            let (offset, header) = match scan.next()? {
+                Some(Step::Record { offset, header }) if offset < synced => (offset, header),
+                Some(Step::Gap { offset }) if offset < synced => {
+                    gaps.push(offset..scan.offset().min(synced));
+                    continue;
+                }
+                // What lies behind that counts for nothing, readable or not.
+                _ => return Ok(Batch { found, gaps, next: None }),
+            };
             let at = Location { segment: address, offset };
             let standing = self.store.standing(at, &header, &mut last)?;
             if !matches!(standing, Standing::Dead) {
@@ -140,7 +155,7 @@ impl Shared {
                 break;
             }
         }
-        Ok(Batch { found, next: Some(scan.offset()) })
+        Ok(Batch { found, gaps, next: Some(scan.offset()) })
     }
 
     /// Moves what was found; `None` if something of it can't be moved now. `done` are uploads all of whose pieces here were.

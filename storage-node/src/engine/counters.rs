@@ -12,7 +12,8 @@ impl Counter {
     }
 
     pub(crate) fn subtract(&self, less: u64) {
-        self.0.fetch_sub(less, Ordering::Relaxed);
+        let before = self.0.fetch_sub(less, Ordering::Relaxed);
+        debug_assert!(before >= less, "{less} are taken away from {before}");
     }
 
     pub(crate) fn get(&self) -> u64 {

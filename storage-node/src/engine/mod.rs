@@ -166,10 +166,15 @@ impl Engine {
             counters: Arc::clone(&counters),
         };
         let horizon = retention.expired_before_bucket;
-        let Recovered { segments, ledger } = recovery::recover(&disk, &index, source, horizon)?;
+        let Recovered { segments, ledger, missing } = recovery::recover(&disk, &index, source, horizon)?;
         // Only now: recovery may find a hold after what it protects.
         index.expire(horizon, 0)?;
         let store = Arc::new(Store::new(disk, index, Arc::clone(&counters), ledger));
+        if !missing.is_empty() {
+            // So that other nodes are asked for them, and nobody finds out by reading.
+            let names = store.mark_damaged_where(|at| missing.contains(&at.segment))?;
+            tracing::error!(node = %options.node, segments = missing.len(), blobs = names.len(), "copies are missing");
+        }
         tracing::info!(
             node = %options.node,
             blobs = counters.blobs.get(),
@@ -289,12 +294,17 @@ impl Engine {
 
     /// The next `limit` entries in the order of their names, of names after `after`, without what has expired. Fewer only
     /// at the end. Blocks for as long as reads of the index take.
-    pub fn entries(&self, after: Option<BlobName>, limit: usize) -> Result<Vec<(BlobName, Entry)>, EngineError> {
+    pub fn entries(
+        &self,
+        after: Option<BlobName>,
+        until: Option<BlobName>,
+        limit: usize,
+    ) -> Result<Vec<(BlobName, Entry)>, EngineError> {
         let store = &self.shared.store;
         let (mut after, mut found) = (after, Vec::new());
         while found.len() < limit {
             let horizon = store.horizon();
-            let page = store.index.entries(after, limit - found.len())?;
+            let page = store.index.entries(after, until, limit - found.len())?;
             let Some((last, _)) = page.last() else { break };
             after = Some(*last);
             let live = page.into_iter().map(|(name, entry)| (name, entry.live(horizon).0));

@@ -27,13 +27,14 @@ impl Engine {
     }
 
     /// Places or releases a legal hold, whether the blob is here or not. Durable when it returns. Placing one copies the
-    /// blob, if it is here, to where nothing expires. What had expired before stays expired.
+    /// blob, if it is here, to where nothing expires. What had expired before stays expired, and is taken again from a node
+    /// where the hold came in time.
     pub async fn hold(&self, hold: Hold) -> Result<(), EngineError> {
-        let Hold { name, time_ms, placed } = hold;
+        let Hold { name, time_ms, placed, from_bucket } = hold;
         let mut secured = Secured::default();
         for _ in 0..HOLD_TRIES_MAX {
             let record = PreparedRecord::new(RecordKind::Hold, name.into(), 0, time_ms, 0, None, record_buffer(0));
-            match self.shared.write(record, Meaning::Hold { name, placed, secured }, true).await? {
+            match self.shared.write(record, Meaning::Hold { name, placed, from_bucket, secured }, true).await? {
                 Written::MustMove => secured = self.move_to_held(name).await?,
                 _ => return Ok(()),
             }

@@ -13,7 +13,6 @@ use lazaret_protocol::limits::MIB;
 use super::standing::{LastOwner, Standing};
 use super::{Engine, EngineError, Store};
 use crate::disk::DiskError;
-use crate::index::Layout;
 use crate::record::{
     Location, Marker, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEGMENT_HEADER_BYTES, SegmentAddress,
 };
@@ -148,27 +147,36 @@ impl Scrub<'_> {
 }
 
 impl Store {
-    /// Notes as damaged what the index says lies in these places, and returns the names.
-    fn mark_damaged_in(&self, address: SegmentAddress, gaps: &[Range<u64>]) -> Result<Vec<BlobName>, EngineError> {
+    /// Notes as damaged what the index says lies in these places of a segment, and returns the names.
+    pub(super) fn mark_damaged_in(
+        &self,
+        address: SegmentAddress,
+        gaps: &[Range<u64>],
+    ) -> Result<Vec<BlobName>, EngineError> {
+        if gaps.is_empty() {
+            return Ok(Vec::new());
+        }
+        let inside = |at: &Location| at.segment == address && gaps.iter().any(|gap| gap.contains(&at.offset));
+        self.mark_damaged_where(inside)
+    }
+
+    /// Notes as damaged what the index says lies, in part, where nothing can be read any more, and returns the names. Goes
+    /// through the whole index.
+    pub(super) fn mark_damaged_where(&self, inside: impl Fn(&Location) -> bool) -> Result<Vec<BlobName>, EngineError> {
         let mut names = Vec::new();
         let mut after = None;
-        let inside = |layout: &Layout| {
-            let here = layout.locations().filter(|location| location.segment == address);
-            here.into_iter().any(|location| gaps.iter().any(|gap| gap.contains(&location.offset)))
-        };
-        while !gaps.is_empty() {
-            let page = self.index.entries(after, ENTRIES_PAGE)?;
-            let Some((last, _)) = page.last() else { break };
+        loop {
+            let page = self.index.entries(after, None, ENTRIES_PAGE)?;
+            let Some((last, _)) = page.last() else { return Ok(names) };
             after = Some(*last);
             for (name, entry) in page {
-                if let Some(blob) = entry.blob.filter(|blob| inside(&blob.layout))
+                if let Some(blob) = entry.blob.filter(|blob| blob.layout.locations().any(&inside))
                     && self.mark_damaged(name, &blob.layout)?
                 {
                     names.push(name);
                 }
             }
         }
-        Ok(names)
     }
 }
 

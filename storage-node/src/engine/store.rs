@@ -89,6 +89,9 @@ impl Removals {
         {
             ready.extend(segments);
         }
+        // A segment that was compacted may have expired meanwhile.
+        ready.sort_unstable();
+        ready.dedup();
         ready
     }
 

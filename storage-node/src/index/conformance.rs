@@ -38,7 +38,7 @@ fn name(at: u8) -> BlobName {
 fn an_empty_index_knows_nothing(index: &dyn Index) {
     assert_eq!(index.get(name(1)).unwrap(), None);
     assert_eq!(index.segments().unwrap(), []);
-    assert_eq!(index.entries(None, 10).unwrap(), []);
+    assert_eq!(index.entries(None, None, 10).unwrap(), []);
     assert_eq!(index.totals().unwrap(), []);
     assert_eq!(index.upload(UploadId([1; 16])).unwrap(), None);
     index.flush().unwrap();
@@ -104,7 +104,7 @@ fn what_is_removed_is_gone(index: &dyn Index) {
         })
         .unwrap();
     assert_eq!(index.get(name(1)).unwrap(), None);
-    assert_eq!(index.entries(None, 9).unwrap(), [(name(2), blob(2))]);
+    assert_eq!(index.entries(None, None, 9).unwrap(), [(name(2), blob(2))]);
     assert_eq!(index.segments().unwrap(), [(address(2), SegmentState::default())]);
     assert_eq!(index.totals().unwrap(), [(2, Totals { blobs: 0, bytes: 1 })]);
 }
@@ -124,7 +124,7 @@ fn expired_entries_may_go_and_others_stay(index: &dyn Index) {
     let batch = IndexBatch { entries: entries.clone(), uploads: uploads.collect(), ..IndexBatch::default() };
     index.apply(batch).unwrap();
     let live = || -> Vec<(BlobName, Entry)> {
-        let all = index.entries(None, 99).unwrap().into_iter();
+        let all = index.entries(None, None, 99).unwrap().into_iter();
         all.map(|(name, entry)| (name, entry.live(6).0)).filter(|(_, entry)| !entry.is_empty()).collect()
     };
     let before = live();
@@ -146,9 +146,13 @@ fn entries_page_in_order_and_apart_from_segments(index: &dyn Index) {
     let totals = vec![(u32::MAX, Totals { blobs: 256, bytes: 0 })];
     let uploads = [0, 255].map(|at| (UploadId([at; 16]), UploadOwner { name: name(at), bucket: 1 })).to_vec();
     index.apply(IndexBatch { entries, segments, totals, uploads }).unwrap();
+    let between = |after, until| index.entries(after, until, 99).unwrap().into_iter().map(|(name, _)| name.0[0]);
+    assert!(between(Some(name(7)), Some(name(12))).eq(8..=12));
+    assert!(between(None, Some(name(0))).eq([0]) && between(Some(name(254)), None).eq([255]));
+    assert_eq!(between(Some(name(9)), Some(name(9))).count() + between(Some(name(9)), Some(name(3))).count(), 0);
     let (mut after, mut seen) = (None, Vec::new());
     loop {
-        let page = index.entries(after, 7).unwrap();
+        let page = index.entries(after, None, 7).unwrap();
         assert!(page.len() <= 7);
         let Some((last, _)) = page.last() else { break };
         after = Some(*last);

@@ -8,11 +8,11 @@
 //! What has expired may still be in an entry. [`Entry::live`] takes it out, and nobody outside the engine sees an entry
 //! without.
 
-use std::cmp::Ordering;
+use std::cmp::{Ordering, Reverse};
 use std::collections::HashSet;
 
 use lazaret_protocol::limits::{BLOB_BYTES_MAX, EXTENT_BYTES_MAX};
-use lazaret_protocol::message::{GetHeader, Locator};
+use lazaret_protocol::message::{GetHeader, Hold, Locator};
 use lazaret_protocol::tree::tree_bytes;
 use lazaret_protocol::{BlobName, PlacementKey};
 
@@ -159,9 +159,27 @@ pub struct HoldEntry {
     pub time_ms: u64,
     /// Placed, or released.
     pub placed: bool,
-    /// The first bucket whose puts it protects: the first that had not expired when it was placed. What had expired before
-    /// stays expired.
+    /// The first bucket whose puts it protects: the first that had not expired when it was placed, on whichever node was told
+    /// first. What had expired before stays expired.
     pub from_bucket: u32,
+}
+
+impl HoldEntry {
+    /// The hold as nodes speak of it.
+    pub fn told(self, name: BlobName) -> Hold {
+        Hold { name, time_ms: self.time_ms, placed: self.placed, from_bucket: self.placed.then_some(self.from_bucket) }
+    }
+
+    /// Whether `hold` says nothing that this one does not: it is earlier, or the same and protects no more.
+    pub fn covers(&self, hold: &Hold) -> bool {
+        let (own, other) = ((self.time_ms, self.placed), (hold.time_ms, hold.placed));
+        own > other || own == other && hold.from_bucket.is_none_or(|from| self.from_bucket <= from)
+    }
+
+    /// Of two, the later one counts, and of the same one that which protects more.
+    fn order(&self) -> (u64, bool, Reverse<u32>) {
+        (self.time_ms, self.placed, Reverse(self.from_bucket))
+    }
 }
 
 /// All that is known of one name.
@@ -222,8 +240,7 @@ impl Entry {
                 killed.map(|blob| blob.dropped(None)).unwrap_or_default()
             }
             Change::Hold(hold) => {
-                let order = |hold: &HoldEntry| (hold.time_ms, hold.placed, hold.from_bucket);
-                if self.hold.is_none_or(|held| order(&held) <= order(&hold)) {
+                if self.hold.is_none_or(|held| held.order() <= hold.order()) {
                     self.hold = Some(hold);
                 }
                 Dropped::new()

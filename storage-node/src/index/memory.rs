@@ -113,10 +113,16 @@ impl Index for MemoryIndex {
         Ok(self.begin("read")?.current.segments.iter().map(|(&address, &state)| (address, state)).collect())
     }
 
-    fn entries(&self, after: Option<BlobName>, limit: usize) -> Result<Vec<(BlobName, Entry)>, IndexError> {
+    fn entries(
+        &self,
+        after: Option<BlobName>,
+        until: Option<BlobName>,
+        limit: usize,
+    ) -> Result<Vec<(BlobName, Entry)>, IndexError> {
         let state = self.begin("read")?;
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let range = state.current.entries.range((from, Bound::Unbounded));
+        let range = range.take_while(|(name, _)| until.is_none_or(|until| **name <= until));
         Ok(range.take(limit).map(|(&name, entry)| (name, entry.clone())).collect())
     }
 
@@ -164,7 +170,7 @@ mod tests {
         let mut kept = std::collections::BTreeSet::new();
         for seed in 0..100 {
             let names: Vec<u8> =
-                index.crash(seed).entries(None, 100).unwrap().into_iter().map(|(name, _)| name.0[0]).collect();
+                index.crash(seed).entries(None, None, 100).unwrap().into_iter().map(|(name, _)| name.0[0]).collect();
             assert_eq!(names, (0..names.len() as u8).collect::<Vec<_>>(), "seed {seed}");
             kept.insert(names.len());
         }

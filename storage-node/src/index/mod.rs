@@ -99,8 +99,13 @@ pub trait Index: Send + Sync {
     /// All segments it was told of and did not forget, in no particular order.
     fn segments(&self) -> Result<Vec<(SegmentAddress, SegmentState)>, IndexError>;
 
-    /// At most `limit` entries in the order of their names, of names after `after`.
-    fn entries(&self, after: Option<BlobName>, limit: usize) -> Result<Vec<(BlobName, Entry)>, IndexError>;
+    /// At most `limit` entries in the order of their names, of names after `after` and not after `until`, where given.
+    fn entries(
+        &self,
+        after: Option<BlobName>,
+        until: Option<BlobName>,
+        limit: usize,
+    ) -> Result<Vec<(BlobName, Entry)>, IndexError>;
 
     /// What is held, by the bucket with which it expires.
     fn totals(&self) -> Result<Vec<(u32, Totals)>, IndexError>;

@@ -435,13 +435,20 @@ impl Index for RocksIndex {
         })
     }
 
-    fn entries(&self, after: Option<BlobName>, limit: usize) -> Result<Vec<(BlobName, Entry)>, IndexError> {
+    fn entries(
+        &self,
+        after: Option<BlobName>,
+        until: Option<BlobName>,
+        limit: usize,
+    ) -> Result<Vec<(BlobName, Entry)>, IndexError> {
         let from = after.map_or_else(|| vec![NAME], |name| name_key(name).to_vec());
-        let after = after.map(name_key);
+        let (after, until) = (after.map(name_key), until.map(name_key));
+        let is_within = |key: &[u8]| until.as_ref().is_none_or(|until| key <= &until[..]);
         let is_after = |key: &[u8]| Some(key) != after.as_ref().map(|key| &key[..]);
         self.with(|database| {
             self.scan(database, &from, NAME)
                 .filter(|item| item.as_ref().map_or(true, |(key, _)| is_after(key)))
+                .take_while(|item| item.as_ref().map_or(true, |(key, _)| is_within(key)))
                 .take(limit)
                 .map(|item| {
                     let (key, value) = item?;
@@ -534,7 +541,7 @@ mod tests {
             .unwrap();
         drop(index);
         let index = RocksIndex::open(directory.path()).unwrap();
-        assert_eq!(index.entries(None, 10).unwrap(), []);
+        assert_eq!(index.entries(None, None, 10).unwrap(), []);
         assert_eq!(index.totals().unwrap(), []);
     }
 
@@ -546,7 +553,7 @@ mod tests {
         drop(index);
         std::fs::write(directory.path().join("CURRENT"), b"garbage").unwrap();
         let index = RocksIndex::open(directory.path()).unwrap();
-        assert_eq!(index.entries(None, 10).unwrap(), []);
+        assert_eq!(index.entries(None, None, 10).unwrap(), []);
         index.apply(killed(4)).unwrap();
         assert_eq!(index.totals().unwrap(), [(7, Totals { blobs: 4, bytes: 4 })]);
     }

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use lazaret_protocol::message::NodeReport;
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -45,9 +44,8 @@ impl Metrics {
     }
 }
 
-/// The metrics of these nodes as text. Asks the file system for its space, which is short.
-pub fn render(nodes: &[Node]) -> String {
-    let mut registry = Registry::default();
+/// Adds everything that these nodes have to tell. Asks the file system for its space, which is short.
+pub fn describe(nodes: &[Node], registry: &mut Registry) {
     for node in nodes {
         let mut labels = vec![("node".into(), node.id().to_string().into())];
         if let Some(entry) = node.map().node(node.id()) {
@@ -57,15 +55,11 @@ pub fn render(nodes: &[Node]) -> String {
         let requests = node.shared.metrics.requests.clone();
         let help = "requests by kind and outcome, and how long each took";
         registry.register_with_unit("lazaret_node_request", help, Unit::Seconds, requests);
-        describe(registry, &node.report());
+        describe_report(registry, &node.report());
     }
-    let mut text = String::new();
-    // Writing to a string can't fail.
-    let _ = encode(&mut text, &registry);
-    text
 }
 
-fn describe(registry: &mut Registry, report: &NodeReport) {
+fn describe_report(registry: &mut Registry, report: &NodeReport) {
     let flag = |flag: bool| i64::from(flag);
     let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     let gauges = [

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use lazaret_protocol::BlobName;
-use lazaret_protocol::message::{Hold, Tombstone};
+use lazaret_protocol::message::Tombstone;
 
 use super::{Store, died};
 use crate::engine::{DiskId, Engine, EngineError};
@@ -129,7 +129,7 @@ struct Page {
 }
 
 fn page_of(engine: &Engine, after: Option<BlobName>) -> Result<Page, EngineError> {
-    let entries = engine.entries(after, PAGE_ENTRIES)?;
+    let entries = engine.entries(after, None, PAGE_ENTRIES)?;
     let last = entries.last().map(|(name, _)| *name);
     let told = entries.into_iter().filter(|(_, entry)| entry.killed_until_ms.is_some() || entry.hold.is_some());
     Ok(Page { last, told: told.collect() })
@@ -146,9 +146,9 @@ async fn tell(engine: &Engine, name: BlobName, entry: &Entry) -> Result<(), Engi
         }
     }
     if let Some(hold) = entry.hold
-        && known.hold.is_none_or(|known| known.time_ms < hold.time_ms)
+        && known.hold.is_none_or(|known| !known.covers(&hold.told(name)))
     {
-        engine.hold(Hold { name, time_ms: hold.time_ms, placed: hold.placed }).await?;
+        engine.hold(hold.told(name)).await?;
     }
     Ok(())
 }

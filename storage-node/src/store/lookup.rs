@@ -73,10 +73,15 @@ impl Store {
 
     /// The next `limit` entries in the order of their names, of names after `after`, without what has expired. Fewer only
     /// at the end. Blocks for as long as reads of the indexes take.
-    pub fn entries(&self, after: Option<BlobName>, limit: usize) -> Result<Vec<(BlobName, Entry)>, EngineError> {
+    pub fn entries(
+        &self,
+        after: Option<BlobName>,
+        until: Option<BlobName>,
+        limit: usize,
+    ) -> Result<Vec<(BlobName, Entry)>, EngineError> {
         let (mut after, mut found) = (after, Vec::new());
         while found.len() < limit {
-            let page = self.merged_page(after, limit - found.len())?;
+            let page = self.merged_page(after, until, limit - found.len())?;
             let Some((last, _)) = page.last() else { break };
             after = Some(*last);
             found.extend(page.into_iter().filter(|(_, entry)| !entry.is_empty()));
@@ -85,7 +90,12 @@ impl Store {
     }
 
     /// The next names of all disks; none at the end.
-    fn merged_page(&self, after: Option<BlobName>, limit: usize) -> Result<Vec<(BlobName, Entry)>, EngineError> {
+    fn merged_page(
+        &self,
+        after: Option<BlobName>,
+        until: Option<BlobName>,
+        limit: usize,
+    ) -> Result<Vec<(BlobName, Entry)>, EngineError> {
         let mut merged: BTreeMap<BlobName, Entry> = BTreeMap::new();
         for (number, slot) in self.inner.slots.iter().enumerate() {
             let (engine, serves) = match slot.state() {
@@ -94,7 +104,7 @@ impl Store {
                 State::Failed { engine: Some(engine), .. } => (engine, false),
                 State::Serving(engine) => (engine, true),
             };
-            match self.noted(number, &engine, engine.entries(after, limit)) {
+            match self.noted(number, &engine, engine.entries(after, until, limit)) {
                 Ok(page) => {
                     for (name, entry) in page {
                         let entry = if serves { entry } else { standing(entry) };

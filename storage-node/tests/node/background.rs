@@ -261,7 +261,7 @@ async fn what_expired_is_gone_everywhere_and_what_is_held_stays() {
     let test = Test::start(ClusterMap { cleanuprange: 2, ..map(3, 2, 3) });
     let names = test.put(lengths()).await;
     test.converged(&names, &[]).await;
-    let hold = Hold { name: names[5], time_ms: Environment::system().clock.unix_ms(), placed: true };
+    let hold = Hold { name: names[5], time_ms: Environment::system().clock.unix_ms(), placed: true, from_bucket: None };
     let entry = test.nodes[0].node.map().nodes[0].clone();
     assert_eq!(ask(&test.peers, &entry, &Request::Hold(hold)).await, Response::HoldSet);
     eventually("the hold is on all nodes", || {

@@ -174,7 +174,7 @@ impl World {
             let expirable = engine.expirable(before);
             assert_eq!((expirable.blobs, expirable.bytes), expected, "what expires before {before}");
         }
-        let all = engine.entries(None, 1000).unwrap();
+        let all = engine.entries(None, None, 1000).unwrap();
         assert_eq!(all.iter().filter(|(_, entry)| entry.blob.is_some()).count() as u64, blobs);
         assert_eq!(engine.status().corrupt_reads, 0);
     }
@@ -261,7 +261,7 @@ impl Life<'_> {
                 let placed = self.random.below(3) > 0;
                 known.hold_attempts.insert((now_ms, placed));
                 requests.spawn(async move {
-                    let done = engine.hold(Hold { name, time_ms: now_ms, placed }).await;
+                    let done = engine.hold(Hold { name, time_ms: now_ms, placed, from_bucket: None }).await;
                     done.map_or(Done::Nothing, |()| Done::Held(name, now_ms, placed))
                 });
             }
@@ -329,7 +329,7 @@ async fn stream(
 
 /// What anybody can see of an entry: not where it lies.
 fn visible(engine: &Engine, world: &World) -> Vec<String> {
-    let entries = engine.entries(None, 1000).unwrap().into_iter();
+    let entries = engine.entries(None, None, 1000).unwrap().into_iter();
     let told = entries.filter(|(name, _)| !world.names.get(name).unwrap().forgotten).map(|(name, entry)| {
         let blob = entry.blob.as_ref().map(|blob| (blob.put_time_ms, blob.length, blob.damaged, blob.placement()));
         format!("{name} {blob:?} {:?} {:?} {:?}", entry.locator, entry.killed_until_ms, entry.hold)

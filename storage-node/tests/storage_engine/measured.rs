@@ -115,7 +115,7 @@ async fn expire(blobs: u64) -> (f64, f64) {
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
     let cpu = cpu_seconds() - cpu;
     assert_eq!((expired.blobs, engine.status().blobs, engine.report().segments), (blobs, 1, 1));
-    assert_eq!(index.entries(None, 10).unwrap().len(), 1, "the compaction filter has been over it");
+    assert_eq!(index.entries(None, None, 10).unwrap().len(), 1, "the compaction filter has been over it");
     let removing = disk.removing_us.load(Ordering::Relaxed) as f64 / 1e6;
     println!(
         "{blobs} blobs in {segments} segments: {cpu:.2} s of CPU, {wall:.2} s in all, {removing:.2} s of it unlinking"

@@ -31,7 +31,7 @@ async fn upload_at(engine: &Engine, content: &Bytes, put_time_ms: u64, id: u8) -
 }
 
 async fn hold(engine: &Engine, content: &Bytes, time_ms: u64, placed: bool) {
-    engine.hold(Hold { name: BlobName::of(content), time_ms, placed }).await.unwrap();
+    engine.hold(Hold { name: BlobName::of(content), time_ms, placed, from_bucket: None }).await.unwrap();
 }
 
 fn buckets(disk: &SimDisk) -> Vec<u32> {
@@ -68,7 +68,7 @@ async fn what_expired_is_gone_with_its_segments_and_stays_gone() {
         blobs[..2].iter().for_each(|blob| assert_absent(engine, blob));
         blobs[2..].iter().for_each(|blob| assert_holds(engine, blob));
         assert_eq!((engine.stat(name).unwrap().locator, engine.horizon()), (None, NOON + 1));
-        assert_eq!(engine.entries(None, 99).unwrap().len(), 4);
+        assert_eq!(engine.entries(None, None, 99).unwrap().len(), 4);
     };
     check(&engine);
     // A longer setting brings nothing back, and neither does a crash that loses the index.

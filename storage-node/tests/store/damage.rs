@@ -36,7 +36,10 @@ async fn filled(root: &Path) -> (Vec<Bytes>, Vec<(BlobName, Entry)>) {
     let put = PutLocator { name: BlobName([77; 32]), locator, put_time_ms: NOON_MS };
     store.put_locator(put, Origin::Client).await.unwrap();
     store.delete(Tombstone { name: BlobName::of(&blobs[0]), time_ms: NOON_MS }).await.unwrap();
-    store.hold(Hold { name: BlobName::of(&blobs[1]), time_ms: NOON_MS, placed: true }).await.unwrap();
+    store
+        .hold(Hold { name: BlobName::of(&blobs[1]), time_ms: NOON_MS, placed: true, from_bucket: None })
+        .await
+        .unwrap();
     blobs.remove(0);
     let entries = all_entries(&store);
     store.close();
@@ -51,7 +54,7 @@ async fn filled(root: &Path) -> (Vec<Bytes>, Vec<(BlobName, Entry)>) {
 }
 
 fn all_entries(store: &Store) -> Vec<(BlobName, Entry)> {
-    store.entries(None, usize::MAX).unwrap()
+    store.entries(None, None, usize::MAX).unwrap()
 }
 
 fn files(root: &Path, wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
@@ -178,7 +181,7 @@ async fn while_an_index_is_rebuilt_nothing_is_said_to_be_absent_and_other_disks_
         }
         if rebuilding == 1 {
             put(&store, &content(9000, 100)).await.unwrap();
-            assert!(matches!(store.entries(None, 1), Err(EngineError::Rebuilding { .. }) | Ok(_)));
+            assert!(matches!(store.entries(None, None, 1), Err(EngineError::Rebuilding { .. }) | Ok(_)));
         }
     }
     assert!(rebuilding > 0, "the damage was not found");
@@ -221,7 +224,7 @@ async fn an_index_in_use_is_no_damaged_one() {
     let index = RocksIndex::open(root.path().join("index")).unwrap();
     let refused = RocksIndex::open(root.path().join("index")).err().unwrap();
     assert!(!refused.damaged && refused.to_string().contains("lock"), "{refused}");
-    assert_eq!(index.entries(None, usize::MAX).unwrap().len(), entries.len());
+    assert_eq!(index.entries(None, None, usize::MAX).unwrap().len(), entries.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -48,7 +48,7 @@ async fn blobs_spread_over_all_disks_and_are_found_whatever_their_order() {
     names.sort_unstable();
     let (mut after, mut seen) = (None, Vec::new());
     loop {
-        let page = store.entries(after, 7).unwrap();
+        let page = store.entries(after, None, 7).unwrap();
         seen.extend(page.iter().map(|(name, _)| *name));
         match page.last() {
             Some((last, _)) if page.len() == 7 => after = Some(*last),
@@ -108,7 +108,7 @@ async fn a_disk_that_fails_under_load_goes_out_of_use_and_no_put_fails() {
         disks[victim].disk.cut_power_after(0);
         let held = acknowledged.iter().filter(|blob| read_all(&store, BlobName::of(blob)).unwrap().is_some()).count();
         assert!(held < acknowledged.len() && held + on_victim as usize >= acknowledged.len(), "{held} and {on_victim}");
-        store.entries(None, 1000).unwrap();
+        store.entries(None, None, 1000).unwrap();
         // What is missing can be put again, on the disks that are left.
         for blob in &acknowledged {
             put(&store, blob).await.unwrap();
@@ -241,7 +241,7 @@ async fn what_was_deleted_while_a_disk_was_away_does_not_come_back_with_it() {
     let store = open_simulated(&[&a, &b], 3);
     assert_eq!(blobs_of(&store)[1], away.1, "the disk itself knows nothing of it yet");
     blobs.iter().for_each(|blob| assert_absent(&store, blob));
-    assert!(store.entries(None, 100).unwrap().iter().all(|(_, entry)| entry.blob.is_none()));
+    assert!(store.entries(None, None, 100).unwrap().iter().all(|(_, entry)| entry.blob.is_none()));
     store.agree().await.unwrap();
     assert_eq!(blobs_of(&store), [0, 0]);
     store.close();
@@ -270,7 +270,7 @@ async fn nothing_held_expires_on_a_disk_that_was_away_and_what_expired_meanwhile
     let store = open(vec![a.source(), missing("b")], 2).unwrap();
     // Half of the blobs are held; nobody asks on which disk they are.
     for blob in blobs.iter().step_by(2) {
-        store.hold(Hold { name: BlobName::of(blob), time_ms: NOON_MS, placed: true }).await.unwrap();
+        store.hold(Hold { name: BlobName::of(blob), time_ms: NOON_MS, placed: true, from_bucket: None }).await.unwrap();
     }
     store.close();
 
@@ -321,7 +321,7 @@ async fn a_replaced_disk_begins_empty_and_is_told_what_it_must_know() {
     let (a, b) = (Simulated::new("a"), Simulated::new("b"));
     let store = open_simulated(&[&a, &b], 1);
     let held = content(7, 100);
-    store.hold(Hold { name: BlobName::of(&held), time_ms: NOON_MS, placed: true }).await.unwrap();
+    store.hold(Hold { name: BlobName::of(&held), time_ms: NOON_MS, placed: true, from_bucket: None }).await.unwrap();
     let killed = content(8, 100);
     store.delete(Tombstone { name: BlobName::of(&killed), time_ms: NOON_MS }).await.unwrap();
     store.close();
@@ -333,7 +333,7 @@ async fn a_replaced_disk_begins_empty_and_is_told_what_it_must_know() {
     }
     store.close();
     let alone = open_simulated(&[&fresh.kill()], 3);
-    let entries = alone.entries(None, 10).unwrap();
+    let entries = alone.entries(None, None, 10).unwrap();
     assert_eq!(entries.iter().filter(|(_, entry)| entry.hold.is_some_and(|hold| hold.placed)).count(), 1);
     assert_eq!(entries.iter().filter(|(_, entry)| entry.killed_until_ms == Some(NOON_MS)).count(), 1);
 }
@@ -351,7 +351,7 @@ async fn of_two_puts_on_two_disks_the_newest_counts_and_a_damaged_copy_is_passed
     let (a, b) = (a.kill(), b.kill());
     let store = open_simulated(&[&a, &b], 1);
     assert_eq!(store.stat(name).unwrap().held.unwrap().put_time_ms, NOON_MS);
-    assert_eq!(store.entries(None, 10).unwrap().len(), 1);
+    assert_eq!(store.entries(None, None, 10).unwrap().len(), 1);
     assert!(put(&store, &blob).await.unwrap().already_held);
     let (address, _) = b.disk.contents()[0];
     b.disk.flip_bit(address, 1000, 3);

@@ -2,6 +2,7 @@
 //!
 //! - Rules are compiled on the thread that watches their files, then swapped in. A set that does not compile is refused and
 //!   the former one stays.
+//!   What compiling took is given back to the operating system once nobody uses the former set.
 //! - Files are scanned by threads of the engine's own, as many as may scan at once. Each keeps a scanner, which is much
 //!   dearer to make than a small file is to scan; it gives up the scanner of a former set as soon as there is a new one, so
 //!   that the former set's memory comes back at once.
@@ -51,6 +52,9 @@ const NAMES_SHOWN: usize = 3;
 const WAIT_MAX: Duration = Duration::from_secs(600);
 /// How much longer than its timeout a scan may take: yara-x looks at the clock now and then.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether a former set is still in use, before its memory is given back.
+const LET_GO_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How the engine is set up.
 #[derive(Debug, Clone)]
@@ -105,6 +109,7 @@ impl YaraEngine {
     pub fn start(options: YaraOptions) -> Result<Self, LoadError> {
         let files = reload::list(&options.rules)?;
         let compiled = compile::compile(&files, &options.rules)?;
+        lazaret_sandbox::give_back_memory();
         let shared = Arc::new(Shared {
             loaded: RwLock::new(Arc::new(compiled)),
             generation: AtomicU64::new(0),
@@ -247,9 +252,14 @@ impl Reloadable for Shared {
             self.generation.fetch_add(1, Ordering::Release);
             std::mem::replace(&mut *self.loaded.write().unwrap_or_else(PoisonError::into_inner), compiled)
         };
-        drop(former);
-        // Those that wait let go of the former set at once.
+        // Those that wait let go of the former set at once, the others after the file that they have.
         self.work.notify_all();
+        let deadline = Instant::now() + self.options.timeout + GRACE;
+        while Arc::strong_count(&former) > 1 && Instant::now() < deadline {
+            thread::sleep(LET_GO_INTERVAL);
+        }
+        drop(former);
+        lazaret_sandbox::give_back_memory();
         Ok(())
     }
 

@@ -96,9 +96,7 @@ fn walk(
     let view = View { map, lost: &scope.lost };
     let mut after = after.max(share::before_partition(scope.partition));
     loop {
-        let page = store.entries(after, PAGE_ENTRIES)?;
-        let whole = page.len() == PAGE_ENTRIES;
-        let page = share::of_partition(scope.partition, page);
+        let page = store.entries(after, Some(share::end_of_partition(scope.partition)), PAGE_ENTRIES)?;
         for (name, entry) in &page {
             let mut more = true;
             for item in share::items(*name, entry).filter(|item| view.is_shared(item, own, scope.node)) {
@@ -109,7 +107,7 @@ fn walk(
             }
         }
         match page.last() {
-            Some((last, _)) if whole => after = Some(*last),
+            Some((last, _)) if page.len() == PAGE_ENTRIES => after = Some(*last),
             _ => return Ok(None),
         }
     }

@@ -106,7 +106,7 @@ fn has(entry: Option<&Entry>, item: &RepairItem) -> bool {
             killed(put.put_time_ms) || entry.locator.is_some_and(|held| held.put_time_ms >= put.put_time_ms)
         }
         RepairItem::Tombstone(tombstone) => killed(tombstone.time_ms),
-        RepairItem::Hold(hold) => entry.hold.is_some_and(|held| held.time_ms >= hold.time_ms),
+        RepairItem::Hold(hold) => entry.hold.is_some_and(|held| held.covers(hold)),
     }
 }
 

@@ -20,11 +20,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use lazaret_protocol::message::{DayDigest, Hold, RepairItem, RepairReport, RepairScope, Request, Response};
+use lazaret_protocol::message::{DayDigest, RepairReport, RepairScope, Request, Response};
 use lazaret_protocol::{BlobName, ClusterMap, NodeId};
 use tokio::sync::Notify;
 
 use self::share::View;
+use self::surplus::SurplusItem;
 use super::Shared;
 use crate::index::Entry;
 
@@ -191,21 +192,19 @@ impl Round {
     async fn partition(&self, partition: u8) -> Left {
         let mut digests: Vec<BTreeMap<u32, DayDigest>> = vec![BTreeMap::new(); self.peers.len()];
         let mut left = Left::default();
-        let mut after = share::before_partition(partition);
+        let (mut after, end) = (share::before_partition(partition), share::end_of_partition(partition));
         loop {
             let from = after;
-            let page = self.shared.blocking(move |store| store.entries(from, PAGE_ENTRIES)).await;
+            let page = self.shared.blocking(move |store| store.entries(from, Some(end), PAGE_ENTRIES)).await;
             let Some(Ok(page)) = page else {
                 left.undone = true;
                 return left;
             };
-            let whole = page.len() == PAGE_ENTRIES;
-            let page: Vec<(BlobName, Entry)> = share::of_partition(partition, page);
             let last = page.last().map(|(name, _)| *name);
             let surplus = self.digest(&page, &mut digests);
             left.and(surplus::hand_over(self, surplus).await);
             match last {
-                Some(last) if whole => after = Some(last),
+                Some(last) if page.len() == PAGE_ENTRIES => after = Some(last),
                 _ => break,
             }
         }
@@ -215,21 +214,26 @@ impl Round {
         left
     }
 
-    /// Adds a page to the digests shared with each peer; returns what of it belongs elsewhere.
-    fn digest(
-        &self,
-        page: &[(BlobName, Entry)],
-        digests: &mut [BTreeMap<u32, DayDigest>],
-    ) -> Vec<(RepairItem, Option<Hold>)> {
+    /// Adds a page to the digests shared with each peer; returns what of it belongs elsewhere. A damaged copy is in no digest,
+    /// so that an owner fetches it again, and goes like any other one where it is surplus.
+    fn digest(&self, page: &[(BlobName, Entry)], digests: &mut [BTreeMap<u32, DayDigest>]) -> Vec<SurplusItem> {
         let view = self.view();
         let mut surplus = Vec::new();
         for (name, entry) in page {
-            let damaged = entry.blob.as_ref().is_some_and(|blob| blob.damaged);
-            self.shared.repair.damaged_blobs.fetch_add(u64::from(damaged), Ordering::Relaxed);
+            let hold = share::hold(*name, entry).filter(|hold| hold.placed);
+            let is_elsewhere =
+                |owners: &Option<Vec<NodeId>>| owners.as_ref().is_some_and(|owners| !owners.contains(&self.shared.id));
+            if let Some(blob) = entry.blob.as_ref().filter(|blob| blob.damaged) {
+                self.shared.repair.damaged_blobs.fetch_add(1, Ordering::Relaxed);
+                let item = share::copy(*name, blob);
+                if is_elsewhere(&view.owners_of(&item)) {
+                    surplus.push(SurplusItem { item, hold, damaged: true });
+                }
+            }
             for item in share::items(*name, entry) {
                 let owners = view.owners_of(&item);
-                if owners.as_ref().is_some_and(|owners| !owners.contains(&self.shared.id)) {
-                    surplus.push((item, share::hold(*name, entry).filter(|hold| hold.placed)));
+                if is_elsewhere(&owners) {
+                    surplus.push(SurplusItem { item, hold, damaged: false });
                     continue;
                 }
                 for (peer, digests) in self.peers.iter().zip(digests.iter_mut()) {

@@ -4,7 +4,7 @@ use lazaret_protocol::message::{CopyClaim, Hold, PutLocator, RepairItem, Tombsto
 use lazaret_protocol::placement::write_order;
 use lazaret_protocol::{BlobName, ClusterMap, NodeId, PlacementKey};
 
-use crate::index::Entry;
+use crate::index::{BlobEntry, Entry};
 
 /// A map and who of it counts as lost.
 #[derive(Clone, Copy)]
@@ -48,12 +48,7 @@ impl View<'_> {
 
 /// What an entry holds that nodes keep in agreement. A damaged copy is as good as none.
 pub(crate) fn items(name: BlobName, entry: &Entry) -> impl Iterator<Item = RepairItem> {
-    let blob = entry.blob.as_ref().filter(|blob| !blob.damaged).map(|blob| RepairItem::Blob {
-        name,
-        length: blob.length,
-        put_time_ms: blob.put_time_ms,
-        placement: blob.placement().unwrap_or_else(|| name.placement()),
-    });
+    let blob = entry.blob.as_ref().filter(|blob| !blob.damaged).map(|blob| copy(name, blob));
     let locator = entry
         .locator
         .map(|held| RepairItem::Locator(PutLocator { name, locator: held.locator, put_time_ms: held.put_time_ms }));
@@ -62,9 +57,19 @@ pub(crate) fn items(name: BlobName, entry: &Entry) -> impl Iterator<Item = Repai
     [blob, locator, tombstone, hold].into_iter().flatten()
 }
 
+/// A copy as nodes speak of it.
+pub(crate) fn copy(name: BlobName, blob: &BlobEntry) -> RepairItem {
+    RepairItem::Blob {
+        name,
+        length: blob.length,
+        put_time_ms: blob.put_time_ms,
+        placement: blob.placement().unwrap_or_else(|| name.placement()),
+    }
+}
+
 /// The newest hold that was placed or released.
 pub(crate) fn hold(name: BlobName, entry: &Entry) -> Option<Hold> {
-    entry.hold.map(|hold| Hold { name, time_ms: hold.time_ms, placed: hold.placed })
+    entry.hold.map(|hold| hold.told(name))
 }
 
 /// Whether an entry holds the copy that is claimed, or a newer one.
@@ -75,14 +80,12 @@ pub(crate) fn holds(entry: Option<&Entry>, claim: &CopyClaim) -> bool {
 
 /// The name just before the first one of a partition; `None` if it is the first partition.
 pub(crate) fn before_partition(partition: u8) -> Option<BlobName> {
-    let previous = partition.checked_sub(1)?;
-    let mut name = [0xff; 32];
-    name[0] = previous;
-    Some(BlobName(name))
+    partition.checked_sub(1).map(end_of_partition)
 }
 
-/// Of a page of entries those of one partition.
-pub(crate) fn of_partition(partition: u8, mut page: Vec<(BlobName, Entry)>) -> Vec<(BlobName, Entry)> {
-    page.retain(|(name, _)| name.0.first() == Some(&partition));
-    page
+/// The last name of a partition.
+pub(crate) fn end_of_partition(partition: u8) -> BlobName {
+    let mut name = [0xff; 32];
+    name[0] = partition;
+    BlobName(name)
 }

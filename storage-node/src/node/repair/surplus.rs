@@ -21,6 +21,15 @@ const VERIFY_BYTES_PER_SECOND_MIN: u64 = 8 * MIB;
 /// What an answer may take beside reading.
 const VERIFY_SLACK: Duration = Duration::from_secs(5);
 
+/// What lies here and belongs elsewhere.
+pub(super) struct SurplusItem {
+    pub(super) item: RepairItem,
+    /// The hold that stands on it.
+    pub(super) hold: Option<Hold>,
+    /// It can't be sent to anybody.
+    pub(super) damaged: bool,
+}
+
 /// A copy that belongs elsewhere.
 #[derive(Debug, Clone)]
 struct Surplus {
@@ -30,16 +39,17 @@ struct Surplus {
     placement: PlacementKey,
     /// The hold that stands on it, which every owner is told before it confirms.
     hold: Option<Hold>,
+    damaged: bool,
     owners: Vec<NodeId>,
     confirmed: BTreeSet<NodeId>,
 }
 
 /// Hands over a page of items.
-pub(super) async fn hand_over(round: &Round, items: Vec<(RepairItem, Option<Hold>)>) -> Left {
+pub(super) async fn hand_over(round: &Round, items: Vec<SurplusItem>) -> Left {
     let mut left = Left::default();
     let mut batch: Vec<Surplus> = Vec::new();
     let mut batch_bytes = 0;
-    for (item, hold) in items {
+    for SurplusItem { item, hold, damaged } in items {
         match item {
             RepairItem::Blob { name, length, put_time_ms, placement } => {
                 round.shared.repair.surplus_blobs.fetch_add(1, Ordering::Relaxed);
@@ -49,7 +59,8 @@ pub(super) async fn hand_over(round: &Round, items: Vec<(RepairItem, Option<Hold
                     batch_bytes = 0;
                 }
                 batch_bytes += length;
-                batch.push(Surplus { name, length, put_time_ms, placement, hold, owners, confirmed: BTreeSet::new() });
+                let confirmed = BTreeSet::new();
+                batch.push(Surplus { name, length, put_time_ms, placement, hold, damaged, owners, confirmed });
             }
             RepairItem::Locator(put) => left.and(hand_over_locator(round, put).await),
             // All nodes own these.
@@ -84,7 +95,7 @@ async fn hand_over_batch(round: &Round, mut batch: Vec<Surplus>) -> Left {
             continue;
         }
         for at in confirm(round, owner, &mut batch).await {
-            let Some(copy) = batch.get_mut(at) else { continue };
+            let Some(copy) = batch.get_mut(at).filter(|copy| !copy.damaged) else { continue };
             match send(shared, owner, copy).await {
                 // What a node has just hashed, written and synced is as good as read.
                 Ok(()) => {
@@ -121,7 +132,8 @@ async fn give_up(round: &Round, batch: Vec<Surplus>) -> Left {
     }
     for copy in batch {
         if copy.confirmed.len() < round.view().confirmations() {
-            left.undone = true;
+            // A damaged copy helps nobody to get theirs: it goes with a later round, once they have it.
+            left.undone |= !copy.damaged;
             continue;
         }
         let given_up = match copy.hold {

@@ -1,0 +1,233 @@
+//! Copies of the results while they are in use, and their way back.
+//!
+//! Invariants:
+//! - A backup is the results as of one moment (SQLite's `VACUUM INTO`, one read transaction): it holds whatever was
+//!   acknowledged before it began, and writers don't wait for it. It exists under its name only when it is whole, checked
+//!   and durable.
+//! - Results are restored only while no process has them open: each [`SqliteBackend`] holds a shared lock of `<path>.open`.
+//! - What is restored is checked in full, and brought up to this build's schema, beside the results before it takes their
+//!   place in one step. What was there before stays, under another name.
+
+use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{ConnectOptions, Connection};
+
+use super::{BUSY_TIMEOUT, MIGRATOR, lock_schema, migrated_connection, to_u64};
+use crate::store::{StoreError, StoreFault};
+
+/// A copy of the results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Copied {
+    /// Analyses in it.
+    pub analyses: u64,
+    /// Of these, those that are not finished.
+    pub unfinished: u64,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// Copies the results at `path` to `target`, which must not be there yet. The results may be in use.
+pub async fn backup(path: &Path, target: &Path) -> Result<Copied, StoreError> {
+    on("back up the results to", target, try_backup(path, target).await)
+}
+
+/// Puts the backup `from` in the place of the results at `path`, which nobody may have open. Also returns under which name
+/// the former results are kept, if there were any.
+pub async fn restore(path: &Path, from: &Path) -> Result<(Copied, Option<PathBuf>), StoreError> {
+    on("restore the results from", from, try_restore(path, from).await)
+}
+
+fn on<T>(operation: &'static str, object: &Path, outcome: Result<T, StoreFault>) -> Result<T, StoreError> {
+    outcome.map_err(|source| StoreError { operation, object: object.display().to_string(), source })
+}
+
+/// The lock that whoever uses the results shares, held until the file is dropped. A restore holds it alone.
+pub(super) fn share(path: &Path) -> Result<File, StoreFault> {
+    let lock_path = beside(path, ".open");
+    let file = open_lock(&lock_path)?;
+    file.try_lock_shared().map_err(|error| refused(path, &lock_path, error, "they are being restored"))?;
+    Ok(file)
+}
+
+fn alone(path: &Path) -> Result<File, StoreFault> {
+    let lock_path = beside(path, ".open");
+    let file = open_lock(&lock_path)?;
+    file.try_lock()
+        .map_err(|error| refused(path, &lock_path, error, "stop every gateway and scan worker that has them open"))?;
+    Ok(file)
+}
+
+fn open_lock(path: &Path) -> Result<File, StoreFault> {
+    let opened = File::options().create(true).truncate(false).read(true).write(true).open(path);
+    opened.map_err(|error| io_fault(path, error))
+}
+
+fn refused(path: &Path, lock: &Path, error: TryLockError, why: &'static str) -> StoreFault {
+    match error {
+        TryLockError::WouldBlock => StoreFault::InUse { path: path.display().to_string(), why },
+        TryLockError::Error(error) => io_fault(lock, error),
+    }
+}
+
+async fn try_backup(path: &Path, target: &Path) -> Result<Copied, StoreFault> {
+    if target.exists() {
+        return Err(io_fault(target, std::io::ErrorKind::AlreadyExists.into()));
+    }
+    let partial = beside(target, ".partial");
+    // For its owner's eyes alone, as the results are. What an earlier attempt left is begun anew.
+    let made = File::options().create(true).write(true).truncate(true).mode(0o600).open(&partial);
+    made.map_err(|error| io_fault(&partial, error))?;
+    let copied = fill(path, &partial).await;
+    if copied.is_ok() {
+        // Unlike a rename this replaces nothing.
+        fs::hard_link(&partial, target).map_err(|error| io_fault(target, error))?;
+    }
+    let _ = fs::remove_file(&partial);
+    let copied = copied?;
+    sync_folder(target)?;
+    Ok(copied)
+}
+
+async fn fill(path: &Path, partial: &Path) -> Result<Copied, StoreFault> {
+    let mut connection = connect(path).await?;
+    // The name goes in as a value; an empty file is filled, anything else refused.
+    sqlx::query("VACUUM INTO $1").bind(partial.display().to_string()).execute(&mut connection).await?;
+    connection.close().await?;
+    let copied = check(partial).await?;
+    sync(partial)?;
+    Ok(copied)
+}
+
+/// That a file is sound results of this build or an earlier one; what is in it.
+async fn check(path: &Path) -> Result<Copied, StoreFault> {
+    let not_results = |reason: String| StoreFault::Malformed(format!("{} holds no results: {reason}", path.display()));
+    let mut connection = connect(path).await?;
+    let findings: Vec<String> = sqlx::query_scalar("PRAGMA integrity_check(10)")
+        .fetch_all(&mut connection)
+        .await
+        .map_err(|error| not_results(error.to_string()))?;
+    if findings != ["ok"] {
+        return Err(StoreFault::Malformed(format!("{} is damaged: {}", path.display(), findings.join("; "))));
+    }
+    let found: Option<i64> = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
+        .fetch_one(&mut connection)
+        .await
+        .map_err(|error| not_results(error.to_string()))?;
+    let known = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0);
+    match found {
+        None => return Err(not_results("nothing was ever written to it".to_owned())),
+        Some(found) if found > known => return Err(StoreFault::NewerSchema { found, known }),
+        Some(_) => {}
+    }
+    let (analyses, unfinished): (i64, i64) =
+        sqlx::query_as("SELECT count(*), count(*) FILTER (WHERE state < 2) FROM analysis")
+            .fetch_one(&mut connection)
+            .await
+            .map_err(|error| not_results(error.to_string()))?;
+    connection.close().await?;
+    let bytes = fs::metadata(path).map_err(|error| io_fault(path, error))?.len();
+    Ok(Copied { analyses: to_u64(analyses), unfinished: to_u64(unfinished), bytes })
+}
+
+async fn try_restore(path: &Path, from: &Path) -> Result<(Copied, Option<PathBuf>), StoreFault> {
+    // Whoever starts waits for the first lock, or is refused by the second.
+    let _starting = lock_schema(path).await?;
+    let _alone = alone(path)?;
+    check(from).await?;
+    let restoring = beside(path, ".restoring");
+    let prepared = prepare(from, &restoring).await;
+    let kept = match prepared {
+        Ok(copied) => replace(path, &restoring).await.map(|kept| (copied, kept)),
+        Err(fault) => Err(fault),
+    };
+    if kept.is_err() {
+        let _ = fs::remove_file(&restoring);
+    }
+    kept
+}
+
+/// A copy of the backup beside the results, of this build's schema, sound and durable.
+async fn prepare(from: &Path, restoring: &Path) -> Result<Copied, StoreFault> {
+    let _ = fs::remove_file(restoring);
+    let made = File::options().create_new(true).write(true).mode(0o600).open(restoring);
+    made.map_err(|error| io_fault(restoring, error))?;
+    // Rather than the bytes of one file: what was restored may have a log beside it that belongs to it.
+    let mut connection = connect(from).await?;
+    sqlx::query("VACUUM INTO $1").bind(restoring.display().to_string()).execute(&mut connection).await?;
+    connection.close().await?;
+    migrated_connection(&options(restoring)).await?.close().await?;
+    let copied = check(restoring).await?;
+    sync(restoring)?;
+    Ok(copied)
+}
+
+/// Puts `restoring` in the place of the results, which are kept under another name.
+async fn replace(path: &Path, restoring: &Path) -> Result<Option<PathBuf>, StoreFault> {
+    let kept = if path.exists() {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let kept = beside(path, &format!(".before-{}", now.as_secs()));
+        settle(path).await;
+        fs::hard_link(path, &kept).map_err(|error| io_fault(&kept, error))?;
+        // What can't be settled, since the results are damaged, goes with them: it must not be taken for the backup's.
+        for suffix in ["-wal", "-shm"] {
+            let (log, log_kept) = (beside(path, suffix), beside(&kept, suffix));
+            match fs::rename(&log, &log_kept) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io_fault(&log, error)),
+                _ => {}
+            }
+        }
+        Some(kept)
+    } else {
+        None
+    };
+    fs::rename(restoring, path).map_err(|error| io_fault(path, error))?;
+    sync_folder(path)?;
+    Ok(kept)
+}
+
+/// Brings what is only in the log into the file, as far as that is possible.
+async fn settle(path: &Path) {
+    let settled = async {
+        let mut connection = connect(path).await?;
+        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut connection).await?;
+        connection.close().await?;
+        Ok::<_, StoreFault>(())
+    };
+    if let Err(error) = settled.await {
+        tracing::warn!(path = %path.display(), %error, "the log of the former results stays beside them");
+    }
+}
+
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_TIMEOUT).disable_statement_logging()
+}
+
+async fn connect(path: &Path) -> Result<SqliteConnection, StoreFault> {
+    // SQLite says of a file that is missing no more than that it can't be opened.
+    fs::metadata(path).map_err(|error| io_fault(path, error))?;
+    Ok(options(path).connect().await?)
+}
+
+fn sync(path: &Path) -> Result<(), StoreFault> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(|error| io_fault(path, error))
+}
+
+fn sync_folder(path: &Path) -> Result<(), StoreFault> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    sync(folder)
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(suffix);
+    beside.into()
+}
+
+fn io_fault(path: &Path, error: std::io::Error) -> StoreFault {
+    StoreFault::Io { path: path.display().to_string(), source: Arc::new(error) }
+}
