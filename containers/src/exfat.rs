@@ -113,8 +113,9 @@ pub(crate) fn volume(input: &mut dyn ReadSeek, folder: &str, out: &mut Out<'_, '
         }
         let Some(stream) = streams.remove(&first) else { continue };
         let result = volume.directory(stream, &path, out, &mut |child, path| {
+            folders.push(child.first, path)?;
             streams.entry(child.first).or_insert(child);
-            folders.push(child.first, path)
+            Ok(())
         });
         if let Err(error) = result {
             out.outcome.note_error(&format!("directory {path:?}"), &error);

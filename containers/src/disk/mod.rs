@@ -49,7 +49,7 @@ pub(crate) static DISK: Format = Format {
     beside: &["iso9660", "udf"],
     probe: |probe| {
         let has_partitions = !partitions(probe.head, probe.length).is_empty() || has_apple_map(probe.head);
-        whole_if(has_partitions && file_systems::of(probe.head).is_none_or(|found| found.format != "fat"))
+        whole_if(has_partitions && file_systems::of(probe.head).is_none_or(|found| !found.owns_first_sector))
     },
     extractor: &Disk,
 };
@@ -91,34 +91,39 @@ struct Disk;
 impl Extractor for Disk {
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
         let mut out = Out::new(budget, sink);
-        let result = match disk(&mut *container.input, container.length, &mut out) {
-            Ok(false) => Err(invalid("no partition")),
-            Ok(true) => Ok(()),
-            Err(error) => Err(error),
-        };
+        // A file system without a partition is a format of its own.
+        let result = read_start(container.input, HEAD_BYTES as u64).and_then(|head| {
+            let any = all_partitions(&mut *container.input, &head, container.length, &mut out)?;
+            if any { Ok(()) } else { Err(invalid("no partition")) }
+        });
         out.end("the disk image is broken", result)
     }
 }
 
-/// Hands out what is on a virtual disk. One that holds something else, such as the image of a disc, is a member itself.
+/// Hands out what is on a virtual disk: a file system, partitions, or both. One that holds something else, such as the image of a
+/// disc, is a member itself.
 fn virtual_disk_content(input: &mut dyn ReadSeek, length: u64, out: &mut Out<'_, '_>) -> io::Result<()> {
-    if !disk(input, length, out)? {
+    let head = read_start(input, HEAD_BYTES as u64)?;
+    let file_system = file_systems::of(&head);
+    if let Some(found) = file_system
+        && let Err(error) = (found.volume)(input, "", out)
+    {
+        out.outcome.note_error("the file system is broken", &error);
+    }
+    let is_all = out.is_over() || file_system.is_some_and(|found| found.owns_first_sector);
+    if !is_all && !all_partitions(input, &head, length, out)? && file_system.is_none() {
         out.stored("disk".to_owned(), input, 0, length);
     }
     Ok(())
 }
 
-/// Hands out what is on a disk: partitions, or a file system alone. False if there is neither.
-fn disk(input: &mut dyn ReadSeek, length: u64, out: &mut Out<'_, '_>) -> io::Result<bool> {
-    let head = read_start(input, HEAD_BYTES as u64)?;
+/// Hands out what is in the partitions of a disk. False if it has none.
+fn all_partitions(input: &mut dyn ReadSeek, head: &[u8], length: u64, out: &mut Out<'_, '_>) -> io::Result<bool> {
     let mut number = 0;
-    if let Some(found) = file_systems::of(&head) {
-        return (found.volume)(input, "", out).map(|()| true);
+    if has_apple_map(head) {
+        apple_map(input, head, &mut number, out)?;
     }
-    if has_apple_map(&head) {
-        apple_map(input, &head, &mut number, out)?;
-    }
-    for partition in partitions(&head, length) {
+    for partition in partitions(head, length) {
         if out.is_over() {
             return Ok(true);
         }

@@ -121,6 +121,8 @@ pub static SAMPLES: &[Sample] = &[
     sample!("lzop", "lzop"),
     sample!("lzop", "lzop-best"),
     sample!("lzh", "lzh", None, End::Open),
+    sample!("nsis", "nsis-bzip2"),
+    sample!("nsis", "nsis-bzip2-solid"),
     sample!("nsis", "nsis-lzma"),
     sample!("nsis", "nsis-lzma-solid"),
     sample!("nsis", "nsis-zlib"),

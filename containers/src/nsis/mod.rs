@@ -1,7 +1,9 @@
 //! The data of NSIS installers, which lies behind their program. Format: NSIS's own `Source/exehead/fileform.h`.
 //!
 //! The files come out in the order in which they lie, without their names: those are in a script, which comes out as the first
-//! member. LZMA and Deflate are read, solid or not; NSIS has a bzip2 of its own, which is not.
+//! member. LZMA, Deflate and NSIS's own bzip2 are read, solid or not.
+
+mod bzip2;
 
 use std::io::{self, BufReader, Read};
 
@@ -10,7 +12,7 @@ use lzma_rust2::filter::bcj::BcjReader;
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, Sink, read_full};
-use crate::fields::{array, invalid, le32, unsupported};
+use crate::fields::{array, invalid, le32};
 use crate::format::{Format, whole_if};
 use crate::limits::admit_decoder;
 use crate::outcome::ExtractionOutcome;
@@ -51,18 +53,19 @@ impl Extractor for Nsis {
 enum Method {
     Stored,
     Deflate,
+    Bzip2,
     Lzma { filtered: bool },
 }
 
 impl Method {
     /// Told by how compressed data begins; nothing says so.
-    fn of(start: &[u8]) -> io::Result<Self> {
+    fn of(start: &[u8]) -> Self {
         let is_lzma = |start: &[u8]| matches!(start, [0x5d, 0, 0, _, _, 0, next, ..] if next & 0x80 == 0);
         match start {
-            start if is_lzma(start) => Ok(Self::Lzma { filtered: false }),
-            [flag @ (0 | 1), rest @ ..] if is_lzma(rest) => Ok(Self::Lzma { filtered: *flag == 1 }),
-            [0x31, level, ..] if *level < 14 => Err(unsupported("NSIS's own bzip2 is not supported")),
-            _ => Ok(Self::Deflate),
+            start if is_lzma(start) => Self::Lzma { filtered: false },
+            [flag @ (0 | 1), rest @ ..] if is_lzma(rest) => Self::Lzma { filtered: *flag == 1 },
+            [0x31, level, ..] if *level < 14 => Self::Bzip2,
+            _ => Self::Deflate,
         }
     }
 
@@ -70,6 +73,7 @@ impl Method {
         Ok(match self {
             Self::Stored => Box::new(packed),
             Self::Deflate => Box::new(flate2::bufread::DeflateDecoder::new(packed)),
+            Self::Bzip2 => Box::new(bzip2::Decoder::new(packed)),
             Self::Lzma { filtered } => {
                 if packed.fill_buf()?.first().is_some_and(|flag| *flag <= 1) {
                     packed.consume(1);
@@ -100,11 +104,11 @@ fn installer(container: &mut Container<'_>, out: &mut Out<'_, '_>) -> io::Result
     let first = array(&start, 0).map_or(0, u32::from_le_bytes);
     let method = Method::of(&start);
     // A script is shorter than 16 MiB, so that the last byte of its length has no more than the mark.
-    let is_marked = first >> 24 == IS_COMPRESSED >> 24 && !matches!(method, Ok(Method::Lzma { .. }));
+    let is_marked = first >> 24 == IS_COMPRESSED >> 24 && !matches!(method, Method::Lzma { .. });
     if first == header_bytes || is_marked {
         blocks(container, end, out)?;
     } else {
-        solid(container, method?, end, out)?;
+        solid(container, method, end, out)?;
     }
     if u64::from(bytes) < container.length && !out.is_over() {
         let rest = container.length - u64::from(bytes);
@@ -150,7 +154,7 @@ fn blocks(container: &mut Container<'_>, end: u64, out: &mut Out<'_, '_>) -> io:
             Ok(Method::Stored)
         } else {
             let mut start = [0; 8];
-            read_full(&mut part(container.input, at, length)?, &mut start).and_then(|_| Method::of(&start))
+            read_full(&mut part(container.input, at, length)?, &mut start).map(|_| Method::of(&start))
         };
         let content = method.and_then(|method| method.open(part(container.input, at, length)?));
         out.made(name(number), None, content);
