@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::container::ReadSeek;
 use crate::format::{CLAIMS_MAX, Claim, ContainerFormat, Found, HEAD_BYTES, Probe, TAIL_BYTES};
 use crate::limits::Halt;
+use crate::text;
 
 /// What a file is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,6 +86,15 @@ fn containers(input: &mut dyn ReadSeek, length: u64) -> io::Result<(Vec<Found>, 
             if !list.contains(&found) {
                 list.push(found);
             }
+        }
+    }
+    if whole.is_empty() {
+        let hidden = text::search(input)?;
+        let names = [(hidden.uuencode, "uuencode"), (hidden.yenc, "yenc"), (hidden.data, "text")];
+        let names = names.into_iter().filter(|(is_there, _)| *is_there).map(|(_, name)| (name, 0));
+        for (name, offset) in hidden.archives.into_iter().chain(names) {
+            let found = ContainerFormat::named(name).map(|format| Found { format, offset });
+            inside.extend(found.filter(|found| !inside.contains(found)));
         }
     }
     let mut suspicious = None;

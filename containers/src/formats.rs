@@ -10,7 +10,8 @@
 use crate::format::Format;
 use crate::{
     activemime, ar, binhex, cab, chm, coded, cpio, disk, exfat, ext, fat, hfs, iso9660, lzh, mail, nsis, ntfs, ole,
-    onenote, pdf, pe, rar, rpm, rtf, sevenz, squashfs, stream, tar, text, textual, udf, utf16, wim, xar, zip,
+    onenote, pdf, pe, rar, rpm, rtf, sevenz, squashfs, stream, swf, tar, text, textual, udf, unopened, utf16, wim, xar,
+    zip,
 };
 
 /// Every format that this build takes apart.
@@ -37,6 +38,7 @@ pub static FORMATS: &[&Format] = &[
     &rtf::FORMAT,
     &onenote::FORMAT,
     &activemime::FORMAT,
+    &swf::FORMAT,
     &mail::tnef::FORMAT,
     &mail::MBOX,
     &mail::EML,
@@ -66,4 +68,5 @@ pub static FORMATS: &[&Format] = &[
     &text::FORMAT,
     &utf16::FORMAT,
     &pe::FORMAT,
+    &unopened::FORMAT,
 ];

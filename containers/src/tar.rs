@@ -4,14 +4,18 @@
 //! "long name" of any length in memory. Reading goes on behind the two zero blocks that end an archive, since some programs
 //! do: what is there is handed out too. The data of sparse files is handed out as it lies in the archive, without the holes,
 //! and the archive counts as not fully extracted, since the file itself was not seen.
+//!
+//! Programs differ in how long an entry is: whether links have content, whether they know an extension, how they read its numbers. Then the
+//! archive is read on from both places.
 
+use std::collections::HashSet;
 use std::io::{self, Read, SeekFrom};
 
 use tar::{EntryType, Header};
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name, hand_out, read_full};
-use crate::format::{Format, whole_if};
+use crate::format::{Claim, Claims, Format, Probe};
 use crate::outcome::ExtractionOutcome;
 
 const BLOCK_BYTES: usize = 512;
@@ -28,11 +32,32 @@ pub(crate) static FORMAT: Format = Format {
     extension: "tar",
     category: "A",
     beside: &[],
-    probe: |probe| whole_if(probe.head.first_chunk().is_some_and(is_header)),
+    probe,
     extractor: &Tar,
 };
 
 struct Tar;
+
+/// How many blocks before the first header some programs pass over.
+const JUNK_BLOCKS_MAX: usize = 8;
+
+fn probe(probe: &mut Probe<'_>) -> io::Result<Claims> {
+    if probe.head.first_chunk().is_some_and(is_header) {
+        return Ok(vec![Claim::Whole(0)]);
+    }
+    // Some programs pass over what is no header at the beginning. That is believed if the header has its magic number too.
+    let blocks = probe.head.as_chunks::<BLOCK_BYTES>().0.iter().take(JUNK_BLOCKS_MAX + 1);
+    let has_magic = |block: &[u8; BLOCK_BYTES]| block.get(257..262) == Some(b"ustar") && is_header(block);
+    let first = blocks.enumerate().find(|(_, block)| has_magic(block));
+    Ok(first.map(|(at, _)| Claim::Inside((at * BLOCK_BYTES) as u64)).into_iter().collect())
+}
+
+/// In how many ways an archive is walked at most. Real ones can be walked in one.
+const WALKS_MAX: usize = 64;
+/// How many headers are remembered as read.
+const SEEN_MAX: usize = 1 << 20;
+/// How many places with two meanings are kept of an archive.
+const DISPUTES_MAX: usize = 4096;
 
 /// Whether a block is a header: its checksum fits.
 fn is_header(block: &[u8; BLOCK_BYTES]) -> bool {
@@ -60,30 +85,82 @@ fn claimed_checksum(block: &[u8; BLOCK_BYTES]) -> Option<u64> {
 
 impl Extractor for Tar {
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
-        let mut walk = Walk { container, offset: 0, ended: false, extensions: Extensions::default() };
         let mut outcome = ExtractionOutcome::default();
-        while !outcome.is_over() {
-            let offset = walk.offset;
-            match walk.step(budget, sink, &mut outcome) {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(error) => {
-                    outcome.note_error(&format!("the archive is broken at {offset}"), &error);
+        // Where programs differ in how long an entry is, the archive goes on at two places, and is read from both. What was read
+        // once is not read again, so that all of it together takes no longer than the archive is long, a few times.
+        let (mut starts, mut seen) = (vec![0], HashSet::new());
+        let mut next = 0;
+        while let Some(start) = starts.get(next).copied().filter(|_| !outcome.is_over()) {
+            let disputes = Vec::new();
+            let mut walk = Walk { container, offset: start, ended: false, extensions: Extensions::default(), disputes };
+            let mut walked = ExtractionOutcome::default();
+            while !walked.is_over() {
+                // Where another walk came by, both go on alike.
+                let is_new = seen.len() >= SEEN_MAX || seen.insert(walk.offset);
+                if !is_new && walk.extensions.is_none() {
                     break;
                 }
+                let offset = walk.offset;
+                match walk.step(budget, sink, &mut walked) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => {
+                        walked.note_error(&format!("the archive is broken at {offset}"), &error);
+                        break;
+                    }
+                }
             }
+            for dispute in walk.disputes {
+                let mut block = [0; BLOCK_BYTES];
+                let read =
+                    container.input.seek(SeekFrom::Start(dispute)).and_then(|_| read_full(container.input, &mut block));
+                // What is no header is none for the programs that look there either.
+                if !read.is_ok_and(|read| read == BLOCK_BYTES) || !is_header(&block) || seen.contains(&dispute) {
+                    continue;
+                }
+                if starts.len() < WALKS_MAX {
+                    starts.push(dispute);
+                } else {
+                    outcome.note_suspicious("different programs find different entries in the archive");
+                }
+            }
+            if next > 0 {
+                // From there it may be no archive, which it is for the others.
+                walked.broken = None;
+            }
+            outcome.merge(walked);
+            next += 1;
         }
         outcome
     }
 }
 
+/// The type of an extension header of Solaris, which is otherwise one of PAX.
+const SOLARIS_EXTENSION: u8 = b'X';
+
+/// Whether a header says something about the next one.
+fn is_extension(header: &Header) -> bool {
+    matches!(header.as_old().linkflag, [b'L' | b'K' | b'x' | b'g' | SOLARIS_EXTENSION])
+}
+
 /// What extension headers said about the next entry.
-#[derive(Default)]
+#[derive(Default, PartialEq, Eq)]
 struct Extensions {
     name: Option<Vec<u8>>,
     size: Option<u64>,
+    /// They are Solaris' own, which some programs don't know.
+    is_solaris: bool,
+    /// What else the size is for some programs.
+    other_size: Option<u64>,
     /// The next entry's content is a map and pieces.
     sparse: bool,
+}
+
+impl Extensions {
+    /// Whether nothing was said.
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 struct Walk<'w, 'c> {
@@ -92,9 +169,20 @@ struct Walk<'w, 'c> {
     /// A zero block was seen.
     ended: bool,
     extensions: Extensions,
+    /// Where else the archive goes on for some programs.
+    disputes: Vec<u64>,
 }
 
 impl Walk<'_, '_> {
+    /// Notes that for some programs the entry whose content begins here is so long.
+    fn dispute(&mut self, size: u64) {
+        let padded = size.checked_next_multiple_of(BLOCK_BYTES as u64);
+        let next = padded.and_then(|padded| self.offset.checked_add(padded));
+        if let Some(next) = next.filter(|_| self.disputes.len() < DISPUTES_MAX) {
+            self.disputes.push(next);
+        }
+    }
+
     /// Takes the header at the offset and what belongs to it. False at the end.
     fn step(&mut self, budget: &Budget, sink: &mut Sink<'_>, outcome: &mut ExtractionOutcome) -> io::Result<bool> {
         let mut block = [0; BLOCK_BYTES];
@@ -117,11 +205,24 @@ impl Walk<'_, '_> {
             Some(size) => size,
             None => header.entry_size()?,
         };
+        let is_entry = !is_extension(header);
+        if self.extensions.is_solaris && is_entry {
+            self.extensions.other_size = header.entry_size().ok();
+        }
+        if let Some(other) = self.extensions.other_size.filter(|other| is_entry && *other != size) {
+            self.dispute(other);
+        }
         match header.entry_type() {
             EntryType::GNULongName => self.extensions.name = Some(self.read_extension(header.entry_size()?)?),
             EntryType::XHeader => {
                 let records = self.read_extension(header.entry_size()?)?;
                 self.read_pax(&records);
+            }
+            kind if kind.as_byte() == SOLARIS_EXTENSION => {
+                // For programs that don't know it, it is a file, and the next entry's own size holds.
+                let records = self.read_extension(header.entry_size()?)?;
+                self.read_pax(&records);
+                self.extensions.is_solaris = true;
             }
             EntryType::GNULongLink => self.skip(header.entry_size()?)?,
             EntryType::XGlobalHeader => {
@@ -140,6 +241,9 @@ impl Walk<'_, '_> {
             }
             // Links and devices have no content, whatever their size field says: some writers put a hard link's there.
             EntryType::Link | EntryType::Symlink | EntryType::Char | EntryType::Block | EntryType::Fifo => {
+                if size > 0 {
+                    self.dispute(size);
+                }
                 self.extensions = Extensions::default();
             }
             // V7 has no directory type: a regular entry whose name ends in a slash is one.
@@ -231,7 +335,12 @@ impl Walk<'_, '_> {
             if let Some(path) = record.strip_prefix(b"path=") {
                 self.extensions.name = Some(path.to_vec());
             } else if let Some(size) = record.strip_prefix(b"size=") {
-                self.extensions.size = std::str::from_utf8(size).ok().and_then(|size| size.parse().ok());
+                let text = std::str::from_utf8(size).unwrap_or_default();
+                self.extensions.size = text.parse().ok();
+                // Some programs take a number as the C library does: with space before it, and whatever behind.
+                let digits = text.trim_start().trim_start_matches('+');
+                let end = digits.find(|character: char| !character.is_ascii_digit()).unwrap_or(digits.len());
+                self.extensions.other_size = digits.get(..end).and_then(|digits| digits.parse().ok());
             } else if let Some(path) = record.strip_prefix(b"GNU.sparse.name=") {
                 self.extensions.name = Some(path.to_vec());
             }

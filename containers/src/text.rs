@@ -1,10 +1,13 @@
 //! Text with files in it: web pages and style sheets with `data:` addresses, scripts with long strings of base64, XML with binary data
 //! (flat OpenDocument, Word of 2003, Flat OPC), calendars and address books with attachments. Formats: RFC 2397, RFC 4648.
 //!
-//! Any text may be such a file, so a text is one if what is seen of its beginning and end has a `data:` address or a long run of
-//! base64, or if it is markup. It counts only if the file is nothing else. Short runs are left: they are hashes and names.
-//! Strings that a script puts together from pieces count as one. Text in UTF-16 is the business of
-//! [`crate::utf16`].
+//! Any text may be such a file, so a text is one if it has a `data:` address or a run of base64 anywhere, or if it is markup. It counts
+//! only if the file is nothing else, and then other files are searched as well: what opens them passes over odd characters. Short runs are
+//! left unless they stand for text or for what begins as files do: they are hashes and names. Strings that a script puts together from
+//! pieces count as one. Text in UTF-16 is the business of [`crate::utf16`].
+//!
+//! Characters may be written as escapes of HTML or of a script. Such a text is read a second time with these decoded, and what then has
+//! one of them in it comes out as well.
 //!
 //! Cut inside a string a text is complete, since text doesn't say where it ends; a `data:` address that nothing ends is cut off.
 //!
@@ -12,29 +15,21 @@
 
 use std::io::{self, Read, SeekFrom};
 
-use crate::budget::Budget;
-use crate::container::{Container, Extractor, ReadSeek, Sink, hand_out};
-use crate::fields::find;
-use crate::format::{Claim, Claims, Format, Probe};
-use crate::outcome::{ExtractionOutcome, Protection};
-use crate::transfer::{Base64, digit, hex_digit};
+use memchr::memmem;
 
-/// How many characters a run of base64 has at least: the longest hash's in hexadecimal are 128, and lists of hashes are long.
-const RUN_CHARACTERS_MIN: usize = 160;
-/// The same for what an element of XML or a field of a calendar begins with: the EICAR test file's are 92.
-const ELEMENT_CHARACTERS_MIN: usize = 80;
-/// How many different characters the beginning of a run has at least: else any line of dashes would be one.
-const DIFFERENT_CHARACTERS_MIN: u32 = 8;
-/// How many characters of a run stand together at least, before space or the end of a string: else any prose would be one.
-const LINE_CHARACTERS_MIN: usize = 32;
-/// The longest beginning of a `data:` address, up to its comma.
-const ADDRESS_BYTES_MAX: usize = 200;
-/// The longest beginning of a run in short lines, or of an address.
-const SEARCH_AGAIN_BYTES: usize = 512;
+use crate::budget::Budget;
+use crate::container::{Container, Extractor, ReadSeek, Sink, hand_out, read_full};
+use crate::encoded::{
+    Address, ESCAPE_BYTES_MAX, Found, JOINT_BYTES_MAX, LINE_CHARACTERS_MIN, SEARCH_AGAIN_BYTES, TOLD_BY_BYTES,
+    begins_file_of_lines, characters, escaped, is_text, joint, next_data,
+};
+use crate::fields::{find, le32};
+use crate::format::{CLAIMS_MAX, Claim, Claims, Format, Probe};
+use crate::outcome::{ExtractionOutcome, Protection};
+use crate::transfer::{Base64, digit};
+
 /// How much of the text is held.
 const WINDOW_BYTES: usize = 64 * 1024;
-/// How far is looked ahead for where a string goes on.
-const JOINT_BYTES_MAX: usize = 32;
 /// How much of a manifest is looked at.
 const MANIFEST_BYTES_MAX: usize = 60 * 1024;
 
@@ -50,80 +45,222 @@ pub(crate) static FORMAT: Format = Format {
     extractor: &Text,
 };
 
+/// Only what is seen at once: the rest of a file is searched if nothing claims it, see [`search`].
 fn probe(probe: &mut Probe<'_>) -> io::Result<Claims> {
-    let begins_as_text = !probe.head.iter().take(4096).any(|byte| matches!(byte, 0..=8 | 14..=26 | 28..=31));
+    let is_text = is_text(probe.head);
     let head = probe.head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(probe.head).trim_ascii_start();
     let markup = matches!(head, [b'<', b'!' | b'?' | b'a'..=b'z' | b'A'..=b'Z', ..]);
-    let has_data = |text: &[u8]| !matches!(next_data(text, true), Found::Nothing(_));
-    let is_one = begins_as_text && (markup || has_data(probe.head) || has_data(probe.tail));
+    let has_data = |text: &[u8]| !matches!(next_data(text, true, true), Found::Nothing(_));
+    let is_one = is_text && (markup || has_data(probe.head) || has_data(probe.tail));
     Ok(if is_one { vec![Claim::Inside(0)] } else { Vec::new() })
+}
+
+/// What a file that is no container holds as text.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Hidden {
+    pub(crate) data: bool,
+    pub(crate) uuencode: bool,
+    pub(crate) yenc: bool,
+    /// Archives that programs find in it, by their format's name, and where.
+    pub(crate) archives: Vec<(&'static str, u64)>,
+}
+
+/// Searches all of a file.
+pub(crate) fn search(input: &mut dyn ReadSeek) -> io::Result<Hidden> {
+    let mut hidden = Hidden::default();
+    input.seek(SeekFrom::Start(0))?;
+    let (mut bytes, mut plain) = (vec![0; WINDOW_BYTES], Vec::new());
+    let mut kept = 0;
+    let (mut kind, mut is_script) = (None, None);
+    let mut start = 0u64;
+    loop {
+        let filled = kept + read_full(input, bytes.get_mut(kept..).unwrap_or_default())?;
+        let is_last = filled < bytes.len();
+        let text = bytes.get(..filled).unwrap_or_default();
+        let is_text = *kind.get_or_insert_with(|| is_text(text));
+        let has_data = |text: &[u8]| !matches!(next_data(text, true, is_text), Found::Nothing(_));
+        hidden.data = hidden.data || has_data(text);
+        if !hidden.data && characters(text).next().is_some() {
+            plain.clear();
+            unescape(text, text.len(), |part, _| plain.extend_from_slice(part));
+            hidden.data = has_data(&plain);
+        }
+        let (uuencode, yenc) = begins_file_of_lines(text);
+        hidden.uuencode |= uuencode;
+        hidden.yenc |= yenc;
+        let is_script = *is_script.get_or_insert_with(|| text.starts_with(b"#!"));
+        for found in archives(text, is_script).map(|(name, at)| (name, start + at as u64)) {
+            if hidden.archives.len() <= CLAIMS_MAX && !hidden.archives.contains(&found) {
+                hidden.archives.push(found);
+            }
+        }
+        if is_last {
+            break;
+        }
+        let from = filled.saturating_sub(SEARCH_AGAIN_BYTES);
+        start += from as u64;
+        bytes.copy_within(from..filled, 0);
+        kept = filled - from;
+    }
+    confirm(input, &mut hidden.archives)?;
+    Ok(hidden)
+}
+
+/// What an archive begins with that programs look for, and whether they look for it behind any script, or anywhere.
+const ARCHIVES: [(&str, &[u8], bool); 6] = [
+    ("7z", b"7z\xbc\xaf\x27\x1c", true),
+    ("zip", b"PK\x05\x06", true),
+    ("gzip", b"\n\x1f\x8b\x08", false),
+    ("bzip2", b"\nBZh", false),
+    ("xz", b"\n\xfd7zXZ\0", false),
+    ("zstd", b"\n\x28\xb5\x2f\xfd", false),
+];
+
+/// Where archives begin, or end, in a part of a file.
+fn archives(text: &[u8], is_script: bool) -> impl Iterator<Item = (&'static str, usize)> {
+    let formats = ARCHIVES.into_iter().filter(move |(_, _, anywhere)| is_script || *anywhere);
+    formats.flat_map(move |(name, magic, _)| {
+        // The line break before it belongs to the script.
+        let skip = usize::from(magic.starts_with(b"\n"));
+        let most = if skip == 0 { CLAIMS_MAX } else { 1 };
+        memmem::find_iter(text, magic).map(move |at| (name, at + skip)).take(most)
+    })
+}
+
+/// Keeps those that are archives by more than a word.
+fn confirm(input: &mut dyn ReadSeek, archives: &mut Vec<(&'static str, u64)>) -> io::Result<()> {
+    let mut confirmed = Vec::new();
+    for (name, offset) in archives.drain(..) {
+        let mut header = [0; 32];
+        input.seek(SeekFrom::Start(offset))?;
+        let read = read_full(input, &mut header)?;
+        let header = header.get(..read).unwrap_or_default();
+        match name {
+            // The header has a checksum.
+            "7z" if header.get(12..32).map(crc32fast::hash) == le32(header, 8) => confirmed.push((name, offset)),
+            // Before the end record is a directory of so many bytes.
+            "zip" => {
+                let bytes = le32(header, 12).map(u64::from).filter(|bytes| *bytes > 0);
+                let directory = bytes.and_then(|bytes| offset.checked_sub(bytes));
+                if let Some(directory) = directory {
+                    let mut signature = [0; 4];
+                    input.seek(SeekFrom::Start(directory))?;
+                    if read_full(input, &mut signature)? == 4 && signature == *b"PK\x01\x02" {
+                        // The walk finds its own way.
+                        confirmed.push((name, 0));
+                    }
+                }
+            }
+            "7z" => {}
+            "bzip2" if header.get(4..10) != Some(b"1AY&SY") => {}
+            // Of what a script has behind itself, the first is what it opens.
+            _ if confirmed.iter().any(|(other, _)| !matches!(*other, "7z" | "zip")) => {}
+            _ => confirmed.push((name, offset)),
+        }
+    }
+    confirmed.dedup();
+    *archives = confirmed;
+    Ok(())
+}
+
+/// Decodes the escapes in a text that begin before `end`. Tells how much of it that was.
+fn unescape(text: &[u8], end: usize, mut keep: impl FnMut(&[u8], usize)) -> usize {
+    let mut done = 0;
+    for (at, byte, length) in characters(text) {
+        if at < done || at >= end {
+            continue;
+        }
+        keep(text.get(done..at).unwrap_or_default(), done);
+        keep(&[byte], at);
+        done = at + length;
+    }
+    let end = end.max(done);
+    keep(text.get(done..end).unwrap_or_default(), done);
+    end
 }
 
 struct Text;
 
 impl Extractor for Text {
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
-        let mut outcome = ExtractionOutcome::default();
-        if let Err(error) = walk(container, budget, sink, &mut outcome) {
-            outcome.note_error("the text can't be read", &error);
+        let mut walk = Walk { budget, sink, outcome: ExtractionOutcome::default(), members: 0 };
+        if let Err(error) = walk.all(container) {
+            walk.outcome.note_error("the text can't be read", &error);
         }
-        outcome
+        walk.outcome
     }
 }
 
-fn walk(
-    container: &mut Container<'_>,
-    budget: &Budget,
-    sink: &mut Sink<'_>,
-    outcome: &mut ExtractionOutcome,
-) -> io::Result<()> {
-    container.input.seek(SeekFrom::Start(0))?;
-    let mut window = Window { input: &mut *container.input, bytes: Vec::new(), at: 0, ended: false };
-    if is_encrypted_manifest(window.ahead(MANIFEST_BYTES_MAX)?) {
-        outcome.note_protected(Protection::Document);
-    }
-    let mut members = 0u64;
-    loop {
-        budget.check()?;
-        let ahead = window.ahead(WINDOW_BYTES / 2)?;
-        if ahead.is_empty() {
-            return Ok(());
+struct Walk<'w, 's> {
+    budget: &'w Budget,
+    sink: &'w mut Sink<'s>,
+    outcome: ExtractionOutcome,
+    members: u64,
+}
+
+impl Walk<'_, '_> {
+    fn all(&mut self, container: &mut Container<'_>) -> io::Result<()> {
+        let mut window = Window::new(&mut *container.input, false)?;
+        if is_encrypted_manifest(window.ahead(MANIFEST_BYTES_MAX)?) {
+            self.outcome.note_protected(Protection::Document);
         }
-        let ended_before = ahead.len() < WINDOW_BYTES / 2;
-        let found = next_data(ahead, ended_before);
-        let (skip, kind) = match found {
-            Found::Nothing(skip) => {
-                window.at += skip;
-                continue;
+        self.text(&mut window)?;
+        if window.has_escapes {
+            self.text(&mut Window::new(&mut *container.input, true)?)?;
+        }
+        Ok(())
+    }
+
+    /// Hands out what lies in a text. If its escapes are decoded, only what has one.
+    fn text(&mut self, window: &mut Window<'_>) -> io::Result<()> {
+        let is_text = is_text(window.ahead(TOLD_BY_BYTES)?);
+        loop {
+            self.budget.check()?;
+            let ahead = window.ahead(WINDOW_BYTES / 2)?;
+            if ahead.is_empty() {
+                return Ok(());
             }
-            Found::Run(at) => (at, None),
-            Found::Address(at, address) => (at, Some(address)),
-        };
-        window.at += skip;
-        members += 1;
-        let extension = kind.as_ref().map_or("", |address| address.extension.as_str());
-        let name = format!("data-{members}{extension}");
-        let is_base64 = kind.as_ref().is_none_or(|address| address.is_base64);
-        let decoder = Base64::default();
-        let is_address = kind.is_some();
-        let mut data = Data {
-            window: &mut window,
-            is_base64,
-            is_address,
-            decoder,
-            is_padded: false,
-            line: 0,
-            out: Vec::new(),
-            given: 0,
-            end: None,
-        };
-        match hand_out(name.clone(), None, &mut data, budget, sink) {
-            Ok(None) if is_address && data.end == Some(End::OfText) => {
-                outcome.note_broken(format!("the text ends inside {name}"))
+            let is_all = ahead.len() < WINDOW_BYTES / 2;
+            let (skip, address) = match next_data(ahead, is_all, is_text) {
+                Found::Nothing(skip) => {
+                    window.at += skip;
+                    continue;
+                }
+                Found::Run(at) => (at, None),
+                Found::Address(at, address) => (at, Some(address)),
+            };
+            window.at += skip;
+            let beginning = window.place();
+            window.at += address.as_ref().map_or(0, |address| address.length);
+            if window.is_unescaped {
+                let data_at = window.place();
+                let mut passed = Data::new(window, address.as_ref());
+                let mut scratch = [0; 4096];
+                while passed.read(&mut scratch)? > 0 {
+                    self.budget.check()?;
+                }
+                if !window.place().has_escape_since(beginning) {
+                    continue;
+                }
+                window.go_back(data_at)?;
             }
-            Ok(None) => {}
-            Ok(Some(error)) => return Err(error),
-            Err(halt) => return Err(halt.into()),
+            self.data(window, address.as_ref())?;
+        }
+    }
+
+    fn data(&mut self, window: &mut Window<'_>, address: Option<&Address>) -> io::Result<()> {
+        self.members += 1;
+        let extension = address.map_or("", |address| address.extension.as_str());
+        let name = format!("data-{}{extension}", self.members);
+        let mut data = Data::new(window, address);
+        match hand_out(name.clone(), None, &mut data, self.budget, self.sink) {
+            Ok(None) if address.is_some() && data.end == Some(End::OfText) => {
+                self.outcome.note_broken(format!("the text ends inside {name}"));
+                Ok(())
+            }
+            Ok(None) => Ok(()),
+            Ok(Some(error)) => Err(error),
+            Err(halt) => Err(halt.into()),
         }
     }
 }
@@ -132,144 +269,94 @@ fn is_encrypted_manifest(head: &[u8]) -> bool {
     find(head, b"urn:oasis:names:tc:opendocument:xmlns:manifest").is_some() && find(head, b":encryption-data").is_some()
 }
 
-/// What is next in a piece of text.
-enum Found {
-    /// Nothing in so many bytes.
-    Nothing(usize),
-    /// A run of base64 so far in.
-    Run(usize),
-    /// The data of an address so far in.
-    Address(usize, Address),
-}
-
-struct Address {
-    is_base64: bool,
-    extension: String,
-}
-
-/// The first data in a piece of text. If the text goes on, what may be cut off at the end of the piece is left for the next.
-fn next_data(text: &[u8], is_all: bool) -> Found {
-    let mut run_start = 0;
-    for (at, byte) in text.iter().enumerate() {
-        if digit(*byte).is_some() {
-            continue;
-        }
-        let run = text.get(run_start..at).unwrap_or_default();
-        // Long lines may be one run together.
-        if run.len() >= LINE_CHARACTERS_MIN && is_run(text, run_start) {
-            return Found::Run(run_start);
-        }
-        let is_address = *byte == b':' && run.last_chunk::<4>().is_some_and(|word| word.eq_ignore_ascii_case(b"data"));
-        if let Some((length, address)) = text.get(at + 1..).filter(|_| is_address).and_then(address) {
-            return Found::Address(at + 1 + length, address);
-        }
-        run_start = at + 1;
-    }
-    if is_run(text, run_start) {
-        return Found::Run(run_start);
-    }
-    // What may be the beginning of a run or an address is searched again with what follows.
-    let kept = if is_all { 0 } else { SEARCH_AGAIN_BYTES };
-    Found::Nothing(text.len().saturating_sub(kept).max(1))
-}
-
-/// Whether a run begins so far into a text, in one line or several, that is long enough, and no hash.
-fn is_run(text: &[u8], start: usize) -> bool {
-    let before = start.checked_sub(1).and_then(|before| text.get(before));
-    let is_element = matches!(before, Some(b'>' | b':'));
-    let least = if is_element { ELEMENT_CHARACTERS_MIN } else { RUN_CHARACTERS_MIN };
-    let (mut characters, mut is_hash, mut different) = (0, true, 0u64);
-    let mut rest = text.get(start..).unwrap_or_default();
-    while characters < RUN_CHARACTERS_MIN {
-        let line = rest.iter().take(RUN_CHARACTERS_MIN).take_while(|byte| digit(**byte).is_some()).count();
-        is_hash &= rest.iter().take(line).all(|byte| byte.is_ascii_hexdigit());
-        different |= rest.iter().take(line).filter_map(|byte| digit(*byte)).fold(0, |all, digit| all | 1 << digit);
-        characters += line;
-        if line < LINE_CHARACTERS_MIN {
-            break;
-        }
-        rest = rest.get(line..).unwrap_or_default();
-        let Some(length) = joint(rest.get(..JOINT_BYTES_MAX).unwrap_or(rest)) else { break };
-        rest = rest.get(length..).unwrap_or_default();
-    }
-    let is_long = characters >= RUN_CHARACTERS_MIN || characters >= least && !is_hash;
-    is_long && different.count_ones() >= DIFFERENT_CHARACTERS_MIN
-}
-
-/// The beginning of an address behind "data:": its length with the comma, and what it says.
-fn address(text: &[u8]) -> Option<(usize, Address)> {
-    let comma = text.iter().take(ADDRESS_BYTES_MAX).position(|byte| *byte == b',')?;
-    let says = text.get(..comma)?;
-    if says.iter().any(|byte| matches!(byte, b'"' | b'\'' | b'<' | b'>' | b'(' | b')' | b'{' | b'}' | b'\r' | b'\n')) {
-        return None;
-    }
-    let mut parts = says.split(|byte| *byte == b';');
-    let subtype = parts.next()?.rsplit(|byte| *byte == b'/').next()?;
-    let word: String =
-        subtype.iter().take_while(|byte| byte.is_ascii_alphanumeric()).take(8).copied().map(char::from).collect();
-    let is_base64 = parts.any(|part| part.trim_ascii().eq_ignore_ascii_case(b"base64"));
-    // "data:" is a common word in front of a colon; an address says what it is.
-    let is_address = is_base64 || says.contains(&b'/');
-    let extension = if word.is_empty() { String::new() } else { format!(".{word}") };
-    is_address.then_some((comma + 1, Address { is_base64, extension }))
-}
-
-/// What may lie between two pieces of one run: space and line breaks, written out or escaped, and what puts two strings of a script
-/// together. Tells how long it is; none if the run is not going on.
-fn joint(text: &[u8]) -> Option<usize> {
-    let mut at = 0;
-    let mut quotes = 0;
-    let mut joins = false;
-    while let Some(byte) = text.get(at) {
-        match byte {
-            b' ' | b'\t' | b'\r' | b'\n' | 11 | 12 => at += 1,
-            b'\\' => match text.get(at + 1) {
-                Some(b'n' | b'r' | b't' | b'\n' | b'\r') => at += 2,
-                Some(b'/') => return Some(at + 1),
-                _ => return None,
-            },
-            b'&' if text.get(at..at + 2) == Some(b"&#") => {
-                let end = text.get(at..)?.iter().take(7).position(|byte| *byte == b';')?;
-                at += end + 1;
-            }
-            b'"' | b'\'' | b'`' => {
-                quotes += 1;
-                at += 1;
-            }
-            // Visual Basic continues lines with an underscore.
-            b'+' | b'&' | b'.' | b'_' | b',' if quotes == 1 => {
-                joins = true;
-                at += 1;
-            }
-            _ => {
-                let goes_on = digit(*byte).is_some() && (quotes == 0 || quotes == 2 && joins);
-                return (goes_on && at > 0).then_some(at);
-            }
-        }
-    }
-    None
-}
-
 /// A part of the text in memory, that moves along.
 struct Window<'w> {
     input: &'w mut dyn ReadSeek,
+    /// Escapes are decoded.
+    is_unescaped: bool,
     bytes: Vec<u8>,
     at: usize,
     ended: bool,
+    /// If escapes are decoded, where each of the bytes lies in the text, and what was read and is not decoded yet.
+    places: Vec<u64>,
+    raw: Vec<u8>,
+    /// Where in the text the next byte is read, and how many bytes lie before the window.
+    offset: u64,
+    passed: u64,
+    has_escapes: bool,
 }
 
-impl Window<'_> {
+/// A place in the text, and how many bytes came before it.
+#[derive(Clone, Copy)]
+struct Place {
+    offset: u64,
+    passed: u64,
+}
+
+impl Place {
+    /// Whether fewer bytes came since than lie between.
+    fn has_escape_since(self, beginning: Self) -> bool {
+        self.offset.saturating_sub(beginning.offset) != self.passed.saturating_sub(beginning.passed)
+    }
+}
+
+impl<'w> Window<'w> {
+    fn new(input: &'w mut dyn ReadSeek, is_unescaped: bool) -> io::Result<Self> {
+        input.seek(SeekFrom::Start(0))?;
+        let (bytes, places, raw) = (Vec::new(), Vec::new(), Vec::new());
+        let (at, ended, offset, passed) = (0, false, 0, 0);
+        Ok(Self { input, is_unescaped, bytes, at, ended, places, raw, offset, passed, has_escapes: false })
+    }
+
     /// The next bytes: so many, if the text has as many.
     fn ahead(&mut self, bytes: usize) -> io::Result<&[u8]> {
-        if self.bytes.len() - self.at < bytes && !self.ended {
+        while self.bytes.len() - self.at < bytes && !self.ended {
+            self.passed += self.at as u64;
             self.bytes.drain(..self.at);
+            self.places.drain(..self.at.min(self.places.len()));
             self.at = 0;
             let missing = WINDOW_BYTES.saturating_sub(self.bytes.len()) as u64;
-            let read = (&mut *self.input).take(missing).read_to_end(&mut self.bytes)?;
+            let into = if self.is_unescaped { &mut self.raw } else { &mut self.bytes };
+            let read = (&mut *self.input).take(missing).read_to_end(into)?;
             self.ended = (read as u64) < missing;
+            self.offset += read as u64;
+            if self.is_unescaped {
+                self.decode();
+            } else {
+                self.has_escapes = self.has_escapes || characters(&self.bytes).next().is_some();
+            }
         }
         let rest = self.bytes.get(self.at..).unwrap_or_default();
         Ok(rest.get(..bytes).unwrap_or(rest))
+    }
+
+    fn decode(&mut self) {
+        let start = self.offset.saturating_sub(self.raw.len() as u64);
+        // An escape may be cut off at the end.
+        let end = if self.ended { self.raw.len() } else { self.raw.len().saturating_sub(ESCAPE_BYTES_MAX) };
+        let (bytes, places) = (&mut self.bytes, &mut self.places);
+        let used = unescape(&self.raw, end, |part, at| {
+            bytes.extend_from_slice(part);
+            places.extend((at..at + part.len()).map(|at| start + at as u64));
+        });
+        self.raw.drain(..used);
+    }
+
+    fn place(&self) -> Place {
+        let passed = self.passed + self.at as u64;
+        let behind = self.offset.saturating_sub(self.raw.len() as u64);
+        let offset = if self.is_unescaped { self.places.get(self.at).copied().unwrap_or(behind) } else { passed };
+        Place { offset, passed }
+    }
+
+    /// Goes back to a place, which is not inside an escape.
+    fn go_back(&mut self, place: Place) -> io::Result<()> {
+        self.input.seek(SeekFrom::Start(place.offset))?;
+        self.bytes.clear();
+        self.places.clear();
+        self.raw.clear();
+        (self.at, self.ended, self.offset, self.passed) = (0, false, place.offset, place.passed);
+        Ok(())
     }
 }
 
@@ -284,6 +371,8 @@ struct Data<'d, 'w> {
     window: &'d mut Window<'w>,
     is_base64: bool,
     is_address: bool,
+    /// What ends an address.
+    ended_by: Option<u8>,
     decoder: Base64,
     /// The padding at the end was there.
     is_padded: bool,
@@ -294,7 +383,23 @@ struct Data<'d, 'w> {
     end: Option<End>,
 }
 
-impl Data<'_, '_> {
+impl<'d, 'w> Data<'d, 'w> {
+    /// The data of an address, or of a run, that begins where the window is.
+    fn new(window: &'d mut Window<'w>, address: Option<&Address>) -> Self {
+        Self {
+            window,
+            is_base64: address.is_none_or(|address| address.is_base64),
+            is_address: address.is_some(),
+            ended_by: address.and_then(|address| address.ended_by),
+            decoder: Base64::default(),
+            is_padded: false,
+            line: 0,
+            out: Vec::new(),
+            given: 0,
+            end: None,
+        }
+    }
+
     /// Decodes what is ahead.
     fn step(&mut self) -> io::Result<()> {
         let ahead = self.window.ahead(4096)?;
@@ -322,8 +427,11 @@ impl Data<'_, '_> {
                 return self.next_line();
             }
         } else {
-            let ends = |byte: &u8| matches!(byte, b'"' | b'\'' | b'<' | b'>' | b')' | b'`' | b'\n' | b' ');
-            if ends(&first) {
+            let ends = match self.ended_by {
+                Some(last) => first == last || first == b'\n',
+                None => matches!(first, b'"' | b'\'' | b'<' | b'>' | b')' | b'`' | b'\n' | b' '),
+            };
+            if ends {
                 return self.finish();
             }
             match escaped(ahead) {
@@ -363,12 +471,6 @@ impl Data<'_, '_> {
     }
 }
 
-/// The byte that an escape stands for: `%2B`.
-fn escaped(text: &[u8]) -> Option<u8> {
-    let [b'%', high, low, ..] = text else { return None };
-    Some(hex_digit(*high)? << 4 | hex_digit(*low)?)
-}
-
 impl Read for Data<'_, '_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if into.is_empty() {
@@ -391,28 +493,5 @@ impl Read for Data<'_, '_> {
         let read = rest.read(into)?;
         self.given += read;
         Ok(read)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn strings_go_on_in_many_ways() {
-        for text in ["\r\n  A", "\" +\n\"A", "' & _\r\n '/", "\\nA", "&#13;\nA", "\\/"] {
-            assert!(joint(text.as_bytes()).is_some(), "{text:?}");
-        }
-        for text in ["", "A", "\"A", ",\"A", "\"\"A", " <", "\" + B", "\\x"] {
-            assert!(joint(text.as_bytes()).is_none(), "{text:?}");
-        }
-    }
-
-    #[test]
-    fn addresses_say_what_they_are() {
-        let (length, says) = address(b"image/svg+xml;charset=x;base64,QQ").unwrap();
-        assert_eq!((length, says.is_base64, says.extension.as_str()), (31, true, ".svg"));
-        assert!(address(b" 1, 2").is_none() && address(b"text/plain").is_none());
-        assert!(!address(b"text/html,a").unwrap().1.is_base64);
     }
 }

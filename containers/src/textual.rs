@@ -11,6 +11,7 @@ use crate::fields::invalid;
 use crate::format::{Claim, Claims, Format, Probe};
 use crate::outcome::ExtractionOutcome;
 use crate::parts::{BUFFER_BYTES, Checked, Out, cut_off};
+use crate::transfer;
 
 /// The longest line that is looked at: a line of yEnc has up to 997 bytes and its escapes, and of uuencode 61.
 const LINE_BYTES_MAX: u64 = 4096;
@@ -23,7 +24,7 @@ pub(crate) static UUENCODE: Format = Format {
     extension: "uue",
     category: "T",
     beside: &["yenc"],
-    probe: |probe| Ok(claims(probe, |line| Begin::uuencode(line).is_some())),
+    probe: |probe| Ok(claims(probe, |line| transfer::uu_begin(line).is_some_and(|begin| begin.is_sure))),
     extractor: &Text(Begin::uuencode),
 };
 
@@ -39,7 +40,8 @@ pub(crate) static YENC: Format = Format {
     extractor: &Text(Begin::yenc),
 };
 
-/// How much of a text is searched for the beginning of a file: every file is, so that it must cost next to nothing.
+/// How much of a text is searched for the beginning of a file: every file is, so that it must cost next to nothing. The rest is
+/// searched if nothing claims the file, see [`crate::text::search`].
 const SEARCHED_BYTES: usize = 4096;
 
 /// A text that begins with a file is one for whoever opens it; one that holds a file somewhere may be anything.
@@ -61,20 +63,21 @@ struct Begin {
 #[derive(Clone, Copy)]
 enum Kind {
     Uu,
+    /// Perhaps only prose that begins like it.
+    PerhapsUu,
     Base64,
     Yenc,
 }
 
 impl Begin {
     fn uuencode(line: &[u8]) -> Option<Self> {
-        let line = line.trim_ascii_end();
-        let (kind, rest) = match line.strip_prefix(b"begin-base64 ") {
-            Some(rest) => (Kind::Base64, rest),
-            None => (Kind::Uu, line.strip_prefix(b"begin ")?),
+        let begin = transfer::uu_begin(line)?;
+        let kind = match (begin.is_base64, begin.is_sure) {
+            (true, _) => Kind::Base64,
+            (false, true) => Kind::Uu,
+            (false, false) => Kind::PerhapsUu,
         };
-        let mode = rest.iter().take_while(|byte| (b'0'..=b'7').contains(byte)).count();
-        let name = rest.get(mode..)?.strip_prefix(b" ")?;
-        ((3..=4).contains(&mode) && !name.is_empty()).then(|| Self { name: display_name(name), kind })
+        Some(Self { name: display_name(begin.name), kind })
     }
 
     fn yenc(line: &[u8]) -> Option<Self> {
@@ -177,14 +180,18 @@ impl Body<'_, '_> {
         }
         let line = self.lines.line.as_slice();
         let decoded = match self.kind {
-            Kind::Uu if line.trim_ascii_end() == b"end" => None,
+            Kind::PerhapsUu if !transfer::is_uuencoded(line) => None,
+            Kind::Uu | Kind::PerhapsUu if line.trim_ascii_end() == b"end" => None,
             Kind::Base64 if line == b"====" => None,
             Kind::Yenc if line.starts_with(b"=yend") => None,
             Kind::Yenc if line.starts_with(b"=ypart ") => Some(Vec::new()),
-            Kind::Uu => Some(uu_line(line)?),
+            Kind::Uu | Kind::PerhapsUu => Some(uu_line(line)?),
             Kind::Base64 => Some(base64_line(line)?),
             Kind::Yenc => Some(yenc_line(line)),
         };
+        if matches!(self.kind, Kind::PerhapsUu) {
+            self.kind = Kind::Uu;
+        }
         match decoded {
             Some(decoded) => {
                 self.produced += decoded.len() as u64;

@@ -122,3 +122,79 @@ fn without_its_password_it_is_protected_and_not_broken() {
         }
     }
 }
+
+/// A header of a tape archive.
+fn tar_header(name: &str, size: usize, kind: u8) -> Vec<u8> {
+    let mut header = tar::Header::new_ustar();
+    header.set_path(name).unwrap();
+    header.set_size(size as u64);
+    header.set_entry_type(tar::EntryType::new(kind));
+    header.set_cksum();
+    header.as_bytes().to_vec()
+}
+
+fn tar_entry(name: &str, content: &[u8], kind: u8) -> Vec<u8> {
+    let mut entry = [&tar_header(name, content.len(), kind)[..], content].concat();
+    entry.resize(entry.len().next_multiple_of(512), 0);
+    entry
+}
+
+fn gzipped(content: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    std::io::Write::write_all(&mut encoder, content).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn must_be_found(what: &str, file: &[u8]) {
+    assert!(
+        conformance::is_found(file, &eicar(), &Passwords::NONE),
+        "{what}: {:?}",
+        take_apart(file, &Passwords::NONE)
+    );
+}
+
+#[test]
+fn tape_archives_are_walked_as_all_programs_walk_them() {
+    let evil = tar_entry("e.gz", &gzipped(&eicar()), b'0');
+    let end = vec![0; 1024];
+    // Whoever takes the entry before for longer or shorter than others does finds another file in the decoy's content.
+    let decoy =
+        |first: &[u8], size: usize| [first, &tar_header("decoy", size, b'0'), &[b'J'; 512], &evil, &end].concat();
+    let length = 512 + evil.len();
+    must_be_found("a link", &decoy(&tar_header("l", 1024, b'2'), length));
+    must_be_found("a hard link", &decoy(&tar_header("l", 1024, b'1'), length));
+    must_be_found("a pipe", &decoy(&tar_header("l", 1024, b'6'), length));
+    must_be_found("of Solaris", &decoy(&tar_entry("x", b"12 size=512\n", b'X'), length));
+    must_be_found("a space", &decoy(&tar_entry("x", b"13 size= 512\n", b'x'), length));
+    must_be_found("before the first", &[&[b'J'; 512][..], &evil, &end].concat());
+    // A link with a length and nothing else to it is nothing to remark, as often as it comes.
+    let links = [tar_header("l", 1024, b'1').repeat(200), tar_entry("a", &[b'a'; 3000], b'0'), end].concat();
+    let taken = take_apart(&links, &Passwords::NONE);
+    assert!(taken.outcome.is_complete() && taken.members.len() == 1, "{taken:?}");
+}
+
+#[test]
+fn archives_are_found_behind_and_before_anything() {
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    zip.start_file("e.com", zip::write::SimpleFileOptions::default()).unwrap();
+    std::io::Write::write_all(&mut zip, &eicar()).unwrap();
+    let zip = zip.finish().unwrap().into_inner();
+    let junk = |byte: u8, length: usize| vec![byte; length];
+    must_be_found("in text", &[junk(b'J', 100_000), zip.clone(), junk(b'K', 70_000)].concat());
+    must_be_found("in an image", &[b"\xff\xd8\xff\xe0".to_vec(), junk(b'J', 1000), zip, junk(b'K', 66_000)].concat());
+    let seven = SAMPLES.iter().find(|sample| sample.name == "7z-lzma").unwrap().file();
+    must_be_found("behind a program", &[b"MZ".to_vec(), junk(b'J', 100_000), seven].concat());
+    let tar = [tar_entry("e.com", &eicar(), b'0'), vec![0; 1024]].concat();
+    must_be_found("behind a script", &[b"#!/bin/sh\ntail -n +3 $0 | tar xz\nexit\n".to_vec(), gzipped(&tar)].concat());
+}
+
+#[test]
+fn films_come_out_and_what_is_not_opened_is_told() {
+    let mut encoder = flate2::write::ZlibEncoder::new(b"CWS\x0a\x4c\0\0\0".to_vec(), flate2::Compression::default());
+    std::io::Write::write_all(&mut encoder, &eicar()).unwrap();
+    let film = encoder.finish().unwrap();
+    conformance::check(&Case::new("swf", &film, &eicar()), ROUNDS);
+    for head in [&b"QFI\xfb\0\0\0\x03"[..], b"\x37\xe4\x53\x96\xc9\xdb\xd6\x07", b"WARC/1.0\r\n", b"ZWS\x0d\0\0\0\0"] {
+        assert!(take_apart(head, &Passwords::NONE).outcome.broken.is_some(), "{head:?}");
+    }
+}

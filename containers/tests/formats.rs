@@ -138,6 +138,12 @@ fn text(content: &[u8]) -> Vec<u8> {
     format!("<!DOCTYPE html>\n<a href=\"data:application/zip;base64,{}\">a</a>\n", base64(content)).into_bytes()
 }
 
+fn swf(content: &[u8]) -> Vec<u8> {
+    let mut file = flate2::write::ZlibEncoder::new(b"CWS\x0a\x4c\0\0\0".to_vec(), flate2::Compression::default());
+    file.write_all(content).unwrap();
+    file.finish().unwrap()
+}
+
 fn pdf(content: &[u8]) -> Vec<u8> {
     let before = format!("%PDF-1.4\n1 0 obj\n<< /Length {} >>\nstream\n", content.len());
     [before.as_bytes(), content, b"\nendstream\nendobj\nstartxref\n0\n%%EOF\n"].concat()
@@ -182,6 +188,7 @@ fn written_here() -> Vec<(&'static str, Vec<u8>, bool)> {
         ("onenote", onenote(&eicar()), false),
         ("activemime", activemime(&eicar()), false),
         ("text", text(&eicar()), true),
+        ("swf", swf(&eicar()), false),
     ]
 }
 
@@ -195,7 +202,8 @@ fn each(suite: impl Fn(&Case<'_>)) {
 fn the_table_is_covered() {
     let mut tested: Vec<_> = containers().into_iter().map(|(format, ..)| format).collect();
     tested.extend(SAMPLES.iter().map(|sample| sample.format));
-    for format in ContainerFormat::all() {
+    // What is known and not opened holds nothing.
+    for format in ContainerFormat::all().filter(|format| format.name() != "unopened") {
         assert!(tested.contains(&format.name()), "{format:?} has no test file");
     }
 }

@@ -221,3 +221,110 @@ fn outlooks_attachments_come_out() {
     // Cut between two attachments it is complete.
     conformance::check(&Case { open_ended: true, ..Case::new("tnef", &file, &eicar) }, ROUNDS);
 }
+
+/// A message with the EICAR test file in the part behind the fields `part`, separated by `zz`.
+fn two_parts(content_type: &str, part: &str, body: &str) -> Vec<u8> {
+    message(
+        content_type,
+        &format!("--zz\r\nContent-Type: text/plain\r\n\r\nhello\r\n--zz\r\n{part}\r\n{body}\r\n--zz--\r\n"),
+    )
+}
+
+const MIXED: &str = "multipart/mixed; boundary=zz";
+const BASE64: &str = "Content-Transfer-Encoding: base64\r\n";
+
+fn must_be_found(what: &str, file: &[u8]) {
+    assert!(conformance::is_found(file, &eicar(), &Passwords::NONE), "{what}: {:?}", members(file));
+}
+
+#[test]
+fn base64_is_read_as_all_programs_read_it() {
+    let whole = base64(&eicar()).replace("\r\n", "");
+    let at = |at: usize, what: &str| format!("{}{what}{}", &whole[..at], &whole[at..]);
+    let dashes: Vec<_> = whole.as_bytes().chunks(3).map(|three| std::str::from_utf8(three).unwrap()).collect();
+    let bodies = [dashes.join("-"), at(5, "_"), at(1, "="), at(2, "="), at(6, "=\r\n"), format!("{}\r\nQUJD", whole)];
+    for body in bodies.iter().chain([&whole.replace('+', "-").replace('/', "_")]) {
+        must_be_found(body, &two_parts(MIXED, BASE64, body));
+        conformance::survives_mutations(&Case::new("eml", &two_parts(MIXED, BASE64, body), &eicar()), ROUNDS / 10);
+    }
+    // What can be read in one way is read once.
+    assert_eq!(members(&two_parts(MIXED, BASE64, &base64(&eicar()))).len(), 2);
+}
+
+#[test]
+fn boundaries_are_read_as_all_programs_read_them() {
+    for parameters in [
+        "boundary*0=z; boundary*1=z",
+        "boundary*=us-ascii''z%7A",
+        "boundary=yy; boundary=zz",
+        "boundary=zz; boundary=yy",
+        "boundary=zz (and a comment)",
+        &format!("x=\"{}\"; boundary=zz", "a".repeat(70_000)),
+    ] {
+        let file = two_parts(&format!("multipart/mixed; {parameters}"), BASE64, &base64(&eicar()));
+        for end in ["", "--yy--\r\n"] {
+            must_be_found(parameters, &[&file, end.as_bytes()].concat());
+        }
+    }
+    let file = text(&two_parts("multipart/mixed; boundary=zz", BASE64, &base64(&eicar()))).replace("zz", "z\"q\"z");
+    must_be_found("quotes inside", &[file.as_bytes(), b"--zqz--\r\n"].concat());
+}
+
+#[test]
+fn fields_are_read_as_all_programs_read_them() {
+    let body = base64(&eicar());
+    for fields in [
+        format!("Content-Type: a/b\r\n: x\r\n{BASE64}"),
+        format!("Content-Type: a/b\r\nFrom x\r\n{BASE64}"),
+        format!("Content-Type: a/b\r\nno field\r\n{BASE64}"),
+        "Content-Transfer-Encoding: (a (b)) base64\r\n".to_owned(),
+        "Content-Transfer-Encoding: \"base64\"\r\n".to_owned(),
+    ] {
+        must_be_found(&fields, &two_parts(MIXED, &fields, &body));
+    }
+    let file = text(&two_parts(MIXED, BASE64, &body));
+    must_be_found("returns alone", file.replace("\r\n", "\r").as_bytes());
+    must_be_found("other fields first", format!("{}{file}", "X-Other: a\r\n".repeat(8000)).as_bytes());
+    must_be_found("a long field first", format!("X-Other: a\r\n{}{file}", " a\r\n".repeat(400_000)).as_bytes());
+    must_be_found("one field", format!("{BASE64}\r\n{body}").as_bytes());
+    for (content_type, fields, inner) in [
+        (MIXED, "Content-Type: message/rfc822\r\n", format!("{BASE64}\r\n{body}")),
+        (MIXED, "Content-Type: message/rfc822\r\n", format!("X-Other: a\r\n{BASE64}\r\n{body}")),
+        ("multipart/digest; boundary=zz", "", format!("{BASE64}\r\n{body}")),
+        (MIXED, "Content-Type: message/rfc822\r\nContent-Transfer-Encoding: base64\r\n", format!("{BASE64}\r\n{body}")),
+    ] {
+        must_be_found(content_type, &two_parts(content_type, fields, &inner));
+    }
+}
+
+#[test]
+fn long_lines_of_quoted_printable_come_out_whole() {
+    let encoded: String = eicar().iter().map(|byte| format!("={byte:02X}")).collect();
+    for length in 65_536 - 8..65_536 + 2 {
+        let body = format!("{}=\r\n", "A".repeat(length)) + &encoded;
+        let long = format!("{}{encoded}", "A".repeat(length));
+        for body in [body, long] {
+            let file = two_parts(MIXED, "Content-Transfer-Encoding: quoted-printable\r\n", &body);
+            let found = members(&file);
+            assert_eq!((found[1].1.len(), found[1].1.ends_with(&eicar())), (length + 68, true), "{length}");
+        }
+    }
+}
+
+#[test]
+fn uuencode_needs_no_name_and_prose_is_none() {
+    for begin in ["begin 0 a", "begin 644 ", "begin 644"] {
+        let body = uuencode("e", &eicar()).replace("begin 644 e", begin);
+        let file = two_parts(MIXED, "Content-Transfer-Encoding: x-uuencode\r\n", &body);
+        assert!(members(&file).iter().any(|(_, content)| *content == eicar()), "{begin}");
+    }
+    let taken = take_apart(&message("text/plain", "begin 7 days later\r\nthe end\r\n"), &Passwords::NONE);
+    assert!(taken.outcome.is_complete(), "{}", taken.outcome.detail());
+}
+
+#[test]
+fn a_message_with_a_byte_order_mark_does_not_hold_itself() {
+    let file = [b"\xef\xbb\xbf".to_vec(), two_parts(MIXED, BASE64, &base64(&eicar()))].concat();
+    let expected = [("part-1.txt".to_owned(), b"hello".to_vec()), ("part-2.txt".to_owned(), eicar())];
+    assert_eq!(members(&file), expected);
+}

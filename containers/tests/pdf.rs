@@ -337,3 +337,40 @@ const ENCRYPTED: [(u32, &str); 5] = [
          cHQgNCAwIFIgPj4Kc3RhcnR4cmVmCjEzMTgKJSVFT0YK",
     ),
 ];
+
+fn must_be_found(what: &str, file: &[u8]) {
+    let taken = take_apart(file, &Passwords::NONE);
+    assert!(conformance::is_found(file, &eicar(), &Passwords::NONE), "{what}: {taken:?}");
+}
+
+#[test]
+fn streams_are_decoded_as_all_programs_decode_them() {
+    let flated = flate(&eicar());
+    let with = |filter: &str, others: &[(&str, Option<&[u8]>)]| {
+        let dictionary = format!("<< /Length {} {filter} >>", flated.len());
+        let objects = [&[("<< /Type /Catalog >>", None), (dictionary.as_str(), Some(&flated[..]))], others].concat();
+        document(&objects)
+    };
+    for filter in
+        ["/Filter [] /Filter /FlateDecode", "/Filter /FlateDecode /Filter []", "/Filter [/DCTDecode /FlateDecode]"]
+    {
+        must_be_found(filter, &with(filter, &[]));
+    }
+    let twice = [("/FlateDecode", None), ("null", None), ("null", None)];
+    for order in [[0, 1, 2], [1, 0, 2], [1, 2, 0]] {
+        let file = with("/Filter 3 0 R", &order.map(|at| twice[at]));
+        // All three are definitions of one object.
+        let mut same = Vec::new();
+        let mut rest = &file[..];
+        while let Some(at) = rest.windows(8).position(|eight| matches!(eight, b"\n4 0 obj" | b"\n5 0 obj")) {
+            same.extend_from_slice(&rest[..at]);
+            same.extend_from_slice(b"\n3 0 obj");
+            rest = &rest[at + 8..];
+        }
+        same.extend_from_slice(rest);
+        must_be_found(&format!("{order:?}"), &same);
+    }
+    must_be_found("<~", &with_stream("/Filter /ASCII85Decode", &[b"<~", &ascii85(&eicar())[..]].concat()));
+    let late = [&[b'X'; 1100][..], &with("/Filter /FlateDecode", &[])].concat();
+    must_be_found("a late header", &late);
+}

@@ -190,3 +190,93 @@ fn packages_named_otherwise_are_the_zip_and_tar_that_they_are() {
     assert!(conformance::is_found(&crx, &eicar(), &Passwords::NONE));
     take_apart_as(ContainerFormat::named("zip").unwrap(), &crx, 0, &Passwords::NONE);
 }
+
+fn must_be_found(what: &str, file: &[u8]) {
+    assert!(conformance::is_found(file, &eicar(), &Passwords::NONE), "{what}: {:?}", members(file));
+}
+
+#[test]
+fn data_is_found_wherever_it_lies() {
+    let long = base64(&[eicar(), vec![b' '; 300]].concat());
+    let short = base64(&eicar());
+    for comment in ["// some harmless comment line here\n", "<p>a line &amp; another one</p>\n"] {
+        let around = comment.repeat(4000);
+        for data in [
+            format!("var d = atob(\"{long}\");\n"),
+            format!("var d = atob(\"{short}\");\n"),
+            format!("<a href=\"data:x/y;base64,{short}\">\n"),
+        ] {
+            for shift in 0..3 {
+                must_be_found(&data, format!("{around}{}{data}{around}", "x".repeat(shift * 29)).as_bytes());
+            }
+        }
+    }
+    for odd in ["\0\0\0", "\u{1}", &"\u{1}\u{2}".repeat(3000)] {
+        must_be_found(odd, format!("<!--{odd}--><a href=\"data:x/y;base64,{short}\">").as_bytes());
+        must_be_found(odd, format!("/*{odd}*/ var d = atob(\"{short}\");").as_bytes());
+    }
+}
+
+#[test]
+fn addresses_are_read_as_browsers_read_them() {
+    let eicar = eicar();
+    let percent: String = eicar.iter().map(|byte| format!("%{byte:02X}")).collect();
+    let plain = String::from_utf8(eicar.clone()).unwrap().replace('%', "%25").replace('@', "%40");
+    let data = base64(&eicar);
+    let numbers = |text: &str| text.bytes().map(|byte| format!("&#{byte};")).collect::<String>();
+    let unicode: String = data.bytes().map(|byte| format!("\\u{byte:04x}")).collect();
+    for address in [
+        format!("\"data:,{percent}\""),
+        format!("\"data:text/plain,{plain}\""),
+        format!("\"data:a/b;x=\'a\';base64,{data}\""),
+        format!("\'data:a/b;x=\"a\";base64,{data}\'"),
+        format!("\"data:a/b;%62ase64,{data}\""),
+        format!("\"data:a/b;x={};base64,{data}\"", "a".repeat(3000)),
+        format!("\"data:a/b;base64,{}&#{};{}\"", &data[..5], data.as_bytes()[5], &data[6..]),
+        format!("\"data&colon;a/b;base64,{data}\""),
+        format!("\"{}\"", numbers(&format!("data:a/b;base64,{data}"))),
+        format!("\"data:a/b;base64,{unicode}\""),
+    ] {
+        for around in [0, 5000] {
+            let around = "<p>text</p>\n".repeat(around);
+            must_be_found(&address, format!("<html>{around}<a href={address}>{around}").as_bytes());
+        }
+    }
+    // What has no escape in it comes out once.
+    let page = format!("<a title=\"&#65;\" href=\"data:a/b;base64,{data}\">");
+    assert_eq!(members(page.as_bytes()), [("data-1.b".to_owned(), eicar)]);
+}
+
+#[test]
+fn short_runs_count_if_they_stand_for_text_or_a_file() {
+    let data = base64(&eicar());
+    for text in [
+        data.clone(),
+        format!("-----BEGIN X-----\n{}\n-----END X-----\n", lines(&eicar(), "\n")),
+        format!("dn: x\nattr:: {data}\n"),
+        format!("{{\"f\": \"{}\\u{:04x}{}\"}}", &data[..8], data.as_bytes()[8], &data[9..]),
+    ] {
+        must_be_found(&text, text.as_bytes());
+    }
+    let names =
+        "aVeryLongNameOfAFunctionThatSomebodyInventedInAnHourOfBoredom_AndThenWentOnToUseItEverywhereInTheProgram2(); ";
+    assert_eq!(members(names.repeat(1000).as_bytes()), []);
+}
+
+#[test]
+fn uuencode_is_found_wherever_it_lies() {
+    let encoded =
+        "M6#5/(5`E0$%06S1<4%I8-30H4%XI-T-#*3=])$5)0T%2+5-404Y$05)$+4%.\n75$E625)54RU415-4+49)3$4A)$@K2\"H`\n`\nend\n";
+    let base64 = format!("{}\n====\n", base64(&eicar()));
+    for (begin, body) in [
+        ("begin 0 a", encoded),
+        ("begin 0644 a", encoded),
+        ("begin-base64-encoded 644 YQ==", &base64),
+        ("begin-base64 0 a", &base64),
+    ] {
+        for before in [0, 3000, 40_000] {
+            must_be_found(begin, format!("{}{begin}\n{body}", "x\n".repeat(before)).as_bytes());
+        }
+    }
+    assert_eq!(members("a\nbegin 7 days later\nThe end of it\n".as_bytes()), []);
+}

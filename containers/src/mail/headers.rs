@@ -7,33 +7,76 @@ use crate::transfer;
 
 /// Most parts that a parameter is put together from.
 const CONTINUATIONS_MAX: usize = 64;
+/// Most fields that are asked how a part is encoded: real parts have one.
+const ENCODINGS_MAX: usize = 4;
 
-/// The fields of a message or a part, in order: name in lower case, and value on one line.
+/// Rules by which programs find the boundary in a field that can be read in several ways.
+pub(super) const BOUNDARY_RULES: [fn(&[u8]) -> Option<Vec<u8>>; 6] = [
+    |value| named(parameters(value, Quotes::Anywhere), b"boundary").next(),
+    |value| named(parameters(value, Quotes::Anywhere), b"boundary").last(),
+    |value| extended(value, "boundary").map(String::into_bytes),
+    |value| continued(value, "boundary").map(String::into_bytes),
+    |value| named(parameters(value, Quotes::Around), b"boundary").next(),
+    |value| {
+        let whole = named(parameters(value, Quotes::Around), b"boundary").next()?;
+        Some(whole.split(|byte| matches!(byte, b' ' | b'\t' | b'(')).next()?.to_vec())
+    },
+];
+
+/// The fields of a message or a part that say how to read it, in order: name in lower case, and value on one line. The others are
+/// forgotten, so that memory doesn't depend on their length.
 #[derive(Debug, Default)]
-pub(super) struct Headers(Vec<(Vec<u8>, Vec<u8>)>);
+pub(super) struct Headers {
+    fields: Vec<(Vec<u8>, Vec<u8>)>,
+    /// There was a field, and whether the last one is kept.
+    last: Option<bool>,
+}
 
 impl Headers {
     /// Takes one more line, without its line break. False if it is no field and continues none.
     pub(super) fn push(&mut self, line: &[u8]) -> bool {
         if line.first().is_some_and(|first| matches!(first, b' ' | b'\t')) {
-            let Some((_, value)) = self.0.last_mut() else { return false };
-            value.push(b' ');
-            value.extend_from_slice(line.trim_ascii());
-            return true;
+            self.append(b" ");
+            self.append(line.trim_ascii());
+            return self.last.is_some();
         }
         let Some((name, value)) = field(line) else { return false };
-        self.0.push((name.to_ascii_lowercase(), value.trim_ascii().to_vec()));
+        let name = name.to_ascii_lowercase();
+        let is_kept = name.starts_with(b"content-");
+        self.last = Some(is_kept);
+        if is_kept {
+            self.fields.push((name, value.trim_ascii_start().to_vec()));
+        }
         true
+    }
+
+    /// Takes more of the last line.
+    pub(super) fn append(&mut self, piece: &[u8]) {
+        if self.last == Some(true)
+            && let Some((_, value)) = self.fields.last_mut()
+        {
+            value.extend_from_slice(piece);
+        }
+    }
+
+    /// How many bytes are kept.
+    pub(super) fn kept_bytes(&self) -> usize {
+        self.fields.iter().map(|(name, value)| name.len() + value.len()).sum()
     }
 
     /// The first field of a name.
     pub(super) fn get(&self, name: &str) -> Option<&[u8]> {
-        self.0.iter().find(|(field, _)| field == name.as_bytes()).map(|(_, value)| value.as_slice())
+        self.all(name).next()
+    }
+
+    fn all(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        let fields = self.fields.iter().filter(move |(field, _)| field == name.as_bytes());
+        fields.map(|(_, value)| value.trim_ascii())
     }
 
     /// Whether a field is there twice with different values, so that programs differ in what they take.
     pub(super) fn is_ambiguous(&self, name: &str) -> bool {
-        let mut values = self.0.iter().filter(|(field, _)| field == name.as_bytes()).map(|(_, value)| value);
+        let mut values = self.all(name);
         let first = values.next();
         values.any(|value| Some(value) != first)
     }
@@ -45,11 +88,21 @@ impl Headers {
         String::from_utf8_lossy(value.get(..end).unwrap_or_default()).trim().to_ascii_lowercase()
     }
 
-    /// What the content is encoded with, in lower case.
-    pub(super) fn encoding(&self) -> String {
-        let value = String::from_utf8_lossy(self.get("content-transfer-encoding").unwrap_or_default());
-        let word = value.split(|character: char| character.is_whitespace() || matches!(character, ';' | '(')).next();
-        word.unwrap_or_default().trim_matches('"').to_ascii_lowercase()
+    /// What the content is encoded with, in lower case; several if programs differ in that.
+    pub(super) fn encodings(&self) -> Vec<String> {
+        let mut encodings = Vec::new();
+        for value in self.all("content-transfer-encoding").take(ENCODINGS_MAX) {
+            let value = String::from_utf8_lossy(value).to_ascii_lowercase();
+            let word = token(&value);
+            // Whoever compares the whole value finds nothing in it that it knows.
+            let whole = value.trim_matches('"').trim().to_owned();
+            for encoding in [word, whole] {
+                if !encodings.contains(&encoding) {
+                    encodings.push(encoding);
+                }
+            }
+        }
+        encodings
     }
 
     /// The name of a part as its sender gave it.
@@ -62,15 +115,38 @@ impl Headers {
         (!name.trim().is_empty()).then(|| display_name(name.trim().as_bytes()))
     }
 
-    /// What separates the parts.
-    pub(super) fn boundary(&self) -> Option<Vec<u8>> {
+    /// What separates the parts, by each of the [`BOUNDARY_RULES`]; none if there are no parts.
+    pub(super) fn boundaries(&self) -> Option<[Option<Vec<u8>>; BOUNDARY_RULES.len()]> {
         if !self.media_type().starts_with("multipart/") {
             return None;
         }
-        let boundary = raw_parameter(self.get("content-type")?, b"boundary")?;
-        let boundary = boundary.trim_ascii_end();
-        (!boundary.is_empty()).then(|| boundary.to_vec())
+        let value = self.get("content-type")?;
+        let boundaries = BOUNDARY_RULES.map(|rule| {
+            let boundary = rule(value)?;
+            let boundary = boundary.trim_ascii_end();
+            (!boundary.is_empty()).then(|| boundary.to_vec())
+        });
+        boundaries.iter().any(Option::is_some).then_some(boundaries)
     }
+}
+
+/// The first word of a value, without the comments before it.
+fn token(value: &str) -> String {
+    let mut rest = value.trim_start();
+    while let Some(comment) = rest.strip_prefix('(') {
+        let mut depth = 1u32;
+        let end = comment.find(|character| {
+            match character {
+                '(' => depth = depth.saturating_add(1),
+                ')' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            depth == 0
+        });
+        rest = end.and_then(|end| comment.get(end + 1..)).unwrap_or_default().trim_start();
+    }
+    let word = rest.split(|character: char| character.is_whitespace() || matches!(character, ';' | '(')).next();
+    word.unwrap_or_default().trim_matches('"').to_owned()
 }
 
 /// A line as a field: its name, and its value behind the colon.
@@ -82,8 +158,17 @@ pub(super) fn field(line: &[u8]) -> Option<(&[u8], &[u8])> {
     is_name.then_some((name, value.get(1..).unwrap_or_default()))
 }
 
-/// The parameters of a value: names and values, without quotes.
-fn parameters(value: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+/// Which quotes are no part of a parameter's value.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Quotes {
+    /// All.
+    Anywhere,
+    /// Those around the whole value.
+    Around,
+}
+
+/// The parameters of a value: names and values.
+fn parameters(value: &[u8], quotes: Quotes) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut parameters = Vec::new();
     let mut current = Vec::new();
     let mut bytes = value.iter().copied();
@@ -91,14 +176,21 @@ fn parameters(value: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut finish = |current: &mut Vec<u8>| {
         if let Some(equals) = current.iter().position(|byte| *byte == b'=') {
             let (name, value) = current.split_at(equals);
-            let value = value.get(1..).unwrap_or_default();
-            parameters.push((name.trim_ascii().to_ascii_lowercase(), value.trim_ascii().to_vec()));
+            let value = value.get(1..).unwrap_or_default().trim_ascii();
+            let inner = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
+            let value = inner.filter(|_| quotes == Quotes::Around).unwrap_or(value);
+            parameters.push((name.trim_ascii().to_ascii_lowercase(), value.to_vec()));
         }
         current.clear();
     };
     while let Some(byte) = bytes.next() {
         match byte {
-            b'"' => quoted = !quoted,
+            b'"' => {
+                quoted = !quoted;
+                if quotes == Quotes::Around {
+                    current.push(byte);
+                }
+            }
             b'\\' if quoted => current.extend(bytes.next()),
             b';' if !quoted => finish(&mut current),
             _ => current.push(byte),
@@ -108,20 +200,28 @@ fn parameters(value: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
     parameters
 }
 
-fn raw_parameter(value: &[u8], name: &[u8]) -> Option<Vec<u8>> {
-    parameters(value).into_iter().find(|(parameter, _)| parameter == name).map(|(_, value)| value)
+fn named(parameters: Vec<(Vec<u8>, Vec<u8>)>, name: &[u8]) -> impl Iterator<Item = Vec<u8>> {
+    parameters.into_iter().filter(move |(parameter, _)| parameter == name).map(|(_, value)| value)
 }
 
 /// A parameter, in one piece or several, with escapes or without.
 fn parameter(value: &[u8], name: &str) -> Option<String> {
-    let all = parameters(value);
+    let plain = || named(parameters(value, Quotes::Anywhere), name.as_bytes()).next();
+    extended(value, name)
+        .or_else(|| plain().map(|plain| String::from_utf8_lossy(&plain).into_owned()))
+        .or_else(|| continued(value, name))
+}
+
+/// A parameter with escapes: `name*=utf-8''a%20b`.
+fn extended(value: &[u8], name: &str) -> Option<String> {
+    let value = named(parameters(value, Quotes::Anywhere), format!("{name}*").as_bytes()).next()?;
+    Some(extended_value(&value))
+}
+
+/// A parameter in several pieces: `name*0=a; name*1*=%20b`.
+fn continued(value: &[u8], name: &str) -> Option<String> {
+    let all = parameters(value, Quotes::Anywhere);
     let get = |name: &str| all.iter().find(|(parameter, _)| parameter == name.as_bytes()).map(|(_, value)| value);
-    if let Some(extended) = get(&format!("{name}*")) {
-        return Some(extended_value(extended));
-    }
-    if let Some(plain) = get(name) {
-        return Some(String::from_utf8_lossy(plain).into_owned());
-    }
     let mut whole = Vec::new();
     let mut is_extended = false;
     for part in 0..CONTINUATIONS_MAX {
@@ -224,10 +324,24 @@ mod tests {
     #[test]
     fn structure_is_read_from_fields() {
         let fields = headers("CONTENT-type: Multipart/Mixed; boundary=\"a b \"\nContent-Transfer-Encoding: BASE64 (x)");
-        assert_eq!(fields.boundary().unwrap(), b"a b");
-        assert_eq!((fields.media_type().as_str(), fields.encoding().as_str()), ("multipart/mixed", "base64"));
+        assert_eq!(fields.boundaries().unwrap()[0].as_deref(), Some(&b"a b"[..]));
+        assert_eq!((fields.media_type().as_str(), fields.encodings()[0].as_str()), ("multipart/mixed", "base64"));
         assert!(!fields.is_ambiguous("content-type"));
-        assert!(headers("A: b\na: c").is_ambiguous("a"));
+        assert!(headers("Content-A: b\nA: x\ncontent-a: c").is_ambiguous("content-a"));
+        assert_eq!(headers("Content-Transfer-Encoding: (a(b)) base64").encodings()[0], "base64");
         assert!(!Headers::default().push(b"no field") && !Headers::default().push(b" continued"));
+    }
+
+    #[test]
+    fn a_boundary_is_read_by_every_rule() {
+        let boundaries = |parameters: &str| {
+            let all = headers(&format!("Content-Type: multipart/x; {parameters}")).boundaries().unwrap();
+            all.map(|boundary| boundary.map(|boundary| String::from_utf8(boundary).unwrap()).unwrap_or_default())
+        };
+        assert_eq!(boundaries("boundary=a"), ["a", "a", "", "", "a", "a"]);
+        assert_eq!(boundaries("boundary=a; boundary=\"b c\""), ["a", "b c", "", "", "a", "a"]);
+        assert_eq!(boundaries("boundary*=us-ascii''z%7A"), ["", "", "zz", "", "", ""]);
+        assert_eq!(boundaries("boundary*0=z; boundary*1=z"), ["", "", "", "zz", "", ""]);
+        assert_eq!(boundaries("boundary=z\"q\"z (c)"), ["zqz (c)", "zqz (c)", "", "", "z\"q\"z (c)", "z\"q\"z"]);
     }
 }

@@ -4,26 +4,33 @@
 //! Every part that is no container of parts is handed out, decoded, under the name its sender gave it; files that were put into
 //! text by uuencode or yEnc too, and text around the parts if there is any. A message in a message is a part like others. The
 //! text is read line by line, so memory doesn't depend on its length.
+//!
+//! Where programs differ in how they read a message (what ends a line, which lines are fields, which of several boundaries counts),
+//! it is read in all of these ways, and so is the base64 of a part. What one of these ways has to remark is kept of the first alone.
 
 mod headers;
 mod lines;
 pub(crate) mod tnef;
 
-use std::io::{self, BufRead, BufReader, Cursor, Read, SeekFrom};
+use std::io::{self, BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
 
 use self::headers::Headers;
 use self::lines::Lines;
 use crate::budget::Budget;
-use crate::container::{Container, Extractor, ReadSeek, Sink, display_name, hand_out};
+use crate::container::{Container, Extractor, ReadSeek, Sink, display_name, hand_out, read_full};
 use crate::format::{Claims, Format, Probe, whole_if};
 use crate::outcome::ExtractionOutcome;
-use crate::transfer::{self, Base64};
+use crate::transfer::{self, Base64, Base64Rules};
 
-/// The longest headers of a message or part.
+/// The longest fields of a message or part that say how to read it.
 const HEADERS_BYTES_MAX: usize = 1 << 20;
 /// The deepest that parts of parts lie, without messages in messages.
 const DEPTH_MAX: usize = 64;
 const BUFFER_BYTES: usize = 64 * 1024;
+/// In how many ways a message is read at most. Real ones can be read in one.
+const READINGS_MAX: usize = 16;
+/// In how many ways a part is decoded at most, apart from the rules of base64.
+const PART_READINGS_MAX: usize = 8;
 /// How many fields of a mail the beginning of one has at least.
 const FIELDS_MIN: usize = 2;
 /// Fields that mails have and other texts with fields don't.
@@ -52,6 +59,11 @@ const FIELDS: [&str; 22] = [
     "x-originating-ip",
 ];
 
+/// Encodings of mail that are none.
+const NO_ENCODINGS: [&[u8]; 4] = [b"", b"7bit", b"8bit", b"binary"];
+/// Marks the order of bytes, which text in UTF-8 doesn't need.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// A message.
 pub(crate) static EML: Format = Format {
     name: "eml",
@@ -60,7 +72,7 @@ pub(crate) static EML: Format = Format {
     extension: "eml",
     category: "Z",
     beside: &[],
-    probe: |probe| whole_if(begins_as_mail(probe.head)),
+    probe: |probe| whole_if(probe_eml(probe)?),
     extractor: &Eml,
 };
 
@@ -81,46 +93,171 @@ fn probe_mbox(probe: &mut Probe<'_>) -> io::Result<Claims> {
     whole_if(first.starts_with(b"From ") && begins_as_mail(probe.head.get(first.len()..).unwrap_or_default()))
 }
 
-/// Whether a text begins with the fields of a mail.
-fn begins_as_mail(head: &[u8]) -> bool {
-    let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
-    let mut found = 0;
-    for line in head.split(|byte| *byte == b'\n') {
-        if line.first().is_some_and(|first| matches!(first, b' ' | b'\t')) {
-            continue;
-        }
-        let Some((name, value)) = headers::field(line) else { return false };
-        // A boundary is enough: whatever opens mail finds parts in it.
-        if name.eq_ignore_ascii_case(b"content-type")
-            && value.trim_ascii().to_ascii_lowercase().starts_with(b"multipart/")
-        {
-            return true;
-        }
-        found += usize::from(FIELDS.iter().any(|field| name.eq_ignore_ascii_case(field.as_bytes())));
-        if found >= FIELDS_MIN {
-            return true;
+/// Whether a file begins with the fields of a mail, however many others come first.
+fn probe_eml(probe: &mut Probe<'_>) -> io::Result<bool> {
+    match fields_of_mail(Cursor::new(probe.head))? {
+        Some(is_mail) => Ok(is_mail),
+        None if probe.length <= probe.head.len() as u64 => Ok(false),
+        None => {
+            probe.input.seek(SeekFrom::Start(0))?;
+            Ok(fields_of_mail(BufReader::with_capacity(BUFFER_BYTES, &mut *probe.input))?.unwrap_or(false))
         }
     }
-    false
+}
+
+/// Whether a text begins with the fields of a mail.
+fn begins_as_mail(head: &[u8]) -> bool {
+    fields_of_mail(Cursor::new(head)).is_ok_and(|found| found == Some(true))
+}
+
+/// The same; none if it ends among the fields.
+fn fields_of_mail(mut input: impl BufRead + Seek) -> io::Result<Option<bool>> {
+    let mut lines = Lines::new(&mut input, 0, false);
+    let found = Fields::default().all(&mut lines)?;
+    if found == Some(true) || !lines.has_lone_return() {
+        return Ok(found);
+    }
+    input.seek(SeekFrom::Start(0))?;
+    Fields::default().all(&mut Lines::new(input, 0, true))
+}
+
+/// What is known of a text after some of its lines.
+#[derive(Default)]
+struct Fields {
+    began: bool,
+    found: usize,
+}
+
+impl Fields {
+    fn all(mut self, lines: &mut Lines<impl BufRead>) -> io::Result<Option<bool>> {
+        while let Some((line, begins)) = lines.next()? {
+            let is_cut = !line.ends_with(b"\n");
+            let is_mail = if begins { self.line(line) } else { None };
+            // What is no field may be the beginning of one.
+            if is_mail.is_some_and(|is_mail| is_mail || !is_cut) {
+                return Ok(is_mail);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes a line; tells what the text is once that is known.
+    fn line(&mut self, line: &[u8]) -> Option<bool> {
+        let mut line = line;
+        if !self.began {
+            line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line).trim_ascii_start();
+            if line.is_empty() {
+                return None;
+            }
+        }
+        if self.began && (is_passed_over(line) || matches!(line.first(), Some(b' ' | b'\t'))) {
+            return None;
+        }
+        self.began = true;
+        let Some((name, value)) = headers::field(line) else { return Some(false) };
+        let value = value.trim_ascii().to_ascii_lowercase();
+        // Either is enough: whatever opens mail finds parts in it, or decodes it.
+        let is_enough = match name.to_ascii_lowercase().as_slice() {
+            b"content-type" => value.starts_with(b"multipart/") || value.starts_with(b"message/"),
+            b"content-transfer-encoding" => !NO_ENCODINGS.contains(&value.as_slice()),
+            _ => false,
+        };
+        self.found += usize::from(FIELDS.iter().any(|field| name.eq_ignore_ascii_case(field.as_bytes())));
+        (is_enough || self.found >= FIELDS_MIN).then_some(true)
+    }
+}
+
+/// Whether a line among fields is none, and yet ends them for no program that is known.
+fn is_passed_over(line: &[u8]) -> bool {
+    line.starts_with(b"From ") || line.starts_with(b":")
+}
+
+/// How a message is read, where programs differ. The same text can be several messages.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Reading {
+    /// A carriage return alone ends a line.
+    returns_end: bool,
+    other_lines: OtherLines,
+    /// Which of the [`BOUNDARY_RULES`] is asked first.
+    boundary_rule: usize,
+}
+
+/// What lines among fields do that are none.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum OtherLines {
+    /// They end the fields, except for some.
+    #[default]
+    EndUnlessKnown,
+    /// They end the fields.
+    End,
+    /// They are passed over.
+    PassOver,
 }
 
 struct Eml;
 
 impl Extractor for Eml {
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
+        let mut readings = vec![Reading::default()];
         let mut outcome = ExtractionOutcome::default();
-        if let Err(error) = container.input.seek(SeekFrom::Start(0)) {
-            outcome.note_error("the message can't be read", &error);
-            return outcome;
+        let mut next = 0;
+        while let Some(reading) = readings.get(next).copied().filter(|_| !outcome.is_over()) {
+            let (read, others) = read_message(container, reading, budget, sink);
+            if next == 0 {
+                outcome = read;
+            } else {
+                // Read like this it may be broken, which it is not for the others.
+                let (broken, suspicious) = (None, None);
+                outcome.merge(ExtractionOutcome { broken, suspicious, ..read });
+            }
+            for other in others {
+                if readings.len() < READINGS_MAX && !readings.contains(&other) {
+                    readings.push(other);
+                } else if !readings.contains(&other) {
+                    outcome.note_suspicious("the message can be read in more ways than are tried");
+                }
+            }
+            next += 1;
         }
-        let input: &mut dyn ReadSeek = &mut *container.input;
-        let input = BufReader::with_capacity(BUFFER_BYTES, input);
-        let mut message = Message { lines: Lines::new(input), boundaries: Vec::new(), parts: 0, budget, sink, outcome };
-        if let Err(error) = message.run() {
-            message.outcome.note_error("the message is broken", &error);
-        }
-        message.outcome
+        outcome
     }
+}
+
+/// Reads a message in one way; tells in which other ways it can be read.
+fn read_message(
+    container: &mut Container<'_>,
+    reading: Reading,
+    budget: &Budget,
+    sink: &mut Sink<'_>,
+) -> (ExtractionOutcome, Vec<Reading>) {
+    let mut outcome = ExtractionOutcome::default();
+    let input: &mut dyn ReadSeek = &mut *container.input;
+    let start = match begin(input) {
+        Ok(start) => start,
+        Err(error) => {
+            outcome.note_error("the message can't be read", &error);
+            return (outcome, Vec::new());
+        }
+    };
+    let input = BufReader::with_capacity(BUFFER_BYTES, input);
+    let lines = Lines::new(input, start, reading.returns_end);
+    let boundaries = Vec::new();
+    let mut message = Message { lines, reading, others: Vec::new(), boundaries, parts: 0, budget, sink, outcome };
+    if let Err(error) = message.run() {
+        message.outcome.note_error("the message is broken", &error);
+    }
+    if message.lines.has_lone_return() {
+        message.note_other(Reading { returns_end: true, ..reading });
+    }
+    (message.outcome, message.others)
+}
+
+/// Goes to where the text begins.
+fn begin(input: &mut dyn ReadSeek) -> io::Result<u64> {
+    let mut first = [0; BYTE_ORDER_MARK.len()];
+    input.seek(SeekFrom::Start(0))?;
+    let has_mark = read_full(input, &mut first)? == first.len() && first == BYTE_ORDER_MARK;
+    input.seek(SeekFrom::Start(if has_mark { first.len() as u64 } else { 0 }))
 }
 
 type Input<'i> = BufReader<&'i mut dyn ReadSeek>;
@@ -138,6 +275,9 @@ enum End {
 
 struct Message<'m, 's, 'i> {
     lines: Lines<Input<'i>>,
+    reading: Reading,
+    /// Other ways to read it, of which each makes a difference.
+    others: Vec<Reading>,
     /// The boundaries of the multiparts that are open, the outermost first.
     boundaries: Vec<Vec<u8>>,
     parts: u64,
@@ -189,7 +329,7 @@ impl Message<'_, '_, '_> {
                 self.outcome.note_suspicious(format!("a part has two different fields {field}"));
             }
         }
-        if let Some(boundary) = headers.boundary() {
+        if let Some(boundary) = self.boundary_of(&headers) {
             if self.boundaries.len() < DEPTH_MAX {
                 self.boundaries.push(boundary);
                 return self.text_around("preamble");
@@ -199,54 +339,107 @@ impl Message<'_, '_, '_> {
         self.part(&headers)
     }
 
+    /// What separates the parts by the first rule that tells; the others are other readings if they tell otherwise.
+    fn boundary_of(&mut self, headers: &Headers) -> Option<Vec<u8>> {
+        let boundaries = headers.boundaries()?;
+        let preferred = boundaries.get(self.reading.boundary_rule).cloned().flatten();
+        let boundary = preferred.or_else(|| boundaries.iter().flatten().next().cloned())?;
+        for (boundary_rule, other) in boundaries.iter().enumerate() {
+            if other.as_ref().is_some_and(|other| *other != boundary) {
+                self.note_other(Reading { boundary_rule, ..self.reading });
+            }
+        }
+        Some(boundary)
+    }
+
+    fn note_other(&mut self, reading: Reading) {
+        if !self.others.contains(&reading) {
+            self.others.push(reading);
+        }
+    }
+
     /// Reads headers; tells what ended them, if it was not an empty line.
     fn headers(&mut self) -> io::Result<(Headers, Option<End>)> {
         let mut headers = Headers::default();
-        let mut bytes = 0usize;
         loop {
             let Some((line, begins)) = self.lines.next()? else { return Ok((headers, Some(End::Input))) };
             if let Some(end) = boundary(line, &self.boundaries).filter(|_| begins) {
                 return Ok((headers, Some(end)));
             }
-            bytes += line.len();
-            if bytes > HEADERS_BYTES_MAX {
-                self.outcome.note_broken("headers longer than any real message has");
-                return Ok((headers, None));
-            }
             let is_whole = line.ends_with(b"\n");
             // A line of spaces goes on with a field, as the specification has it.
-            let line = line.strip_suffix(b"\n").unwrap_or(line);
-            let line = line.strip_suffix(b"\r").unwrap_or(line);
-            if line.is_empty() {
+            let line = line.strip_suffix(b"\n").map_or(line, |line| line.strip_suffix(b"\r").unwrap_or(line));
+            if !begins {
+                headers.append(line);
+            } else if line.is_empty() {
                 return Ok((headers, None));
-            }
-            if begins && !headers.push(line) {
-                // What is no field begins the content for most programs.
-                if !is_whole {
-                    self.outcome.note_broken("the message ends inside its headers");
+            } else if !headers.push(line) {
+                let is_known = is_passed_over(line);
+                let passes_over = match self.reading.other_lines {
+                    OtherLines::EndUnlessKnown => is_known,
+                    OtherLines::End => false,
+                    OtherLines::PassOver => true,
+                };
+                let others = [OtherLines::End, OtherLines::PassOver];
+                for other_lines in others.into_iter().filter(|_| is_whole) {
+                    if (other_lines == OtherLines::PassOver) != passes_over {
+                        self.note_other(Reading { other_lines, ..self.reading });
+                    }
                 }
-                self.lines.give_back();
+                if !passes_over {
+                    // What is no field begins the content for most programs.
+                    if !is_whole {
+                        self.outcome.note_broken("the message ends inside its headers");
+                    }
+                    self.lines.give_back();
+                    return Ok((headers, None));
+                }
+            }
+            if headers.kept_bytes() > HEADERS_BYTES_MAX {
+                self.outcome.note_broken("headers longer than any real message has");
                 return Ok((headers, None));
             }
         }
     }
 
-    /// Hands out a part; tells what ended it.
+    /// Hands out a part, once for each way in which programs decode it; tells what ended it.
     fn part(&mut self, headers: &Headers) -> io::Result<End> {
         self.parts += 1;
-        let encoding = match headers.encoding().as_str() {
-            "base64" => Encoding::Base64(Base64::default()),
-            "quoted-printable" => Encoding::QuotedPrintable,
-            _ => Encoding::Text,
-        };
-        let extension = match headers.media_type().as_str() {
+        let media_type = headers.media_type();
+        let mut encodings = headers.encodings();
+        encodings.truncate(PART_READINGS_MAX);
+        let mut readings: Vec<_> = encodings.iter().map(|name| Encoding::named(name)).collect();
+        // Messages may not be encoded, and for some programs therefore are not.
+        if readings.is_empty() || media_type.starts_with("message/") {
+            readings.push(Encoding::Text);
+        }
+        let extension = match media_type.as_str() {
             "message/rfc822" | "message/global" => ".eml",
             "text/html" => ".html",
             "text/plain" | "" => ".txt",
             _ => "",
         };
         let name = headers.file_name().unwrap_or_else(|| format!("part-{}{extension}", self.parts));
-        self.content(name, encoding)
+        let start = self.lines.offset();
+        let mut done: Vec<Encoding> = Vec::new();
+        let mut first_end = None;
+        while !readings.is_empty() {
+            let encoding = readings.remove(0);
+            if done.contains(&encoding) {
+                continue;
+            }
+            if !done.is_empty() {
+                self.lines.seek(start)?;
+            }
+            done.push(encoding.clone());
+            let is_default = encoding == Encoding::Base64(Base64Rules::default());
+            let (end, others) = self.content(name.clone(), encoding)?;
+            if is_default {
+                readings.extend(others.into_iter().map(Encoding::Base64));
+            }
+            first_end.get_or_insert(end);
+        }
+        Ok(first_end.unwrap_or(End::Input))
     }
 
     /// Hands out what lies before the first part or behind the last, if it is anything; tells what ended it.
@@ -258,20 +451,24 @@ impl Message<'_, '_, '_> {
             }
             if !line.trim_ascii().is_empty() {
                 self.lines.give_back();
-                return self.content(name.to_owned(), Encoding::Text);
+                return Ok(self.content(name.to_owned(), Encoding::Text)?.0);
             }
         }
     }
 
-    /// Hands out content up to the next boundary, and the files that lie in it as text.
-    fn content(&mut self, name: String, encoding: Encoding) -> io::Result<End> {
+    /// Hands out content up to the next boundary, and the files that lie in it as text. Tells what ended it, and by which other
+    /// rules its base64 is something else.
+    fn content(&mut self, name: String, encoding: Encoding) -> io::Result<(End, Vec<Base64Rules>)> {
+        let rules = if let Encoding::Base64(rules) = encoding { rules } else { Base64Rules::default() };
         let mut content = Content {
             lines: &mut self.lines,
             boundaries: &self.boundaries,
             encoding,
+            base64: Base64::by(rules),
             out: Vec::new(),
             given: 0,
             held: Vec::new(),
+            piece: Vec::new(),
             end: None,
         };
         let mut name = name;
@@ -286,7 +483,7 @@ impl Message<'_, '_, '_> {
                     if matches!(content.encoding, Encoding::Uuencoded | Encoding::Yenc) {
                         self.outcome.note_broken(format!("{name:?} ends before its last line"));
                     }
-                    return Ok(end);
+                    return Ok((end, content.base64.other_readings()));
                 }
                 Some(ContentEnd::File(file, encoding)) => {
                     name = file;
@@ -296,7 +493,7 @@ impl Message<'_, '_, '_> {
                     name = format!("part-{}.txt", self.parts);
                     content.encoding = Encoding::Text;
                 }
-                None => return Ok(End::Input),
+                None => return Ok((End::Input, Vec::new())),
             }
         }
     }
@@ -313,13 +510,26 @@ fn boundary(line: &[u8], boundaries: &[Vec<u8>]) -> Option<End> {
     })
 }
 
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Encoding {
     /// As it is; files may lie in it.
     Text,
     QuotedPrintable,
-    Base64(Base64),
+    Base64(Base64Rules),
+    /// What begins like uuencode, but may be prose.
+    PerhapsUuencoded,
     Uuencoded,
     Yenc,
+}
+
+impl Encoding {
+    fn named(name: &str) -> Self {
+        match name {
+            "base64" => Self::Base64(Base64Rules::default()),
+            "quoted-printable" => Self::QuotedPrintable,
+            _ => Self::Text,
+        }
+    }
 }
 
 /// What ends what is handed out.
@@ -336,10 +546,13 @@ struct Content<'c, 'i> {
     lines: &'c mut Lines<Input<'i>>,
     boundaries: &'c [Vec<u8>],
     encoding: Encoding,
+    base64: Base64,
     out: Vec<u8>,
     given: usize,
     /// The last line break, which belongs to the boundary if one follows.
     held: Vec<u8>,
+    /// The end of the last piece of a line that goes on.
+    piece: Vec<u8>,
     end: Option<ContentEnd>,
 }
 
@@ -356,15 +569,27 @@ impl Content<'_, '_> {
                 self.out.append(&mut self.held);
             }
             self.held.clear();
-            if let Encoding::Base64(decoder) = &mut self.encoding {
-                decoder.finish(&mut self.out);
+            match self.encoding {
+                Encoding::Base64(_) => self.base64.finish(&mut self.out),
+                Encoding::QuotedPrintable => {
+                    transfer::quoted_printable(&std::mem::take(&mut self.piece), &mut self.out)
+                }
+                _ => {}
             }
             self.end = end.map(ContentEnd::Part);
             return Ok(false);
         };
-        match &mut self.encoding {
-            Encoding::Base64(decoder) => decoder.decode(line, &mut self.out),
-            Encoding::Uuencoded => {
+        if self.encoding == Encoding::PerhapsUuencoded {
+            if !transfer::is_uuencoded(line) {
+                self.lines.give_back();
+                self.end = Some(ContentEnd::FileEnded);
+                return Ok(false);
+            }
+            self.encoding = Encoding::Uuencoded;
+        }
+        match self.encoding {
+            Encoding::Base64(_) => self.base64.decode(line, &mut self.out),
+            Encoding::Uuencoded | Encoding::PerhapsUuencoded => {
                 if line.trim_ascii() == b"end" || !transfer::uuencoded(line, &mut self.out) {
                     self.end = Some(ContentEnd::FileEnded);
                     return Ok(false);
@@ -379,26 +604,43 @@ impl Content<'_, '_> {
                     yenc(line, &mut self.out);
                 }
             }
-            Encoding::Text | Encoding::QuotedPrintable => {
-                let is_text = matches!(self.encoding, Encoding::Text);
-                if let Some((name, encoding)) = embedded_file(line).filter(|_| begins && is_text) {
+            Encoding::Text => {
+                if let Some((name, encoding)) = embedded_file(line).filter(|_| begins) {
                     self.held.clear();
                     self.end = Some(ContentEnd::File(display_name(name), encoding));
                     return Ok(false);
                 }
                 self.out.append(&mut self.held);
-                if is_text {
-                    self.out.extend_from_slice(line);
+                self.out.extend_from_slice(line);
+                self.hold_line_break();
+            }
+            Encoding::QuotedPrintable => {
+                // An escape may begin in one piece of a line and end in the next.
+                self.piece.extend_from_slice(line);
+                self.out.append(&mut self.held);
+                if line.ends_with(b"\n") {
+                    let is_soft = self.piece.ends_with(b"=\n");
+                    transfer::quoted_printable(&self.piece, &mut self.out);
+                    self.piece.clear();
+                    if !is_soft {
+                        self.hold_line_break();
+                    }
                 } else {
-                    transfer::quoted_printable(line, &mut self.out);
-                }
-                if self.out.ends_with(b"\n") && !line.ends_with(b"=\n") {
-                    let length = if self.out.ends_with(b"\r\n") { 2 } else { 1 };
-                    self.held = self.out.split_off(self.out.len() - length);
+                    let rest = self.piece.split_off(self.piece.len() - transfer::undecided(&self.piece));
+                    transfer::escapes(&self.piece, &mut self.out);
+                    self.piece = rest;
                 }
             }
         }
         Ok(true)
+    }
+
+    /// The last line break belongs to the boundary if one follows.
+    fn hold_line_break(&mut self) {
+        if self.out.ends_with(b"\n") {
+            let length = if self.out.ends_with(b"\r\n") { 2 } else { 1 };
+            self.held = self.out.split_off(self.out.len() - length);
+        }
     }
 }
 
@@ -424,8 +666,8 @@ impl Read for Content<'_, '_> {
 
 /// The file that begins with a line of text.
 fn embedded_file(line: &[u8]) -> Option<(&[u8], Encoding)> {
-    if let Some(name) = transfer::uuencoded_name(line) {
-        return Some((name, Encoding::Uuencoded));
+    if let Some(begin) = transfer::uu_begin(line).filter(|begin| !begin.is_base64) {
+        return Some((begin.name, if begin.is_sure { Encoding::Uuencoded } else { Encoding::PerhapsUuencoded }));
     }
     let rest = line.strip_prefix(b"=ybegin ")?;
     let at = crate::fields::find(rest, b"name=")?;
@@ -454,7 +696,7 @@ impl Extractor for Mbox {
             return outcome;
         }
         let input: &mut dyn ReadSeek = &mut *container.input;
-        let mut lines = Lines::new(BufReader::with_capacity(BUFFER_BYTES, input));
+        let mut lines = Lines::new(BufReader::with_capacity(BUFFER_BYTES, input), 0, false);
         for number in 1u64.. {
             match lines.next() {
                 Ok(Some(_)) => {}

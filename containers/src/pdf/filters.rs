@@ -35,7 +35,7 @@ pub(super) fn decoder<'i>(
         b"FlateDecode" | b"Fl" => Box::new(flate2::bufread::ZlibDecoder::new(input)),
         b"LZWDecode" | b"LZW" => Box::new(Steps::new(Lzw::new(input, parameter("EarlyChange") != Some(0)))),
         b"ASCIIHexDecode" | b"AHx" => Box::new(Steps::new(AsciiHex(input))),
-        b"ASCII85Decode" | b"A85" => Box::new(Steps::new(Ascii85(input))),
+        b"ASCII85Decode" | b"A85" => Box::new(Steps::new(Ascii85 { input, began: false })),
         b"RunLengthDecode" | b"RL" => Box::new(Steps::new(RunLength(input))),
         other => {
             return Err(invalid(format!("filter {} is not known", crate::container::display_name(other))));
@@ -132,14 +132,18 @@ impl<R: Read> Step for AsciiHex<R> {
     }
 }
 
-struct Ascii85<R>(R);
+struct Ascii85<R> {
+    input: R,
+    began: bool,
+}
 
 impl<R: Read> Step for Ascii85<R> {
     fn step(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
         let (mut value, mut digits) = (0u32, 0usize);
         while digits < 5 {
-            match next_visible(&mut self.0)? {
+            match next_visible(&mut self.input)? {
                 Some(b'z') if digits == 0 => {
+                    self.began = true;
                     out.extend_from_slice(&[0; 4]);
                     return Ok(true);
                 }
@@ -147,6 +151,8 @@ impl<R: Read> Step for Ascii85<R> {
                     value = value.wrapping_mul(85).wrapping_add(u32::from(byte - b'!'));
                     digits += 1;
                 }
+                // "<~" at the beginning is no content.
+                Some(b'~') if digits == 1 && !self.began && value == u32::from(b'<' - b'!') => (value, digits) = (0, 0),
                 None | Some(b'~') => {
                     for _ in digits..5 {
                         value = value.wrapping_mul(85).wrapping_add(84);
@@ -157,6 +163,7 @@ impl<R: Read> Step for Ascii85<R> {
                 Some(_) => return Err(invalid("no digit of base 85")),
             }
         }
+        self.began = true;
         out.extend_from_slice(&value.to_be_bytes());
         Ok(true)
     }

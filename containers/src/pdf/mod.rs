@@ -45,6 +45,10 @@ const STREAMS_ALONE_MAX: usize = 1000;
 const BUNDLED_BYTES_MAX: u64 = 64 << 10;
 /// How much comes out together.
 const BUNDLE_BYTES: usize = 1 << 20;
+/// Of how many definitions of one object each is tried.
+const DEFINITIONS_MAX: usize = 8;
+/// In how many ways a stream is decoded at most. Real ones can be decoded in one.
+const PLANS_MAX: usize = 16;
 /// How deep dictionaries and arrays are searched for scripts and names.
 const SEARCH_DEPTH_MAX: u32 = 48;
 
@@ -66,6 +70,11 @@ fn probe(probe: &mut Probe<'_>) -> io::Result<Claims> {
         Some(0) => vec![Claim::Whole(0)],
         // Something before the header is not uncommon, and not enough to make a container with a PDF in it a PDF.
         Some(at) => vec![Claim::Inside(at as u64)],
+        // Some programs look further. That is believed if the end is one too, since many files have the word in them.
+        None if find(probe.tail, b"%%EOF").is_some() && find(probe.tail, b"startxref").is_some() => {
+            let header = memchr::memmem::find(probe.head, b"%PDF-");
+            header.map(|at| Claim::Inside(at as u64)).into_iter().collect()
+        }
         None => Vec::new(),
     })
 }
@@ -82,6 +91,7 @@ impl Extractor for Pdf {
             sink,
             outcome: ExtractionOutcome::default(),
             offsets: HashMap::new(),
+            definitions: HashMap::new(),
             streams: Vec::new(),
             interesting: Vec::new(),
             encryption_dictionary: None,
@@ -129,6 +139,8 @@ struct Walk<'w, 's> {
     outcome: ExtractionOutcome,
     /// Where each object begins, behind "obj"; the last one of a number.
     offsets: HashMap<u32, u64>,
+    /// Where objects begin that are defined several times: all of these places.
+    definitions: HashMap<u32, Vec<u64>>,
     streams: Vec<StreamObject>,
     /// Objects without a stream that have something to hand out, and where they begin.
     interesting: Vec<(Id, u64)>,
@@ -267,6 +279,14 @@ impl Walk<'_, '_> {
         }
         let object = self.object(offset)?;
         let is_content = offset < self.content_end;
+        if let Some(other) = self.offsets.get(&id.0) {
+            let all = self.definitions.entry(id.0).or_insert_with(|| vec![*other]);
+            if all.len() >= DEFINITIONS_MAX {
+                // The first and the last of them are those that programs take.
+                all.pop();
+            }
+            all.push(offset);
+        }
         if is_content {
             self.offsets.entry(id.0).or_insert(offset);
         } else {
@@ -289,7 +309,7 @@ impl Walk<'_, '_> {
     /// Where a stream's data ends: where its length says, if that is true, or else before the next "endstream".
     fn stream_end(&mut self, dictionary: &Value, start: u64) -> io::Result<u64> {
         let length = match dictionary.get("Length") {
-            Some(length) => self.resolved(length)?.number(),
+            Some(length) => self.resolved(length, None)?.number(),
             None => None,
         };
         let end = length.and_then(|length| start.checked_add_signed(length)).filter(|end| *end >= start);
@@ -334,13 +354,24 @@ impl Walk<'_, '_> {
     fn open_encryption(&mut self) -> io::Result<bool> {
         let dictionary = match self.encryption_dictionary.take() {
             None => return Ok(true),
-            Some(Value::Reference(number)) => match self.offsets.get(&number).copied() {
-                Some(offset) => {
-                    self.interesting.retain(|(_, at)| *at != offset);
-                    self.object(offset)?.value
+            Some(Value::Reference(number)) => {
+                let last = self.offsets.get(&number).copied();
+                let mut places = self.definitions.get(&number).cloned().unwrap_or_default();
+                places.extend(last);
+                self.interesting.retain(|(_, at)| !places.contains(at));
+                let mut dictionary = Value::Other;
+                for place in places {
+                    let value = self.object(place)?.value;
+                    let is_dictionary = matches!(value, Value::Dictionary(_));
+                    if dictionary != Value::Other && dictionary != value {
+                        self.outcome.note_suspicious("the document says in two ways how it is encrypted");
+                    }
+                    if is_dictionary {
+                        dictionary = value;
+                    }
                 }
-                None => Value::Other,
-            },
+                dictionary
+            }
             Some(dictionary) => dictionary,
         };
         if dictionary == Value::Other {
@@ -416,15 +447,55 @@ impl Walk<'_, '_> {
         }
     }
 
-    /// How a stream is decoded.
-    fn plan(&mut self, stream: &StreamObject) -> io::Result<Plan> {
-        let filters = self.resolved_list(stream.dictionary.get("Filter"))?;
-        let parameters = stream.dictionary.get("DecodeParms").or_else(|| stream.dictionary.get("DP"));
-        let parameters = self.resolved_list(parameters)?;
+    /// How a stream is decoded: in more than one way if programs differ in that.
+    fn plans(&mut self, stream: &StreamObject) -> io::Result<Vec<Plan>> {
+        let first = self.plan(stream, Choice::default())?;
+        let entries = match &stream.dictionary {
+            Value::Dictionary(entries) => entries.as_slice(),
+            _ => &[],
+        };
+        let is_filter = |(key, _): &&(Vec<u8>, Value)| matches!(&**key, b"Filter" | b"F");
+        let is_twice = entries.iter().filter(is_filter).count() > 1;
+        let mut definitions = 0;
+        let filters = entries.iter().filter(is_filter).map(|(_, value)| value);
+        for value in filters.flat_map(|value| {
+            if let Value::Array(values) = value { values.iter() } else { std::slice::from_ref(value).iter() }
+        }) {
+            let places = value.reference().and_then(|number| self.definitions.get(&number));
+            definitions = definitions.max(places.map_or(0, Vec::len));
+        }
+        let mut plans = vec![first];
+        if !is_twice && definitions == 0 && plans.iter().all(|plan| !plan.has_more) {
+            return Ok(plans);
+        }
+        for takes_last in [false, true] {
+            for definition in std::iter::once(None).chain((0..definitions).map(Some)) {
+                for passes_over_images in [false, true] {
+                    let Ok(plan) = self.plan(stream, Choice { takes_last, definition, passes_over_images }) else {
+                        continue;
+                    };
+                    if !plans.contains(&plan) && plans.len() < PLANS_MAX {
+                        plans.push(plan);
+                    }
+                }
+            }
+        }
+        Ok(plans)
+    }
+
+    /// How a stream is decoded by a program that chooses like this.
+    fn plan(&mut self, stream: &StreamObject, choice: Choice) -> io::Result<Plan> {
+        let get = |name| {
+            if choice.takes_last { stream.dictionary.get_last(name) } else { stream.dictionary.get(name) }
+        };
+        let filters = self.resolved_list(get("Filter"), choice.definition)?;
+        let parameters = get("DecodeParms").or_else(|| get("DP"));
+        let parameters = self.resolved_list(parameters, choice.definition)?;
         if filters.len() > filters::FILTERS_MAX {
             return Err(invalid(format!("a stream with more than {} filters", filters::FILTERS_MAX)));
         }
-        let mut plan = Plan { is_encrypted: self.is_encrypted(stream), filters: Vec::new(), extension: None };
+        let is_encrypted = self.is_encrypted(stream);
+        let mut plan = Plan { is_encrypted, filters: Vec::new(), extension: None, has_more: false };
         for (at, filter) in filters.iter().enumerate() {
             let filter = filter.name().ok_or_else(|| invalid("a filter without a name"))?;
             if filter == b"Crypt" {
@@ -435,6 +506,10 @@ impl Walk<'_, '_> {
             }
             plan.extension = filters::extension(filter);
             if plan.extension.is_some() {
+                plan.has_more = at + 1 < filters.len();
+                if plan.has_more && choice.passes_over_images {
+                    continue;
+                }
                 break;
             }
             plan.filters.push((filter.to_vec(), parameters.get(at).cloned()));
@@ -448,19 +523,21 @@ impl Walk<'_, '_> {
     }
 
     /// A value, or the values of an array, with references resolved.
-    fn resolved_list(&mut self, value: Option<&Value>) -> io::Result<Vec<Value>> {
+    fn resolved_list(&mut self, value: Option<&Value>, definition: Option<usize>) -> io::Result<Vec<Value>> {
         let Some(value) = value else { return Ok(Vec::new()) };
-        match self.resolved(value)? {
+        match self.resolved(value, definition)? {
             Value::Array(values) => {
-                values.iter().take(filters::FILTERS_MAX + 1).map(|value| self.resolved(value)).collect()
+                values.iter().take(filters::FILTERS_MAX + 1).map(|value| self.resolved(value, definition)).collect()
             }
             Value::Other => Ok(Vec::new()),
             value => Ok(vec![value]),
         }
     }
 
-    fn resolved(&mut self, value: &Value) -> io::Result<Value> {
-        match value.reference().map(|number| self.offsets.get(&number).copied()) {
+    /// A value, with a reference resolved: to the definition that counts, or to another if there are several.
+    fn resolved(&mut self, value: &Value, definition: Option<usize>) -> io::Result<Value> {
+        let other = |number: u32| self.definitions.get(&number)?.get(definition?).copied();
+        match value.reference().map(|number| other(number).or_else(|| self.offsets.get(&number).copied())) {
             None => Ok(value.clone()),
             Some(Some(offset)) => Ok(self.object(offset)?.value),
             Some(None) => Ok(Value::Other),
@@ -469,11 +546,21 @@ impl Walk<'_, '_> {
 
     /// Hands out a stream.
     fn stream(&mut self, stream: &StreamObject) {
+        match self.plans(stream) {
+            Ok(plans) => {
+                for plan in plans {
+                    self.stream_by(stream, &plan);
+                }
+            }
+            Err(error) => self.outcome.note_error(&format!("object {}", stream.id.0), &error),
+        }
+    }
+
+    fn stream_by(&mut self, stream: &StreamObject, plan: &Plan) {
+        if self.outcome.is_over() {
+            return;
+        }
         let number = stream.id.0;
-        let plan = match self.plan(stream) {
-            Ok(plan) => plan,
-            Err(error) => return self.outcome.note_error(&format!("object {number}"), &error),
-        };
         let extension = plan.extension.map_or(String::new(), |extension| format!(".{extension}"));
         let name = match self.names.get(&number) {
             Some(name) => name.clone(),
@@ -482,7 +569,7 @@ impl Walk<'_, '_> {
         };
         let is_named = plan.extension.is_some() || self.names.contains_key(&number) || self.scripts.contains(&number);
         let mut beginning = Vec::new();
-        let handed_out = match decoded(&mut *self.input, self.encryption.as_ref(), stream, &plan) {
+        let handed_out = match decoded(&mut *self.input, self.encryption.as_ref(), stream, plan) {
             Ok(mut data) => {
                 let bundle = self.bundle.as_mut().filter(|_| !is_named);
                 let read = match &bundle {
@@ -524,7 +611,7 @@ impl Walk<'_, '_> {
     /// Hands out a stream of objects, and what those have to hand out.
     fn stream_of_objects(&mut self, stream: &StreamObject) {
         let mut data = Vec::new();
-        let plan = self.plan(stream);
+        let plan = self.plan(stream, Choice::default());
         let read = plan.and_then(|plan| {
             let decoded = decoded(&mut *self.input, self.encryption.as_ref(), stream, &plan)?;
             decoded.take(OBJECT_STREAM_BYTES_MAX + 1).read_to_end(&mut data)
@@ -564,13 +651,27 @@ fn is_nothing_by_itself(content: &[u8]) -> bool {
     })
 }
 
+/// What a program takes where a document says something in two ways.
+#[derive(Debug, Default, Clone, Copy)]
+struct Choice {
+    /// Of two entries with one name the last.
+    takes_last: bool,
+    /// Of several definitions of an object this one, not the last.
+    definition: Option<usize>,
+    /// Filters that make images do nothing, if others follow.
+    passes_over_images: bool,
+}
+
 /// How a stream is decoded.
+#[derive(Debug, PartialEq)]
 struct Plan {
     is_encrypted: bool,
     /// The filters with their parameters.
     filters: Vec<(Vec<u8>, Option<Value>)>,
     /// What comes out is an image, or something else that is a file by itself.
     extension: Option<&'static str>,
+    /// Filters follow that are not undone, or were.
+    has_more: bool,
 }
 
 /// A stream's data, decoded as far as is planned.

@@ -30,6 +30,12 @@ impl Value {
         entries.iter().find(|(key, _)| key == name.as_bytes()).map(|(_, value)| value)
     }
 
+    /// The last that a dictionary has under a name, if it has several.
+    pub(super) fn get_last(&self, name: &str) -> Option<&Value> {
+        let Self::Dictionary(entries) = self else { return None };
+        entries.iter().rfind(|(key, _)| key == name.as_bytes()).map(|(_, value)| value)
+    }
+
     pub(super) fn number(&self) -> Option<i64> {
         if let Self::Number(number) = self { Some(*number) } else { None }
     }

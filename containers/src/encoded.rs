@@ -1,0 +1,383 @@
+//! Where encoded data lies in text: runs of base64, `data:` addresses, uuencode, yEnc; and text in which characters of it are written
+//! as escapes of HTML and scripts. It is asked of every file that nothing else claims, so it must cost next to nothing.
+
+use memchr::memmem::Finder;
+use memchr::{memchr, memchr_iter, memchr2_iter};
+
+use crate::fields::find;
+use crate::transfer::{self, Base64, digit, hex_digit};
+
+/// How many characters a run of base64 has at least that may stand for anything: the longest hash's in hexadecimal are 128, and lists
+/// of hashes are long.
+const RUN_CHARACTERS_MIN: usize = 160;
+/// The same for what an element of XML or a field of a calendar begins with, or what stands for something that begins as files do:
+/// the EICAR test file's are 92.
+const SHORT_RUN_CHARACTERS_MIN: usize = 80;
+/// How many different characters the beginning of a run has at least: else any line of dashes would be one.
+const DIFFERENT_CHARACTERS_MIN: u32 = 8;
+/// How many characters of a run stand together at least, before space or the end of a string: else any prose would be one.
+pub(crate) const LINE_CHARACTERS_MIN: usize = 32;
+/// The longest beginning of a `data:` address, up to its comma.
+const ADDRESS_BYTES_MAX: usize = 4096;
+/// The longest beginning of a run in short lines, or of an address.
+pub(crate) const SEARCH_AGAIN_BYTES: usize = ADDRESS_BYTES_MAX + 512;
+/// How far is looked ahead for where a string goes on.
+pub(crate) const JOINT_BYTES_MAX: usize = 32;
+/// The longest escape that is decoded, with zeros before its number.
+pub(crate) const ESCAPE_BYTES_MAX: usize = 16;
+/// Of how many bytes of a text at most one is a control character.
+const CONTROLS_OF_TEXT: usize = 32;
+/// How much of a file tells whether it is text.
+pub(crate) const TOLD_BY_BYTES: usize = 4096;
+/// The longest line that begins a file in text.
+const LINE_BYTES_MAX: usize = 512;
+/// What files begin with that are worth to be hidden.
+const MAGIC: [&[u8]; 22] = [
+    b"MZ",
+    b"PK",
+    b"\x1f\x8b\x08",
+    b"%PDF",
+    b"\x7fELF",
+    b"Rar!",
+    b"7z\xbc\xaf",
+    b"BZh",
+    b"\xfd7zXZ",
+    b"\x28\xb5\x2f\xfd",
+    b"\xd0\xcf\x11\xe0",
+    b"MSCF",
+    b"\x89PNG",
+    b"GIF8",
+    b"\xff\xd8\xff",
+    b"L\0\0\0",
+    b"\xca\xfe\xba\xbe",
+    b"ActiveMime",
+    b"\xcf\xfa\xed\xfe",
+    b"\x04\x22\x4d\x18",
+    b"LZIP",
+    b"\x78\x9f\x3e\x22",
+];
+
+/// Whether a file that begins like this is a text, if with some odd characters in it.
+pub(crate) fn is_text(head: &[u8]) -> bool {
+    let head = head.get(..TOLD_BY_BYTES).unwrap_or(head);
+    let controls = head.iter().filter(|byte| matches!(byte, 0..=8 | 14..=26 | 28..=31)).count();
+    controls * CONTROLS_OF_TEXT <= head.len().max(2 * CONTROLS_OF_TEXT)
+}
+
+/// What is next in a piece of text.
+pub(crate) enum Found {
+    /// Nothing in so many bytes.
+    Nothing(usize),
+    /// A run of base64 so far in.
+    Run(usize),
+    /// An address so far in.
+    Address(usize, Address),
+}
+
+/// A `data:` address.
+pub(crate) struct Address {
+    /// How far behind its beginning its data begins.
+    pub(crate) length: usize,
+    pub(crate) is_base64: bool,
+    pub(crate) extension: String,
+    /// What ends it; none for what ends any that is not in quotes.
+    pub(crate) ended_by: Option<u8>,
+}
+
+/// The first data in a piece of text. If the text goes on, what may be cut off at the end of the piece is left for the next. In what
+/// is no text runs count only if they stand for something that begins as files do.
+pub(crate) fn next_data(text: &[u8], is_all: bool, is_text: bool) -> Found {
+    let address = first_address(text);
+    let end = address.as_ref().map_or(text.len(), |(at, _)| *at);
+    if let Some(at) = first_run(text, end, is_text) {
+        return Found::Run(at);
+    }
+    if let Some((at, address)) = address {
+        return Found::Address(at, address);
+    }
+    // What may be the beginning of a run or an address is searched again with what follows.
+    let kept = if is_all { 0 } else { SEARCH_AGAIN_BYTES };
+    Found::Nothing(text.len().saturating_sub(kept).max(1))
+}
+
+/// Where the first run begins, before `end`.
+fn first_run(text: &[u8], end: usize, is_text: bool) -> Option<usize> {
+    let is_digit = |at: usize| text.get(at).is_some_and(|byte| digit(*byte).is_some());
+    let mut free = 0;
+    // A run has a line that covers one of the places that lie so far apart.
+    let mut at = LINE_CHARACTERS_MIN - 1;
+    while at < end {
+        if !is_digit(at) {
+            at += LINE_CHARACTERS_MIN;
+            continue;
+        }
+        let before =
+            text.get(free..at).unwrap_or_default().iter().rev().take_while(|byte| digit(**byte).is_some()).count();
+        let behind = text.get(at..).unwrap_or_default().iter().take_while(|byte| digit(**byte).is_some()).count();
+        let start = at - before;
+        if before + behind >= LINE_CHARACTERS_MIN && is_run(text, start, is_text) {
+            return Some(start);
+        }
+        free = at + behind;
+        at = free + LINE_CHARACTERS_MIN;
+    }
+    None
+}
+
+/// Whether a run begins so far into a text, in one line or several, that is long enough, and no hash.
+fn is_run(text: &[u8], start: usize, is_text: bool) -> bool {
+    let before = start.checked_sub(1).and_then(|before| text.get(before));
+    let is_element = matches!(before, Some(b'>' | b':'));
+    let (mut is_hash, mut different) = (true, 0u64);
+    let mut characters = Vec::with_capacity(RUN_CHARACTERS_MIN);
+    let mut rest = text.get(start..).unwrap_or_default();
+    while characters.len() < RUN_CHARACTERS_MIN {
+        let most = RUN_CHARACTERS_MIN - characters.len();
+        let line = rest.iter().take(most).take_while(|byte| digit(**byte).is_some()).count();
+        let (line, behind) = rest.split_at_checked(line).unwrap_or_default();
+        is_hash &= line.iter().all(u8::is_ascii_hexdigit);
+        different |= line.iter().filter_map(|byte| digit(*byte)).fold(0, |all, digit| all | 1 << digit);
+        characters.extend_from_slice(line);
+        if line.len() < LINE_CHARACTERS_MIN {
+            break;
+        }
+        let Some(length) = joint(behind.get(..JOINT_BYTES_MAX).unwrap_or(behind)) else { break };
+        rest = behind.get(length..).unwrap_or_default();
+    }
+    if different.count_ones() < DIFFERENT_CHARACTERS_MIN || characters.len() < SHORT_RUN_CHARACTERS_MIN {
+        return false;
+    }
+    let is_long = characters.len() >= RUN_CHARACTERS_MIN;
+    is_text && (is_long || is_element && !is_hash) || begins_as_file(&characters)
+}
+
+/// Whether base64 stands for text, or for what begins as files do.
+fn begins_as_file(characters: &[u8]) -> bool {
+    let (mut decoder, mut bytes) = (Base64::default(), Vec::new());
+    decoder.decode(characters, &mut bytes);
+    let is_letter = |byte: &u8| matches!(byte, b'\t' | b'\n' | b'\r' | b' '..=b'~');
+    // Also in two bytes a character, as some shells take it.
+    bytes.iter().all(is_letter)
+        || bytes.as_chunks::<2>().0.iter().all(|[low, high]| is_letter(low) && *high == 0)
+        || MAGIC.iter().any(|magic| bytes.starts_with(magic))
+}
+
+/// The first address of a text, and where it begins.
+fn first_address(text: &[u8]) -> Option<(usize, Address)> {
+    // The next comma is looked for once, since a text may have many colons before it.
+    let mut comma = None;
+    for colon in memchr_iter(b':', text) {
+        let word = text.get(..colon).unwrap_or_default().last_chunk::<4>();
+        if !word.is_some_and(|word| word.eq_ignore_ascii_case(b"data")) {
+            continue;
+        }
+        if comma.is_none_or(|comma| comma <= colon) {
+            comma = Some(memchr(b',', text.get(colon..)?)? + colon);
+        }
+        let (start, comma) = (colon - 4, comma?);
+        if comma - colon <= ADDRESS_BYTES_MAX
+            && let Some(address) = address(text, start, comma)
+        {
+            return Some((start, address));
+        }
+    }
+    None
+}
+
+/// The address between the beginning of "data:" and a comma, if it is one.
+fn address(text: &[u8], start: usize, comma: usize) -> Option<Address> {
+    let says = text.get(start + 5..comma)?;
+    let next = text.get(comma + 1).copied();
+    let before = start.checked_sub(1).and_then(|before| text.get(before)).copied();
+    let last = says.rsplit(|byte| *byte == b';').next().unwrap_or_default();
+    let has_parameters = last.len() < says.len();
+    let last: Vec<u8> = unescaped_address(last).into_iter().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    let is_plain =
+        !says.iter().any(|byte| matches!(byte, b'"' | b'\'' | b'<' | b'>' | b'(' | b')' | b'{' | b'}' | b'\r' | b'\n'));
+    let is_base64 = has_parameters && last.eq_ignore_ascii_case(b"base64")
+        || is_plain
+            && says.split(|byte| *byte == b';').skip(1).any(|part| part.trim_ascii().eq_ignore_ascii_case(b"base64"));
+    // "data:" is a common word in front of a colon; an address says what it is, or begins like one.
+    let begins_data =
+        next.is_some_and(|next| digit(next).is_some() || matches!(next, b'%' | b' ' | b'\t' | b'\r' | b'\n'));
+    let is_quoted = matches!(before, Some(b'"' | b'\'' | b'`'));
+    let is_address = match (is_base64, is_plain) {
+        (true, true) => true,
+        (true, false) => begins_data,
+        (false, plain) => plain && (says.contains(&b'/') || says.is_empty() && (next == Some(b'%') || is_quoted)),
+    };
+    let subtype = says.split(|byte| *byte == b';').next()?.rsplit(|byte| *byte == b'/').next()?;
+    let word: String =
+        subtype.iter().take_while(|byte| byte.is_ascii_alphanumeric()).take(8).copied().map(char::from).collect();
+    let extension = if word.is_empty() { String::new() } else { format!(".{word}") };
+    let ended_by = match before {
+        Some(b'(') => Some(b')'),
+        quote => quote.filter(|_| is_quoted),
+    };
+    is_address.then_some(Address { length: comma + 1 - start, is_base64, extension, ended_by })
+}
+
+/// Text of an address without its escapes.
+fn unescaped_address(text: &[u8]) -> Vec<u8> {
+    let (mut plain, mut rest) = (Vec::new(), text);
+    while let Some((first, behind)) = rest.split_first() {
+        let escaped = escaped(rest);
+        plain.push(escaped.unwrap_or(*first));
+        rest = if escaped.is_some() { rest.get(3..).unwrap_or_default() } else { behind };
+    }
+    plain
+}
+
+/// The byte that an escape of an address stands for: `%2B`.
+pub(crate) fn escaped(text: &[u8]) -> Option<u8> {
+    let [b'%', high, low, ..] = text else { return None };
+    Some(hex_digit(*high)? << 4 | hex_digit(*low)?)
+}
+
+/// What may lie between two pieces of one run: space and line breaks, written out or escaped, and what puts two strings of a script
+/// together. Tells how long it is; none if the run is not going on.
+pub(crate) fn joint(text: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    let mut quotes = 0;
+    let mut joins = false;
+    while let Some(byte) = text.get(at) {
+        match byte {
+            b' ' | b'\t' | b'\r' | b'\n' | 11 | 12 => at += 1,
+            b'\\' => match text.get(at + 1) {
+                Some(b'n' | b'r' | b't' | b'\n' | b'\r') => at += 2,
+                Some(b'/') => return Some(at + 1),
+                _ => return None,
+            },
+            b'&' if text.get(at..at + 2) == Some(b"&#") => {
+                let end = text.get(at..)?.iter().take(7).position(|byte| *byte == b';')?;
+                at += end + 1;
+            }
+            b'"' | b'\'' | b'`' => {
+                quotes += 1;
+                at += 1;
+            }
+            // Visual Basic continues lines with an underscore.
+            b'+' | b'&' | b'.' | b'_' | b',' if quotes == 1 => {
+                joins = true;
+                at += 1;
+            }
+            _ => {
+                let goes_on = digit(*byte).is_some() && (quotes == 0 || quotes == 2 && joins);
+                return (goes_on && at > 0).then_some(at);
+            }
+        }
+    }
+    None
+}
+
+/// The character of ASCII that an escape of HTML, JSON or a script stands for, and its length: `&#65;`, `&colon;`, `\\u0041`, `\\x41`.
+pub(crate) fn character(text: &[u8]) -> Option<(u8, usize)> {
+    const NAMES: [(&[u8], u8); 14] = [
+        (b"colon;", b':'),
+        (b"comma;", b','),
+        (b"semi;", b';'),
+        (b"sol;", b'/'),
+        (b"plus;", b'+'),
+        (b"equals;", b'='),
+        (b"Tab;", b'\t'),
+        (b"NewLine;", b'\n'),
+        (b"percnt;", b'%'),
+        (b"period;", b'.'),
+        (b"lowbar;", b'_'),
+        (b"num;", b'#'),
+        (b"quest;", b'?'),
+        (b"amp;", b'&'),
+    ];
+    let number = |digits: &[u8], radix: u32| -> Option<u8> {
+        let value = digits.iter().try_fold(0u32, |value, digit| {
+            Some(value.saturating_mul(radix).saturating_add(char::from(*digit).to_digit(radix)?))
+        })?;
+        u8::try_from(value).ok().filter(u8::is_ascii)
+    };
+    match text {
+        [b'&', b'#', rest @ ..] => {
+            let (radix, skip) = if matches!(rest.first(), Some(b'x' | b'X')) { (16, 1) } else { (10, 0) };
+            let rest = rest.get(skip..ESCAPE_BYTES_MAX - 3).or_else(|| rest.get(skip..))?;
+            let digits = rest.iter().take_while(|byte| char::from(**byte).is_digit(radix)).count();
+            let byte = number(rest.get(..digits).filter(|digits| !digits.is_empty())?, radix)?;
+            Some((byte, 2 + skip + digits + usize::from(rest.get(digits) == Some(&b';'))))
+        }
+        [b'&', rest @ ..] => {
+            let (name, byte) = NAMES.iter().find(|(name, _)| rest.starts_with(name))?;
+            Some((*byte, 1 + name.len()))
+        }
+        [b'\\', b'u', rest @ ..] => Some((number(rest.get(..4)?, 16)?, 6)),
+        [b'\\', b'x', rest @ ..] => Some((number(rest.get(..2)?, 16)?, 4)),
+        _ => None,
+    }
+}
+
+/// The escapes of a text that are decoded: where, what for, and how long.
+pub(crate) fn characters(text: &[u8]) -> impl Iterator<Item = (usize, u8, usize)> {
+    memchr2_iter(b'&', b'\\', text).filter_map(|at| {
+        let (byte, length) = character(text.get(at..)?)?;
+        Some((at, byte, length))
+    })
+}
+
+/// Whether a file of uuencode or yEnc begins somewhere in a text.
+pub(crate) fn begins_file_of_lines(text: &[u8]) -> (bool, bool) {
+    let lines = |finder: &Finder<'_>, is_one: fn(&[u8], &[u8]) -> bool| {
+        finder.find_iter(text).any(|at| {
+            let begins = at
+                .checked_sub(1)
+                .and_then(|before| text.get(before))
+                .is_none_or(|before| matches!(before, b'\n' | b'\r'));
+            let rest = text.get(at..).unwrap_or_default();
+            let rest = rest.get(..LINE_BYTES_MAX).unwrap_or(rest);
+            let (line, next) = rest.split_at_checked(memchr(b'\n', rest).unwrap_or(rest.len())).unwrap_or_default();
+            begins && is_one(line, next.strip_prefix(b"\n").unwrap_or(next))
+        })
+    };
+    let is_uuencode = lines(&Finder::new(b"begin"), |line, next| {
+        transfer::uu_begin(line).is_some_and(|begin| begin.is_sure || begin.is_base64 || is_uuencoded(next))
+    });
+    let is_yenc =
+        lines(&Finder::new(b"=ybegin "), |line, _| find(line, b" name=").is_some() && find(line, b"size=").is_some());
+    (is_uuencode, is_yenc)
+}
+
+fn is_uuencoded(text: &[u8]) -> bool {
+    transfer::is_uuencoded(text.split(|byte| *byte == b'\n').next().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strings_go_on_in_many_ways() {
+        for text in ["\r\n  A", "\" +\n\"A", "' & _\r\n '/", "\\nA", "&#13;\nA", "\\/"] {
+            assert!(joint(text.as_bytes()).is_some(), "{text:?}");
+        }
+        for text in ["", "A", "\"A", ",\"A", "\"\"A", " <", "\" + B", "\\x"] {
+            assert!(joint(text.as_bytes()).is_none(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_say_what_they_are() {
+        let address =
+            |text: &str| first_address(text.as_bytes()).map(|(at, address)| (at, address.length, address.is_base64));
+        assert_eq!(address("data:image/svg+xml;charset=x;base64,QQ"), Some((0, 36, true)));
+        assert_eq!(address("(data:a/b;x=\"y\";%62ASE64,QQ"), Some((1, 27, true)));
+        assert_eq!(address("data: 1, 2").or(address("data:text/plain")).or(address("{data:,a}")), None);
+        assert_eq!(address("data:,x data:text/html,a"), Some((8, 15, false)));
+    }
+
+    #[test]
+    fn escapes_stand_for_characters() {
+        for text in ["&#65;", "&#0065", "&#x41;", "\\u0041", "\\x41"] {
+            assert_eq!(character(text.as_bytes()), Some((b'A', text.len())), "{text}");
+        }
+        assert_eq!(character(b"&colon;//"), Some((b':', 7)));
+        for text in ["&nbsp;", "&#228;", "&#;", "\\u00e4", "\\n", "&", "&#99999999999999999999"] {
+            assert_eq!(character(text.as_bytes()), None, "{text}");
+        }
+    }
+}
