@@ -10,8 +10,11 @@ const CONTINUATIONS_MAX: usize = 64;
 /// Most fields that are asked how a part is encoded: real parts have one.
 const ENCODINGS_MAX: usize = 4;
 
+/// Finds the boundary in the value of a field.
+type BoundaryRule = fn(&[u8]) -> Option<Vec<u8>>;
+
 /// Rules by which programs find the boundary in a field that can be read in several ways.
-pub(super) const BOUNDARY_RULES: [fn(&[u8]) -> Option<Vec<u8>>; 6] = [
+pub(super) const BOUNDARY_RULES: [BoundaryRule; 6] = [
     |value| named(parameters(value, Quotes::Anywhere), b"boundary").next(),
     |value| named(parameters(value, Quotes::Anywhere), b"boundary").last(),
     |value| extended(value, "boundary").map(String::into_bytes),
