@@ -202,8 +202,9 @@ fn each(suite: impl Fn(&Case<'_>)) {
 fn the_table_is_covered() {
     let mut tested: Vec<_> = containers().into_iter().map(|(format, ..)| format).collect();
     tested.extend(SAMPLES.iter().map(|sample| sample.format));
-    // What is known and not opened holds nothing.
-    for format in ContainerFormat::all().filter(|format| format.name() != "unopened") {
+    // `disks.rs` has DMG, with every one of its methods; what is known and not opened holds nothing.
+    let elsewhere = ["dmg", "unopened"];
+    for format in ContainerFormat::all().filter(|format| !elsewhere.contains(&format.name())) {
         assert!(tested.contains(&format.name()), "{format:?} has no test file");
     }
 }

@@ -206,7 +206,8 @@ impl Identity {
         forgive(writing, user_id).await?;
         let id = self.insert_session(writing, user_id, now_ms, address).await?;
         audit::record(writing, now_ms, &actor, Action::Login, &name, "").await?;
-        let principal = UserRow { id: user_id.to_owned(), name, role, rights }.principal()?;
+        let user = UserRow { id: user_id.to_owned(), name, role, rights };
+        let principal = Principal { by_session: true, ..user.principal()? };
         Ok(Some(Session { id, principal }))
     }
 
