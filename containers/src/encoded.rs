@@ -365,7 +365,7 @@ mod tests {
         let address =
             |text: &str| first_address(text.as_bytes()).map(|(at, address)| (at, address.length, address.is_base64));
         assert_eq!(address("data:image/svg+xml;charset=x;base64,QQ"), Some((0, 36, true)));
-        assert_eq!(address("(data:a/b;x=\"y\";%62ASE64,QQ"), Some((1, 27, true)));
+        assert_eq!(address("(data:a/b;x=\"y\";%62ASE64,QQ"), Some((1, 24, true)));
         assert_eq!(address("data: 1, 2").or(address("data:text/plain")).or(address("{data:,a}")), None);
         assert_eq!(address("data:,x data:text/html,a"), Some((8, 15, false)));
     }

@@ -680,6 +680,20 @@ fn long_archive(members: u32) -> Vec<u8> {
     tar(&named)
 }
 
+/// Takes a millisecond for each file, so that an archive is long enough for others to come.
+struct Slow;
+
+impl Engine for Slow {
+    fn info(&self) -> EngineInfo {
+        EngineInfo { id: "slow".into(), name: "Slow".into(), ..InMemoryOnly.info() }
+    }
+
+    fn scan(&self, _: &Subject<'_>, _: &ScanContext) -> EngineVerdict {
+        std::thread::sleep(Duration::from_millis(1));
+        EngineVerdict::clean()
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn several_workers_share_an_archive_and_the_rows_are_those_of_one() {
     let station = Station::new().await;
@@ -693,7 +707,8 @@ async fn several_workers_share_an_archive_and_the_rows_are_those_of_one() {
     let workers: Vec<(Arc<Probe>, Running)> = (0..3)
         .map(|_| {
             let (probe, _, _) = Probe::new("");
-            let engines = engines::builtin().unwrap().into_iter().chain([probe.clone() as Arc<dyn Engine>]).collect();
+            let own: [Arc<dyn Engine>; 2] = [probe.clone(), Arc::new(Slow)];
+            let engines = engines::builtin().unwrap().into_iter().chain(own).collect();
             (probe, station.start_with(station.options(), engines))
         })
         .collect();
