@@ -95,7 +95,7 @@ async fn decide(names: &BlobNames, decision: &Decision) -> anyhow::Result<ExitCo
                 eprintln!("lazaret: {name} is not {done}, no node confirmed it: {missing}");
             } else {
                 eprintln!(
-                    "lazaret: {name} is {done} on {confirmed} of {nodes} nodes, and repair carries that on to the others                      when they answer: {missing}"
+                    "lazaret: {name} is {done} on {confirmed} of {nodes} nodes, and repair carries that on to the others when they answer: {missing}"
                 );
             }
         }

@@ -565,7 +565,7 @@ pub fn load<C: Config>(path: &Path) -> anyhow::Result<C> {
     Ok(config)
 }
 
-/// The configuration as the YAML that [`load`] reads.
+/// The configuration as the YAML that [`load()`] reads.
 pub fn to_yaml<C: Config>(config: &C) -> anyhow::Result<String> {
     Ok(serde_saphyr::to_string(config)?)
 }

@@ -9,6 +9,7 @@ mod file;
 mod stream;
 mod syslog;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
@@ -201,7 +202,11 @@ pub fn start(config: &LogConfig) -> anyhow::Result<()> {
 fn to_stderr(usual: &str) -> BoxedLayer {
     let filter =
         EnvFilter::try_from_env(FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new(format!("{usual},{POOL}=error")));
-    tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(filter).boxed()
+    tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_filter(filter)
+        .boxed()
 }
 
 #[cfg(test)]
