@@ -8,6 +8,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::output::complain;
+
 pub use user::{Place, RoleCommand, UserCommand, UserOptions};
 
 /// A quarantine station for files.
@@ -35,9 +37,9 @@ pub enum Command {
     Rules(RulesCommand),
     /// Users, their passwords and keys, roles, and who did what
     User(UserOptions),
-    /// Copy the results (analyses, queue, verdicts) to a file, while they are in use
+    /// Copy the results (analyses, queue, verdicts) and the users to a file, while they are in use
     Backup(BackupOptions),
-    /// Put a backup in the place of the results; gateways and scan workers must be stopped
+    /// Put a backup in the place of the results and the users; gateways and scan workers must be stopped
     Restore(RestoreOptions),
     /// Run whole clusters in virtual time under faults drawn from a seed, and check what they promise
     Simulate(SimulateOptions),
@@ -118,6 +120,12 @@ pub struct ScanOptions {
     /// Files submitted and awaited at once
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub concurrency: u16,
+    /// Give up on results once no scan worker has been alive for so long
+    #[arg(long, value_name = "SECONDS", default_value_t = crate::scan::WAIT_SECONDS_DEFAULT)]
+    pub wait: u64,
+    /// A file (PEM) with an authority to trust besides the system's, for https://
+    #[arg(long, value_name = "FILE", requires = "url")]
+    pub ca: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -143,6 +151,9 @@ pub struct RestoreOptions {
     pub place: Place,
     /// The backup
     pub from: PathBuf,
+    /// Restore the results alone; users, roles and keys stay as they are
+    #[arg(long)]
+    pub keep_users: bool,
 }
 
 #[derive(Debug, Args)]
@@ -390,6 +401,9 @@ pub struct BenchArchiveOptions {
     /// A file that holds the API key
     #[arg(long)]
     pub apikey_file: Option<PathBuf>,
+    /// A file (PEM) with an authority to trust besides the system's, for https://
+    #[arg(long, value_name = "FILE", requires = "url")]
+    pub ca: Option<PathBuf>,
     /// Go on with newly generated archives for so long, after the first ones
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub seconds: Option<u64>,
@@ -469,6 +483,9 @@ pub struct BenchSubmitOptions {
     /// A file that holds the API key
     #[arg(long)]
     pub apikey_file: Option<PathBuf>,
+    /// A file (PEM) with an authority to trust besides the system's, for https://
+    #[arg(long, value_name = "FILE", requires = "url")]
+    pub ca: Option<PathBuf>,
     /// As JSON
     #[arg(long)]
     pub json: bool,
@@ -560,12 +577,12 @@ pub fn usage_error(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        eprintln!("lazaret: a command is missing (see 'lazaret --help')");
+        complain("a command is missing (see 'lazaret --help')");
         return ExitCode::from(2);
     }
     let text = error.to_string();
     // clap explains over several lines; the first paragraph says what is wrong.
     let reason = text.split("\n\n").next().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
-    eprintln!("lazaret: {} (see 'lazaret --help')", reason.trim_start_matches("error: "));
+    complain(format_args!("{} (see 'lazaret --help')", reason.trim_start_matches("error: ")));
     ExitCode::from(2)
 }

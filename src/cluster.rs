@@ -27,7 +27,7 @@ pub async fn run(command: ClusterCommand) -> anyhow::Result<ExitCode> {
     match command {
         ClusterCommand::Init(options) => {
             let file = init::init(&options, &*Environment::system().random)?;
-            writeln!(std::io::stdout(), "{}", file.display())?;
+            writeln!(crate::output::stdout(), "{}", file.display())?;
             Ok(ExitCode::SUCCESS)
         }
         ClusterCommand::Status(options) => {
@@ -104,10 +104,10 @@ async fn begin(admin: &Admin, request: Request, what: &str) -> anyhow::Result<Ex
     let mut all = true;
     for (node, answer) in &answers {
         match answer {
-            Ok(_) => writeln!(std::io::stdout(), "{}: {what}", node.name)?,
+            Ok(_) => writeln!(crate::output::stdout(), "{}: {what}", node.name)?,
             Err(error) => {
                 all = false;
-                eprintln!("lazaret: {}: {error}", node.name);
+                crate::output::complain(format_args!("{}: {error}", node.name));
             }
         }
     }

@@ -44,11 +44,11 @@ use crate::{logging, metrics, notify, offline, rules};
 fn configured<C: Config>(options: &ComponentOptions) -> anyhow::Result<Option<C>> {
     let mut config: C = config::load(&options.config)?;
     if options.print_config {
-        write!(std::io::stdout(), "{}", config::to_yaml(&config)?)?;
+        write!(crate::output::stdout(), "{}", config::to_yaml(&config)?)?;
         return Ok(None);
     }
     if options.check_config {
-        writeln!(std::io::stdout(), "{} is a valid configuration", options.config.display())?;
+        writeln!(crate::output::stdout(), "{} is a valid configuration", options.config.display())?;
         return Ok(None);
     }
     logging::start(config.log().map_or(&LogConfig::default(), |log| log))?;

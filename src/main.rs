@@ -13,6 +13,7 @@ mod metrics;
 mod nodes;
 mod notify;
 mod offline;
+mod output;
 mod rules;
 mod scan;
 mod simulate;
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("lazaret: {}", one_line(&error));
+            output::complain(one_line(&error));
             ExitCode::from(2)
         }
     }

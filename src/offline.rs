@@ -25,7 +25,7 @@ pub async fn rebuild_index(disks: Vec<(PathBuf, bool)>, options: EngineOptions) 
         let rebuilt = tokio::task::spawn_blocking(rebuild).await??;
         let (bytes, seconds) = (rebuilt.bytes_read, rebuilt.took.as_secs_f64());
         writeln!(
-            std::io::stdout(),
+            crate::output::stdout(),
             "{}: {} blobs, {bytes} bytes of segments read in {seconds:.1} s ({:.0} MB/s), {} damaged records",
             disk.display(),
             rebuilt.blobs,
@@ -46,7 +46,7 @@ pub async fn fsck(config: StorageNodeConfig, json: bool) -> anyhow::Result<ExitC
         }
         reports.push(report);
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::output::stdout();
     if json {
         serde_json::to_writer_pretty(&mut out, &reports).context("cannot write the report")?;
         writeln!(out)?;

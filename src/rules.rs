@@ -43,7 +43,7 @@ fn check(path: &Path) -> anyhow::Result<ExitCode> {
             limits(rule),
         ]);
     }
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = crate::output::stdout();
     writeln!(stdout, "{table}")?;
     let default = set.rules().first().map(|rule| rule.name.as_str()).unwrap_or_default();
     writeln!(stdout, "{}: {} rules, the default is {default:?}", path.display(), set.rules().len())?;

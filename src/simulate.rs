@@ -23,7 +23,7 @@ pub fn run(options: &SimulateOptions) -> anyhow::Result<ExitCode> {
     written?;
     if !options.json && options.seeds > 1 {
         writeln!(
-            std::io::stdout(),
+            crate::output::stdout(),
             "{} seeds of {} steps in {:.1} s, {violations} violations\n{counts}",
             options.seeds,
             options.steps,
@@ -34,7 +34,7 @@ pub fn run(options: &SimulateOptions) -> anyhow::Result<ExitCode> {
 }
 
 fn print(outcome: &Outcome, replay: &str, options: &SimulateOptions) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::output::stdout();
     if options.json {
         writeln!(out, "{}", serde_json::to_string(outcome)?)?;
         return Ok(());

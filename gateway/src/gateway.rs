@@ -91,6 +91,7 @@ impl Gateway {
             Arc::clone(&progress),
             cluster.clone(),
             identity.clone(),
+            environment.clone(),
         );
         let intake = Intake {
             results: Arc::clone(&results),

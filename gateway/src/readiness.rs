@@ -1,14 +1,16 @@
 //! Whether the gateway can keep its promises now: each thing it depends on is asked, within a bound, at most once a
 //! second however many probes come.
 //!
-//! Scan workers are seen only through the queue: tasks that wait while no worker has any mean that nobody scans.
+//! Whether files are scanned is decided by the queue: tasks that wait while no worker has any mean that nobody scans. How many
+//! workers reported of late is told besides, since whoever waits for a result wants to know before that.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use lazaret_analysis::worker_report::REPORT_FRESH_MS;
 use lazaret_analysis::{DataId, ProgressCache, QueueDepth, ResultStore, TaskQueue};
 use lazaret_identity::Identity;
-use lazaret_node_client::Cluster;
+use lazaret_node_client::{Cluster, Environment};
 use serde::Serialize;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -28,6 +30,9 @@ pub(crate) struct Report {
     pub(crate) scan_queue: ScanQueue,
     pub(crate) license: License,
     pub(crate) components: Components,
+    /// How many scan workers reported of late; left out when that could not be asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) scan_workers: Option<u64>,
 }
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -67,6 +72,7 @@ pub(crate) struct Readiness {
     progress: Arc<dyn ProgressCache>,
     cluster: Cluster,
     identity: Identity,
+    environment: Environment,
     last: Mutex<Last>,
 }
 
@@ -84,8 +90,9 @@ impl Readiness {
         progress: Arc<dyn ProgressCache>,
         cluster: Cluster,
         identity: Identity,
+        environment: Environment,
     ) -> Self {
-        Self { results, queue, progress, cluster, identity, last: Mutex::new(Last::default()) }
+        Self { results, queue, progress, cluster, identity, environment, last: Mutex::new(Last::default()) }
     }
 
     /// The state of everything, no older than [`FRESH_FOR`]. Probes that come together share one round of questions.
@@ -108,14 +115,15 @@ impl Readiness {
         // Any id and any key do: the question is whether an answer comes.
         let probe = DataId([0; 16]);
         let no_key = "0".repeat(64);
-        let (datalake, caching, (broker, depth), filestorage, identity) = tokio::join!(
+        let (datalake, caching, (broker, depth), filestorage, identity, scan_workers) = tokio::join!(
             check(async { self.results.get(probe).await.map(drop) }),
             check(async { self.progress.get(probe).await.map(drop) }),
             self.ask_queue(),
             check(self.cluster.writable()),
             check(async { self.identity.authenticate(&no_key).await.map(drop) }),
+            self.scan_workers(),
         );
-        let ometascan = workers(depth, unattended_since, Instant::now());
+        let ometascan = scanning(depth, scan_workers, unattended_since, Instant::now());
         let parts = [&datalake, &caching, &broker, &filestorage, &identity, &ometascan];
         let status = parts.iter().all(|part| part.status);
         Report {
@@ -126,7 +134,15 @@ impl Readiness {
             },
             license: License { status: "ok" },
             components: Components { status, datalake, caching, broker, filestorage, identity, ometascan },
+            scan_workers,
         }
+    }
+
+    /// How many workers reported of late.
+    async fn scan_workers(&self) -> Option<u64> {
+        let since_ms = self.environment.clock.unix_ms().saturating_sub(REPORT_FRESH_MS);
+        let workers = tokio::time::timeout(CHECK_TIMEOUT, self.results.workers(since_ms)).await.ok()?.ok()?;
+        Some(workers.len() as u64)
     }
 
     async fn ask_queue(&self) -> (Component, QueueDepth) {
@@ -148,14 +164,23 @@ async fn check<E: std::fmt::Display>(question: impl Future<Output = Result<(), E
     }
 }
 
-fn workers(depth: QueueDepth, unattended_since: &mut Option<Instant>, now: Instant) -> Component {
+fn scanning(
+    depth: QueueDepth,
+    scan_workers: Option<u64>,
+    unattended_since: &mut Option<Instant>,
+    now: Instant,
+) -> Component {
+    let nobody = if scan_workers == Some(0) { "no scan worker is alive" } else { "" };
     if depth.queued == 0 || depth.leased > 0 {
         *unattended_since = None;
-        return Component { status: true, detail: "ok".to_owned() };
+        // Without a task nobody is missed yet.
+        let detail = if nobody.is_empty() { "ok" } else { nobody };
+        return Component { status: true, detail: detail.to_owned() };
     }
     let waited = now.saturating_duration_since(*unattended_since.get_or_insert(now));
     let status = waited < UNATTENDED_MAX;
-    let detail = format!("{} tasks wait and no worker has taken one for {} s", depth.queued, waited.as_secs());
+    let waiting = format!("{} tasks wait and no worker has taken one for {} s", depth.queued, waited.as_secs());
+    let detail = if nobody.is_empty() { waiting } else { format!("{nobody}; {waiting}") };
     Component { status, detail }
 }
 
@@ -169,12 +194,14 @@ mod tests {
         let attended = QueueDepth { queued: 3, leased: 1 };
         let begun = Instant::now();
         let mut since = None;
-        assert!(workers(waiting, &mut since, begun).status);
-        assert!(workers(waiting, &mut since, begun + UNATTENDED_MAX - Duration::from_secs(1)).status);
-        let down = workers(waiting, &mut since, begun + UNATTENDED_MAX);
+        assert!(scanning(waiting, Some(1), &mut since, begun).status);
+        assert!(scanning(waiting, Some(1), &mut since, begun + UNATTENDED_MAX - Duration::from_secs(1)).status);
+        let down = scanning(waiting, Some(1), &mut since, begun + UNATTENDED_MAX);
         assert!(!down.status && down.detail.contains("3 tasks"), "{down:?}");
-        assert!(workers(attended, &mut since, begun + UNATTENDED_MAX).status);
-        assert!(workers(waiting, &mut since, begun + 2 * UNATTENDED_MAX).status, "counted anew");
-        assert!(workers(QueueDepth::default(), &mut since, begun + 9 * UNATTENDED_MAX).status);
+        assert!(scanning(attended, Some(1), &mut since, begun + UNATTENDED_MAX).status);
+        assert!(scanning(waiting, Some(1), &mut since, begun + 2 * UNATTENDED_MAX).status, "counted anew");
+        assert!(scanning(QueueDepth::default(), Some(1), &mut since, begun + 9 * UNATTENDED_MAX).status);
+        let nobody = scanning(waiting, Some(0), &mut since, begun);
+        assert!(nobody.status && nobody.detail.starts_with("no scan worker is alive; 3 tasks wait"), "{nobody:?}");
     }
 }

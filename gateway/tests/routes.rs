@@ -414,6 +414,8 @@ async fn readiness_is_public_and_its_details_are_not() {
     assert_eq!((status, &details["status"]), (200, &json!(true)));
     assert_eq!(details["scan_queue"], json!({"number_in_queue": 1, "status": true}));
     assert_eq!(details["license"], json!({"status": "ok"}));
+    assert_eq!(details["scan_workers"], 0, "so that whoever waits for a result knows why it does not come");
+    assert!(details["components"]["ometascan"]["detail"].as_str().unwrap().starts_with("no scan worker is alive"));
     assert_eq!(details["components"]["status"], true);
     for part in ["datalake", "caching", "broker", "filestorage", "identity", "ometascan"] {
         let part = &details["components"][part];

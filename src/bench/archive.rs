@@ -106,7 +106,7 @@ pub async fn run(options: BenchArchiveOptions) -> anyhow::Result<ExitCode> {
 
 fn tell(options: &BenchArchiveOptions, report: &Report) -> anyhow::Result<ExitCode> {
     let text = if options.json { serde_json::to_string(report)? } else { table(report) };
-    writeln!(std::io::stdout(), "{text}")?;
+    writeln!(crate::output::stdout(), "{text}")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -142,6 +142,8 @@ async fn measure(url: &str, key: String, options: &BenchArchiveOptions, source: 
         json: false,
         concurrency: options.concurrency,
         judging: options.judging.clone(),
+        wait: crate::scan::WAIT_SECONDS_DEFAULT,
+        ca: options.ca.clone(),
     };
     let client = Arc::new(GatewayClient::new(url, Some(key), &submission, Vec::new())?);
     let mut passes = Vec::new();

@@ -74,7 +74,7 @@ fn write_report(options: &BenchReportOptions) -> anyhow::Result<ExitCode> {
     };
     write("report.json", &serde_json::to_string_pretty(&report)?)?;
     write("report.html", &html(&report))?;
-    writeln!(std::io::stdout(), "{}", options.out.join("report.html").display())?;
+    writeln!(crate::output::stdout(), "{}", options.out.join("report.html").display())?;
     for failure in &failures {
         writeln!(std::io::stderr(), "lazaret: {failure}")?;
     }

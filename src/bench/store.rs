@@ -102,7 +102,7 @@ async fn measure(options: &BenchStoreOptions, cluster: Cluster, own: Option<&Pat
     let report =
         Report { nodes: map.nodes.len(), min_replica: map.min_replica, max_replica: map.max_replica, limits, figures };
     let text = if options.json { serde_json::to_string(&report)? } else { table(&report) };
-    writeln!(std::io::stdout(), "{text}")?;
+    writeln!(crate::output::stdout(), "{text}")?;
     let failed = report.figures.iter().any(|figure| figure.failures > 0);
     Ok(if failed { ExitCode::from(2) } else { ExitCode::SUCCESS })
 }

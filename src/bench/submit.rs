@@ -72,13 +72,13 @@ pub async fn run(options: BenchSubmitOptions) -> anyhow::Result<ExitCode> {
             (own.url.clone(), read_key(&own.dir.path().join("client.key"))?, Some(own))
         }
     };
-    let http = reqwest::Client::builder().no_proxy().build().context("cannot set up the HTTP client")?;
+    let http = crate::scan::client::http(options.ca.as_deref())?;
     let load = Arc::new(Load { http, url, key, contents: Contents::new(), seen: Mutex::default() });
     let began = Instant::now();
     let (due, submitting) = load.run(&options).await;
     let report = load.report(&options, due, submitting, began, own.as_ref());
     let text = if options.json { serde_json::to_string(&report)? } else { table(&report) };
-    writeln!(std::io::stdout(), "{text}")?;
+    writeln!(crate::output::stdout(), "{text}")?;
     Ok(if report.failed > 0 || report.judged < report.accepted { ExitCode::from(2) } else { ExitCode::SUCCESS })
 }
 

@@ -171,7 +171,7 @@ impl Admin {
         let mut map = base.clone();
         edit(&mut map).await?;
         if map == base {
-            writeln!(std::io::stdout(), "nothing to change, the map of epoch {} says so already", base.epoch)?;
+            writeln!(crate::output::stdout(), "nothing to change, the map of epoch {} says so already", base.epoch)?;
             self.store(&base).await?;
             return Ok(ExitCode::SUCCESS);
         }
@@ -194,9 +194,14 @@ impl Admin {
                 base.nodes.len()
             );
         }
-        writeln!(std::io::stdout(), "epoch {} is in force: {taken} of {} nodes have it", map.epoch, base.nodes.len())?;
+        writeln!(
+            crate::output::stdout(),
+            "epoch {} is in force: {taken} of {} nodes have it",
+            map.epoch,
+            base.nodes.len()
+        )?;
         if !missing.is_empty() {
-            writeln!(std::io::stdout(), "not yet, they learn of it from the others: {missing}")?;
+            writeln!(crate::output::stdout(), "not yet, they learn of it from the others: {missing}")?;
         }
         self.store(map).await?;
         Ok(ExitCode::SUCCESS)

@@ -101,7 +101,7 @@ async fn preview(admin: &Admin, settings: &Settings) -> anyhow::Result<ExitCode>
     let mut map = base.clone();
     apply(&mut map, settings);
     check_settings(&map)?;
-    let mut out = std::io::stdout();
+    let mut out = crate::output::stdout();
     writeln!(
         out,
         "nothing is changed; replicas would be {} to {}, cleanuprange {} h, storage type {}",
@@ -128,7 +128,7 @@ async fn preview(admin: &Admin, settings: &Settings) -> anyhow::Result<ExitCode>
     if missing.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!("lazaret: these nodes did not say what they would remove: {missing}");
+    crate::output::complain(format_args!("these nodes did not say what they would remove: {missing}"));
     Ok(ExitCode::from(2))
 }
 

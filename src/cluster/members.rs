@@ -38,7 +38,11 @@ pub async fn add(admin: &Admin, nodes: &[String], weight: u32) -> anyhow::Result
             map.validate()?;
             for entry in made {
                 let config = make_files(admin, &entry)?;
-                writeln!(std::io::stdout(), "{}: start it with lazaret storage-node --config {config}", entry.name)?;
+                writeln!(
+                    crate::output::stdout(),
+                    "{}: start it with lazaret storage-node --config {config}",
+                    entry.name
+                )?;
             }
             Ok(())
         })

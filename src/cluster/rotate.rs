@@ -85,7 +85,7 @@ async fn rotate_key(file: &ClusterFile, key: &KeyFile, options: &RotateOptions) 
             without(file, &read_text("cluster CA", &file.ca)?, (key.of)(read_key(key.what, &key.path)?)).await?;
         check_finish(&missing, options.force)?;
         fs::remove_file(&previous).with_context(|| format!("cannot remove {}", previous.display()))?;
-        writeln!(std::io::stdout(), "the former {} is good no longer", key.what)?;
+        writeln!(crate::output::stdout(), "the former {} is good no longer", key.what)?;
         return Ok(ExitCode::SUCCESS);
     }
     if previous.exists() {
@@ -99,7 +99,7 @@ async fn rotate_key(file: &ClusterFile, key: &KeyFile, options: &RotateOptions) 
     replace(&previous, &read_key(key.what, &key.path)?, 0o600)?;
     replace(&key.path, &new, 0o600)?;
     writeln!(
-        std::io::stdout(),
+        crate::output::stdout(),
         "{} holds a new {}; the former one is good until --finish",
         key.path.display(),
         key.what
@@ -107,7 +107,7 @@ async fn rotate_key(file: &ClusterFile, key: &KeyFile, options: &RotateOptions) 
     let missing = without(file, &read_text("cluster CA", &file.ca)?, (key.of)(new)).await?;
     if !missing.is_empty() {
         writeln!(
-            std::io::stdout(),
+            crate::output::stdout(),
             "copy both {} and {} to the hosts of nodes that do not have them yet: {missing}",
             key.path.display(),
             previous.display()
@@ -147,15 +147,18 @@ async fn replace_certificates(path: &Path, file: &ClusterFile, new_ca: bool) -> 
         // For a moment they do not fit together; the node then keeps what it has and looks again.
         replace(&at(".key"), &key, 0o600)?;
         replace(&at(".pem"), &certificate, 0o644)?;
-        writeln!(std::io::stdout(), "{}: new certificate", node.name)?;
+        writeln!(crate::output::stdout(), "{}: new certificate", node.name)?;
     }
     if !elsewhere.is_empty() {
-        writeln!(std::io::stdout(), "not here, and left as they are: {}", elsewhere.join(", "))?;
+        writeln!(crate::output::stdout(), "not here, and left as they are: {}", elsewhere.join(", "))?;
     }
     if new_ca {
         let ca = file.ca.display();
-        writeln!(std::io::stdout(), "{ca} holds both CAs: copy it to other hosts, then their nodes' certificates")?;
-        writeln!(std::io::stdout(), "the former CA is good until --finish")?;
+        writeln!(
+            crate::output::stdout(),
+            "{ca} holds both CAs: copy it to other hosts, then their nodes' certificates"
+        )?;
+        writeln!(crate::output::stdout(), "the former CA is good until --finish")?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -171,7 +174,7 @@ async fn finish_ca(file: &ClusterFile, force: bool) -> anyhow::Result<ExitCode> 
     let missing = without(file, &newest, Credentials::Connection(file.read_connection_key()?)).await?;
     check_finish(&missing, force)?;
     replace(&file.ca, &newest, 0o644)?;
-    writeln!(std::io::stdout(), "the former CA is good no longer")?;
+    writeln!(crate::output::stdout(), "the former CA is good no longer")?;
     Ok(ExitCode::SUCCESS)
 }
 

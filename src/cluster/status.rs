@@ -32,7 +32,7 @@ pub async fn status(cluster: &Cluster, as_json: bool) -> anyhow::Result<ExitCode
     let rows = rows(cluster, &map).await;
     let reachable = rows.iter().filter(|row| row.status.is_ok()).count();
     let document = if as_json { as_document(&map, &rows).to_string() } else { as_table(&map, &rows) };
-    writeln!(std::io::stdout(), "{document}")?;
+    writeln!(crate::output::stdout(), "{document}")?;
     Ok(if reachable >= usize::from(map.min_replica) { ExitCode::SUCCESS } else { ExitCode::from(2) })
 }
 
@@ -40,7 +40,7 @@ pub async fn status(cluster: &Cluster, as_json: bool) -> anyhow::Result<ExitCode
 pub async fn map(cluster: &Cluster, as_json: bool) -> anyhow::Result<ExitCode> {
     let map = survey(cluster).await?.newest;
     if as_json {
-        writeln!(std::io::stdout(), "{}", serde_json::to_string(&map)?)?;
+        writeln!(crate::output::stdout(), "{}", serde_json::to_string(&map)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut table = new_table();
@@ -56,7 +56,7 @@ pub async fn map(cluster: &Cluster, as_json: bool) -> anyhow::Result<ExitCode> {
         ]);
     }
     writeln!(
-        std::io::stdout(),
+        crate::output::stdout(),
         "{table}\ncluster {}, epoch {}, replicas {} to {}, cleanuprange {} h, storage type {}",
         map.cluster,
         map.epoch,

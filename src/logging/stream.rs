@@ -164,7 +164,7 @@ impl Writing {
         let Err(error) = outcome else { return };
         if self.complained.is_none_or(|at| at.elapsed() >= COMPLAINT_INTERVAL) {
             self.complained = Some(Instant::now());
-            eprintln!("lazaret: log lines for {} are lost: {error}", self.place.name());
+            crate::output::complain(format_args!("log lines for {} are lost: {error}", self.place.name()));
         }
     }
 }

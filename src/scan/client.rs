@@ -4,11 +4,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use indicatif::ProgressBar;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Body, Response, StatusCode};
 use serde_json::Value;
 
+use super::attendance::{Attendance, Unattended};
 use crate::cli::ScanOptions;
 
 /// First and longest pause between two polls. Small files are done within milliseconds.
@@ -23,6 +25,23 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 const POLL_PATIENCE: Duration = Duration::from_secs(30);
 /// Nested results that are followed from a root to what decided it.
 const DEPTH_FOLLOWED_MAX: usize = 64;
+/// How long a file is waited for before it is asked whether anybody scans at all.
+const ATTENDED_UNASKED: Duration = Duration::from_secs(1);
+
+/// An HTTP client that trusts what the system trusts (or the file named in SSL_CERT_FILE), and the authorities in `ca`.
+pub fn http(ca: Option<&Path>) -> anyhow::Result<reqwest::Client> {
+    let mut builder = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT_PATIENCE);
+    if let Some(path) = ca {
+        let pem = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let authorities = reqwest::Certificate::from_pem_bundle(&pem)
+            .with_context(|| format!("{} holds no certificates that can be read (PEM)", path.display()))?;
+        if authorities.is_empty() {
+            bail!("{} holds no certificate (PEM)", path.display());
+        }
+        builder = builder.tls_certs_merge(authorities);
+    }
+    builder.build().context("cannot set up the HTTP client")
+}
 
 /// The API key in a file.
 pub fn read_key(path: &Path) -> anyhow::Result<String> {
@@ -52,6 +71,7 @@ pub struct GatewayClient {
     url: String,
     submission: HeaderMap,
     access: HeaderMap,
+    attendance: Attendance,
 }
 
 impl GatewayClient {
@@ -78,12 +98,15 @@ impl GatewayClient {
             value.set_sensitive(true);
             submission.insert(HeaderName::from_bytes(format!("archivepwd{number}").as_bytes())?, value);
         }
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .connect_timeout(CONNECT_PATIENCE)
-            .build()
-            .context("cannot set up the HTTP client")?;
-        Ok(Self { http, url: url.trim_end_matches('/').to_owned(), submission, access })
+        let http = http(options.ca.as_deref())?;
+        let url = url.trim_end_matches('/').to_owned();
+        let attendance = Attendance::new(Duration::from_secs(options.wait));
+        Ok(Self { http, url, submission, access, attendance })
+    }
+
+    /// Has what is to be said while results are waited for written above this bar.
+    pub fn show_progress(&mut self, progress: &ProgressBar) {
+        self.attendance.show_progress(progress);
     }
 
     /// Submits the file and waits for its result.
@@ -104,6 +127,9 @@ impl GatewayClient {
     }
 
     async fn submit(&self, path: &Path) -> anyhow::Result<(String, u64)> {
+        if self.attendance.given_up() {
+            bail!("not submitted, since nobody scans");
+        }
         let deadline = Instant::now() + BUSY_PATIENCE;
         loop {
             let file = tokio::fs::File::open(path).await.with_context(|| format!("cannot open {}", path.display()))?;
@@ -128,6 +154,8 @@ impl GatewayClient {
                 && let Some(pause) = retry_after(&response)
             {
                 tokio::time::sleep(pause).await;
+                // A queue that nobody works on stays full.
+                self.attended().await?;
                 continue;
             }
             let answer = answer_of(response).await?;
@@ -138,7 +166,8 @@ impl GatewayClient {
 
     async fn wait(&self, data_id: &str) -> anyhow::Result<Value> {
         let mut pause = POLL_PAUSE_FIRST;
-        let mut answered = Instant::now();
+        let began = Instant::now();
+        let mut answered = began;
         loop {
             tokio::time::sleep(pause).await;
             pause = (pause * 3 / 2).min(POLL_PAUSE_MAX);
@@ -151,11 +180,25 @@ impl GatewayClient {
                     if document["scan_results"].is_null() {
                         bail!("the gateway no longer knows the submission {data_id}");
                     }
+                    if began.elapsed() >= ATTENDED_UNASKED {
+                        self.attended().await.with_context(|| format!("no result for {data_id}"))?;
+                    }
                 }
                 Err(error) if answered.elapsed() > SILENCE_PATIENCE => return Err(error),
                 Err(_) => {}
             }
         }
+    }
+
+    /// Whether anybody scans.
+    async fn attended(&self) -> Result<(), Unattended> {
+        let ask = async {
+            let url = format!("{}/readyz?verbose=true", self.url);
+            let request = self.http.get(url).headers(self.access.clone()).timeout(POLL_PATIENCE);
+            // It answers 503 and says why.
+            Ok(request.send().await?.json().await?)
+        };
+        self.attendance.check(&self.url, ask).await
     }
 
     /// The document of a file with a page of those directly in it.

@@ -3,6 +3,7 @@
 //! It speaks only the REST API, also to the temporary cluster that it starts when no gateway is named, so that what it shows
 //! is what any client would get.
 
+mod attendance;
 pub mod client;
 mod report;
 
@@ -26,6 +27,8 @@ use report::{Report, Scanned};
 
 /// Environment variable that may hold the API key.
 const APIKEY_VARIABLE: &str = "LAZARET_APIKEY";
+/// How long results are waited for while no scan worker is alive: a worker is restarted in less.
+pub const WAIT_SECONDS_DEFAULT: u64 = 120;
 
 /// Scans everything named and returns the exit code that the verdicts ask for.
 pub async fn run(options: ScanOptions) -> anyhow::Result<ExitCode> {
@@ -71,9 +74,10 @@ fn temporary_cluster(data: &Path, judging: &JudgingOptions) -> UpOptions {
     }
 }
 
-async fn scan_all(client: GatewayClient, files: Vec<PathBuf>, options: &ScanOptions) -> anyhow::Result<ExitCode> {
+async fn scan_all(mut client: GatewayClient, files: Vec<PathBuf>, options: &ScanOptions) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let progress = progress_bar(files.len());
+    client.show_progress(&progress);
     let client = Arc::new(client);
     let slots = Arc::new(Semaphore::new(usize::from(options.concurrency)));
     let mut running = JoinSet::new();

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use comfy_table::{ContentArrangement, Table, presets};
 
+use super::attendance::Unattended;
 use super::client::Verdict;
+use crate::output;
 
 /// Codes that say "nobody can tell" rather than "blocked for a reason".
 const UNDECIDED_CODES: [u64; 5] = [3, 10, 19, 25, 31];
@@ -49,7 +51,7 @@ impl Report {
                     self.blocked += 1;
                 }
                 if self.json {
-                    writeln!(io::stdout(), "{}", verdict.document)?;
+                    writeln!(output::stdout(), "{}", verdict.document)?;
                 } else {
                     let result = if verdict.allowed { "Allowed" } else { "Blocked" };
                     self.rows.push((path, [size_text(verdict.size_bytes), result.into(), verdict.text, verdict.found]));
@@ -60,9 +62,10 @@ impl Report {
                 let reason = format!("{error:#}");
                 if self.json {
                     let line = serde_json::json!({ "path": path.to_string_lossy(), "err": reason });
-                    writeln!(io::stdout(), "{line}")?;
+                    writeln!(output::stdout(), "{line}")?;
                 } else {
-                    self.rows.push((path, [String::new(), "Error".into(), "Not submitted".into(), reason]));
+                    let verdict = if error.is::<Unattended>() { "Not scanned yet" } else { "Not submitted" };
+                    self.rows.push((path, [String::new(), "Error".into(), verdict.into(), reason]));
                 }
             }
         }
@@ -74,7 +77,7 @@ impl Report {
         let summary = self.summary(elapsed);
         if self.json {
             // Standard output is one document a file and nothing else.
-            eprintln!("{summary}");
+            let _ = writeln!(io::stderr(), "{summary}");
         } else {
             self.rows.sort();
             let mut table = Table::new();
@@ -83,7 +86,7 @@ impl Report {
             for (path, cells) in &self.rows {
                 table.add_row([shown(path)].iter().chain(cells));
             }
-            writeln!(io::stdout(), "{table}\n{summary}")?;
+            writeln!(output::stdout(), "{table}\n{summary}")?;
         }
         Ok(self.exit_code())
     }

@@ -27,7 +27,7 @@ const DATA_DEFAULT: &str = "lazaret-data";
 pub async fn run(options: UserOptions) -> anyhow::Result<ExitCode> {
     let identity = open(&options.place).await?;
     let actor = Actor::new(format!("lazaret user (uid {})", rustix::process::getuid().as_raw()), None);
-    let mut out = std::io::stdout();
+    let mut out = crate::output::stdout();
     match options.command {
         UserCommand::Add { name, role, password } => {
             let password = if password { Some(secret::new_password().await?) } else { None };
@@ -68,11 +68,11 @@ async fn role(identity: &Identity, actor: &Actor, command: RoleCommand) -> anyho
         RoleCommand::Set { name, rights } => {
             let rights: Rights = rights.parse()?;
             identity.set_role(actor, &name, rights).await?;
-            writeln!(std::io::stdout(), "the role {name} may: {rights}")?;
+            writeln!(crate::output::stdout(), "the role {name} may: {rights}")?;
         }
         RoleCommand::Rm { name } => {
             identity.remove_role(actor, &name).await?;
-            writeln!(std::io::stdout(), "removed the role {name}")?;
+            writeln!(crate::output::stdout(), "removed the role {name}")?;
         }
     }
     Ok(())

@@ -49,7 +49,7 @@ fn print<T: Serialize>(
     header: &[&str],
     row: impl Fn(&T) -> Vec<String>,
 ) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::output::stdout();
     if json {
         for item in items {
             serde_json::to_writer(&mut out, item)?;

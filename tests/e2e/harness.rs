@@ -156,6 +156,33 @@ impl Processes {
     }
 }
 
+/// A gateway over one storage node, each a process of its own, and no scan worker.
+pub struct Unattended {
+    _node: Process,
+    pub gateway: Process,
+}
+
+impl Unattended {
+    /// Makes a cluster in `dir` and starts both, after these lines of the gateway's configuration became others.
+    pub fn start(dir: &Path, changes: &[(&str, &str)]) -> Self {
+        let address = free_addresses(1)[0].to_string();
+        let init = ["cluster", "init", dir.to_str().unwrap(), "--min-replica", "1", "--max-replica", "1"];
+        let addresses = ["--gateway-address", "127.0.0.1:0", "--nodes", "1", "--node-address", &address];
+        let output = lazaret(&[&init[..], &addresses[..]].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let config = dir.join("gateway.yml");
+        let mut text = std::fs::read_to_string(&config).unwrap();
+        for (line, other) in changes {
+            assert!(text.contains(line), "{line} in {text}");
+            text = text.replace(line, other);
+        }
+        std::fs::write(&config, text).unwrap();
+        let node = Process::start(&["storage-node", "--config", dir.join("node1.yml").to_str().unwrap()]);
+        let gateway = Process::start(&["gateway", "--config", config.to_str().unwrap()]);
+        Self { _node: node, gateway }
+    }
+}
+
 /// Loopback addresses that are free for QUIC at this moment.
 pub fn free_addresses(count: usize) -> Vec<SocketAddr> {
     let sockets: Vec<UdpSocket> = (0..count).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();

@@ -18,4 +18,5 @@ mod operation;
 mod refusals;
 mod scanning;
 mod users;
+mod waiting;
 mod workers;
