@@ -1,18 +1,16 @@
 //! Bodies that come encoded: gzip or base64, decoded piece by piece while they come.
 //!
-//! **Invariants.** What a step makes of a piece is bounded whatever the piece says (`OUTPUT_BYTES_MAX`), so that a few bytes
-//! that decode to gigabytes cost no memory. Decoding runs on threads of its own. An encoding that ends early, or is
-//! damaged, is an error: half a file is never taken for a whole one.
+//! **Invariants.** A step hands on at most `STEP_BYTES` and holds no more besides the piece it decodes, whatever that says, so
+//! that a few bytes that decode to gigabytes cost no memory. Decoding runs on threads of its own. An encoding that ends
+//! early, or is damaged, is an error: half a file is never taken for a whole one.
 
-use std::io::Write;
+use std::io::{self, BufRead, ErrorKind, Read};
 
-use bytes::Bytes;
-use flate2::write::MultiGzDecoder;
+use bytes::{Buf, Bytes};
+use flate2::bufread::MultiGzDecoder;
 
-/// Most bytes of input that one step takes: with gzip's ratio of about 1,030 they become a little over 4 MiB.
-const INPUT_BYTES_MAX: usize = 4 * 1024;
-/// About how many decoded bytes one step hands on.
-const OUTPUT_BYTES_MAX: usize = 1024 * 1024;
+/// Most decoded bytes that one step hands on: as many as the upload gathers before it hands them on itself.
+const STEP_BYTES: usize = 256 * 1024;
 
 /// How a body is encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,16 +54,43 @@ pub(crate) struct Decoder {
 }
 
 enum Inner {
-    Gzip(Box<MultiGzDecoder<Vec<u8>>>),
+    Gzip(Box<MultiGzDecoder<Piece>>),
     Base64(Base64),
     /// After an error, or while a step runs.
     Gone,
 }
 
+/// What has come of the body and is not decoded yet.
+#[derive(Default)]
+struct Piece {
+    bytes: Bytes,
+    /// Nothing follows it.
+    last: bool,
+}
+
+impl BufRead for Piece {
+    /// Where more is to come, the decoder is told to wait for it: it keeps what it knows and goes on from there.
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.bytes.is_empty() && !self.last { Err(ErrorKind::WouldBlock.into()) } else { Ok(&self.bytes) }
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.bytes.advance(amount.min(self.bytes.len()));
+    }
+}
+
+impl Read for Piece {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let read = self.fill_buf()?.read(out)?;
+        self.consume(read);
+        Ok(read)
+    }
+}
+
 impl Decoder {
     pub(crate) fn new(encoding: Encoding) -> Self {
         let inner = match encoding {
-            Encoding::Gzip => Inner::Gzip(Box::new(MultiGzDecoder::new(Vec::new()))),
+            Encoding::Gzip => Inner::Gzip(Box::new(MultiGzDecoder::new(Piece::default()))),
             Encoding::Base64 => Inner::Base64(Base64::default()),
         };
         Self { encoding, inner }
@@ -74,34 +99,31 @@ impl Decoder {
     /// Decodes the beginning of `piece`, as much as one step may, and leaves the rest in it.
     pub(crate) async fn step(&mut self, piece: &mut Bytes) -> Result<Bytes, DecodeError> {
         let mut rest = std::mem::take(piece);
-        self.on_a_thread(move |inner| {
-            let mut out = Vec::new();
-            while !rest.is_empty() && out.len() < OUTPUT_BYTES_MAX {
-                let input = rest.split_to(rest.len().min(INPUT_BYTES_MAX));
-                match inner {
-                    Inner::Gzip(decoder) => {
-                        decoder.write_all(&input).map_err(|error| error.to_string())?;
-                        out.append(decoder.get_mut());
-                    }
-                    Inner::Base64(decoder) => decoder.push(&input, &mut out).map_err(str::to_owned)?,
-                    Inner::Gone => return Err("it failed before".to_owned()),
-                }
+        let decoded = self.on_a_thread(move |inner| match inner {
+            Inner::Gzip(decoder) => {
+                decoder.get_mut().bytes = rest;
+                let out = read_step(decoder)?;
+                Ok((out, std::mem::take(&mut decoder.get_mut().bytes)))
             }
-            Ok((out, rest))
-        })
-        .await
-        .map(|(out, rest)| {
-            *piece = rest;
-            Bytes::from(out)
-        })
+            Inner::Base64(decoder) => {
+                let mut out = Vec::new();
+                let input = rest.split_to(rest.len().min(STEP_BYTES));
+                decoder.push(&input, &mut out).map_err(str::to_owned)?;
+                Ok((out, rest))
+            }
+            Inner::Gone => Err("it failed before".to_owned()),
+        });
+        let (out, rest) = decoded.await?;
+        *piece = rest;
+        Ok(Bytes::from(out))
     }
 
-    /// What is left once the body has ended.
-    pub(crate) async fn finish(mut self) -> Result<Bytes, DecodeError> {
+    /// What is left once the body has ended, a step at a time; nothing when it is whole.
+    pub(crate) async fn finish(&mut self) -> Result<Bytes, DecodeError> {
         let decoded = self.on_a_thread(|inner| match inner {
             Inner::Gzip(decoder) => {
-                decoder.try_finish().map_err(|error| error.to_string())?;
-                Ok(std::mem::take(decoder.get_mut()))
+                decoder.get_mut().last = true;
+                read_step(decoder)
             }
             Inner::Base64(decoder) => decoder.finish().map(|()| Vec::new()).map_err(str::to_owned),
             Inner::Gone => Err("it failed before".to_owned()),
@@ -126,6 +148,25 @@ impl Decoder {
         }
         done.map_err(|reason| DecodeError { encoding, reason })
     }
+}
+
+/// What the decoder makes of what it has, up to a step's worth.
+fn read_step(decoder: &mut impl Read) -> Result<Vec<u8>, String> {
+    let mut out = vec![0; STEP_BYTES];
+    let mut length = 0;
+    while let Some(room) = out.get_mut(length..).filter(|room| !room.is_empty()) {
+        match decoder.read(room) {
+            Ok(0) => break,
+            Ok(read) => length = length.saturating_add(read),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    out.truncate(length);
+    // What was made of a few bytes must not hold a whole step's memory.
+    out.shrink_to_fit();
+    Ok(out)
 }
 
 /// Base64 of the standard alphabet. White space between digits is passed over, padding is needed.
@@ -194,6 +235,8 @@ impl Base64 {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use flate2::Compression;
     use flate2::write::GzEncoder;
 
@@ -206,12 +249,18 @@ mod tests {
             let mut piece = Bytes::copy_from_slice(piece);
             while !piece.is_empty() {
                 let decoded = decoder.step(&mut piece).await?;
-                assert!(decoded.len() <= 6 * OUTPUT_BYTES_MAX, "a step is bounded: {}", decoded.len());
+                assert!(decoded.len() <= STEP_BYTES, "a step is bounded: {}", decoded.len());
                 out.extend_from_slice(&decoded);
             }
         }
-        out.extend_from_slice(&decoder.finish().await?);
-        Ok(out)
+        loop {
+            let last = decoder.finish().await?;
+            if last.is_empty() {
+                return Ok(out);
+            }
+            assert!(last.len() <= STEP_BYTES);
+            out.extend_from_slice(&last);
+        }
     }
 
     fn gzip(content: &[u8]) -> Vec<u8> {
@@ -226,8 +275,11 @@ mod tests {
         for (content, piece) in [(&b"hello"[..], 1), (b"", 3), (&zeros, 256 * 1024)] {
             assert!(decode(Encoding::Gzip, &gzip(content), piece).await.unwrap() == content);
         }
-        let two = [gzip(b"one"), gzip(b"two")].concat();
-        assert_eq!(decode(Encoding::Gzip, &two, 7).await.unwrap(), b"onetwo", "members follow one another");
+        let two = [gzip(b"one"), gzip(b""), gzip(b"two")].concat();
+        for piece in 1..two.len() {
+            let decoded = decode(Encoding::Gzip, &two, piece).await.unwrap();
+            assert_eq!(decoded, b"onetwo", "members follow one another, by {piece}");
+        }
     }
 
     #[tokio::test]

@@ -20,7 +20,7 @@ const CALLERS_MAX: usize = 100_000;
 pub struct RateLimits {
     /// Files a second; 0: any number.
     pub submissions_per_second: f64,
-    /// Bytes a second, as they are sent; 0: any number.
+    /// Bytes a second, as they are sent, or as they become when what was sent is decoded; 0: any number.
     pub bytes_per_second: u64,
     /// How much may come at once, as time: so many seconds' worth.
     pub burst: Duration,
@@ -73,7 +73,7 @@ impl Rates {
         Ok(())
     }
 
-    /// Adds bytes to the debt of a submission whose length was not known before.
+    /// Adds bytes to the debt of a submission that became longer than what it was taken on for.
     pub(crate) fn add(&self, caller: &Caller, bytes: u64, now: Duration) {
         let mut debts = self.debts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(debt) = debts.get_mut(caller) {

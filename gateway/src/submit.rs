@@ -223,13 +223,12 @@ impl Intake {
         }
         let _place = self.admission.admit(caller, held).ok_or(SubmitError::Busy)?;
         let now = self.environment.clock.monotonic();
-        self.rates
-            .take(caller, if exact { declared } else { 0 }, now)
-            .map_err(|retry_after| SubmitError::TooFast { retry_after })?;
+        let charged = if exact { declared } else { 0 };
+        self.rates.take(caller, charged, now).map_err(|retry_after| SubmitError::TooFast { retry_after })?;
         let receive_ms = self.environment.clock.unix_ms();
         let pool = lazaret_digests::Pool::of_process().map_err(|error| SubmitError::Hashing(error.into()))?;
         let hashing = Hashing::new(&pool, self.digests);
-        let receiving = Receiving {
+        let mut receiving = Receiving {
             upload: self.cluster.upload(),
             hashing,
             decoder: encoding.map(Decoder::new),
@@ -240,12 +239,13 @@ impl Intake {
             produced: 0,
             piece: BytesMut::new(),
         };
-        let receiving = receiving.receive(body, self.body_idle_timeout).await?;
+        let received = receiving.receive(body, self.body_idle_timeout).await;
+        // What came, or was decoded, beyond what was announced is owed as well, whatever became of it.
+        let owed = receiving.produced.max(receiving.received).saturating_sub(charged);
+        self.rates.add(caller, owed, self.environment.clock.monotonic());
+        received?;
         let upload_ms = self.environment.clock.unix_ms();
         let (stored, digests, hash_time) = receiving.finish().await?;
-        if !exact {
-            self.rates.add(caller, stored.length, self.environment.clock.monotonic());
-        }
         let hash_ms = millis(hash_time);
 
         let data_id = DataId::random();
@@ -316,7 +316,7 @@ impl Intake {
 
 impl Receiving {
     /// Reads the body to its announced end, gathering what comes into pieces.
-    async fn receive<S, E>(mut self, body: &mut S, idle: Duration) -> Result<Self, SubmitError>
+    async fn receive<S, E>(&mut self, body: &mut S, idle: Duration) -> Result<(), SubmitError>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -348,8 +348,11 @@ impl Receiving {
         if self.exact && self.received < self.declared {
             return Err(SubmitError::Incomplete { received: self.received, declared: self.declared });
         }
-        if let Some(decoder) = self.decoder.take() {
+        while let Some(decoder) = &mut self.decoder {
             let last = decoder.finish().await?;
+            if last.is_empty() {
+                break;
+            }
             self.gather(last).await?;
         }
         if self.produced == 0 {
@@ -359,7 +362,7 @@ impl Receiving {
         if !piece.is_empty() {
             self.hand_on(piece.freeze()).await?;
         }
-        Ok(self)
+        Ok(())
     }
 
     /// Takes what was received: as it is, or decoded step by step.
@@ -400,7 +403,9 @@ impl Receiving {
             return Err(SubmitError::TooLarge { max, rule: self.rule.name.clone() });
         }
         let limits = &self.rule.limits;
-        if self.produced > limits.ratio_free_bytes && self.produced > self.received.saturating_mul(limits.ratio) {
+        // By the whole body's length where it is known: else what comes of a body would depend on the pieces in which it came.
+        let body = if self.exact { self.declared } else { self.received };
+        if self.produced > limits.ratio_free_bytes && self.produced > body.saturating_mul(limits.ratio) {
             return Err(SubmitError::Expanded { ratio: limits.ratio });
         }
         Ok(())

@@ -241,3 +241,32 @@ async fn a_key_that_submits_too_fast_is_told_when_to_come_back_and_reads_on() {
         assert_eq!(poll.send().await.unwrap().status(), StatusCode::OK);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_body_decodes_to_is_owed_also_when_it_is_refused() {
+    let station = Station::new().await;
+    let rate_limits = RateLimits { bytes_per_second: 100, burst: Duration::from_secs(60), ..RateLimits::default() };
+    let server = serve(&station, GatewayOptions { rate_limits, ..station.options() }).await;
+    let client = client();
+    let gzip = |content: &[u8]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        std::io::Write::write_all(&mut encoder, content).unwrap();
+        encoder.finish().unwrap()
+    };
+    let whole = gzip(&vec![0; 1 << 20]);
+    let broken = whole[..whole.len() - 1].to_vec();
+    for (key, body, status) in
+        [(&station.alice, whole.clone(), StatusCode::OK), (&station.bob, broken, StatusCode::BAD_REQUEST)]
+    {
+        let send = async |body: Vec<u8>| {
+            let request = client.post(format!("http://{}/file", server.address)).header("apikey", key);
+            request.header("content-encoding", "gzip").body(body).send().await.unwrap()
+        };
+        // The body itself is 11 seconds' worth, what it becomes three hours'.
+        assert_eq!(send(body).await.status(), status);
+        let refused = send(whole.clone()).await;
+        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+        let retry_after: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+        assert!((9_000..=10_486).contains(&retry_after), "{retry_after}");
+    }
+}

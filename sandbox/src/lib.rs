@@ -33,4 +33,4 @@ mod wire;
 pub use extraction::{Extraction, NOTE_BYTES_MAX};
 pub use opening::{Ended, Input, Opening, Request};
 pub use pool::{JOBS_PER_TEMPLATE_MAX, Sandbox, SandboxError, SandboxOptions};
-pub use sys::give_back_memory;
+pub use sys::{give_back_memory, keep_no_large_blocks};

@@ -49,6 +49,20 @@ pub fn give_back_memory() {
     }
 }
 
+/// Has the allocator give back at once what is freed of large blocks, from 1 MiB on. By itself it learns from the first such block
+/// to keep them all, on lists of their own for every few threads, so that a burst of uploads stays with the process as memory
+/// that nothing uses. To be called once, when the process begins.
+pub fn keep_no_large_blocks() {
+    const LARGE_BYTES: libc::c_int = 1 << 20;
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it sets a number of the allocator's own, under its own lock.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BYTES);
+    }
+    #[cfg(not(target_env = "gnu"))]
+    let _ = LARGE_BYTES;
+}
+
 /// A file in shared memory that can't change any more, as bytes.
 pub(crate) struct Mapped {
     address: std::ptr::NonNull<u8>,

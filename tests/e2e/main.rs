@@ -9,6 +9,7 @@ mod api;
 mod bad_input;
 mod blobs;
 mod cluster_admin;
+mod decoding;
 mod disks;
 mod durability;
 mod engines;
