@@ -1,6 +1,7 @@
 //! `GET /metrics` for Prometheus, on a listener of its own, so that whoever scrapes reaches nothing else. One listener tells of
 //! everything that runs in the process.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -21,6 +22,9 @@ use tokio::sync::Semaphore;
 
 /// The media type of the OpenMetrics text format.
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The last line of the text.
+const END: &str = "# EOF";
 
 /// Scrapes at once; further ones wait. Each asks the queue, the disks and every part of the gateway.
 const SCRAPES_MAX: usize = 2;
@@ -56,8 +60,38 @@ impl Told {
         }
         let mut text = String::new();
         encode(&mut text, &registry)?;
-        Ok(text)
+        Ok(each_family_once(&text))
     }
+}
+
+/// The same samples with each family in one piece, as the format asks for: the encoder begins a family anew for every node and
+/// every disk that has it. A family begins with its `# HELP` line; families and samples stay in the order in which they came.
+fn each_family_once(text: &str) -> String {
+    let mut families: Vec<(Vec<&str>, Vec<&str>)> = Vec::new();
+    let mut known: HashMap<&str, usize> = HashMap::new();
+    let mut current = None;
+    for line in text.lines().filter(|line| *line != END) {
+        let begins = line.strip_prefix("# HELP ").and_then(|rest| rest.split(' ').next());
+        if let Some(name) = begins {
+            let next = families.len();
+            current = Some(*known.entry(name).or_insert(next));
+            if current == Some(next) {
+                families.push((Vec::new(), Vec::new()));
+            }
+        }
+        let Some((head, samples)) = current.and_then(|index| families.get_mut(index)) else { continue };
+        if !line.starts_with('#') {
+            samples.push(line);
+        } else if !head.contains(&line) {
+            head.push(line);
+        }
+    }
+    let mut whole = String::with_capacity(text.len());
+    for line in families.iter().flat_map(|(head, samples)| head.iter().chain(samples)).chain([&END]) {
+        whole.push_str(line);
+        whole.push('\n');
+    }
+    whole
 }
 
 /// What monitoring commonly asks of every process, by the names that Prometheus' own clients use.
@@ -121,5 +155,21 @@ fn answer(text: anyhow::Result<String>) -> Response {
             tracing::error!(%error, "the metrics could not be put together");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_family_of_several_nodes_is_told_once() {
+        let text = "# HELP a first.\n# TYPE a gauge\na{node=\"1\"} 1\n# HELP b_bytes second.\n# TYPE b_bytes gauge\n\
+                    # UNIT b_bytes bytes\nb_bytes{node=\"1\"} 2\n# HELP a first.\n# TYPE a gauge\na{node=\"2\"} 3\n# EOF\n";
+        let once = "# HELP a first.\n# TYPE a gauge\na{node=\"1\"} 1\na{node=\"2\"} 3\n# HELP b_bytes second.\n\
+                    # TYPE b_bytes gauge\n# UNIT b_bytes bytes\nb_bytes{node=\"1\"} 2\n# EOF\n";
+        assert_eq!(each_family_once(text), once);
+        assert_eq!(each_family_once(once), once);
+        assert_eq!(each_family_once("# EOF\n"), "# EOF\n");
     }
 }
