@@ -76,6 +76,12 @@ pub enum StoreFault {
     /// What was read back or is to be written is not what it should be.
     #[error("malformed record: {0}")]
     Malformed(String),
+    /// A file is no backup, or one that is damaged.
+    #[error("{0}")]
+    NoBackup(String),
+    /// The file that was to be made is there.
+    #[error("{0} exists already; nothing is overwritten: name another file")]
+    TargetExists(String),
     /// Somebody has the results open.
     #[error("{path} is in use: {why}")]
     InUse {

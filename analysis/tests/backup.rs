@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,7 +54,7 @@ async fn a_backup_under_load_has_all_that_was_acknowledged_before_it_and_comes_b
             before.push(acknowledged.recv().await.unwrap());
         }
         let target = directory.path().join(format!("backup{number}.db"));
-        let copied = backup::backup(&path, &target).await.unwrap();
+        let copied = backup::backup(&path, None, &target).await.unwrap();
         assert!(copied.analyses >= before.len() as u64, "{copied:?}");
         backups.push((target, before.clone(), copied));
     }
@@ -100,9 +101,9 @@ async fn what_is_no_sound_backup_is_refused_and_the_results_stay() {
     for _ in 0..300 {
         submitted(&store).await;
     }
-    backup::backup(&path, &at("good.db")).await.unwrap();
-    let refused = backup::backup(&path, &at("good.db")).await.unwrap_err();
-    assert!(refused.to_string().contains("good.db"), "nothing is overwritten: {refused}");
+    backup::backup(&path, None, &at("good.db")).await.unwrap();
+    let refused = backup::backup(&path, None, &at("good.db")).await.unwrap_err();
+    assert!(refused.to_string().contains("good.db exists already"), "nothing is overwritten: {refused}");
     drop(store);
 
     let good = std::fs::read(at("good.db")).unwrap();
@@ -129,4 +130,36 @@ async fn what_is_no_sound_backup_is_refused_and_the_results_stay() {
     std::fs::remove_file(&path).unwrap();
     assert_eq!(backup::restore(&path, &at("good.db")).await.unwrap().1, None);
     assert!(holds(&path, data_id).await);
+}
+
+#[tokio::test]
+async fn the_users_file_goes_along_and_comes_out_as_it_was() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let (path, users) = (at("results.db"), at("users.db"));
+    let store = open(&path).await;
+    let data_id = submitted(&store).await;
+    // Any SQLite file will do; it is in use, and what was written last is in its log alone.
+    let other = open(&users).await;
+    let marker = submitted(&other).await;
+    backup::backup(&path, Some(&users), &at("both.db")).await.unwrap();
+    backup::backup(&path, None, &at("old.db")).await.unwrap();
+    drop((store, other));
+
+    assert!(!backup::users_in(&at("old.db"), &at("none.db")).await.unwrap());
+    assert!(!at("none.db").exists());
+    assert!(backup::users_in(&at("both.db"), &at("out.db")).await.unwrap());
+    assert_eq!(std::fs::metadata(at("out.db")).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(backup::users_in(&at("both.db"), &at("out.db")).await.is_err(), "nothing is overwritten");
+    let kept = backup::put_in_place(&users, &at("out.db")).await.unwrap().unwrap();
+    assert!(holds(&users, marker).await && holds(&kept, marker).await);
+
+    let (restored, _) = backup::restore(&path, &at("both.db")).await.unwrap();
+    assert_eq!(restored.analyses, 1);
+    assert!(holds(&path, data_id).await);
+    // Nothing of the users is in the results.
+    backup::backup(&path, None, &at("again.db")).await.unwrap();
+    assert!(!backup::users_in(&at("again.db"), &at("none.db")).await.unwrap());
+    let missing = backup::backup(&path, Some(&at("missing.db")), &at("neither.db")).await.unwrap_err().to_string();
+    assert!(missing.contains("missing.db") && !at("neither.db").exists(), "{missing}");
 }

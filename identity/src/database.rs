@@ -1,6 +1,6 @@
 //! Opening the file that identities are kept in.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -47,16 +47,48 @@ pub(crate) async fn open(path: &Path) -> Result<SqlitePool, IdentityFault> {
     Ok(pool)
 }
 
+/// The lock that whoever uses the file shares, held until the returned file is dropped. Whoever replaces it holds it alone.
+pub(crate) fn share(path: &Path) -> Result<File, IdentityFault> {
+    let lock = owner_only(&beside(path, ".open"))?;
+    lock.try_lock_shared().map_err(|error| refused(error, "it is being restored"))?;
+    Ok(lock)
+}
+
+/// The same lock for one alone.
+pub(crate) fn alone(path: &Path) -> Result<File, IdentityFault> {
+    let lock = owner_only(&beside(path, ".open"))?;
+    lock.try_lock().map_err(|error| refused(error, "it is in use: stop every gateway that has it open"))?;
+    Ok(lock)
+}
+
+fn refused(error: TryLockError, why: &'static str) -> IdentityFault {
+    match error {
+        TryLockError::WouldBlock => IdentityFault::InUse(why),
+        TryLockError::Error(error) => error.into(),
+    }
+}
+
+/// Removes the lock of a file that will not be opened under this name again.
+pub(crate) fn forget_lock(path: &Path) {
+    let _ = std::fs::remove_file(beside(path, ".lock"));
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(suffix);
+    beside.into()
+}
+
+fn owner_only(path: &Path) -> std::io::Result<File> {
+    File::options().create(true).truncate(false).read(true).write(true).mode(0o600).open(path)
+}
+
 /// Waits until no other process changes the schema, and creates the file for its owner alone. The lock, on `<path>.lock`,
 /// is held until the returned file is dropped: SQLite has none that holds over several migrations.
 async fn lock_schema(path: &Path) -> Result<File, IdentityFault> {
     let path = path.to_owned();
     let locked = tokio::task::spawn_blocking(move || {
-        let mut lock_path = path.as_os_str().to_owned();
-        lock_path.push(".lock");
-        let owner_only =
-            |path: &Path| File::options().create(true).truncate(false).read(true).write(true).mode(0o600).open(path);
-        let lock = owner_only(&PathBuf::from(lock_path))?;
+        let lock = owner_only(&beside(&path, ".lock"))?;
         lock.lock()?;
         // SQLite gives its own files the mode of this one.
         owner_only(&path)?;

@@ -30,6 +30,9 @@ pub enum IdentityFault {
         /// The newest version that this build knows.
         known: i64,
     },
+    /// A process has the file open that is to be replaced, or it is being replaced.
+    #[error("{0}")]
+    InUse(&'static str),
     /// The user exists with another role.
     #[error("the user exists with the role {found}, {wanted} was asked for")]
     OtherRole {
@@ -53,6 +56,9 @@ pub enum IdentityFault {
     /// The user has, or is to have, rights that whoever asks has not.
     #[error("the user's role has rights that you have not")]
     BeyondRights,
+    /// Nobody would be left who may manage users.
+    #[error("it is the last one who may manage users: make another administrator first")]
+    LastAdministrator,
     /// There is no such user.
     #[error("there is no such user")]
     NoUser,
@@ -62,11 +68,14 @@ pub enum IdentityFault {
     /// There is no role of that name, or none that users can have.
     #[error("users can't have the role {0:?}: there is none of that name")]
     NoRole(String),
+    /// There is no role of that name to remove.
+    #[error("there is no such role")]
+    UnknownRole,
     /// The role is part of every installation.
     #[error("it is one of the built-in roles, which stay as they are")]
     BuiltInRole,
     /// Users have the role.
-    #[error("{users} users have it")]
+    #[error("{} it", if *users == 1 { "one user has".to_owned() } else { format!("{users} users have") })]
     RoleInUse {
         /// How many.
         users: i64,

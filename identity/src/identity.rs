@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::fs::File;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -32,6 +33,8 @@ pub struct Identity {
     pub(crate) options: Arc<IdentityOptions>,
     pub(crate) hasher: Hasher,
     accepted: Arc<RwLock<HashMap<KeyHash, Accepted>>>,
+    /// Says to whoever wants to replace the file that it is in use.
+    _in_use: Arc<File>,
 }
 
 /// What is remembered of a key or session that was good.
@@ -70,9 +73,26 @@ impl Identity {
     pub async fn open_with(path: impl AsRef<Path>, options: IdentityOptions) -> Result<Self, IdentityError> {
         let path = path.as_ref();
         let failed = |fault: IdentityFault| fault.during("open the identity database", path.display());
+        let in_use = database::share(path).map_err(failed)?;
         let database = database::open(path).await.map_err(failed)?;
         let hasher = Hasher::new().map_err(failed)?;
-        Ok(Self { database, options: Arc::new(options), hasher, accepted: Arc::default() })
+        Ok(Self { database, options: Arc::new(options), hasher, accepted: Arc::default(), _in_use: Arc::new(in_use) })
+    }
+
+    /// Says that nobody has the file at `path` open, nor opens it while what is returned is held.
+    pub fn alone(path: impl AsRef<Path>) -> Result<File, IdentityError> {
+        let path = path.as_ref();
+        database::alone(path).map_err(|fault| fault.during("replace the identity database", path.display()))
+    }
+
+    /// Checks that the file at `path` is an identity database of this build or an older one, and brings it up to this build's.
+    /// Nobody else may use it.
+    pub async fn bring_up(path: impl AsRef<Path>) -> Result<(), IdentityError> {
+        let path = path.as_ref();
+        let opened = database::open(path).await;
+        opened.map_err(|fault| fault.during("open the identity database", path.display()))?.close().await;
+        database::forget_lock(path);
+        Ok(())
     }
 
     pub(crate) async fn begin(&self) -> Result<Writing, IdentityFault> {

@@ -1,5 +1,6 @@
 //! What an operator has of a running station: metrics, logs without secrets, backups, word to the service manager.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -39,6 +40,29 @@ fn value(text: &str, series: &str) -> f64 {
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
+/// Each family with its samples, after a check that it is in one piece and declared once, as scrapers ask.
+fn families(text: &str) -> BTreeMap<&str, Vec<&str>> {
+    let mut families: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut current = "";
+    for line in text.lines().take_while(|line| *line != "# EOF") {
+        if let Some(declared) = line.strip_prefix("# ") {
+            let [what, name] = [0, 1].map(|word| declared.split(' ').nth(word).unwrap());
+            if name != current {
+                assert!(families.insert(name, Vec::new()).is_none(), "{name} is declared again in:\n{text}");
+                current = name;
+            }
+            let declarations = text.lines().filter(|line| line.starts_with(&format!("# {what} {name} "))).count();
+            assert_eq!(declarations, 1, "{what} of {name}");
+        } else {
+            let sample = line.split(['{', ' ']).next().unwrap();
+            let suffix = sample.strip_prefix(current).unwrap_or_else(|| panic!("{sample} below {current}"));
+            assert!(["", "_total", "_bucket", "_sum", "_count"].contains(&suffix), "{sample} below {current}");
+            families.get_mut(current).unwrap().push(line);
+        }
+    }
+    families
+}
+
 #[tokio::test]
 async fn one_listener_tells_of_nodes_gateway_and_worker() {
     let dir = tempfile::tempdir().unwrap();
@@ -50,6 +74,13 @@ async fn one_listener_tells_of_nodes_gateway_and_worker() {
 
     let text = scraped(port).await;
     assert!(text.ends_with("# EOF\n"), "{text}");
+    let families = families(&text);
+    for (family, samples) in [("lazaret_node_map_epoch", 3), ("lazaret_disk_blobs", 3), ("lazaret_ready", 1)] {
+        assert_eq!(families[family].len(), samples, "{family} of three nodes: {:?}", families[family]);
+    }
+    for (number, sample) in families["lazaret_node_map_epoch"].iter().enumerate() {
+        assert!(sample.contains("node=\"") && sample.contains(&format!("name=\"node{}\"", number + 1)), "{sample}");
+    }
     for (series, expected) in [
         ("lazaret_gateway_submissions_total{outcome=\"accepted\"}", 3.0),
         ("lazaret_gateway_request_seconds_count{route=\"/file\",method=\"POST\",status=\"200\"}", 3.0),
@@ -278,6 +309,13 @@ async fn results_are_backed_up_while_running_and_restored_while_not() {
     let up = Up::start(&data, &[]);
     let infected = up.gateway.scan("a.com", eicar()).await;
     let kept = infected["data_id"].as_str().unwrap().to_owned();
+    let user = |args: &[&str]| {
+        let output = lazaret(&[&["user", "--data", data_text], args].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    user(&["add", "ada"]);
+    let ada = user(&["key", "ada"]);
     // Under load: submissions go on while the backup is made.
     let backup = tokio::task::spawn_blocking({
         let args = ["backup", "--data", data_text, target_text].map(str::to_owned);
@@ -300,13 +338,27 @@ async fn results_are_backed_up_while_running_and_restored_while_not() {
     let said = String::from_utf8_lossy(&running.stderr).into_owned();
     assert!(running.status.code() == Some(2) && said.contains("in use"), "{said}");
     assert_eq!(up.process.terminate(), Some(0));
+    user(&["rm", "ada"]);
+    user(&["add", "eve"]);
 
     fs::write(dir.path().join("no.backup"), "x").unwrap();
     let refused = lazaret(&["restore", "--data", data_text, dir.path().join("no.backup").to_str().unwrap()]);
-    assert_eq!(refused.status.code(), Some(2));
-    let restored = lazaret(&["restore", "--data", data_text, target_text]);
-    assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(2) && said.contains("no.backup is no backup"), "{said}");
+    let restore = |more: &[&str]| {
+        let restored = lazaret(&[&["restore", "--data", data_text, target_text], more].concat());
+        assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
+        String::from_utf8(restored.stdout).unwrap()
+    };
+    assert!(restore(&["--keep-users"]).contains("stay as they are"));
+    assert!(user(&["list"]).contains("eve"));
+    assert!(restore(&[]).contains("identity.db: keys and users that were removed since are good again"));
+    assert!(user(&["list"]).contains("ada") && !user(&["list"]).contains("eve"));
+    assert!(!data.join("identity.db.restoring").exists() && !data.join("identity.db.restoring.lock").exists());
     let up = Up::start(&data, &[]);
+    let mut again = up.gateway.clone();
+    again.key = ada;
+    again.scan("of ada", "of ada").await;
     assert_eq!(verdict(&up.gateway.finished(&kept).await), (1, false));
     let unknown = up.gateway.result(&after).await.unwrap();
     assert_eq!(unknown[&after], "Not Found");

@@ -1,14 +1,17 @@
-//! Copies of the results while they are in use, and their way back.
+//! Copies of the results while they are in use, and their way back. The users' file, which is of another crate, may go along: a
+//! backup that has it carries a copy of it in a table of its own, which restored results don't have. What is in that file
+//! is not looked at here.
 //!
 //! Invariants:
 //! - A backup is the results as of one moment (SQLite's `VACUUM INTO`, one read transaction): it holds whatever was
-//!   acknowledged before it began, and writers don't wait for it. It exists under its name only when it is whole, checked
-//!   and durable.
+//!   acknowledged before it began, and writers don't wait for it. The users are as of a moment after that. It exists under
+//!   its name only when it is whole, checked and durable.
 //! - Results are restored only while no process has them open: each back-end holds a shared lock of `<path>.open`.
 //! - What is restored is checked in full, and brought up to this build's schema, beside the results before it takes their
 //!   place in one step. What was there before stays, under another name.
 
 use std::fs::{self, File, TryLockError};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +22,10 @@ use sqlx::{ConnectOptions, Connection};
 
 use super::{BUSY_TIMEOUT, MIGRATOR, lock_schema, migrated_connection, to_u64};
 use crate::store::{StoreError, StoreFault};
+
+/// The longest users' file that goes along, below the longest value that SQLite takes (10^9 bytes). It is read whole; one of a
+/// hundred thousand users with a full audit log is a tenth of that.
+const USERS_BYTES_MAX: u64 = 512 << 20;
 
 /// A copy of the results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,9 +38,22 @@ pub struct Copied {
     pub bytes: u64,
 }
 
-/// Copies the results at `path` to `target`, which must not be there yet. The results may be in use.
-pub async fn backup(path: &Path, target: &Path) -> Result<Copied, StoreError> {
-    on("back up the results to", target, try_backup(path, target).await)
+/// Copies the results at `path`, and the SQLite file `users` with them, to `target`, which must not be there yet. Both may
+/// be in use.
+pub async fn backup(path: &Path, users: Option<&Path>, target: &Path) -> Result<Copied, StoreError> {
+    on("back up the results to", target, try_backup(path, users, target).await)
+}
+
+/// Writes the users' file that the backup `from` carries to `to`, which must not be there yet, and checks it. False if it carries
+/// none, as those of older builds.
+pub async fn users_in(from: &Path, to: &Path) -> Result<bool, StoreError> {
+    on("read the users from", from, try_users_in(from, to).await)
+}
+
+/// Puts the SQLite file `prepared` in the place of the one at `path`, which nobody may have open, in one step. Returns under which
+/// name the former one is kept, if there was one.
+pub async fn put_in_place(path: &Path, prepared: &Path) -> Result<Option<PathBuf>, StoreError> {
+    on("replace", path, replace(path, prepared).await)
 }
 
 /// Puts the backup `from` in the place of the results at `path`, which nobody may have open. Also returns under which name
@@ -74,15 +94,15 @@ fn refused(path: &Path, lock: &Path, error: TryLockError, why: &'static str) -> 
     }
 }
 
-async fn try_backup(path: &Path, target: &Path) -> Result<Copied, StoreFault> {
+async fn try_backup(path: &Path, users: Option<&Path>, target: &Path) -> Result<Copied, StoreFault> {
     if target.exists() {
-        return Err(io_fault(target, std::io::ErrorKind::AlreadyExists.into()));
+        return Err(StoreFault::TargetExists(target.display().to_string()));
     }
     let partial = beside(target, ".partial");
     // For its owner's eyes alone, as the results are. What an earlier attempt left is begun anew.
     let made = File::options().create(true).write(true).truncate(true).mode(0o600).open(&partial);
     made.map_err(|error| io_fault(&partial, error))?;
-    let copied = fill(path, &partial).await;
+    let copied = fill(path, users, &partial).await;
     if copied.is_ok() {
         // Unlike a rename this replaces nothing.
         fs::hard_link(&partial, target).map_err(|error| io_fault(target, error))?;
@@ -93,27 +113,93 @@ async fn try_backup(path: &Path, target: &Path) -> Result<Copied, StoreFault> {
     Ok(copied)
 }
 
-async fn fill(path: &Path, partial: &Path) -> Result<Copied, StoreFault> {
-    let mut connection = connect(path).await?;
-    // The name goes in as a value; an empty file is filled, anything else refused.
-    sqlx::query("VACUUM INTO $1").bind(partial.display().to_string()).execute(&mut connection).await?;
-    connection.close().await?;
+async fn fill(path: &Path, users: Option<&Path>, partial: &Path) -> Result<Copied, StoreFault> {
+    copy_into(path, partial).await?;
+    if let Some(users) = users {
+        let copy = beside(partial, ".users");
+        let carried = carry(users, &copy, partial).await;
+        let _ = fs::remove_file(&copy);
+        carried?;
+    }
     let copied = check(partial).await?;
     sync(partial)?;
     Ok(copied)
 }
 
+/// Fills the empty file `to` with what is in a SQLite file at one moment.
+async fn copy_into(path: &Path, to: &Path) -> Result<(), StoreFault> {
+    let mut connection = connect(path).await?;
+    // The name goes in as a value; an empty file is filled, anything else refused.
+    sqlx::query("VACUUM INTO $1").bind(to.display().to_string()).execute(&mut connection).await?;
+    Ok(connection.close().await?)
+}
+
+/// Puts a copy of the users' file into the backup, by way of the file `copy`.
+async fn carry(users: &Path, copy: &Path, backup: &Path) -> Result<(), StoreFault> {
+    let _ = fs::remove_file(copy);
+    make(copy)?;
+    copy_into(users, copy).await?;
+    check_pages(&mut connect(copy).await?, copy).await?;
+    let length = fs::metadata(copy).map_err(|error| io_fault(copy, error))?.len();
+    if length > USERS_BYTES_MAX {
+        let longer = format!("{} has {length} bytes, more than {USERS_BYTES_MAX}", users.display());
+        return Err(StoreFault::NoBackup(longer));
+    }
+    let content = fs::read(copy).map_err(|error| io_fault(copy, error))?;
+    let mut connection = connect(backup).await?;
+    sqlx::query("CREATE TABLE users_file (content BLOB NOT NULL)").execute(&mut connection).await?;
+    sqlx::query("INSERT INTO users_file (content) VALUES ($1)").bind(content).execute(&mut connection).await?;
+    Ok(connection.close().await?)
+}
+
+async fn try_users_in(from: &Path, to: &Path) -> Result<bool, StoreFault> {
+    // A damaged backup is refused before anything is believed that is in it.
+    check(from).await?;
+    let mut connection = connect(from).await?;
+    let tables: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'users_file'")
+            .fetch_one(&mut connection)
+            .await?;
+    if tables == 0 {
+        return Ok(false);
+    }
+    let content: Option<Vec<u8>> =
+        sqlx::query_scalar("SELECT content FROM users_file LIMIT 1").fetch_optional(&mut connection).await?;
+    connection.close().await?;
+    let Some(content) = content else { return Ok(false) };
+    make(to)?.write_all(&content).map_err(|error| io_fault(to, error))?;
+    check_pages(&mut connect(to).await?, to).await?;
+    sync(to)?;
+    Ok(true)
+}
+
+/// A new file for its owner's eyes alone.
+fn make(path: &Path) -> Result<File, StoreFault> {
+    let made = File::options().create_new(true).write(true).mode(0o600).open(path);
+    made.map_err(|error| io_fault(path, error))
+}
+
+/// That every page of a SQLite file is sound.
+async fn check_pages(connection: &mut SqliteConnection, path: &Path) -> Result<(), StoreFault> {
+    let findings: Vec<String> = sqlx::query_scalar("PRAGMA integrity_check(10)")
+        .fetch_all(connection)
+        .await
+        .map_err(|error| not_one_of_ours(path, &error.to_string()))?;
+    if findings == ["ok"] {
+        return Ok(());
+    }
+    Err(StoreFault::NoBackup(format!("{} is damaged: {}", path.display(), findings.join("; "))))
+}
+
+fn not_one_of_ours(path: &Path, reason: &str) -> StoreFault {
+    StoreFault::NoBackup(format!("{} is no backup of this program ({reason})", path.display()))
+}
+
 /// That a file is sound results of this build or an earlier one; what is in it.
 async fn check(path: &Path) -> Result<Copied, StoreFault> {
-    let not_results = |reason: String| StoreFault::Malformed(format!("{} holds no results: {reason}", path.display()));
+    let not_results = |reason: String| not_one_of_ours(path, &reason);
     let mut connection = connect(path).await?;
-    let findings: Vec<String> = sqlx::query_scalar("PRAGMA integrity_check(10)")
-        .fetch_all(&mut connection)
-        .await
-        .map_err(|error| not_results(error.to_string()))?;
-    if findings != ["ok"] {
-        return Err(StoreFault::Malformed(format!("{} is damaged: {}", path.display(), findings.join("; "))));
-    }
+    check_pages(&mut connection, path).await?;
     let found: Option<i64> = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
         .fetch_one(&mut connection)
         .await
@@ -154,11 +240,13 @@ async fn try_restore(path: &Path, from: &Path) -> Result<(Copied, Option<PathBuf
 /// A copy of the backup beside the results, of this build's schema, sound and durable.
 async fn prepare(from: &Path, restoring: &Path) -> Result<Copied, StoreFault> {
     let _ = fs::remove_file(restoring);
-    let made = File::options().create_new(true).write(true).mode(0o600).open(restoring);
-    made.map_err(|error| io_fault(restoring, error))?;
+    make(restoring)?;
     // Rather than the bytes of one file: what was restored may have a log beside it that belongs to it.
-    let mut connection = connect(from).await?;
-    sqlx::query("VACUUM INTO $1").bind(restoring.display().to_string()).execute(&mut connection).await?;
+    copy_into(from, restoring).await?;
+    let mut connection = connect(restoring).await?;
+    // The users go to a file of their own, and leave nothing of theirs here.
+    sqlx::query("DROP TABLE IF EXISTS users_file").execute(&mut connection).await?;
+    sqlx::query("VACUUM").execute(&mut connection).await?;
     connection.close().await?;
     migrated_connection(&options(restoring)).await?.close().await?;
     let copied = check(restoring).await?;
