@@ -8,14 +8,15 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use bytes::BytesMut;
 use lazaret_node_client::Environment;
-use lazaret_node_client::cluster::Cluster;
+use lazaret_node_client::cluster::{Cluster, GetError};
 use lazaret_protocol::BlobName;
 use lazaret_protocol::message::{ByteRange, Hold, Request, Tombstone};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 
 use crate::cli::{BlobCommand, BlobNames};
-use crate::cluster::{Admin, ask_all, survey, told, with_admin, with_cluster};
+use crate::cluster::{ask_all, survey, told, with_admin, with_cluster};
+use crate::output::complain;
 
 /// Bytes read from a file at a time.
 const PIECE_BYTES: usize = 1024 * 1024;
@@ -27,7 +28,7 @@ pub async fn run(command: BlobCommand) -> anyhow::Result<ExitCode> {
             with_cluster(&cluster, async |cluster| {
                 for file in &files {
                     let name = put(cluster, file).await.with_context(|| format!("cannot put {}", file.display()))?;
-                    writeln!(std::io::stdout(), "{name}")?;
+                    writeln!(crate::output::stdout(), "{name}")?;
                 }
                 Ok(())
             })
@@ -75,39 +76,41 @@ impl Decision {
     }
 }
 
-/// Tells every node what was decided about the blobs. Exit code 2 unless all of them confirmed all of it.
+/// Tells every node what was decided about the blobs. Exit code 2 unless all of them confirmed all of it, or if
+/// there is no such blob.
 async fn decide(names: &BlobNames, decision: &Decision) -> anyhow::Result<ExitCode> {
     let parsed = names.names.iter().map(|name| name.parse()).collect::<Result<Vec<BlobName>, _>>()?;
     with_admin(&names.cluster, async |admin| {
         let map = survey(&admin.cluster).await?.newest;
         let mut all = true;
         for name in parsed {
-            let request = decision.request(name, decision_time_ms(admin, name).await);
+            let found = admin.cluster.stat(name).await;
+            // What a hold protected may be gone: it is let go of all the same.
+            if !matches!(decision, Decision::Release) && matches!(found, Err(GetError::NotFound { .. })) {
+                all = false;
+                complain(format_args!("{name} is not {}: no node has such a blob", decision.in_words()));
+                continue;
+            }
+            // Now; or, if the blob was put by a clock that is ahead of this one, as late as that.
+            let put_time_ms = found.map_or(0, |stat| stat.put_time_ms);
+            let request = decision.request(name, Environment::system().clock.unix_ms().max(put_time_ms));
             let answers = ask_all(&admin.cluster, &map.nodes, &request).await;
             let (confirmed, missing) = (answers.iter().filter(|(_, answer)| answer.is_ok()).count(), told(&answers));
             let (done, nodes) = (decision.in_words(), map.nodes.len());
             if missing.is_empty() {
-                writeln!(std::io::stdout(), "{name} {done} on {confirmed} nodes")?;
+                writeln!(crate::output::stdout(), "{name} {done} on {confirmed} nodes")?;
                 continue;
             }
             all = false;
             if confirmed == 0 {
-                eprintln!("lazaret: {name} is not {done}, no node confirmed it: {missing}");
+                complain(format_args!("{name} is not {done}, no node confirmed it: {missing}"));
             } else {
-                eprintln!(
-                    "lazaret: {name} is {done} on {confirmed} of {nodes} nodes, and repair carries that on to the others when they answer: {missing}"
-                );
+                complain(format_args!("{name} is {done} on {confirmed} of {nodes} nodes, and repair carries that on to the others when they answer: {missing}"));
             }
         }
         Ok(if all { ExitCode::SUCCESS } else { ExitCode::from(2) })
     })
     .await
-}
-
-/// Now; or, if the blob was put by a clock that is ahead of this one, as late as that.
-async fn decision_time_ms(admin: &Admin, name: BlobName) -> u64 {
-    let put_time_ms = admin.cluster.stat(name).await.map_or(0, |stat| stat.put_time_ms);
-    Environment::system().clock.unix_ms().max(put_time_ms)
 }
 
 async fn stat(cluster: &Cluster, name: BlobName) -> anyhow::Result<()> {
@@ -116,7 +119,7 @@ async fn stat(cluster: &Cluster, name: BlobName) -> anyhow::Result<()> {
     let holders = stat.held_on.iter().filter_map(|id| map.node(*id));
     let nodes: Vec<_> = holders.map(|node| json!({ "id": node.id, "name": node.name })).collect();
     let document = json!({ "name": name, "size": stat.length, "put_time_ms": stat.put_time_ms, "nodes": nodes });
-    writeln!(std::io::stdout(), "{document}")?;
+    writeln!(crate::output::stdout(), "{document}")?;
     Ok(())
 }
 

@@ -267,12 +267,13 @@ struct RuleFile {
 impl RuleSet {
     /// The rules of a YAML text: a list under the key `rules`, whose first one is the default.
     pub fn from_yaml(text: &str) -> Result<Self, RuleError> {
+        let text_of_file = text;
         let file: RuleFile = serde_saphyr::from_str(text).map_err(|error| {
             let line = error.location().map_or(1, |location| location.line().max(1));
             // The library appends the place, which our own error says already.
             let text = error.without_snippet().to_string();
             let reason = text.rsplit_once(" at line ").map_or(text.as_str(), |(reason, _)| reason);
-            RuleError { line, reason: reason.split_whitespace().collect::<Vec<_>>().join(" ") }
+            RuleError { line, reason: in_words(reason, key_on(text_of_file, line)) }
         })?;
         if file.rules.is_empty() || file.rules.len() > RULES_MAX {
             let reason = format!("a rule set has 1 to {RULES_MAX} rules, this one has {}", file.rules.len());
@@ -312,6 +313,33 @@ impl RuleSet {
     /// All rules, in order.
     pub fn rules(&self) -> &[Rule] {
         &self.rules
+    }
+}
+
+/// The key that a line sets. Of what it sets it to nothing is told: that may be a password.
+fn key_on(text: &str, line: u64) -> Option<&str> {
+    let line = text.lines().nth(usize::try_from(line.checked_sub(1)?).ok()?)?;
+    let key = line.trim_start_matches([' ', '-']).split_once(':')?.0.trim_end();
+    let is_key = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    is_key.then_some(key)
+}
+
+/// What the YAML library says, in words of people who write rules, and of which key it speaks.
+fn in_words(said: &str, key: Option<&str>) -> String {
+    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    let said = said.split(", set DuplicateKeyPolicy").next().unwrap_or_default();
+    let said = match said {
+        "expected mapping start" => "it must have keys with values, indented below it",
+        "expected sequence start" => "it must be a list: [a, b], or lines that begin with -",
+        "expected string scalar" => "it must be a text",
+        "invalid boolean" => "it must be true or false",
+        "unexpected end of input" => "the file is empty",
+        said if said.starts_with("invalid u") => "it must be a whole number, not negative and not too large",
+        said => said,
+    };
+    match key {
+        Some(key) if !said.contains(key) => format!("{key}: {said}"),
+        _ => said.to_owned(),
     }
 }
 
@@ -452,5 +480,25 @@ rules:
             assert!(error.reason.contains(part), "{text:?}: {error}");
             assert!(!error.to_string().contains('\n'), "{error}");
         }
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_key_and_never_its_value() {
+        for (lines, line, told) in [
+            ("    limits:\n      depth: -1", 4, "depth: it must be a whole number"),
+            ("    limits:\n      depth: 99999999999", 4, "depth: it must be a whole number"),
+            ("    limits: 3", 3, "limits: it must have keys with values"),
+            ("    roles: administrator", 3, "roles: it must be a list"),
+            ("    verdict_cache: maybe", 3, "verdict_cache: it must be true or false"),
+            ("    name: y", 3, "duplicate mapping key: name"),
+            ("    passwords: [[secret]]", 3, "passwords: it must be a text"),
+            ("    limit: 3", 3, "unknown field `limit`"),
+        ] {
+            let error = RuleSet::from_yaml(&format!("rules:\n  - name: x\n{lines}\n")).unwrap_err();
+            assert_eq!(error.line, line, "{error}");
+            assert!(error.reason.starts_with(told) && !error.reason.contains("secret"), "{error}");
+            assert!(!error.reason.contains("DuplicateKeyPolicy"), "{error}");
+        }
+        assert_eq!(RuleSet::from_yaml("").unwrap_err().reason, "the file is empty");
     }
 }

@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::Request;
+use axum::http::{Method, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
@@ -70,14 +71,30 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .routes(routes!(download::converted))
         .routes(routes!(download::download))
         .split_for_parts();
-    let paths = paths.method_not_allowed_fallback(|| async { ApiError::NoMethod });
+    let paths = paths.method_not_allowed_fallback(no_method);
     shared.openapi.get_or_init(|| openapi.to_json().unwrap_or_default());
     Router::new()
         .merge(paths.clone())
         .nest(ALIAS, paths)
-        .fallback(|| async { ApiError::NoRoute })
+        .fallback(no_route)
         .layer(middleware::from_fn_with_state(Arc::clone(&shared.metrics), requests::told))
         .with_state(shared)
+}
+
+/// What a path of the table answers to other methods.
+async fn no_method(method: Method, uri: Uri) -> ApiError {
+    misdirected(&method, &uri).unwrap_or(ApiError::NoMethod)
+}
+
+/// What a path that is not in the table answers.
+async fn no_route(method: Method, uri: Uri) -> ApiError {
+    misdirected(&method, &uri).unwrap_or(ApiError::NoRoute)
+}
+
+/// The better answer where a client left out what belongs at the end of a path.
+fn misdirected(method: &Method, uri: &Uri) -> Option<ApiError> {
+    let path = uri.path().strip_prefix(ALIAS).unwrap_or(uri.path());
+    (method == Method::DELETE && path.trim_end_matches('/') == "/admin/user").then(users::without_number)
 }
 
 /// Who asks, as an analysis keeps it.

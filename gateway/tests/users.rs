@@ -97,7 +97,9 @@ async fn what_makes_no_user_is_refused_without_repeating_it() {
     let station = Station::new().await;
     let router = station.router();
     for (body, word) in [
-        (json!({"name": ""}), "1 to"),
+        (json!({"name": ""}), "name is missing"),
+        (json!({"roles": ["viewer"]}), "name is missing"),
+        (json!({"name": "n".repeat(257)}), "1 to"),
         (json!({"name": "alice"}), "already"),
         (json!({"name": "x", "password": "short"}), "characters"),
         (json!({"name": "x", "roles": ["nobody-has-it"]}), "role"),
@@ -113,6 +115,10 @@ async fn what_makes_no_user_is_refused_without_repeating_it() {
     }
     let broken = Request::post("/admin/user").header("apikey", &station.admin).body(Body::from("{\"name\":")).unwrap();
     refused(&router, broken, 400).await;
+    for path in ["/admin/user", "/admin/user/", "/metascan_rest/admin/user", "/admin/user/alice", "/admin/user/1x"] {
+        let nobody = request(Method::DELETE, path, &station.admin, &Value::Null);
+        assert!(refused(&router, nobody, 400).await.contains("/admin/user/{user_id}"), "{path}");
+    }
     assert_eq!(users(&router, &station.admin).await.len(), 3);
 }
 
@@ -142,4 +148,27 @@ async fn who_manages_users_can_give_and_take_no_more_than_it_has() {
     // Who did it is on record.
     let log = station.identity.audit(None, 100).await.unwrap();
     assert!(log.iter().any(|event| event.actor == "clerk" && event.object == "box"));
+}
+
+#[tokio::test]
+async fn the_last_administrator_stays() {
+    let station = Station::new().await;
+    let router = station.router();
+    let root = number_of(&users(&router, &station.admin).await, "root");
+    let removal = || request(Method::DELETE, &format!("/admin/user/{root}"), &station.admin, &Value::Null);
+    let text = refused(&router, removal(), 400).await;
+    assert!(text.contains("the last one"), "{text}");
+    assert_eq!(ask(&router, get("/admin/user", &station.admin)).await.0, StatusCode::OK);
+    // Whoever else may manage users will do.
+    let actor = Actor::system();
+    let (identity, personnel) = (&station.identity, Rights::of(&[Right::ManageUsers]));
+    identity.set_role(&actor, "personnel", personnel).await.unwrap();
+    identity.add_user(&actor, "clerk", &Role::named("personnel"), None).await.unwrap();
+    assert_eq!(ask(&router, removal()).await.0, StatusCode::OK);
+    // And stays in turn, whichever way it would go.
+    let removed = identity.remove_user(&actor, "clerk").await.unwrap_err();
+    assert!(removed.to_string().contains("the last one"), "{removed}");
+    let demoted = identity.set_role(&actor, "personnel", Rights::of(&[Right::Submit])).await.unwrap_err();
+    assert!(demoted.to_string().contains("the last one"), "{demoted}");
+    identity.set_role(&actor, "personnel", Rights::of(&[Right::ManageUsers, Right::Submit])).await.unwrap();
 }

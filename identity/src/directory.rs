@@ -10,7 +10,7 @@ use crate::error::{IdentityError, IdentityFault};
 use crate::identity::{Identity, Writing};
 use crate::key::ApiKey;
 use crate::principal::{Principal, Rights, Role};
-use crate::users::{insert, insert_key};
+use crate::users::{administrators, insert, insert_key, keeps_an_administrator};
 
 /// Longest description, as the reference of that API says; the other texts are given the same.
 const TEXT_CHARS_MAX: usize = 256;
@@ -107,7 +107,9 @@ impl Identity {
                 .await?;
             let user = user.ok_or(IdentityFault::NoUser)?;
             within_rights(&mut writing, by.0, &Role::named(&user.role)).await?;
+            let before = administrators(&mut writing).await?;
             sqlx::query("DELETE FROM user WHERE name = $1").bind(&user.name).execute(&mut *writing).await?;
+            keeps_an_administrator(&mut writing, before).await?;
             audit::record(&mut writing, self.now_ms(), by.1, Action::UserRemoved, &user.name, "").await?;
             writing.commit().await?;
             self.forget_accepted();

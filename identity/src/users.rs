@@ -10,7 +10,7 @@ use crate::error::{IdentityError, IdentityFault};
 use crate::identity::{Identity, Writing};
 use crate::key::{ApiKey, KeyHash};
 use crate::password::{self, WeakPassword};
-use crate::principal::{Rights, Role};
+use crate::principal::{Right, Rights, Role};
 use crate::session;
 use crate::settings::PasswordPolicy;
 
@@ -105,7 +105,9 @@ impl Identity {
             let mut writing = self.begin().await?;
             let user_id = user_id(&mut writing, name).await?;
             // Its keys, sessions and passwords go with it: the schema says so.
+            let before = administrators(&mut writing).await?;
             sqlx::query("DELETE FROM user WHERE id = $1").bind(user_id).execute(&mut *writing).await?;
+            keeps_an_administrator(&mut writing, before).await?;
             audit::record(&mut writing, self.now_ms(), actor, Action::UserRemoved, name, "").await?;
             writing.commit().await?;
             self.forget_accepted();
@@ -298,6 +300,7 @@ impl Identity {
                 return Err(IdentityFault::BuiltInRole);
             }
             let mut writing = self.begin().await?;
+            let before = administrators(&mut writing).await?;
             sqlx::query(
                 "INSERT INTO role (name, rights) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET rights = excluded.rights",
             )
@@ -305,6 +308,7 @@ impl Identity {
             .bind(rights.to_string())
             .execute(&mut *writing)
             .await?;
+            keeps_an_administrator(&mut writing, before).await?;
             audit::record(&mut writing, self.now_ms(), actor, Action::RoleSet, name, &rights.to_string()).await?;
             writing.commit().await?;
             self.forget_accepted();
@@ -316,6 +320,9 @@ impl Identity {
     /// Removes a role of the operator's that no user has.
     pub async fn remove_role(&self, actor: &Actor, name: &str) -> Result<(), IdentityError> {
         let removed = async {
+            if !matches!(Role::named(name), Role::Custom(_)) {
+                return Err(IdentityFault::BuiltInRole);
+            }
             let mut writing = self.begin().await?;
             let (users,): (i64,) =
                 sqlx::query_as("SELECT count(*) FROM user WHERE role = $1").bind(name).fetch_one(&mut *writing).await?;
@@ -324,7 +331,7 @@ impl Identity {
             }
             let role = sqlx::query("DELETE FROM role WHERE name = $1").bind(name);
             if role.execute(&mut *writing).await?.rows_affected() == 0 {
-                return Err(IdentityFault::NoRole(name.to_owned()));
+                return Err(IdentityFault::UnknownRole);
             }
             audit::record(&mut writing, self.now_ms(), actor, Action::RoleRemoved, name, "").await?;
             writing.commit().await?;
@@ -357,6 +364,29 @@ impl Identity {
         };
         read.await.map_err(|fault: IdentityFault| fault.during("read", "the audit log"))
     }
+}
+
+/// How many users may manage users.
+pub(crate) async fn administrators(writing: &mut Writing) -> Result<i64, IdentityFault> {
+    let roles: Vec<(String, i64, Option<String>)> = sqlx::query_as(
+        "SELECT user.role, count(*), max(role.rights) FROM user LEFT JOIN role ON role.name = user.role GROUP BY user.role",
+    )
+    .fetch_all(&mut **writing)
+    .await?;
+    let manages = |role: &str, rights: Option<String>| {
+        let rights = Role::named(role).built_in_rights().or_else(|| rights?.parse::<Rights>().ok());
+        rights.is_some_and(|rights| rights.has(Right::ManageUsers))
+    };
+    let managing = roles.into_iter().filter_map(|(role, users, rights)| manages(&role, rights).then_some(users));
+    Ok(managing.fold(0, i64::saturating_add))
+}
+
+/// Refuses a change, made in this transaction, that took away the last of the `before` users who may manage users.
+pub(crate) async fn keeps_an_administrator(writing: &mut Writing, before: i64) -> Result<(), IdentityFault> {
+    if before > 0 && administrators(writing).await? == 0 {
+        return Err(IdentityFault::LastAdministrator);
+    }
+    Ok(())
 }
 
 pub(crate) fn check_name(name: &str) -> Result<(), IdentityFault> {

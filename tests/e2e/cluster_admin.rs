@@ -228,8 +228,13 @@ async fn blobs_are_deleted_and_held_by_name() {
         assert!(matches!(read(&client, blobs[at].0).await, Err(GetError::NotFound { .. })));
         assert!(admin.fails(&["blob", "get", &name(at)]).contains("no blob"));
     }
-    // Again, and of what never was: all nodes keep it, so it succeeds.
-    admin.says(&["blob", "rm", &name(1), &BlobName::of(b"never").to_string()]);
+    // What is gone, and what never was, is said to be unknown, whatever else is named with it.
+    for unknown in [name(1), BlobName::of(b"never").to_string()] {
+        for decision in ["rm", "hold"] {
+            let said = admin.fails(&["blob", decision, &unknown]);
+            assert!(said.contains(&unknown) && said.contains("no node has such a blob"), "{said}");
+        }
+    }
     // What is put again lives.
     let again = client.put(Bytes::from(blobs[1].1.clone())).await.unwrap();
     assert_eq!(read(&client, again.name).await.unwrap(), blobs[1].1);

@@ -185,6 +185,16 @@ fn what_cannot_be_done_is_said_in_one_line() {
     fails("", &["key", "admin", "--revoke", "zzzz"], "no such key");
     fails("", &["role", "set", "x", "--rights", "fly"], "no right is named");
     fails("", &["role", "set", "viewer", "--rights", "stat"], "built-in");
+    fails("", &["role", "rm", "viewer"], "built-in");
+    fails("", &["role", "rm", "nobody"], "no such role");
+    done(&data, "", &["role", "set", "clerk", "--rights", "stat"]);
+    done(&data, "", &["add", "eve", "--role", "clerk"]);
+    fails("", &["role", "rm", "clerk"], "one user has it");
+    done(&data, "", &["add", "bob", "--role", "clerk"]);
+    fails("", &["role", "rm", "clerk"], "2 users have it");
+    fails("", &["rm", "admin"], "the last one who may manage users");
+    done(&data, "", &["add", "root", "--role", "administrator"]);
+    done(&data, "", &["rm", "admin"]);
     // There is no way to give a password on the command line.
     fails("", &["add", "ada", "--password=correct-horse"], "unexpected value");
     drop(up);

@@ -129,6 +129,9 @@ pub(super) async fn add(State(shared): State<Arc<Shared>>, request: Request) -> 
     if new.directory_id.is_some_and(|directory| directory != LOCAL_DIRECTORY) {
         return Err(ApiError::BadUser(format!("directory_id must be {LOCAL_DIRECTORY}")));
     }
+    if new.name.is_empty() {
+        return Err(ApiError::BadUser("name is missing: what the user logs in as".to_owned()));
+    }
     let role = match new.roles.as_slice() {
         [] => Role::Submitter,
         [role] => Role::named(role),
@@ -150,7 +153,8 @@ pub(super) async fn add(State(shared): State<Arc<Shared>>, request: Request) -> 
 /// Removes a user with its keys and sessions. What it submitted stays.
 #[utoipa::path(delete, path = "/admin/user/{user_id}", tag = "Users",
     params(("user_id" = i64, Path, description = "The user's number")),
-    responses((status = 200, description = "It is removed", body = Done), Forbidden, NotFound, NoRight, Unexpected))]
+    responses((status = 200, description = "It is removed", body = Done),
+        BadRequest, Forbidden, NotFound, NoRight, Unexpected))]
 pub(super) async fn remove(
     State(shared): State<Arc<Shared>>,
     path: Result<Path<String>, PathRejection>,
@@ -158,10 +162,15 @@ pub(super) async fn remove(
 ) -> Result<Json<Done>, ApiError> {
     let (parts, _) = request.into_parts();
     let principal = require(&shared, &parts, Gate::USERS).await?;
-    let number = path.ok().and_then(|Path(text)| text.parse::<i64>().ok()).ok_or(ApiError::NoItem)?;
+    let number = path.ok().and_then(|Path(text)| text.parse::<i64>().ok()).ok_or_else(without_number)?;
     let actor = actor(&principal, &parts);
     shared.identity.remove_numbered_user((&principal, &actor), number).await.map_err(refusal)?;
     Ok(Json(DONE))
+}
+
+/// The answer to a removal that names nobody: 405 would say that the caller has not the right.
+pub(super) fn without_number() -> ApiError {
+    ApiError::BadUser("the path must end in the user's number: /admin/user/{user_id}".to_owned())
 }
 
 /// Changes the password of whoever asks, and ends its sessions.
@@ -208,6 +217,7 @@ fn refusal(error: IdentityError) -> ApiError {
         IdentityFault::Name { .. }
         | IdentityFault::Text { .. }
         | IdentityFault::UserExists
+        | IdentityFault::LastAdministrator
         | IdentityFault::NoRole(_)
         | IdentityFault::WeakPassword(_) => ApiError::BadUser(error.source.to_string()),
         _ => ApiError::Identity(error),
