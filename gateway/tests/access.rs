@@ -73,7 +73,8 @@ const ROUTES: &[Route] = &[
     route(Method::GET, "/admin/user", (403, 405), &[Right::ManageUsers], 200),
     // Without a body.
     route(Method::POST, "/admin/user", (403, 405), &[Right::ManageUsers], 400),
-    route(Method::DELETE, "/admin/user/{user_id}", (403, 405), &[Right::ManageUsers], 404),
+    // With an id that is no number.
+    route(Method::DELETE, "/admin/user/{user_id}", (403, 405), &[Right::ManageUsers], 400),
     route(Method::GET, "/readyz", (200, 200), &[], 200),
     route(Method::GET, "/version", (200, 200), &[], 200),
     route(Method::GET, "/openapi.json", (200, 200), &[], 200),
