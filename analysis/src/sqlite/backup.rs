@@ -258,7 +258,7 @@ async fn prepare(from: &Path, restoring: &Path) -> Result<Copied, StoreFault> {
 async fn replace(path: &Path, restoring: &Path) -> Result<Option<PathBuf>, StoreFault> {
     let kept = if path.exists() {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        let kept = beside(path, &format!(".before-{}", now.as_secs()));
+        let kept = beside(path, &format!(".before-{}", now.as_millis()));
         settle(path).await;
         fs::hard_link(path, &kept).map_err(|error| io_fault(&kept, error))?;
         // What can't be settled, since the results are damaged, goes with them: it must not be taken for the backup's.
