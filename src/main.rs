@@ -31,7 +31,6 @@ fn main() -> ExitCode {
     if let Some(code) = lazaret_sandbox::child::run_if_asked(&lazaret_scan_worker::SANDBOXED) {
         return code;
     }
-    lazaret_sandbox::keep_no_large_blocks();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return cli::usage_error(&error),
