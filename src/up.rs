@@ -21,6 +21,7 @@ use crate::components::{self, Running, asked};
 use crate::config::{self, GatewayConfig, ScanWorkerConfig, UpConfig};
 use crate::metrics::Told;
 use crate::nodes::Nodes;
+use crate::scan::client::read_key;
 use crate::{init, logging, metrics};
 
 /// Replicas and nodes of a cluster for which nothing else was asked.
@@ -90,9 +91,7 @@ impl EmbeddedCluster {
 
     /// A submitter's API key.
     pub fn client_key(&self) -> anyhow::Result<String> {
-        let path = &self.services.client_key_file;
-        let key = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(key.trim().to_owned())
+        read_key(&self.services.client_key_file)
     }
 
     /// Finishes uploads in flight, gives back what is being scanned, completes background copies, closes the stores.

@@ -5,11 +5,11 @@
 
 use std::io;
 
-use crate::budget::Budget;
-use crate::container::{Container, Extractor, ReadSeek, Sink};
+use crate::container::ReadSeek;
 use crate::fields::{array, invalid, le16, le32, unsupported};
+use crate::file_systems::FileSystem;
 use crate::format::{Format, whole_if};
-use crate::outcome::{ExtractionOutcome, Protection};
+use crate::outcome::Protection;
 use crate::parts::{Out, cut_off, read_vec};
 use crate::tree::{Folders, Pieces, join};
 
@@ -54,22 +54,15 @@ pub(crate) static FORMAT: Format = Format {
     // A file system may leave its first kilobyte to a boot record.
     beside: &["disk"],
     probe: |probe| whole_if(is_one(probe.head)),
-    extractor: &Ext,
+    extractor: &FILE_SYSTEM,
 };
 
+pub(crate) static FILE_SYSTEM: FileSystem =
+    FileSystem { owns_first_sector: false, is_one, volume, broken: "the file system is broken" };
+
 /// Whether a volume that begins like this is one.
-pub(crate) fn is_one(head: &[u8]) -> bool {
+fn is_one(head: &[u8]) -> bool {
     head.get(SUPERBLOCK_AT as usize..).is_some_and(|superblock| Layout::parse(superblock).is_some())
-}
-
-struct Ext;
-
-impl Extractor for Ext {
-    fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
-        let mut out = Out::new(budget, sink);
-        let result = volume(&mut *container.input, "", &mut out);
-        out.end("the file system is broken", result)
-    }
 }
 
 /// Where things are, from the superblock.
@@ -175,7 +168,7 @@ const KIND_FILE: u16 = 0x8000;
 const MAP: std::ops::Range<usize> = 40..100;
 
 /// Hands out all files of a file system, in a folder.
-pub(crate) fn volume(input: &mut dyn ReadSeek, folder: &str, out: &mut Out<'_, '_>) -> io::Result<()> {
+fn volume(input: &mut dyn ReadSeek, folder: &str, out: &mut Out<'_, '_>) -> io::Result<()> {
     let superblock = read_vec(input, SUPERBLOCK_AT, SUPERBLOCK_BYTES, SUPERBLOCK_BYTES)?;
     let layout = Layout::parse(&superblock).ok_or_else(|| invalid("a malformed superblock"))?;
     if layout.incompat & (INCOMPAT_COMPRESSION | INCOMPAT_JOURNAL_DEVICE) != 0 {

@@ -6,11 +6,10 @@
 use std::collections::HashSet;
 use std::io::{self, Read, SeekFrom};
 
-use crate::budget::Budget;
-use crate::container::{Container, Extractor, ReadSeek, Sink, display_name, read_full};
+use crate::container::{ReadSeek, display_name, read_full};
 use crate::fields::{array, invalid, le16, le32};
+use crate::file_systems::FileSystem;
 use crate::format::{Format, whole_if};
-use crate::outcome::ExtractionOutcome;
 use crate::parts::{Out, cut_off, read_array};
 
 /// A directory has at most 65,536 entries of 32 bytes.
@@ -35,19 +34,12 @@ pub(crate) static FORMAT: Format = Format {
     extension: "img",
     category: "I",
     beside: &[],
-    probe: |probe| whole_if(Layout::parse(probe.head).is_some()),
-    extractor: &Fat,
+    probe: |probe| whole_if(is_one(probe.head)),
+    extractor: &FILE_SYSTEM,
 };
 
-struct Fat;
-
-impl Extractor for Fat {
-    fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
-        let mut out = Out::new(budget, sink);
-        let result = volume(&mut *container.input, "", &mut out);
-        out.end("the file system is broken", result)
-    }
-}
+pub(crate) static FILE_SYSTEM: FileSystem =
+    FileSystem { owns_first_sector: true, is_one, volume, broken: "the file system is broken" };
 
 #[derive(Clone, Copy)]
 enum Width {
@@ -119,7 +111,7 @@ impl Layout {
 }
 
 /// Whether a boot sector is one of a FAT file system.
-pub(crate) fn is_one(boot: &[u8]) -> bool {
+fn is_one(boot: &[u8]) -> bool {
     Layout::parse(boot).is_some()
 }
 
@@ -136,7 +128,7 @@ struct Directory {
 }
 
 /// Hands out all files of a file system, in a folder.
-pub(crate) fn volume(input: &mut dyn ReadSeek, folder: &str, out: &mut Out<'_, '_>) -> io::Result<()> {
+fn volume(input: &mut dyn ReadSeek, folder: &str, out: &mut Out<'_, '_>) -> io::Result<()> {
     let boot: [u8; 512] = read_array(input, 0)?;
     let layout = Layout::parse(&boot).ok_or_else(|| invalid("a malformed boot sector"))?;
     let mut volume = Volume { input, layout, kept: (0, Vec::new()) };

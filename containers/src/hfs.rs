@@ -6,11 +6,10 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 
-use crate::budget::Budget;
-use crate::container::{Container, Extractor, ReadSeek, Sink};
+use crate::container::ReadSeek;
 use crate::fields::{be16, be32, be64, invalid, unsupported};
+use crate::file_systems::FileSystem;
 use crate::format::{Format, whole_if};
-use crate::outcome::ExtractionOutcome;
 use crate::parts::{Out, cut_off, read_array};
 use crate::tree::{Pieces, join};
 
@@ -49,27 +48,20 @@ pub(crate) static FORMAT: Format = Format {
     // Discs for Macs and for others.
     beside: &["iso9660", "disk"],
     probe: |probe| whole_if(is_one(probe.head)),
-    extractor: &Hfs,
+    extractor: &FILE_SYSTEM,
 };
 
+pub(crate) static FILE_SYSTEM: FileSystem =
+    FileSystem { owns_first_sector: false, is_one, volume, broken: "the file system is broken" };
+
 /// Whether a volume that begins like this is one.
-pub(crate) fn is_one(head: &[u8]) -> bool {
+fn is_one(head: &[u8]) -> bool {
     head.get(HEADER_AT as usize..).is_some_and(is_header)
 }
 
 fn is_header(header: &[u8]) -> bool {
     matches!(header, [b'H', b'+', 0, 4, ..] | [b'H', b'X', 0, 5, ..])
         && be32(header, 40).is_some_and(|bytes| bytes.is_power_of_two() && bytes >= 512)
-}
-
-struct Hfs;
-
-impl Extractor for Hfs {
-    fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
-        let mut out = Out::new(budget, sink);
-        let result = volume(&mut *container.input, "", &mut out);
-        out.end("the file system is broken", result)
-    }
 }
 
 /// What further extents a fork has, by the block of the fork that each begins with.
@@ -90,7 +82,7 @@ struct Folder {
 }
 
 /// Hands out all files of a file system, in a folder.
-pub(crate) fn volume(input: &mut dyn ReadSeek, folder: &str, out: &mut Out<'_, '_>) -> io::Result<()> {
+fn volume(input: &mut dyn ReadSeek, folder: &str, out: &mut Out<'_, '_>) -> io::Result<()> {
     let header: [u8; 512] = read_array(input, HEADER_AT)?;
     let block_bytes = be32(&header, 40).map(u64::from).ok_or_else(cut_off)?;
     let fork = |at: usize| header.get(at..at + FORK_BYTES).map(<[u8]>::to_vec).ok_or_else(cut_off);

@@ -6,11 +6,10 @@
 
 use std::io::{self, Read};
 
-use crate::budget::Budget;
-use crate::container::{Container, Extractor, ReadSeek, Sink};
+use crate::container::ReadSeek;
 use crate::fields::{array, find, invalid, le16, le32, le64, unsupported};
+use crate::file_systems::FileSystem;
 use crate::format::{Format, whole_if};
-use crate::outcome::ExtractionOutcome;
 use crate::parts::{Out, cut_off, read_array, read_vec};
 use crate::tree::{Folders, Pieces, join};
 
@@ -56,23 +55,16 @@ pub(crate) static FORMAT: Format = Format {
     category: "I",
     beside: &["iso9660", "hfs"],
     probe: |probe| whole_if(is_one(probe.head)),
-    extractor: &Udf,
+    extractor: &FILE_SYSTEM,
 };
 
+pub(crate) static FILE_SYSTEM: FileSystem =
+    FileSystem { owns_first_sector: false, is_one, volume, broken: "the image is broken" };
+
 /// Whether a volume that begins like this is one.
-pub(crate) fn is_one(head: &[u8]) -> bool {
+fn is_one(head: &[u8]) -> bool {
     let descriptors = head.get(RECOGNITION_AT..).unwrap_or_default().chunks(RECOGNITION_BYTES).take(RECOGNITION_MAX);
     descriptors.into_iter().any(|descriptor| matches!(descriptor.get(1..6), Some(b"NSR02" | b"NSR03")))
-}
-
-struct Udf;
-
-impl Extractor for Udf {
-    fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
-        let mut out = Out::new(budget, sink);
-        let result = volume(&mut *container.input, "", &mut out);
-        out.end("the image is broken", result)
-    }
 }
 
 /// A block of a partition: its number, and the partition's.
@@ -105,7 +97,7 @@ enum Content {
 }
 
 /// Hands out all files of a file system, in a folder.
-pub(crate) fn volume(input: &mut dyn ReadSeek, folder: &str, out: &mut Out<'_, '_>) -> io::Result<()> {
+fn volume(input: &mut dyn ReadSeek, folder: &str, out: &mut Out<'_, '_>) -> io::Result<()> {
     let (mut volume, root) = Volume::open(input, out)?;
     let mut folders = Folders::new(root, folder);
     while let Some((address, path)) = folders.next() {

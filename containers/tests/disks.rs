@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod base64;
 #[allow(dead_code, reason = "some of what it tells is for other tests")]
 mod samples;
 
@@ -17,20 +18,6 @@ const ROUNDS: u32 = 200;
 
 fn sample(name: &str) -> Vec<u8> {
     SAMPLES.iter().find(|sample| sample.name == name).unwrap().file()
-}
-
-fn base64(content: &[u8]) -> String {
-    let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let groups = content.chunks(3).map(|group| {
-        let mut bits = [0; 4];
-        bits[1..=group.len()].copy_from_slice(group);
-        let bits = u32::from_be_bytes(bits);
-        (0..4).map(move |at| match at <= group.len() {
-            true => char::from(digits[(bits >> (18 - 6 * at)) as usize & 63]),
-            false => '=',
-        })
-    });
-    groups.flatten().collect()
 }
 
 /// How a chunk of a DMG is compressed: the number that says so.
@@ -89,7 +76,7 @@ fn dmg(disk: &[u8], methods: &[u32]) -> Vec<u8> {
     header.extend_from_slice(&((disk.len() / SECTOR_BYTES) as u64).to_be_bytes());
     header.resize(200, 0);
     header.extend_from_slice(&(count + 1).to_be_bytes());
-    let table = base64(&[header, table].concat());
+    let table = base64::encode(&[header, table].concat());
     let list = format!(
         "<?xml version=\"1.0\"?>\n<plist version=\"1.0\"><dict><key>resource-fork</key><dict><key>blkx</key>\n<array>\
          <dict><key>Attributes</key><string>0x0050</string><key>Data</key><data>\n{table}\n</data></dict></array></dict>\

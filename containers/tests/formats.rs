@@ -7,6 +7,7 @@ use std::io::{Cursor, Write};
 use lazaret_containers::conformance::{self, Case, eicar};
 use lazaret_containers::{ContainerFormat, Passwords};
 
+mod base64;
 mod samples;
 
 use samples::{End, SAMPLES};
@@ -65,25 +66,11 @@ fn zstd(content: &[u8]) -> Vec<u8> {
     zstd::encode_all(content, 1).unwrap()
 }
 
-fn base64(content: &[u8]) -> String {
-    let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let groups = content.chunks(3).map(|group| {
-        let mut bits = [0; 4];
-        bits[1..=group.len()].copy_from_slice(group);
-        let bits = u32::from_be_bytes(bits);
-        (0..4).map(move |at| match at <= group.len() {
-            true => char::from(digits[(bits >> (18 - 6 * at)) as usize & 63]),
-            false => '=',
-        })
-    });
-    groups.flatten().collect()
-}
-
 fn eml(content: &[u8]) -> Vec<u8> {
     format!(
         "From: a@b\r\nSubject: c\r\nContent-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n\
          Content-Transfer-Encoding: base64\r\nContent-Disposition: attachment; filename=a\r\n\r\n{}\r\n--x--\r\n",
-        base64(content)
+        base64::encode(content)
     )
     .into_bytes()
 }
@@ -135,7 +122,7 @@ fn activemime(content: &[u8]) -> Vec<u8> {
 }
 
 fn text(content: &[u8]) -> Vec<u8> {
-    format!("<!DOCTYPE html>\n<a href=\"data:application/zip;base64,{}\">a</a>\n", base64(content)).into_bytes()
+    format!("<!DOCTYPE html>\n<a href=\"data:application/zip;base64,{}\">a</a>\n", base64::encode(content)).into_bytes()
 }
 
 fn swf(content: &[u8]) -> Vec<u8> {

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod base64;
+
 use lazaret_containers::conformance::{self, Case, eicar, take_apart, take_apart_as};
 use lazaret_containers::{ContainerFormat, Passwords};
 
@@ -20,22 +22,11 @@ fn text(content: &[u8]) -> String {
     String::from_utf8(content.to_vec()).unwrap()
 }
 
+/// In lines, as mails have it.
 fn base64(content: &[u8]) -> String {
-    let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut encoded = String::new();
-    for (at, group) in content.chunks(3).enumerate() {
-        let mut bits = [0; 4];
-        bits[1..=group.len()].copy_from_slice(group);
-        let bits = u32::from_be_bytes(bits);
-        for digit in 0..4 {
-            let shown = char::from(digits[(bits >> (18 - 6 * digit)) as usize & 63]);
-            encoded.push(if digit <= group.len() { shown } else { '=' });
-        }
-        if at % 19 == 18 {
-            encoded.push_str("\r\n");
-        }
-    }
-    encoded
+    let encoded = base64::encode(content);
+    let lines = encoded.as_bytes().chunks(76).map(|line| text(line) + if line.len() == 76 { "\r\n" } else { "" });
+    lines.collect()
 }
 
 fn quoted_printable(content: &[u8]) -> String {

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod base64;
+
 use std::io::Write;
 
 use lazaret_containers::conformance::{self, Case, eicar, take_apart};
@@ -204,7 +206,7 @@ fn something_may_lie_before_the_header() {
 #[test]
 fn encrypted_documents_open_with_either_password() {
     for (revision, document) in ENCRYPTED {
-        let file = base64(document);
+        let file = base64::decode(document);
         let opens_alone = matches!(revision, 2 | 4);
         for password in ["owner", "user"] {
             let passwords = Passwords::new(["wrong".to_owned(), password.to_owned()]);
@@ -219,18 +221,6 @@ fn encrypted_documents_open_with_either_password() {
         let passwords = Passwords::new(["user".to_owned()]);
         conformance::check(&Case { passwords, ..Case::new("pdf", &file, &eicar()) }, ROUNDS / 5);
     }
-}
-
-/// Decodes base64 without line breaks.
-fn base64(text: &str) -> Vec<u8> {
-    let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut bytes = Vec::new();
-    for group in text.trim_end_matches('=').as_bytes().chunks(4) {
-        let bits = group.iter().fold(0, |bits, byte| bits << 6 | digits.iter().position(|d| d == byte).unwrap() as u32);
-        let group_bytes = (bits << (6 * (4 - group.len()))).to_be_bytes();
-        bytes.extend_from_slice(&group_bytes[1..group.len()]);
-    }
-    bytes
 }
 
 /// Documents that qpdf encrypted in each revision, with the user's password "user" in 3, 5 and 6, none in the others,

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod base64;
+
 use std::io::{Cursor, Write};
 
 use lazaret_containers::conformance::{self, Case, eicar, take_apart, take_apart_as};
@@ -13,24 +15,9 @@ fn members(file: &[u8]) -> Vec<(String, Vec<u8>)> {
     take_apart(file, &Passwords::NONE).members
 }
 
-fn base64(content: &[u8]) -> String {
-    let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut encoded = String::new();
-    for group in content.chunks(3) {
-        let mut bits = [0; 4];
-        bits[1..=group.len()].copy_from_slice(group);
-        let bits = u32::from_be_bytes(bits);
-        for digit in 0..4 {
-            let shown = char::from(digits[(bits >> (18 - 6 * digit)) as usize & 63]);
-            encoded.push(if digit <= group.len() { shown } else { '=' });
-        }
-    }
-    encoded
-}
-
 /// Base64 in lines, with something between them.
 fn lines(content: &[u8], between: &str) -> String {
-    let encoded = base64(content);
+    let encoded = base64::encode(content);
     encoded.as_bytes().chunks(48).map(|line| std::str::from_utf8(line).unwrap()).collect::<Vec<_>>().join(between)
 }
 
@@ -81,8 +68,8 @@ fn addresses_with_data_come_out() {
     let eicar = eicar();
     let percent: String = eicar.iter().map(|byte| format!("%{byte:02X}")).collect();
     let addresses = [
-        format!("<a href=\"data:application/octet-stream;base64,{}\">", base64(&eicar)),
-        format!("<a href='DATA:;BASE64,{}'>", base64(&eicar).replace('+', "%2B").replace('=', "%3D")),
+        format!("<a href=\"data:application/octet-stream;base64,{}\">", base64::encode(&eicar)),
+        format!("<a href='DATA:;BASE64,{}'>", base64::encode(&eicar).replace('+', "%2B").replace('=', "%3D")),
         format!("a {{ background: url(data:image/png;x=y;base64,{}) }}", lines(&eicar, "\n")),
         format!("<iframe src=\"data:text/html,{percent}\">"),
     ];
@@ -100,7 +87,7 @@ fn long_strings_of_base64_come_out() {
     // In a script it must be longer than a hash.
     let long = [vec![b'x'; 60], eicar.clone()].concat();
     let texts = [
-        format!("var a = \"{}\";\n", base64(&long)),
+        format!("var a = \"{}\";\n", base64::encode(&long)),
         format!("var a = \"{}\";\n", lines(&long, "\" +\r\n  \"")),
         format!("a = \"{}\"\r\n", lines(&long, "\" & _\r\n\"")),
         format!("{{\"a\": \"{}\"}}\n", lines(&long, "\\n")),
@@ -127,7 +114,7 @@ fn lists_of_hashes_are_no_data() {
     let list: String = (0..2000u32).map(|at| format!("{}  file-{at}\n", hex(&at.to_le_bytes().repeat(16)))).collect();
     assert_eq!(members(list.as_bytes()), []);
     let lock: String = (0..2000u32)
-        .map(|at| format!("\"integrity\": \"sha512-{}\"\n", base64(&at.to_le_bytes().repeat(16))))
+        .map(|at| format!("\"integrity\": \"sha512-{}\"\n", base64::encode(&at.to_le_bytes().repeat(16))))
         .collect();
     assert_eq!(members(lock.as_bytes()), []);
 }
@@ -139,7 +126,8 @@ fn data_far_into_a_text_comes_out_and_prose_has_none() {
     for lines in [0, 700, 728, 729, 730, 2000] {
         let before = format!("<html>{}", format!("{prose}\n").repeat(lines));
         for shift in 0..3 {
-            let file = format!("{before}{}<a href=\"data:a/b;base64,{}\">", "x".repeat(shift * 31), base64(&eicar));
+            let file =
+                format!("{before}{}<a href=\"data:a/b;base64,{}\">", "x".repeat(shift * 31), base64::encode(&eicar));
             let members = members(file.as_bytes());
             assert_eq!(members, [("data-1.b".to_owned(), eicar.clone())], "{lines} lines");
         }
@@ -147,7 +135,7 @@ fn data_far_into_a_text_comes_out_and_prose_has_none() {
     assert_eq!(members(format!("<html>{}", prose.repeat(100)).as_bytes()), []);
     // One line of base64 that is longer than what is held at once.
     let long: Vec<u8> = (0..300_000u32).map(|at| (at * 7 % 251) as u8).chain(eicar).collect();
-    assert_eq!(members(format!("<a>{}</a>", base64(&long)).as_bytes()), [("data-1".to_owned(), long)]);
+    assert_eq!(members(format!("<a>{}</a>", base64::encode(&long)).as_bytes()), [("data-1".to_owned(), long)]);
 }
 
 #[test]
@@ -197,8 +185,8 @@ fn must_be_found(what: &str, file: &[u8]) {
 
 #[test]
 fn data_is_found_wherever_it_lies() {
-    let long = base64(&[eicar(), vec![b' '; 300]].concat());
-    let short = base64(&eicar());
+    let long = base64::encode(&[eicar(), vec![b' '; 300]].concat());
+    let short = base64::encode(&eicar());
     for comment in ["// some harmless comment line here\n", "<p>a line &amp; another one</p>\n"] {
         let around = comment.repeat(4000);
         for data in [
@@ -222,7 +210,7 @@ fn addresses_are_read_as_browsers_read_them() {
     let eicar = eicar();
     let percent: String = eicar.iter().map(|byte| format!("%{byte:02X}")).collect();
     let plain = String::from_utf8(eicar.clone()).unwrap().replace('%', "%25").replace('@', "%40");
-    let data = base64(&eicar);
+    let data = base64::encode(&eicar);
     let numbers = |text: &str| text.bytes().map(|byte| format!("&#{byte};")).collect::<String>();
     let unicode: String = data.bytes().map(|byte| format!("\\u{byte:04x}")).collect();
     for address in [
@@ -249,7 +237,7 @@ fn addresses_are_read_as_browsers_read_them() {
 
 #[test]
 fn short_runs_count_if_they_stand_for_text_or_a_file() {
-    let data = base64(&eicar());
+    let data = base64::encode(&eicar());
     for text in [
         data.clone(),
         format!("-----BEGIN X-----\n{}\n-----END X-----\n", lines(&eicar(), "\n")),
@@ -267,7 +255,7 @@ fn short_runs_count_if_they_stand_for_text_or_a_file() {
 fn uuencode_is_found_wherever_it_lies() {
     let encoded =
         "M6#5/(5`E0$%06S1<4%I8-30H4%XI-T-#*3=])$5)0T%2+5-404Y$05)$+4%.\n75$E625)54RU415-4+49)3$4A)$@K2\"H`\n`\nend\n";
-    let base64 = format!("{}\n====\n", base64(&eicar()));
+    let base64 = format!("{}\n====\n", base64::encode(&eicar()));
     for (begin, body) in [
         ("begin 0 a", encoded),
         ("begin 0644 a", encoded),

@@ -53,21 +53,19 @@ where
         rest: order.into_iter(),
         under_way: FuturesUnordered::new(),
         durable: Vec::new(),
-        passing: Vec::new(),
+        comebacks: Comebacks::new(cluster),
         reasons: Vec::new(),
     };
-    let mut patience = Patience::new(cluster);
     loop {
         spread.fill(wanted);
         spread.run(needed, wanted).await;
         if spread.durable.len() >= needed {
             break;
         }
-        let may_suffice = spread.durable.len() + spread.passing.len() >= needed;
-        if !may_suffice || !patience.pause().await {
+        let Some(again) = spread.comebacks.take(spread.durable.len(), needed, &mut spread.reasons).await else {
             return Err(PutError::NotEnoughReplicas { needed, durable: spread.durable.len(), reasons: spread.reasons });
-        }
-        spread.try_again();
+        };
+        spread.rest = again.into_iter();
     }
     let durable = spread.durable.clone();
     let missing = spread.under_way.len();
@@ -88,35 +86,54 @@ struct Spread {
     rest: std::vec::IntoIter<NodeEntry>,
     under_way: FuturesUnordered<Write>,
     durable: Vec<Durable>,
-    /// Nodes that failed in a way that may pass.
-    passing: Vec<NodeEntry>,
+    comebacks: Comebacks,
     /// The last failure of each node.
     reasons: Vec<NodeFailure>,
 }
 
-/// How long a write waits for nodes to come back.
-pub(crate) struct Patience {
+/// Nodes that may be back in a moment, for which a write waits a while.
+pub(crate) struct Comebacks {
     cluster: Cluster,
-    /// When it ends; counted from the first pause.
+    /// Those that failed in a way that may pass.
+    passing: Vec<NodeEntry>,
+    /// When patience ends; counted from the first pause.
     until: Option<Duration>,
     pause: Duration,
 }
 
-impl Patience {
+impl Comebacks {
     pub(crate) fn new(cluster: &Cluster) -> Self {
-        Self { cluster: cluster.clone(), until: None, pause: PAUSE_MIN }
+        Self { cluster: cluster.clone(), passing: Vec::new(), until: None, pause: PAUSE_MIN }
     }
 
-    /// Waits a little; false at once where there is no patience left.
-    pub(crate) async fn pause(&mut self) -> bool {
+    /// Takes note of a node that failed.
+    pub(crate) fn note(&mut self, node: &NodeEntry, error: &NodeError) {
+        if error.may_pass() {
+            self.passing.push(node.clone());
+        }
+    }
+
+    /// The nodes to try again, after a pause, with their failures struck out. None, at once, if with the `have` there are they
+    /// can't be `needed`, or no patience is left.
+    pub(crate) async fn take(
+        &mut self,
+        have: usize,
+        needed: usize,
+        reasons: &mut Vec<NodeFailure>,
+    ) -> Option<Vec<NodeEntry>> {
         let now = self.cluster.now();
+        if have + self.passing.len() < needed {
+            return None;
+        }
         let until = *self.until.get_or_insert(now + self.cluster.options().quorum_patience);
         if now >= until {
-            return false;
+            return None;
         }
         self.cluster.environment().clock.sleep(self.pause.min(until - now)).await;
         self.pause = (self.pause * 2).min(PAUSE_MAX);
-        true
+        let again = std::mem::take(&mut self.passing);
+        reasons.retain(|failure| !again.iter().any(|node| node.id == failure.node));
+        Some(again)
     }
 }
 
@@ -140,22 +157,13 @@ impl Spread {
                 }
                 Some((node, Err(error))) => {
                     tracing::warn!(node = %node.id, %error, "replica not written, passed over for the next node");
-                    if error.may_pass() {
-                        self.passing.push(node.clone());
-                    }
+                    self.comebacks.note(&node, &error);
                     let failure = self.cluster.failed(&node, error);
                     self.reasons.push(failure);
                     self.fill(wanted);
                 }
             }
         }
-    }
-
-    /// Makes the nodes whose failures may pass the next to be tried.
-    fn try_again(&mut self) {
-        let again = std::mem::take(&mut self.passing);
-        self.reasons.retain(|failure| !again.iter().any(|node| node.id == failure.node));
-        self.rest = again.into_iter();
     }
 }
 

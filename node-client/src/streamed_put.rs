@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::cluster::{Cluster, PutError};
 use crate::copy::put_answer;
 use crate::node::{self, NodeError, NodeFailure};
-use crate::quorum::{self, Durable, Patience};
+use crate::quorum::{self, Comebacks, Durable};
 use crate::stream::{SendHalf, StreamError};
 use crate::upload::send_commit;
 
@@ -48,9 +48,7 @@ pub(crate) struct StreamedPut {
     gathered: BytesMut,
     /// All that was sent, while it is short enough.
     replay: Option<Vec<Bytes>>,
-    /// Nodes that failed in a way that may pass.
-    passing: Vec<NodeEntry>,
-    patience: Patience,
+    comebacks: Comebacks,
     /// The last failure of each node.
     reasons: Vec<NodeFailure>,
 }
@@ -101,8 +99,7 @@ impl StreamedPut {
             outcome_sender,
             gathered: BytesMut::new(),
             replay: Some(vec![head]),
-            passing: Vec::new(),
-            patience: Patience::new(cluster),
+            comebacks: Comebacks::new(cluster),
             reasons: Vec::new(),
         };
         put.fill(0);
@@ -247,9 +244,7 @@ impl StreamedPut {
     fn lost(&mut self, node: &NodeEntry, error: NodeError, durable: usize) {
         tracing::warn!(node = %node.id, %error, "replica of a streamed put lost");
         self.replicas.retain(|replica| replica.node.id != node.id);
-        if error.may_pass() {
-            self.passing.push(node.clone());
-        }
+        self.comebacks.note(node, &error);
         let failure = self.cluster.failed(node, error);
         self.reasons.push(failure);
         if self.replicas.len() + durable < usize::from(self.cluster.map().max_replica) {
@@ -259,12 +254,11 @@ impl StreamedPut {
 
     /// Begins anew at nodes that may be back by now, while what was sent is in hand; false where that cannot be enough.
     async fn try_again(&mut self, durable: usize) -> bool {
-        let may_suffice = self.replicas.len() + durable + self.passing.len() >= self.needed();
-        if self.replay.is_none() || !may_suffice || !self.patience.pause().await {
+        if self.replay.is_none() {
             return false;
         }
-        let again = std::mem::take(&mut self.passing);
-        self.reasons.retain(|failure| !again.iter().any(|node| node.id == failure.node));
+        let (have, needed) = (self.replicas.len() + durable, self.needed());
+        let Some(again) = self.comebacks.take(have, needed, &mut self.reasons).await else { return false };
         self.rest.extend(again);
         self.fill(durable);
         true

@@ -34,15 +34,7 @@ struct TestEngine<F>(&'static str, F);
 
 impl<F: Fn(&Sample) -> EngineVerdict + Send + Sync> Engine for TestEngine<F> {
     fn info(&self) -> EngineInfo {
-        EngineInfo {
-            id: self.0.into(),
-            name: self.0.into(),
-            version: "1".into(),
-            kind: "test".into(),
-            database_version: "1".into(),
-            def_time_ms: 1,
-            trouble: String::new(),
-        }
+        engine_info(self.0, self.0)
     }
 
     fn scan(&self, subject: &Subject<'_>, _: &ScanContext) -> EngineVerdict {

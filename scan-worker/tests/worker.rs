@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{eicar, tar, zip};
+use common::{eicar, engine_info, tar, zip};
 use lazaret_analysis::{
     AnalysisRecord, DataId, FileInfo, Limits, NestedRecord, NewAnalysis, PasswordSeal, Principal, ProgressCache,
     ResultCode, ResultStore, Rule, SentAlong, Shares, SqliteBackend, State, Task, TaskQueue,
@@ -174,15 +174,7 @@ impl Probe {
 
 impl Engine for Probe {
     fn info(&self) -> EngineInfo {
-        EngineInfo {
-            id: "probe".into(),
-            name: "Probe".into(),
-            version: "1".into(),
-            kind: "test".into(),
-            database_version: "1".into(),
-            def_time_ms: 1,
-            trouble: String::new(),
-        }
+        engine_info("probe", "Probe")
     }
 
     fn scan(&self, subject: &Subject<'_>, _: &ScanContext) -> EngineVerdict {
@@ -626,15 +618,7 @@ struct InMemoryOnly;
 
 impl Engine for InMemoryOnly {
     fn info(&self) -> EngineInfo {
-        EngineInfo {
-            id: "memory".into(),
-            name: "Memory".into(),
-            version: "1".into(),
-            kind: "test".into(),
-            database_version: "1".into(),
-            def_time_ms: 1,
-            trouble: String::new(),
-        }
+        engine_info("memory", "Memory")
     }
 
     fn scan(&self, subject: &Subject<'_>, _: &ScanContext) -> EngineVerdict {
@@ -685,7 +669,7 @@ struct Slow;
 
 impl Engine for Slow {
     fn info(&self) -> EngineInfo {
-        EngineInfo { id: "slow".into(), name: "Slow".into(), ..InMemoryOnly.info() }
+        engine_info("slow", "Slow")
     }
 
     fn scan(&self, _: &Subject<'_>, _: &ScanContext) -> EngineVerdict {

@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::cli::{BenchArchiveOptions, ScanOptions, UpOptions};
-use crate::scan::client::GatewayClient;
+use crate::scan::client::{GatewayClient, read_key};
 use crate::scan::files_below;
 use crate::up::EmbeddedCluster;
 
@@ -82,8 +82,7 @@ pub async fn run(options: BenchArchiveOptions) -> anyhow::Result<ExitCode> {
     };
     if let Some(url) = &options.url {
         let path = options.apikey_file.as_deref().context("--url needs --apikey-file")?;
-        let key = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        return tell(&options, &measure(url, key.trim().to_owned(), &options, &source).await?);
+        return tell(&options, &measure(url, read_key(path)?, &options, &source).await?);
     }
     let cluster = EmbeddedCluster::start(&UpOptions {
         data: folder.path().join("station"),

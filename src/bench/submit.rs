@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use super::load::{Contents, Latencies};
 use super::server::Server;
 use crate::cli::BenchSubmitOptions;
+use crate::scan::client::read_key;
 
 /// Lengths of the files as shares of the mean; their own mean is 1.
 const LENGTHS: [f64; 10] = [0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.3, 1.6, 2.0, 2.0];
@@ -79,11 +80,6 @@ pub async fn run(options: BenchSubmitOptions) -> anyhow::Result<ExitCode> {
     let text = if options.json { serde_json::to_string(&report)? } else { table(&report) };
     writeln!(std::io::stdout(), "{text}")?;
     Ok(if report.failed > 0 || report.judged < report.accepted { ExitCode::from(2) } else { ExitCode::SUCCESS })
-}
-
-fn read_key(path: &std::path::Path) -> anyhow::Result<String> {
-    let key = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(key.trim().to_owned())
 }
 
 fn table(report: &Report) -> String {

@@ -24,6 +24,12 @@ const POLL_PATIENCE: Duration = Duration::from_secs(30);
 /// Nested results that are followed from a root to what decided it.
 const DEPTH_FOLLOWED_MAX: usize = 64;
 
+/// The API key in a file.
+pub fn read_key(path: &Path) -> anyhow::Result<String> {
+    let key = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(key.trim().to_owned())
+}
+
 /// One file's whole result.
 pub struct Verdict {
     /// The gateway's analysis document.

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use crate::cli::{JudgingOptions, ScanOptions, UpOptions};
 use crate::components;
 use crate::up::EmbeddedCluster;
-use client::GatewayClient;
+use client::{GatewayClient, read_key};
 use report::{Report, Scanned};
 
 /// Environment variable that may hold the API key.
@@ -35,7 +35,7 @@ pub async fn run(options: ScanOptions) -> anyhow::Result<ExitCode> {
         None => Vec::new(),
     };
     let given_key = match &options.apikey_file {
-        Some(path) => Some(read_text(path)?.trim().to_owned()),
+        Some(path) => Some(read_key(path)?),
         None => std::env::var(APIKEY_VARIABLE).ok(),
     };
     let Some(url) = options.url.clone() else {

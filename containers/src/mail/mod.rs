@@ -8,19 +8,21 @@
 //! Where programs differ in how they read a message (what ends a line, which lines are fields, which of several boundaries counts),
 //! it is read in all of these ways, and so is the base64 of a part. What one of these ways has to remark is kept of the first alone.
 
+mod content;
 mod headers;
 mod lines;
 pub(crate) mod tnef;
 
 use std::io::{self, BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
 
+use self::content::{Content, ContentEnd, Encoding};
 use self::headers::Headers;
 use self::lines::Lines;
 use crate::budget::Budget;
-use crate::container::{Container, Extractor, ReadSeek, Sink, display_name, hand_out, read_full};
+use crate::container::{Container, Extractor, ReadSeek, Sink, hand_out, read_full};
 use crate::format::{Claims, Format, Probe, whole_if};
 use crate::outcome::ExtractionOutcome;
-use crate::transfer::{self, Base64, Base64Rules};
+use crate::transfer::Base64Rules;
 
 /// The longest fields of a message or part that say how to read it.
 const HEADERS_BYTES_MAX: usize = 1 << 20;
@@ -459,18 +461,7 @@ impl Message<'_, '_, '_> {
     /// Hands out content up to the next boundary, and the files that lie in it as text. Tells what ended it, and by which other
     /// rules its base64 is something else.
     fn content(&mut self, name: String, encoding: Encoding) -> io::Result<(End, Vec<Base64Rules>)> {
-        let rules = if let Encoding::Base64(rules) = encoding { rules } else { Base64Rules::default() };
-        let mut content = Content {
-            lines: &mut self.lines,
-            boundaries: &self.boundaries,
-            encoding,
-            base64: Base64::by(rules),
-            out: Vec::new(),
-            given: 0,
-            held: Vec::new(),
-            piece: Vec::new(),
-            end: None,
-        };
+        let mut content = Content::new(&mut self.lines, &self.boundaries, encoding);
         let mut name = name;
         loop {
             match hand_out(name.clone(), None, &mut content, self.budget, self.sink) {
@@ -508,182 +499,6 @@ fn boundary(line: &[u8], boundaries: &[Vec<u8>]) -> Option<End> {
         b"--" => Some(End::Last(depth)),
         _ => None,
     })
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Encoding {
-    /// As it is; files may lie in it.
-    Text,
-    QuotedPrintable,
-    Base64(Base64Rules),
-    /// What begins like uuencode, but may be prose.
-    PerhapsUuencoded,
-    Uuencoded,
-    Yenc,
-}
-
-impl Encoding {
-    fn named(name: &str) -> Self {
-        match name {
-            "base64" => Self::Base64(Base64Rules::default()),
-            "quoted-printable" => Self::QuotedPrintable,
-            _ => Self::Text,
-        }
-    }
-}
-
-/// What ends what is handed out.
-enum ContentEnd {
-    Part(End),
-    /// A file begins in the text.
-    File(String, Encoding),
-    /// That file ends.
-    FileEnded,
-}
-
-/// The content of a part on its way out.
-struct Content<'c, 'i> {
-    lines: &'c mut Lines<Input<'i>>,
-    boundaries: &'c [Vec<u8>],
-    encoding: Encoding,
-    base64: Base64,
-    out: Vec<u8>,
-    given: usize,
-    /// The last line break, which belongs to the boundary if one follows.
-    held: Vec<u8>,
-    /// The end of the last piece of a line that goes on.
-    piece: Vec<u8>,
-    end: Option<ContentEnd>,
-}
-
-impl Content<'_, '_> {
-    /// Decodes the next line. False at the end.
-    fn step(&mut self) -> io::Result<bool> {
-        let next = self.lines.next()?;
-        let end = match next {
-            None => Some(End::Input),
-            Some((line, begins)) => boundary(line, self.boundaries).filter(|_| begins),
-        };
-        let Some((line, begins)) = next.filter(|_| end.is_none()) else {
-            if end == Some(End::Input) {
-                self.out.append(&mut self.held);
-            }
-            self.held.clear();
-            match self.encoding {
-                Encoding::Base64(_) => self.base64.finish(&mut self.out),
-                Encoding::QuotedPrintable => {
-                    transfer::quoted_printable(&std::mem::take(&mut self.piece), &mut self.out)
-                }
-                _ => {}
-            }
-            self.end = end.map(ContentEnd::Part);
-            return Ok(false);
-        };
-        if self.encoding == Encoding::PerhapsUuencoded {
-            if !transfer::is_uuencoded(line) {
-                self.lines.give_back();
-                self.end = Some(ContentEnd::FileEnded);
-                return Ok(false);
-            }
-            self.encoding = Encoding::Uuencoded;
-        }
-        match self.encoding {
-            Encoding::Base64(_) => self.base64.decode(line, &mut self.out),
-            Encoding::Uuencoded | Encoding::PerhapsUuencoded => {
-                if line.trim_ascii() == b"end" || !transfer::uuencoded(line, &mut self.out) {
-                    self.end = Some(ContentEnd::FileEnded);
-                    return Ok(false);
-                }
-            }
-            Encoding::Yenc => {
-                if line.starts_with(b"=yend") {
-                    self.end = Some(ContentEnd::FileEnded);
-                    return Ok(false);
-                }
-                if !line.starts_with(b"=ypart") {
-                    yenc(line, &mut self.out);
-                }
-            }
-            Encoding::Text => {
-                if let Some((name, encoding)) = embedded_file(line).filter(|_| begins) {
-                    self.held.clear();
-                    self.end = Some(ContentEnd::File(display_name(name), encoding));
-                    return Ok(false);
-                }
-                self.out.append(&mut self.held);
-                self.out.extend_from_slice(line);
-                self.hold_line_break();
-            }
-            Encoding::QuotedPrintable => {
-                // An escape may begin in one piece of a line and end in the next.
-                self.piece.extend_from_slice(line);
-                self.out.append(&mut self.held);
-                if line.ends_with(b"\n") {
-                    let is_soft = self.piece.ends_with(b"=\n");
-                    transfer::quoted_printable(&self.piece, &mut self.out);
-                    self.piece.clear();
-                    if !is_soft {
-                        self.hold_line_break();
-                    }
-                } else {
-                    let rest = self.piece.split_off(self.piece.len() - transfer::undecided(&self.piece));
-                    transfer::escapes(&self.piece, &mut self.out);
-                    self.piece = rest;
-                }
-            }
-        }
-        Ok(true)
-    }
-
-    /// The last line break belongs to the boundary if one follows.
-    fn hold_line_break(&mut self) {
-        if self.out.ends_with(b"\n") {
-            let length = if self.out.ends_with(b"\r\n") { 2 } else { 1 };
-            self.held = self.out.split_off(self.out.len() - length);
-        }
-    }
-}
-
-impl Read for Content<'_, '_> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        if into.is_empty() {
-            return Ok(0);
-        }
-        while self.given >= self.out.len() {
-            self.out.clear();
-            self.given = 0;
-            if self.end.is_some() {
-                return Ok(0);
-            }
-            while self.out.len() < BUFFER_BYTES && self.step()? {}
-        }
-        let mut rest = self.out.get(self.given..).unwrap_or_default();
-        let read = rest.read(into)?;
-        self.given += read;
-        Ok(read)
-    }
-}
-
-/// The file that begins with a line of text.
-fn embedded_file(line: &[u8]) -> Option<(&[u8], Encoding)> {
-    if let Some(begin) = transfer::uu_begin(line).filter(|begin| !begin.is_base64) {
-        return Some((begin.name, if begin.is_sure { Encoding::Uuencoded } else { Encoding::PerhapsUuencoded }));
-    }
-    let rest = line.strip_prefix(b"=ybegin ")?;
-    let at = crate::fields::find(rest, b"name=")?;
-    Some((rest.get(at + 5..)?.trim_ascii(), Encoding::Yenc))
-}
-
-/// Decodes a line of yEnc.
-fn yenc(line: &[u8], into: &mut Vec<u8>) {
-    let mut bytes = line.iter().filter(|byte| !matches!(byte, b'\r' | b'\n'));
-    while let Some(byte) = bytes.next() {
-        let byte = match (byte, byte == &b'=') {
-            (_, true) => bytes.next().map_or(0, |escaped| escaped.wrapping_sub(64)),
-            (byte, false) => *byte,
-        };
-        into.push(byte.wrapping_sub(42));
-    }
 }
 
 struct Mbox;
@@ -766,12 +581,5 @@ mod tests {
         assert!(!begins_as_mail(b"Metadata-Version: 2.1\nName: x\n\nFrom: y\nTo: z\n"));
         assert!(!begins_as_mail(b"Subject: a text\n\nFrom: somebody\n"));
         assert!(!begins_as_mail(b""));
-    }
-
-    #[test]
-    fn yenc_is_decoded() {
-        let mut bytes = Vec::new();
-        yenc(b"\x8b=\x6a\r\n", &mut bytes);
-        assert_eq!(bytes, [0x61, 0x00]);
     }
 }

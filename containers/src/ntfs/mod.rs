@@ -11,11 +11,11 @@ mod lznt1;
 use std::collections::{HashMap, HashSet};
 use std::io;
 
-use crate::budget::Budget;
-use crate::container::{Container, Extractor, ReadSeek, Sink};
+use crate::container::ReadSeek;
 use crate::fields::{array, invalid, le16, le64, utf16_le};
+use crate::file_systems::FileSystem;
 use crate::format::{Format, whole_if};
-use crate::outcome::{ExtractionOutcome, Protection};
+use crate::outcome::Protection;
 use crate::parts::{Out, cut_off, read_array};
 use crate::tree::{Pieces, join};
 
@@ -56,22 +56,15 @@ pub(crate) static FORMAT: Format = Format {
     category: "I",
     beside: &[],
     probe: |probe| whole_if(is_one(probe.head)),
-    extractor: &Ntfs,
+    extractor: &FILE_SYSTEM,
 };
 
+pub(crate) static FILE_SYSTEM: FileSystem =
+    FileSystem { owns_first_sector: true, is_one, volume, broken: "the file system is broken" };
+
 /// Whether a volume that begins like this is one.
-pub(crate) fn is_one(head: &[u8]) -> bool {
+fn is_one(head: &[u8]) -> bool {
     Layout::parse(head).is_some()
-}
-
-struct Ntfs;
-
-impl Extractor for Ntfs {
-    fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
-        let mut out = Out::new(budget, sink);
-        let result = volume(&mut *container.input, "", &mut out);
-        out.end("the file system is broken", result)
-    }
 }
 
 /// Where things are, from the boot sector.
@@ -122,7 +115,7 @@ struct Volume<'v> {
 }
 
 /// Hands out all files of a file system, in a folder.
-pub(crate) fn volume(input: &mut dyn ReadSeek, folder: &str, out: &mut Out<'_, '_>) -> io::Result<()> {
+fn volume(input: &mut dyn ReadSeek, folder: &str, out: &mut Out<'_, '_>) -> io::Result<()> {
     let boot: [u8; 512] = read_array(input, 0)?;
     let layout = Layout::parse(&boot).ok_or_else(|| invalid("a malformed boot sector"))?;
     let mut first = Pieces::default();

@@ -280,18 +280,20 @@ impl Node {
     /// Offers its verdict for keeping, after its own record and those of its members.
     fn keep(&self, tree: &Tree, key: Option<VerdictKey>, result: &FileResult, tally: Tally) {
         let Some(key) = key.filter(|_| tally.keepable) else { return };
-        let kept = result.container.as_ref().map(|_| {
-            let totals = TreeTotals { depth: tally.totals.depth.max(1), ..tally.totals };
-            KeptTree { source: self.data_id, totals }
-        });
         tree.scanner.counters.kept.fetch_add(1, Ordering::Relaxed);
-        tree.records.keep(key, KeptVerdict { result: result.clone(), tree: kept });
+        tree.records.keep(key, self.kept_verdict(result, tally.totals));
+    }
+
+    /// The verdict as it is kept for others.
+    pub fn kept_verdict(&self, result: &FileResult, totals: TreeTotals) -> KeptVerdict {
+        let tree = container_totals(result, totals).map(|totals| KeptTree { source: self.data_id, totals });
+        KeptVerdict { result: result.clone(), tree }
     }
 
     /// Takes a direct member's result into account.
     fn fold(&self, member: &Self, result: &FileResult, tally: Tally) {
         let candidate = WorstMember { code: result.overall, ordinal: member.ordinal, data_id: member.data_id };
-        let within = result.container.as_ref().map(|_| TreeTotals { depth: tally.totals.depth.max(1), ..tally.totals });
+        let within = container_totals(result, tally.totals);
         let folded = &mut lock(&self.state).folded;
         folded.totals.add(result.file.size_bytes, within.as_ref());
         folded.unkeepable |= !tally.keepable;
@@ -344,6 +346,11 @@ impl Node {
             findings: judged.findings,
         }
     }
+}
+
+/// What the members of a file took, if it is a container: that is a level deep even if nothing came out of it.
+fn container_totals(result: &FileResult, totals: TreeTotals) -> Option<TreeTotals> {
+    result.container.as_ref().map(|_| TreeTotals { depth: totals.depth.max(1), ..totals })
 }
 
 /// Whether a code is a threat and not a fault, a limit or a clean bill: the part of the severity table above "Scan Failed".

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use lazaret_analysis::{FileResult, KeptTree, KeptVerdict, PartResult, ResultCode, Rule, TreeTotals, VerdictKey};
+use lazaret_analysis::{FileResult, KeptVerdict, PartResult, ResultCode, Rule, VerdictKey};
 use lazaret_containers::format::Found;
 use lazaret_containers::{TreeBudget, Turn};
 
@@ -216,14 +216,8 @@ impl RootPart {
         }
         let key = self.judged.key;
         let (result, keepable) = self.node.root_result(&self.folded, self.judged, &self.rule);
-        let kept = key.filter(|_| keepable && self.stopped.is_none()).map(|key| {
-            let totals = self.folded.totals;
-            let tree = result.container.as_ref().map(|_| KeptTree {
-                source: self.node.data_id,
-                totals: TreeTotals { depth: totals.depth.max(1), ..totals },
-            });
-            (key, KeptVerdict { result: result.clone(), tree })
-        });
+        let kept = key.filter(|_| keepable && self.stopped.is_none());
+        let kept = kept.map(|key| (key, self.node.kept_verdict(&result, self.folded.totals)));
         Some((result, kept))
     }
 

@@ -12,6 +12,7 @@
 //! - Every few seconds the worker reports who it is and what it does, which decides nothing: see `report`.
 //! - The result store is the truth: a sweep queues again whatever is unfinished and has no task.
 
+mod ending;
 mod fetch;
 mod records;
 mod report;
@@ -26,8 +27,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lazaret_analysis::{
-    AnalysisRecord, Claim, DataId, FileResult, Lease, PasswordSeal, ProgressCache, ResultCode, ResultStore, StoreError,
-    Task, TaskQueue,
+    AnalysisRecord, Claim, DataId, Lease, PasswordSeal, ProgressCache, ResultCode, ResultStore, StoreError, Task,
+    TaskQueue,
 };
 use lazaret_containers::Passwords;
 use lazaret_digests::Selection;
@@ -36,17 +37,18 @@ use lazaret_protocol::BlobName;
 use lazaret_sandbox::Sandbox;
 use tokio::sync::{Semaphore, oneshot, watch};
 
+use self::ending::Ending;
+use self::fetch::Hindrance;
 use self::records::RecordWriter;
 use self::sharing::{Gathered, Gathering, JOIN_INTERVAL, Lead};
 use self::slots::{Place, Slot, Slots};
 use self::supervisor::Supervisor;
 use self::twins::Finished;
 use self::verdicts::StoredVerdicts;
-use crate::budget::StopReason;
 use crate::engine::Engine;
 use crate::metrics::{Seen, WorkerMonitor};
 use crate::scan::{Root, Scanner, ScannerOptions, Sharing, TreeOutcome, TreeScan, Verdicts};
-use crate::source::{BlobSource, ClusterSource, SourceError};
+use crate::source::{BlobSource, ClusterSource};
 
 /// A task that was leased more often without being given back is not tried again: it took its worker down each time.
 pub const ATTEMPTS_MAX: u32 = 3;
@@ -56,13 +58,8 @@ pub const RELEASES_MAX: u32 = 10;
 /// How often a task may be given back or lost by workers that live, for whatever reason, before it is closed as Failed: a file
 /// whose scan never holds its lease must end at some time.
 pub const LOSSES_MAX: u32 = 100;
-/// The first delay before such a task is leased again; it doubles up to the longest.
-const RELEASE_DELAY_MS: u64 = 1_000;
-const RELEASE_DELAY_MS_MAX: u64 = 10 * 60 * 1_000;
 /// How long the loops wait after the queue or the store refused, and between looks at a queue of another process.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
-/// How often a root's result is offered to a store that refuses, before the task is given back.
-const FINISH_TRIES: u32 = 3;
 /// How long a scan that is cancelled or out of time may take to stop, before its analysis ends without it. With what it takes
 /// to notice the wish, cancelling takes less than a second.
 const STOP_GRACE: Duration = Duration::from_millis(500);
@@ -372,9 +369,7 @@ impl Shared {
             return Ok(Ending::Failed { record: Box::new(record), detail });
         }
         if record.cancel_requested {
-            let result =
-                FileResult::unscanned(record.new.file.clone(), ResultCode::CANCELLED, String::new(), self.now_ms());
-            return Ok(Ending::Result(Box::new(result)));
+            return Ok(Ending::Result(self.unscanned(&record, ResultCode::CANCELLED, String::new())));
         }
         let Ok(blob) = record.new.blob.parse::<BlobName>() else {
             let detail = format!("the analysis names no blob: {:?}", record.new.blob);
@@ -481,24 +476,11 @@ impl Shared {
         place: &mut Place,
         lead: Option<&Arc<Lead>>,
     ) -> Result<Ending, Alone> {
-        if !matches!(place, Place::Slot(_)) {
-            tokio::select! {
-                biased;
-                reason = supervisor.next() => return Ok(self.stopped_early(record, reason, supervisor)),
-                slot = self.slots.any() => *place = Place::Slot(slot),
-            }
-        }
-        let began = self.environment.clock.monotonic();
-        let fetched = tokio::select! {
-            biased;
-            reason = supervisor.next() => return Ok(self.stopped_early(record, reason, supervisor)),
-            fetched = self.fetch(blob, record.new.file.size_bytes) => fetched,
+        let (content, fetch_ms) = match self.content(record, blob, supervisor, place).await {
+            Ok(fetched) => fetched,
+            Err(Hindrance::Stopped(reason)) => return Ok(self.stopped_early(record, reason, supervisor)),
+            Err(Hindrance::Source(error)) => return Ok(Ending::of_source(record.clone(), &error)),
         };
-        let content = match fetched {
-            Ok(content) => content,
-            Err(error) => return Ok(Ending::of_source(record.clone(), &error)),
-        };
-        let fetch_ms = self.environment.clock.monotonic().saturating_sub(began).as_millis() as u64;
         let sharing = lead.map(|lead| Arc::clone(lead) as Arc<dyn Sharing>);
         let root = Root { content, fetch_ms, sharing, ..self.root(record, blob, verdicts.clone()) };
         let (writer, sink) = RecordWriter::start(self.results.clone(), &self.environment);
@@ -583,7 +565,7 @@ impl Shared {
                 code = overdue => {
                     tracing::warn!(%data_id, "a scan did not stop when it was told to, its analysis ends without it");
                     let detail = "what had not been scanned by then was not waited for".to_owned();
-                    return TreeOutcome::Finished(Box::new(FileResult::unscanned(record.new.file.clone(), code, detail, self.now_ms())));
+                    return TreeOutcome::Finished(self.unscanned(record, code, detail));
                 }
                 reason = supervisor.next() => {
                     tree.stop(reason);
@@ -602,81 +584,6 @@ impl Shared {
             }
         }
     }
-
-    /// A scan that was stopped before it had any content.
-    fn stopped_early(&self, record: &AnalysisRecord, reason: StopReason, supervisor: &Supervisor<'_>) -> Ending {
-        match reason.code() {
-            Some(code) => Ending::Result(Box::new(FileResult::unscanned(
-                record.new.file.clone(),
-                code,
-                String::new(),
-                self.now_ms(),
-            ))),
-            None if supervisor.is_lost() => Ending::Lost,
-            None => Ending::GiveBack,
-        }
-    }
-
-    /// Records how a task ended.
-    async fn end(&self, lease: &Lease, ending: Ending) -> Result<(), StoreError> {
-        let data_id = lease.task.data_id;
-        let result = match ending {
-            Ending::Nothing | Ending::Done => {
-                self.queue.ack(&lease.token).await?;
-                return Ok(());
-            }
-            Ending::Lost => {
-                tracing::warn!(%data_id, worker = self.options.name, "the lease was lost, the scan is left to another worker");
-                // It was slow, not dead: the file is not to be blamed.
-                self.queue.survived(data_id).await?;
-                return Ok(());
-            }
-            Ending::GiveBack => {
-                self.queue.release(&lease.token, 0, self.now_ms()).await?;
-                return Ok(());
-            }
-            Ending::Retry { detail } if lease.releases < RELEASES_MAX => {
-                let delay_ms = (RELEASE_DELAY_MS << lease.releases.min(32)).min(RELEASE_DELAY_MS_MAX);
-                tracing::warn!(%data_id, detail, delay_ms, releases = lease.releases, "the scan is given back to be tried later");
-                self.queue.release(&lease.token, delay_ms, self.now_ms()).await?;
-                return Ok(());
-            }
-            Ending::Retry { detail } => match self.results.get(data_id).await? {
-                Some(record) => {
-                    Box::new(FileResult::unscanned(record.new.file.clone(), ResultCode::FAILED, detail, self.now_ms()))
-                }
-                None => return Ok(()),
-            },
-            Ending::Failed { record, detail } => {
-                Box::new(FileResult::unscanned(record.new.file.clone(), ResultCode::FAILED, detail, self.now_ms()))
-            }
-            Ending::Result(result) => result,
-        };
-        self.finish(data_id, &result).await?;
-        self.queue.ack(&lease.token).await?;
-        Ok(())
-    }
-
-    async fn finish(&self, data_id: DataId, result: &FileResult) -> Result<(), StoreError> {
-        let mut tries = 1;
-        loop {
-            match self.results.finish(data_id, result, self.now_ms()).await {
-                Ok(_) => break,
-                Err(error) if tries >= FINISH_TRIES => return Err(error),
-                Err(error) => {
-                    tracing::warn!(%data_id, %error, "the result could not be recorded, trying again");
-                    tries += 1;
-                    self.environment.clock.sleep(RETRY_DELAY).await;
-                }
-            }
-        }
-        self.scanner.metrics().analysis(result.overall, result.times.total_ms);
-        tracing::info!(%data_id, result = %result.overall, total_ms = result.times.total_ms, "analysis finished");
-        if let Err(error) = self.progress.remove(data_id).await {
-            tracing::debug!(%data_id, %error, "progress could not be forgotten");
-        }
-        Ok(())
-    }
 }
 
 /// The parts of a file don't add up: it is to be scanned by one worker alone.
@@ -690,36 +597,4 @@ fn alone(_: Alone) -> Ending {
 /// Whether a task may have taken a worker down.
 fn is_suspect(lease: &Lease) -> bool {
     (2..=ATTEMPTS_MAX).contains(&lease.attempts)
-}
-
-/// How a task ended.
-enum Ending {
-    /// There was nothing to do.
-    Nothing,
-    /// Its result is recorded already.
-    Done,
-    /// With a result.
-    Result(Box<FileResult>),
-    /// It never will succeed.
-    Failed { record: Box<AnalysisRecord>, detail: String },
-    /// It may succeed later.
-    Retry { detail: String },
-    /// The worker ends before the scan does.
-    GiveBack,
-    /// Somebody else has the task.
-    Lost,
-}
-
-impl Ending {
-    /// Whether somebody will begin the scan again.
-    fn leaves_it_unfinished(&self) -> bool {
-        matches!(self, Self::Retry { .. } | Self::GiveBack)
-    }
-
-    fn of_source(record: AnalysisRecord, error: &SourceError) -> Self {
-        match error {
-            SourceError::NotFound(_) => Self::Failed { record: Box::new(record), detail: error.to_string() },
-            SourceError::Unavailable { .. } | SourceError::Store { .. } => Self::Retry { detail: error.to_string() },
-        }
-    }
 }

@@ -18,6 +18,7 @@ use lazaret_protocol::BlobName;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use super::fetch::Hindrance;
 use super::records::RecordWriter;
 use super::slots::{Place, Slot};
 use super::supervisor::Supervisor;
@@ -280,22 +281,13 @@ impl Shared {
         supervisor: &mut Supervisor<'_>,
         place: &mut Place,
     ) -> Rescanned {
-        if !matches!(place, Place::Slot(_)) {
-            tokio::select! {
-                biased;
-                reason = supervisor.next() => return Rescanned::Stopped(reason),
-                slot = self.slots.any() => *place = Place::Slot(slot),
-            }
-        }
         let Gathering { record, blob, ref verdicts, .. } = *gathering;
-        let fetched = tokio::select! {
-            biased;
-            reason = supervisor.next() => return Rescanned::Stopped(reason),
-            fetched = self.fetch(blob, record.new.file.size_bytes) => fetched,
-        };
-        let content = match fetched {
-            Ok(content) => content,
-            Err(error) => return Rescanned::Unfinished { detail: error.to_string(), source: Some(error) },
+        let (content, _) = match self.content(record, blob, supervisor, place).await {
+            Ok(fetched) => fetched,
+            Err(Hindrance::Stopped(reason)) => return Rescanned::Stopped(reason),
+            Err(Hindrance::Source(error)) => {
+                return Rescanned::Unfinished { detail: error.to_string(), source: Some(error) };
+            }
         };
         let sharing: Arc<dyn Sharing> = Arc::new(Remainder::new(claimed));
         let root = Root { content, sharing: Some(sharing), ..self.root(record, blob, verdicts.clone()) };

@@ -13,9 +13,10 @@ use lazaret_analysis::{AnalysisRecord, Claim, DataId, StoreError, VerdictKey};
 use lazaret_protocol::BlobName;
 use tokio::sync::Notify;
 
+use super::Shared;
+use super::ending::Ending;
 use super::slots::Place;
 use super::supervisor::Supervisor;
-use super::{Ending, Shared};
 use crate::scan::{root_fits, taken_over};
 
 /// How long a submission waits between looks at a twin of another process, the first time and at most. What ends in this

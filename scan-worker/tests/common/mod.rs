@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use lazaret_analysis::{DataId, FileInfo, FileResult, NestedRecord, Rule};
+use lazaret_analysis::{DataId, EngineInfo, FileInfo, FileResult, NestedRecord, Rule};
 use lazaret_containers::Passwords;
 use lazaret_digests::Selection;
 use lazaret_node_client::Environment;
@@ -23,6 +23,19 @@ use lazaret_scan_worker::source::{BlobSource, BlobWriter, SourceError};
 /// The EICAR test file. It is written backwards, so that neither this source nor the test program holds it.
 pub fn eicar() -> Vec<u8> {
     br"*H+H$!ELIF-TSET-SURIVITNA-DRADNATS-RACIE$}7)CC7)^P(45XZP\4[PA@%P!O5X".iter().rev().copied().collect()
+}
+
+/// What an engine of a test's own says of itself.
+pub fn engine_info(id: &str, name: &str) -> EngineInfo {
+    EngineInfo {
+        id: id.into(),
+        name: name.into(),
+        version: "1".into(),
+        kind: "test".into(),
+        database_version: "1".into(),
+        def_time_ms: 1,
+        trouble: String::new(),
+    }
 }
 
 /// Blobs in memory.

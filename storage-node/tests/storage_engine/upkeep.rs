@@ -49,6 +49,15 @@ fn damaged(engine: &Engine, blob: &Bytes) -> bool {
     flagged
 }
 
+/// Puts so many blobs of 3,000 bytes, one after the other.
+async fn put_blobs(engine: &Engine, count: u64) -> Vec<Bytes> {
+    let blobs: Vec<Bytes> = (0..count).map(|at| content(at, 3000)).collect();
+    for blob in &blobs {
+        put(engine, blob).await.unwrap();
+    }
+    blobs
+}
+
 /// The offset of what follows `blob`'s own bytes in the only segment, which holds blobs put one after the other.
 fn place(blobs: &[Bytes], at: usize) -> u64 {
     let before: usize = blobs[..at].iter().map(|blob| RECORD_HEADER_BYTES + blob.len()).sum();
@@ -59,10 +68,7 @@ fn place(blobs: &[Bytes], at: usize) -> u64 {
 async fn a_copy_found_damaged_is_never_absent_and_the_next_put_replaces_it() {
     let (disk, index) = (SimDisk::new(), MemoryIndex::new());
     let engine = open(&disk, &index);
-    let blobs: Vec<Bytes> = (0..4).map(|at| content(at, 3000)).collect();
-    for blob in &blobs {
-        put(&engine, blob).await.unwrap();
-    }
+    let blobs = put_blobs(&engine, 4).await;
     let (address, _) = disk.contents()[0];
     disk.flip_bit(address, place(&blobs, 1) + HEADER + 7, 1);
     disk.flip_bit(address, place(&blobs, 2) + HEADER + 7, 1);
@@ -100,10 +106,7 @@ async fn a_copy_found_damaged_is_never_absent_and_the_next_put_replaces_it() {
 async fn a_scrub_finds_every_damaged_copy_and_no_other() {
     let (disk, index) = (SimDisk::new(), MemoryIndex::new());
     let engine = open(&disk, &index);
-    let mut blobs: Vec<Bytes> = (0..40).map(|at| content(at, 3000)).collect();
-    for blob in &blobs {
-        put(&engine, blob).await.unwrap();
-    }
+    let mut blobs = put_blobs(&engine, 40).await;
     let mut ends = Vec::new();
     for (at, id) in [(40, 1), (41, 2), (42, 3)] {
         let long = content(at, 2 * EXTENT + 70_000);
@@ -148,10 +151,7 @@ async fn a_scrub_finds_every_damaged_copy_and_no_other() {
 async fn compaction_of_a_damaged_segment_leaves_no_copy_that_seems_sound() {
     let (disk, index) = (SimDisk::new(), MemoryIndex::new());
     let engine = open(&disk, &index);
-    let blobs: Vec<Bytes> = (0..10).map(|at| content(at, 3000)).collect();
-    for blob in &blobs {
-        put(&engine, blob).await.unwrap();
-    }
+    let blobs = put_blobs(&engine, 10).await;
     engine.close();
     let engine = open(&disk, &index);
     // No record can be made out where the ninth lies.
@@ -169,10 +169,7 @@ async fn compaction_of_a_damaged_segment_leaves_no_copy_that_seems_sound() {
 async fn copies_in_a_segment_that_vanished_are_known_as_damaged_when_the_engine_opens() {
     let (disk, index) = (SimDisk::new(), MemoryIndex::new());
     let engine = open_small(&disk, &index, 20_000);
-    let blobs: Vec<Bytes> = (0..10).map(|at| content(at, 3000)).collect();
-    for blob in &blobs {
-        put(&engine, blob).await.unwrap();
-    }
+    let blobs = put_blobs(&engine, 10).await;
     engine.close();
     let first = disk.contents()[0].0;
     disk.remove_segments(&[first]).unwrap();
@@ -193,10 +190,7 @@ async fn copies_in_a_segment_that_vanished_are_known_as_damaged_when_the_engine_
 async fn a_damaged_segment_header_costs_no_blob() {
     let (disk, index) = (SimDisk::new(), MemoryIndex::new());
     let engine = open(&disk, &index);
-    let blobs: Vec<Bytes> = (0..10).map(|at| content(at, 3000)).collect();
-    for blob in &blobs {
-        put(&engine, blob).await.unwrap();
-    }
+    let blobs = put_blobs(&engine, 10).await;
     engine.close();
     let engine = open(&disk, &index);
     disk.flip_bit(disk.contents()[0].0, 20, 1);
