@@ -33,6 +33,7 @@ mod cipher;
 mod coded;
 mod cpio;
 mod disk;
+mod elf;
 mod encoded;
 mod exfat;
 mod ext;

@@ -79,9 +79,18 @@ pub fn app_image() -> Vec<u8> {
     let mut program = b"\x7fELF\x02\x01\x01\0AI\x02".to_vec();
     program.resize(16, 0);
     program.extend_from_slice(&[3, 0, 62, 0, 1, 0, 0, 0]);
-    // The rest of a header without any sections, and code.
+    // One section, which is none, and whose header is at the program's end.
     program.resize(4096, 0);
+    program[40..48].copy_from_slice(&(4096u64 - 64).to_le_bytes());
+    (program[58], program[60]) = (64, 1);
     [program, sample("squashfs-gzip")].concat()
+}
+
+/// A program with an archive behind it, as installers have.
+pub fn linux_program(content: &[u8]) -> Vec<u8> {
+    let mut program = app_image();
+    program.truncate(4096);
+    [program, gz(&tar(&[("e.com", content)]))].concat()
 }
 
 /// A file system of 65,600 clusters of a sector, with a file in the third.
@@ -111,11 +120,8 @@ pub fn fat32(content: &[u8]) -> Vec<u8> {
 /// HFS+ whose names differ by their case.
 pub fn hfsx() -> Vec<u8> {
     let mut image = sample("hfs");
-    let end = image.len() - 1024;
-    for header in [1024, end] {
-        assert_eq!(&image[header..header + 2], b"H+");
-        image[header..header + 4].copy_from_slice(&[b'H', b'X', 0, 5]);
-    }
+    assert_eq!(&image[1024..1026], b"H+");
+    image[1024..1028].copy_from_slice(&[b'H', b'X', 0, 5]);
     image
 }
 
@@ -213,6 +219,12 @@ fn with_length(bytes: &[u8]) -> Vec<u8> {
     [&(bytes.len() as u32).to_le_bytes()[..], bytes].concat()
 }
 
+/// A stream of slides with an object in it, deflated.
+fn slides(object: &[u8]) -> Vec<u8> {
+    let object = zlib(&with_length(object)[..4], object);
+    [b"\x0f\0\xe8\x03\x08\0\0\0\0\0\0\0\0\0\0\0\x10\0\x11\x10", &with_length(&object)[..]].concat()
+}
+
 /// Compound files as Office, Windows Installer and Outlook write them.
 pub fn compounds(content: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let native = with_length(&package(content));
@@ -222,7 +234,7 @@ pub fn compounds(content: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("doc", compound(&[("/WordDocument", &[0; 64]), ("/ObjectPool/_1/\u{1}Ole10Native", &native)])),
         ("xls", compound(&[("/Workbook", &[0; 64]), ("/MBD0001/\u{1}Ole10Native", &native)])),
-        ("ppt", compound(&[("/PowerPoint Document", &[0; 64]), ("/\u{1}Ole10Native", &native)])),
+        ("ppt", compound(&[("/PowerPoint Document", &slides(&compound(&[("/\u{1}Ole10Native", &native)])))])),
         ("msi", compound(&[("/\u{5}SummaryInformation", &[0; 64]), (binary, content)])),
         (
             "msg OLE",

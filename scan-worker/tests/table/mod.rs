@@ -43,7 +43,7 @@ pub struct Row {
 }
 
 /// Words of first cells that name no format.
-const WORDS_BETWEEN: [&str; 9] = ["and", "to", "also", "beside", "other", "s", "partition", "map", "text"];
+const WORDS_BETWEEN: [&str; 10] = ["and", "for", "to", "also", "beside", "other", "s", "partition", "map", "text"];
 /// Words for which there is no file: no program at hand writes it, and what is tested is the structure that all versions share.
 const WORDS_WITHOUT: [&str; 1] = ["2.60"];
 
@@ -211,7 +211,10 @@ fn disks(content: &[u8]) -> Vec<Row> {
 
 fn documents(content: &[u8]) -> Vec<Row> {
     vec![
-        row("Windows programs", [of("Windows programs", "pe")]),
+        row(
+            "programs for Windows and Linux",
+            [of("programs Windows", "pe"), made("programs Linux", make::linux_program(content))],
+        ),
         row("NSIS, CHM", [of("NSIS", "nsis"), of("CHM", "chm")]),
         row("doc, xls, ppt, msi, msg (OLE)", make::compounds(content).into_iter().map(|(of, bytes)| made(of, bytes))),
         row("pdf", [made("pdf", make::pdf(content))]),

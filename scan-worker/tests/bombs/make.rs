@@ -1,0 +1,614 @@
+//! Makes bombs, quickly: what they have much of is all alike.
+
+use std::io::Write;
+
+use lazaret_analysis::ResultCode;
+use ppmd_rust::Ppmd7Encoder;
+
+use super::cabinets::{Folder, LZX, MSZIP, QUANTUM, cabinet, lzx_zeros, quantum};
+use super::store::Make;
+use super::{BROKEN, CLEAN, DEPTH, samples};
+use crate::common::{gz, zip};
+
+const MIB: usize = 1 << 20;
+const GIB: u64 = 1 << 30;
+/// How much is compressed where compressed pieces can be put together.
+const PIECE: usize = 64 * MIB;
+const PIECES: usize = 64;
+/// Blocks of one folder of a cabinet.
+const BLOCKS_MAX: usize = 65_535;
+
+fn sample(name: &str) -> Vec<u8> {
+    samples::SAMPLES.iter().find(|sample| sample.name == name).unwrap().file()
+}
+
+fn crc(bytes: &[u8]) -> u32 {
+    let mut crc = flate2::Crc::new();
+    crc.update(bytes);
+    crc.sum()
+}
+
+/// A central directory whose entries all lead to one member.
+pub fn overlapping(entries: u16) -> Vec<u8> {
+    let mut file = zip(&[("a", &vec![0; MIB])]);
+    let end = file.len() - 22;
+    let start = u32::from_le_bytes(file[end + 16..end + 20].try_into().unwrap()) as usize;
+    let header = file[start..end].to_vec();
+    let mut tail = file[end..].to_vec();
+    file.truncate(start);
+    for _ in 0..entries {
+        file.extend_from_slice(&header);
+    }
+    let length = (file.len() - start) as u32;
+    tail[8..10].copy_from_slice(&entries.to_le_bytes());
+    tail[10..12].copy_from_slice(&entries.to_le_bytes());
+    tail[12..16].copy_from_slice(&length.to_le_bytes());
+    file.extend_from_slice(&tail);
+    file
+}
+
+/// Bits, put into bytes from the least or the most significant on.
+struct Bits {
+    bytes: Vec<u8>,
+    held: u64,
+    count: u32,
+    high_first: bool,
+}
+
+impl Bits {
+    fn new(high_first: bool) -> Self {
+        Self { bytes: Vec::new(), held: 0, count: 0, high_first }
+    }
+
+    fn put(&mut self, value: u64, width: u32) {
+        if self.high_first {
+            self.held = self.held << width | value;
+        } else {
+            self.held |= value << self.count;
+        }
+        self.count += width;
+        while self.count >= 8 {
+            self.count -= 8;
+            if self.high_first {
+                self.bytes.push((self.held >> self.count) as u8);
+                self.held &= (1 << self.count) - 1;
+            } else {
+                self.bytes.push(self.held as u8);
+                self.held >>= 8;
+            }
+        }
+    }
+
+    fn pad(&mut self) {
+        if self.count > 0 {
+            self.put(0, 8 - self.count);
+        }
+    }
+}
+
+/// 4 GiB of zeros, or as much as one stream of the format can say, by every compressor that can be had or written down in a few lines.
+pub fn zeros() -> Vec<(&'static str, Vec<u8>)> {
+    let zeros = vec![0; PIECE];
+    let in_zip = |method, data: &[u8]| zip_of(method, data, 4 * GIB - 1);
+    let seven = |method: &[u8], properties: &[u8], data: &[u8]| seven_zip(method, properties, data, PIECE as u64);
+    let bzip2 = crate::common::bz2(&zeros);
+    let (lzma, lzma_properties) = lzma(&zeros);
+    vec![
+        ("zeros in gz", gz(&zeros).repeat(PIECES)),
+        ("zeros in bz2", bzip2.repeat(PIECES)),
+        ("zeros in xz", crate::common::xz(&zeros).repeat(PIECES)),
+        ("zeros in zstd", crate::common::zst(&zeros).repeat(PIECES)),
+        ("zeros in lz4", lz4()),
+        ("zeros in Z", compress()),
+        ("zeros in lzip", lzip(&zeros).repeat(PIECES)),
+        ("zeros in lzma", [&lzma_properties[..], &[0xff; 8], &lzma].concat()),
+        ("zeros in lzh", lzh()),
+        ("zeros in zip, deflate", in_zip(8, &deflate(&zeros))),
+        ("zeros in zip, deflate64", in_zip(9, &deflate64())),
+        ("zeros in zip, bzip2", in_zip(12, &bzip2.repeat(PIECES))),
+        ("zeros in zip, lzma", in_zip(14, &[&[9, 20, 5, 0], &lzma_properties[..], &lzma].concat())),
+        ("zeros in zip, zstd", in_zip(93, &crate::common::zst(&zeros).repeat(PIECES))),
+        ("zeros in zip, xz", in_zip(95, &crate::common::xz(&zeros).repeat(PIECES))),
+        ("zeros in 7z, lzma", seven(&[3, 1, 1], &lzma_properties, &lzma)),
+        ("zeros in 7z, bzip2", seven(&[4, 2, 2], &[], &bzip2)),
+        ("zeros in 7z, deflate", seven(&[4, 1, 8], &[], &deflate(&zeros))),
+        ("zeros in 7z, deflate64", seven(&[4, 1, 9], &[], &deflate64())),
+        ("zeros in 7z, ppmd", seven(&[3, 4, 1], &[6, 0, 0, 16, 0], &ppmd(&zeros))),
+        ("zeros in cab, MSZIP", cab(MSZIP, vec![(mszip_block(), 32_768); BLOCKS_MAX])),
+        ("zeros in cab, Quantum", cab(QUANTUM, quantum(&zeros[..MIB * 16]))),
+        ("zeros in cab, LZX", cab(LZX, lzx_zeros(BLOCKS_MAX))),
+        ("zeros in squashfs", twice_packed(include_str!("squashfs-dense.hex"))),
+        ("zeros in pdf, deflate twice", pdf(&zeros)),
+    ]
+}
+
+/// Files that are holes for the most part.
+pub fn holes() -> Vec<(&'static str, Vec<u8>)> {
+    let mut ext = sample("ext2");
+    let at = ext.windows(8).position(|inode| inode[..4] == 2337u32.to_le_bytes()).unwrap();
+    ext[at + 104..at + 108].copy_from_slice(&1u32.to_le_bytes());
+    vec![
+        ("a hole of 4 GiB in ext2", ext),
+        ("a hole of 4 GiB in squashfs", samples::unpack(include_str!("squashfs-sparse.hex"))),
+        ("a chunk of 4 GiB in DMG", dmg()),
+    ]
+}
+
+/// 4 GiB that are told as somewhat less than a hundred times what there is: twelve mebibytes of noise, and zeros.
+pub fn below_the_ratio() -> Vec<u8> {
+    let mut noise = Vec::new();
+    let mut random = lazaret_containers::conformance::Random(7);
+    while noise.len() < 12 * MIB {
+        noise.extend_from_slice(&random.next().to_le_bytes());
+    }
+    [gz(&noise), gz(&vec![0; PIECE]).repeat(PIECES)].concat()
+}
+
+fn twice_packed(digits: &str) -> Vec<u8> {
+    let mut file = Vec::new();
+    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&samples::unpack(digits)[..]), &mut file).unwrap();
+    file
+}
+
+/// Raw deflate: pieces that end on a byte's boundary and are not the last, then an empty last one.
+fn deflate(zeros: &[u8]) -> Vec<u8> {
+    let mut state = flate2::Compress::new(flate2::Compression::best(), false);
+    let mut piece = Vec::with_capacity(zeros.len() / 64);
+    state.compress_vec(zeros, &mut piece, flate2::FlushCompress::Full).unwrap();
+    assert_eq!(state.total_in(), zeros.len() as u64);
+    [piece.repeat(PIECES), vec![3, 0]].concat()
+}
+
+/// One block with the fixed codes: a zero, and copies of 65,538 bytes from one byte before.
+fn deflate64() -> Vec<u8> {
+    let mut bits = Bits::new(false);
+    bits.put(0b011, 3);
+    // Codes are put with their highest bit first: 48 for a zero, 197 for the length 285, 0 for the distance 1.
+    let reversed = |code: u64, width: u32| code.reverse_bits() >> (64 - width);
+    bits.put(reversed(0x30, 8), 8);
+    for _ in 0..4 * GIB / 65_538 {
+        bits.put(reversed(0b1100_0101, 8), 8);
+        bits.put(65_535, 16);
+        bits.put(0, 5);
+    }
+    bits.put(0, 7);
+    bits.pad();
+    bits.bytes
+}
+
+/// LZMA without a header, and its properties.
+fn lzma(zeros: &[u8]) -> (Vec<u8>, [u8; 5]) {
+    let options = lzma_rust2::LzmaOptions::with_preset(0);
+    let mut writer = lzma_rust2::LzmaWriter::new_no_header(Vec::new(), &options, true).unwrap();
+    writer.write_all(zeros).unwrap();
+    let [a, b, c, d] = options.dict_size.to_le_bytes();
+    (writer.finish().unwrap(), [options.get_props(), a, b, c, d])
+}
+
+fn lzip(zeros: &[u8]) -> Vec<u8> {
+    let mut writer = lzma_rust2::LzipWriter::new(Vec::new(), lzma_rust2::LzipOptions::with_preset(0));
+    writer.write_all(zeros).unwrap();
+    writer.finish().unwrap()
+}
+
+fn ppmd(zeros: &[u8]) -> Vec<u8> {
+    let mut encoder = Ppmd7Encoder::new(Vec::new(), 6, 1 << 20).unwrap();
+    encoder.write_all(zeros).unwrap();
+    encoder.finish(false).unwrap()
+}
+
+/// A frame of blocks of 4 MiB.
+fn lz4() -> Vec<u8> {
+    let block = lz4_flex::block::compress(&vec![0; 4 * MIB]);
+    let descriptor = [0x60, 0x70];
+    let sum = twox_hash::XxHash32::oneshot(0, &descriptor).to_le_bytes()[1];
+    let mut frame = [&[4, 0x22, 0x4d, 0x18], &descriptor[..], &[sum]].concat();
+    for _ in 0..1024 {
+        frame.extend_from_slice(&(block.len() as u32).to_le_bytes());
+        frame.extend_from_slice(&block);
+    }
+    frame.extend_from_slice(&[0; 4]);
+    frame
+}
+
+/// LZW: each code stands for a zero more than the one before, and then the longest comes again and again.
+fn compress() -> Vec<u8> {
+    let mut bits = Bits::new(false);
+    bits.put(0, 9);
+    // Codes come in groups of eight, which the table's length makes whole here.
+    let (mut next, mut width, mut in_group) = (257u32, 9u32, 1u32);
+    while next < 1 << 16 {
+        if next > (1 << width) - 1 && width < 16 {
+            while in_group % 8 != 0 {
+                bits.put(0, width);
+                in_group += 1;
+            }
+            width += 1;
+        }
+        bits.put(next.into(), width);
+        (next, in_group) = (next + 1, in_group + 1);
+    }
+    for _ in 0..4 * GIB / 65_000 {
+        bits.put((1 << 16) - 1, 16);
+    }
+    [b"\x1f\x9d\x90".to_vec(), bits.bytes].concat()
+}
+
+/// `lh5`: blocks of 65,535 copies of 256 bytes, whose three trees have one code each, of no bits.
+fn lzh() -> Vec<u8> {
+    let mut bits = Bits::new(true);
+    for _ in 0..4 * GIB / (65_535 * 256) {
+        bits.put(65_535, 16);
+        // No lengths of code lengths, the one of them; the same for codes, 509 being a copy of 256; and for distances, 0 being 1.
+        for (value, width) in [(0, 5), (0, 5), (0, 9), (509, 9), (0, 4), (0, 4)] {
+            bits.put(value, width);
+        }
+    }
+    bits.pad();
+    let data = bits.bytes;
+    let mut header = b"-lh5-".to_vec();
+    header.extend_from_slice(&(data.len() as u32).to_le_bytes());
+    header.extend_from_slice(&(4 * GIB - 1).to_le_bytes()[..4]);
+    header.extend_from_slice(&[0, 0, 0, 0, 0x20, 0, 1, b'z', 0, 0]);
+    let sum = header.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+    [&[header.len() as u8, sum], &header[..], &data, &[0]].concat()
+}
+
+/// A ZIP file of one member that was compressed elsewhere.
+fn zip_of(method: u16, data: &[u8], length: u64) -> Vec<u8> {
+    let mut common = method.to_le_bytes().to_vec();
+    common.extend_from_slice(&[0; 8]);
+    common.extend_from_slice(&(data.len() as u32).to_le_bytes());
+    common.extend_from_slice(&(length as u32).to_le_bytes());
+    common.extend_from_slice(&[6, 0, 0, 0]);
+    let mut file = [b"PK\x03\x04\x3f\0\0\0", &common[..], b"member", data].concat();
+    let start = file.len() as u32;
+    file.extend([b"PK\x01\x02\x3f\0\x3f\0\0\0", &common[..], &[0; 14], b"member"].concat());
+    let bytes = file.len() as u32 - start;
+    file.extend([b"PK\x05\x06\0\0\0\0\x01\0\x01\0", &bytes.to_le_bytes()[..], &start.to_le_bytes(), b"\0\0"].concat());
+    file
+}
+
+fn number(number: u64) -> Vec<u8> {
+    [&[0xff], &number.to_le_bytes()[..]].concat()
+}
+
+/// What 7z tells of one folder: where its packed stream is, how it is coded and how long it gets.
+fn streams(method: &[u8], properties: &[u8], packed_bytes: u64, length: u64) -> Vec<u8> {
+    let has_properties = if properties.is_empty() { 0 } else { 0x20 };
+    let mut info = vec![6, 0, 1, 9];
+    info.extend(number(packed_bytes));
+    info.extend_from_slice(&[0, 7, 11, 1, 0, 1, method.len() as u8 | has_properties]);
+    info.extend_from_slice(method);
+    if !properties.is_empty() {
+        info.push(properties.len() as u8);
+        info.extend_from_slice(properties);
+    }
+    info.push(12);
+    info.extend(number(length));
+    info.extend_from_slice(&[0, 0]);
+    info
+}
+
+fn with_header(packed: &[u8], header: &[u8]) -> Vec<u8> {
+    let start =
+        [&(packed.len() as u64).to_le_bytes()[..], &(header.len() as u64).to_le_bytes(), &crc(header).to_le_bytes()];
+    let start = start.concat();
+    [b"7z\xbc\xaf\x27\x1c\0\x04", &crc(&start).to_le_bytes()[..], &start, packed, header].concat()
+}
+
+/// A 7z archive of one member that was compressed elsewhere.
+fn seven_zip(method: &[u8], properties: &[u8], packed: &[u8], length: u64) -> Vec<u8> {
+    let mut header = vec![1, 4];
+    header.extend(streams(method, properties, packed.len() as u64, length));
+    header.extend_from_slice(&[5, 1, 17, 5, 0, b'z', 0, 0, 0, 0, 0]);
+    with_header(packed, &header)
+}
+
+/// A 7z archive whose header is compressed.
+fn seven_zip_encoded(header: &[u8]) -> Vec<u8> {
+    let (packed, properties) = lzma(header);
+    let mut encoded = vec![23];
+    encoded.extend(streams(&[3, 1, 1], &properties, packed.len() as u64, header.len() as u64));
+    with_header(&packed, &encoded)
+}
+
+/// A cabinet of two folders with one file each, made of these blocks: two halves of 4 GiB.
+fn cab(method: u16, blocks: Vec<(Vec<u8>, u16)>) -> Vec<u8> {
+    let folder = |name| Folder { method, blocks: blocks.clone(), name };
+    cabinet(&[folder("one"), folder("other")])
+}
+
+fn mszip_block() -> Vec<u8> {
+    let mut encoder = flate2::write::DeflateEncoder::new(b"CK".to_vec(), flate2::Compression::best());
+    encoder.write_all(&[0; 32_768]).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// A stream of a PDF that was deflated twice.
+fn pdf(zeros: &[u8]) -> Vec<u8> {
+    let zlib = |content: &[u8]| {
+        let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(content).unwrap();
+        encoder.finish().unwrap()
+    };
+    let data = zlib(&zlib(zeros));
+    let before =
+        format!("%PDF-1.4\n1 0 obj\n<< /Filter [/FlateDecode /FlateDecode] /Length {} >>\nstream\n", data.len());
+    [before.as_bytes(), &data, b"\nendstream\nendobj\nstartxref\n0\n%%EOF\n"].concat()
+}
+
+/// A disk image of one chunk that is said to be zeros.
+fn dmg() -> Vec<u8> {
+    let sectors = 4 * GIB / 512;
+    let mut table = b"mish\0\0\0\x01".to_vec();
+    table.extend_from_slice(&0u64.to_be_bytes());
+    table.extend_from_slice(&sectors.to_be_bytes());
+    table.resize(200, 0);
+    table.extend_from_slice(&2u32.to_be_bytes());
+    table.extend_from_slice(&[0; 8]);
+    table.extend([0, sectors, 0, 0].into_iter().flat_map(u64::to_be_bytes));
+    table.extend_from_slice(&u32::MAX.to_be_bytes());
+    table.extend_from_slice(&[0; 36]);
+    let mut list =
+        b"<?xml version=\"1.0\"?>\n<plist version=\"1.0\"><dict><key>resource-fork</key><dict><key>blkx</key>\n<array>\
+                     <dict><key>Data</key><data>\n"
+            .to_vec();
+    list.extend_from_slice(base64::encode(&table).as_bytes());
+    list.extend_from_slice(b"\n</data></dict></array></dict></dict></plist>\n");
+    let mut trailer = b"koly\0\0\0\x04\0\0\x02\0".to_vec();
+    trailer.resize(512, 0);
+    trailer[60..64].copy_from_slice(&1u32.to_be_bytes());
+    trailer[224..232].copy_from_slice(&(list.len() as u64).to_be_bytes());
+    [list, trailer].concat()
+}
+
+#[path = "../../../containers/tests/base64/mod.rs"]
+mod base64;
+
+/// What says that its decoder needs 4 GiB, or as much as the format can say.
+pub fn dictionaries() -> Vec<(&'static str, Vec<u8>)> {
+    let (data, mut properties) = lzma(b"content");
+    properties[1..].copy_from_slice(&u32::MAX.to_le_bytes());
+    let mut xz = crate::common::xz(b"content");
+    // The block header behind the stream's: its length, flags, the filter's id, the length of its properties, the dictionary.
+    assert_eq!(xz[14..16], [0x21, 1]);
+    xz[16] = 40;
+    let length = (usize::from(xz[12]) + 1) * 4;
+    let sum = crc(&xz[12..12 + length - 4]);
+    xz[12 + length - 4..12 + length].copy_from_slice(&sum.to_le_bytes());
+    // A frame header with a window of 2^31 bytes, and an empty last block.
+    let zstd = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 21 << 3, 1, 0, 0];
+    // A block of LZMA2 that begins anew, stored.
+    let lzma2 = b"\x01\0\x06content\0";
+    let ppmd = [&[6][..], &u32::MAX.to_le_bytes()].concat();
+    vec![
+        ("4 GiB dictionary in 7z", seven_zip(&[3, 1, 1], &properties, &data, 7)),
+        ("4 GiB dictionary, 7z LZMA2", seven_zip(&[0x21], &[40], lzma2, 7)),
+        ("4 GiB model, 7z PPMd", seven_zip(&[3, 4, 1], &ppmd, &[0; 20], 7)),
+        ("4 GiB dictionary in lzma", [&properties[..], &[0xff; 8], &data].concat()),
+        ("4 GiB dictionary in xz", xz),
+        ("2 GiB window in zstd", zstd),
+        ("4 GiB dictionary in zip", zip_of(14, &[&[9, 20, 5, 0], &properties[..], &data].concat(), 7)),
+    ]
+}
+
+const MEMBERS: u64 = 10_000_000;
+
+/// The same bytes over and over, from some place on.
+fn repeated(part: &[u8], offset: u64, into: &mut [u8]) {
+    for (at, byte) in into.iter_mut().enumerate() {
+        *byte = part[((offset + at as u64) % part.len() as u64) as usize];
+    }
+}
+
+/// The header of an empty member of a tape archive.
+fn tar_header(kind: u8, size: u64) -> Vec<u8> {
+    let mut header = tar::Header::new_gnu();
+    header.set_path("member").unwrap();
+    header.set_entry_type(tar::EntryType::new(kind));
+    header.set_size(size);
+    header.set_cksum();
+    header.as_bytes().to_vec()
+}
+
+/// A piece of a file of ten million members: parts of one length each, that know their number.
+fn parts(length: u64, part: impl Fn(u64) -> Vec<u8>, mut offset: u64, mut into: &mut [u8]) {
+    while !into.is_empty() {
+        let bytes = part(offset / length);
+        let from = &bytes[(offset % length) as usize..];
+        let count = from.len().min(into.len());
+        into[..count].copy_from_slice(&from[..count]);
+        into = &mut into[count..];
+        offset += count as u64;
+    }
+}
+
+const ZIP_LOCAL: u64 = 38;
+const ZIP_CENTRAL: u64 = 54;
+
+fn zip_common(name_bytes: u16) -> Vec<u8> {
+    let mut common = vec![0; 18];
+    common.extend_from_slice(&name_bytes.to_le_bytes());
+    common.extend_from_slice(&[0, 0]);
+    common
+}
+
+/// The end of a ZIP file, with the records for large ones.
+fn zip_end(count: u64, start: u64, length: u64) -> Vec<u8> {
+    let mut end = b"PK\x06\x06\x2c\0\0\0\0\0\0\0\x2d\0\x2d\0\0\0\0\0\0\0\0\0".to_vec();
+    for number in [count, count, length, start] {
+        end.extend_from_slice(&number.to_le_bytes());
+    }
+    end.extend_from_slice(b"PK\x06\x07\0\0\0\0");
+    end.extend_from_slice(&(start + length).to_le_bytes());
+    end.extend_from_slice(&[1, 0, 0, 0]);
+    end.extend_from_slice(b"PK\x05\x06\0\0\0\0");
+    end.extend_from_slice(&[0xff; 12]);
+    end.extend_from_slice(&[0, 0]);
+    end
+}
+
+/// A ZIP file of empty members with names of one length: where its parts are, and what is in them.
+fn zip_of_many(count: u64, name: impl Fn(u64) -> Vec<u8>, offset: u64, into: &mut [u8]) {
+    let name_bytes = name(0).len() as u64;
+    let (local, central) = (30 + name_bytes, 46 + name_bytes);
+    let start = count * local;
+    let end = start + count * central;
+    let local_part = |at| [b"PK\x03\x04\x0a\0\0\0", &zip_common(name_bytes as u16)[..], &name(at)].concat();
+    let central_part = |at| {
+        let place = ((at * local) as u32).to_le_bytes();
+        [b"PK\x01\x02\x0a\0\x0a\0\0\0", &zip_common(name_bytes as u16)[..], &[0; 10], &place, &name(at)].concat()
+    };
+    let (mut offset, mut into) = (offset, into);
+    while !into.is_empty() {
+        let (from, to) = if offset < start {
+            (0, start)
+        } else if offset < end {
+            (start, end)
+        } else {
+            (end, u64::MAX)
+        };
+        let count_here = into.len().min(usize::try_from(to - offset).unwrap_or(usize::MAX));
+        let (here, rest) = into.split_at_mut(count_here);
+        match from {
+            0 => parts(local, local_part, offset, here),
+            from if from == start => parts(central, central_part, offset - start, here),
+            _ => {
+                let tail = zip_end(count, start, end - start);
+                here.copy_from_slice(&tail[(offset - end) as usize..][..here.len()]);
+            }
+        }
+        offset += count_here as u64;
+        into = rest;
+    }
+}
+
+type Made = (&'static str, u64, Make);
+
+/// Ten million members in each of four formats.
+pub fn members() -> [Made; 4] {
+    const CPIO: &[u8] =
+        b"0707010000000100008180000000000000000000000001000000000000000000000000000000000000000000000000\
+                          0000000200000000m\0";
+    const AR: &[u8] = b"m/              0           0     0     100644  0         `\n";
+    assert_eq!((CPIO.len(), AR.len()), (112, 60));
+    [
+        ("ten million in tar", MEMBERS * 512, |offset, into| repeated(&tar_header(b'0', 0), offset, into)),
+        ("ten million in cpio", MEMBERS * 112, |offset, into| repeated(CPIO, offset, into)),
+        ("ten million in ar", 8 + MEMBERS * 60, |offset, into| {
+            for (at, byte) in into.iter_mut().enumerate() {
+                let at = offset + at as u64;
+                *byte = if at < 8 { b"!<arch>\n"[at as usize] } else { AR[((at - 8) % 60) as usize] };
+            }
+        }),
+        ("ten million in zip", MEMBERS * (ZIP_LOCAL + ZIP_CENTRAL) + 98, |offset, into| {
+            zip_of_many(MEMBERS, |at| format!("{at:08}").into_bytes(), offset, into)
+        }),
+    ]
+}
+
+/// Ten million members of a tape archive, compressed.
+pub fn members_compressed() -> Vec<u8> {
+    gz(&tar_header(b'0', 0).repeat(20_000)).repeat(500)
+}
+
+/// Empty files, of which 7z says no more than how many there are, in a header that is compressed.
+pub fn empty_in_7z(count: u64) -> Vec<u8> {
+    let bits = vec![0xff; count.div_ceil(8) as usize];
+    let mut header = vec![1, 5];
+    header.extend(number(count));
+    header.push(14);
+    header.extend(number(bits.len() as u64));
+    header.extend_from_slice(&bits);
+    header.push(17);
+    header.extend(number(1 + 4 * count));
+    header.push(0);
+    header.extend([b'e', 0, 0, 0].repeat(count as usize));
+    header.extend_from_slice(&[0, 0]);
+    seven_zip_encoded(&header)
+}
+
+/// Things in things in things, a hundred thousand deep, and how each ends.
+pub fn deep() -> Vec<(&'static str, &'static [ResultCode], Vec<u8>)> {
+    const DEPTH_MANY: usize = 100_000;
+    let path = "d/".repeat(DEPTH_MANY);
+    let mut tar = tar_header(b'L', path.len() as u64);
+    tar.extend_from_slice(path.as_bytes());
+    tar.resize(tar.len().next_multiple_of(512), 0);
+    tar.extend_from_slice(&tar_header(b'0', 0));
+    tar.extend_from_slice(&[0; 1024]);
+    let mut parts = b"From: a@b\r\nMIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b0\r\n\r\n".to_vec();
+    for depth in 0..DEPTH_MANY {
+        write!(parts, "--b{depth}\r\nContent-Type: multipart/mixed; boundary=b{}\r\n\r\n", depth + 1).unwrap();
+    }
+    let array = [b"[".repeat(DEPTH_MANY), b"]".repeat(DEPTH_MANY)].concat();
+    let dictionary = [b"<</a".repeat(DEPTH_MANY), b" 1".to_vec(), b">>".repeat(DEPTH_MANY)].concat();
+    let document = |object: &[u8]| [b"%PDF-1.4\n1 0 obj\n", object, b"\nendobj\nstartxref\n0\n%%EOF\n"].concat();
+    let groups = [b"{\\rtf1 ".to_vec(), b"{\\object".repeat(DEPTH_MANY), b"}".repeat(DEPTH_MANY + 1)].concat();
+    vec![
+        ("100,000 folders in tar", &[CLEAN, BROKEN], tar),
+        ("100,000 folders in exFAT", &[CLEAN], exfat(DEPTH_MANY as u32)),
+        ("100,000 multiparts in mail", &[BROKEN, DEPTH], parts),
+        ("100,000 arrays in pdf", &[CLEAN, BROKEN], document(&array)),
+        ("100,000 dictionaries in pdf", &[CLEAN, BROKEN], document(&dictionary)),
+        ("100,000 groups in rtf", &[CLEAN, BROKEN], groups),
+    ]
+}
+
+/// A folder in a folder in a folder, each but the last in a cluster of its own.
+fn exfat(depth: u32) -> Vec<u8> {
+    const CLUSTER: usize = 512;
+    // The boot sector says all that is read of it; folders lie one behind the other, without chains.
+    let mut image = vec![0; CLUSTER * (depth as usize + 8)];
+    image[3..11].copy_from_slice(b"EXFAT   ");
+    for (at, number) in [(80, 1), (88, 4), (92, depth + 2), (96, 2)] {
+        image[at..at + 4].copy_from_slice(&number.to_le_bytes());
+    }
+    image[108] = 9;
+    image[510..512].copy_from_slice(&[0x55, 0xaa]);
+    // The root's chain ends with itself.
+    image[CLUSTER + 8..CLUSTER + 12].copy_from_slice(&u32::MAX.to_le_bytes());
+    for at in 0..=depth {
+        let is_last = at == depth;
+        let (cluster, length) = if is_last { (2, 5) } else { (at + 3, CLUSTER as u64) };
+        let entry = &mut image[CLUSTER * (4 + at as usize)..][..CLUSTER];
+        (entry[0], entry[1], entry[4]) = (0x85, 2, if is_last { 0 } else { 16 });
+        (entry[32], entry[33], entry[35]) = (0xc0, 3, 1);
+        entry[40..48].copy_from_slice(&length.to_le_bytes());
+        entry[52..56].copy_from_slice(&u32::to_le_bytes(cluster));
+        entry[56..64].copy_from_slice(&length.to_le_bytes());
+        (entry[64], entry[66]) = (0xc1, if is_last { b'f' } else { b'd' });
+    }
+    image
+}
+
+/// The gzip of a tar that says a thousand names of a megabyte each.
+pub fn names_in_tar_gz() -> Vec<u8> {
+    let mut name = tar_header(b'L', MIB as u64);
+    name.resize(512 + MIB, b'n');
+    name.extend_from_slice(&tar_header(b'0', 0));
+    gz(&name).repeat(1024)
+}
+
+/// A header that decodes to 1 GiB, of which the beginning is said to be names.
+pub fn names_in_7z() -> Vec<u8> {
+    let mut header = vec![1, 5];
+    header.extend(number(1 << 20));
+    header.push(17);
+    header.extend(number(GIB));
+    header.resize(64 * MIB, b'n');
+    let (packed, properties) = lzma(&header);
+    let mut encoded = vec![23];
+    encoded.extend(streams(&[3, 1, 1], &properties, packed.len() as u64, GIB));
+    with_header(&packed, &encoded)
+}
+
+/// A ZIP file with sixteen thousand names of 65,535 bytes.
+pub fn names_in_zip() -> (u64, Make) {
+    const NAMES: u64 = GIB / 65_535 + 1;
+    let make: Make = |offset, into| {
+        zip_of_many(NAMES, |at| format!("{at:n>65535}", at = format!("-{at:08}")).into_bytes(), offset, into);
+    };
+    (NAMES * (30 + 65_535 + 46 + 65_535) + 98, make)
+}
