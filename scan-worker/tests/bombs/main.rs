@@ -19,14 +19,14 @@ mod measured;
 mod samples;
 mod store;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use common::{MIB, Records, options, root, scanner};
 use lazaret_analysis::{FileInfo, ResultCode, Rule};
 use lazaret_containers::Passwords;
 use lazaret_scan_worker::engines;
-use lazaret_scan_worker::scan::{Root, ScannerOptions, TreeOutcome};
+use lazaret_scan_worker::scan::{Root, Scanner, ScannerOptions, TreeOutcome};
 use measured::measured;
 use store::{DiskStore, Make};
 
@@ -44,8 +44,12 @@ const SIZE: ResultCode = ResultCode::ARCHIVE_SIZE;
 const BROKEN: ResultCode = ResultCode::EXTRACTION_FAILED;
 const CLEAN: ResultCode = ResultCode::NO_THREAT;
 
-/// One after the other, or they would be measured together.
-static ALONE: Mutex<()> = Mutex::new(());
+/// One worker for all, as one that lives long would be: what one bomb leaves behind counts for the next one too. And one bomb after the
+/// other, or they would be measured together.
+static SCANNER: LazyLock<Mutex<Scanner>> = LazyLock::new(|| {
+    let options = ScannerOptions { sample_memory_max_bytes: 32 * MIB, sample_budget_bytes: 64 * MIB, ..options() };
+    Mutex::new(scanner(options, engines::builtin().unwrap()))
+});
 
 fn rule() -> Rule {
     let mut rule = Rule::with_defaults("test");
@@ -64,11 +68,10 @@ pub enum Bomb {
     Made(u64, Make),
 }
 
-/// Scans a bomb and holds it to its limits: it ends with one of the codes.
+/// Scans a bomb and holds it to its limits: the file, or the worst of what is nested in it, ends with one of the codes, and it is blocked
+/// unless they allow that it is clean.
 fn ends_with(codes: &[ResultCode], name: &str, bomb: Bomb) {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let options = ScannerOptions { sample_memory_max_bytes: 32 * MIB, sample_budget_bytes: 64 * MIB, ..options() };
-    let scanner = scanner(options, engines::builtin().unwrap());
+    let scanner = SCANNER.lock().unwrap_or_else(PoisonError::into_inner);
     let (store, records) = (Arc::new(DiskStore::new()), Arc::new(Records::default()));
     let (length, mut tree) = match bomb {
         Bomb::Bytes(bytes) if bytes.len() <= FETCHED_BYTES_MAX => {
@@ -83,15 +86,17 @@ fn ends_with(codes: &[ResultCode], name: &str, bomb: Bomb) {
     let nested = records.0.lock().unwrap().len();
     let detail = result.container.as_ref().map_or("", |container| container.detail.as_str());
     println!(
-        "{name:<28} {length:>11} bytes: {} {:<36} {:>5.1} s, {:>3} MiB at most, {} before, {nested} nested, {} MiB stored: {detail}",
+        "{name:<28} {length:>11} bytes: {:>2} {:>2} {:>5.1} s, {:>3} MiB at most, {} before, {nested} nested, {} MiB stored: {detail}",
+        result.own.code(),
         result.overall.code(),
-        result.overall.text(),
         cost.took.as_secs_f64(),
         cost.peak_bytes >> 20,
         cost.before_bytes >> 20,
         store.stored_bytes() >> 20,
     );
-    assert!(codes.contains(&result.overall), "{name} ended with {:?}, not {codes:?}: {detail}", result.overall);
+    let ended = [result.own, result.overall];
+    assert!(ended.iter().any(|code| codes.contains(code)), "{name} ended with {ended:?}, not {codes:?}: {detail}");
+    assert!(codes.contains(&CLEAN) || !result.blocked_reasons.is_empty(), "{name} is not blocked");
     assert!(cost.took < WALL_MAX, "{name} took {:?}", cost.took);
     assert!(cost.peak_bytes < MEMORY_MAX, "{name} took {} bytes", cost.peak_bytes);
     assert!(nested <= 10_000, "{name}: {nested} nested files");
@@ -138,12 +143,22 @@ fn members_that_share_their_data_end_at_the_ratio() {
 
 #[test]
 fn zeros_in_every_compressor_end_at_the_ratio() {
-    for (name, bytes) in make::zeros() {
-        bytes_end_with(&[RATIO], name, bytes);
+    for (name, make) in make::ZEROS {
+        bytes_end_with(&[RATIO], name, make(4));
+    }
+}
+
+/// The same, longer: 4 GiB where a stream can say so much.
+#[test]
+#[ignore = "some minutes: hundreds of mebibytes come out of each before it ends; make soak runs it"]
+fn four_gibibytes_of_zeros_end_at_the_ratio() {
+    for (name, make) in make::ZEROS {
+        bytes_end_with(&[RATIO, SIZE], name, make(64));
     }
 }
 
 #[test]
+#[ignore = "a gibibyte comes out of it; make soak runs it"]
 fn what_stays_below_the_ratio_ends_at_the_size() {
     bytes_end_with(&[SIZE], "gz below the ratio", make::below_the_ratio());
 }
@@ -160,8 +175,15 @@ fn ten_million_members_end_at_their_number() {
     for (name, length, make) in make::members() {
         ends_with(&[FILES], name, Bomb::Made(length, make));
     }
+    bytes_end_with(&[FILES], "ten million empty in 7z", make::empty_in_7z(10_000_000));
+}
+
+#[test]
+#[ignore = "five gibibytes are looked at; make soak runs it"]
+fn ten_million_members_of_tape_archives_end_at_their_number() {
+    let (length, make) = make::members_of_tar();
+    ends_with(&[FILES], "ten million in tar", Bomb::Made(length, make));
     bytes_end_with(&[RATIO, SIZE, FILES], "ten million in tar.gz", make::members_compressed());
-    bytes_end_with(&[RATIO, SIZE, FILES], "ten million empty in 7z", make::empty_in_7z(10_000_000));
 }
 
 #[test]
@@ -174,7 +196,7 @@ fn trees_of_a_hundred_thousand_end() {
 #[test]
 fn a_gibibyte_of_names_ends() {
     bytes_end_with(&[RATIO, SIZE], "1 GiB of names in tar.gz", make::names_in_tar_gz());
-    bytes_end_with(&[SIZE, BROKEN], "1 GiB of names in 7z", make::names_in_7z());
+    bytes_end_with(&[SIZE, RATIO, BROKEN], "1 GiB of names in 7z", make::names_in_7z());
     let (length, make) = make::names_in_zip();
     ends_with(&[FILES], "1 GiB of names in zip", Bomb::Made(length, make));
 }

@@ -5,18 +5,15 @@ use std::io::Write;
 use lazaret_analysis::ResultCode;
 use ppmd_rust::Ppmd7Encoder;
 
-use super::cabinets::{Folder, LZX, MSZIP, QUANTUM, cabinet, lzx_zeros, quantum};
+use super::cabinets::{BLOCK_BYTES, Folder, LZX, MSZIP, QUANTUM, cabinet, lzx_zeros, quantum};
 use super::store::Make;
 use super::{BROKEN, CLEAN, DEPTH, samples};
-use crate::common::{gz, zip};
+use crate::common::{bz2, gz, xz, zip, zst};
 
 const MIB: usize = 1 << 20;
 const GIB: u64 = 1 << 30;
-/// How much is compressed where compressed pieces can be put together.
+/// How much is compressed where compressed pieces can be put together, which come to 4 GiB if they are 64.
 const PIECE: usize = 64 * MIB;
-const PIECES: usize = 64;
-/// Blocks of one folder of a cabinet.
-const BLOCKS_MAX: usize = 65_535;
 
 fn sample(name: &str) -> Vec<u8> {
     samples::SAMPLES.iter().find(|sample| sample.name == name).unwrap().file()
@@ -86,40 +83,54 @@ impl Bits {
     }
 }
 
-/// 4 GiB of zeros, or as much as one stream of the format can say, by every compressor that can be had or written down in a few lines.
-pub fn zeros() -> Vec<(&'static str, Vec<u8>)> {
-    let zeros = vec![0; PIECE];
-    let in_zip = |method, data: &[u8]| zip_of(method, data, 4 * GIB - 1);
-    let seven = |method: &[u8], properties: &[u8], data: &[u8]| seven_zip(method, properties, data, PIECE as u64);
-    let bzip2 = crate::common::bz2(&zeros);
-    let (lzma, lzma_properties) = lzma(&zeros);
-    vec![
-        ("zeros in gz", gz(&zeros).repeat(PIECES)),
-        ("zeros in bz2", bzip2.repeat(PIECES)),
-        ("zeros in xz", crate::common::xz(&zeros).repeat(PIECES)),
-        ("zeros in zstd", crate::common::zst(&zeros).repeat(PIECES)),
-        ("zeros in lz4", lz4()),
-        ("zeros in Z", compress()),
-        ("zeros in lzip", lzip(&zeros).repeat(PIECES)),
-        ("zeros in lzma", [&lzma_properties[..], &[0xff; 8], &lzma].concat()),
-        ("zeros in lzh", lzh()),
-        ("zeros in zip, deflate", in_zip(8, &deflate(&zeros))),
-        ("zeros in zip, deflate64", in_zip(9, &deflate64())),
-        ("zeros in zip, bzip2", in_zip(12, &bzip2.repeat(PIECES))),
-        ("zeros in zip, lzma", in_zip(14, &[&[9, 20, 5, 0], &lzma_properties[..], &lzma].concat())),
-        ("zeros in zip, zstd", in_zip(93, &crate::common::zst(&zeros).repeat(PIECES))),
-        ("zeros in zip, xz", in_zip(95, &crate::common::xz(&zeros).repeat(PIECES))),
-        ("zeros in 7z, lzma", seven(&[3, 1, 1], &lzma_properties, &lzma)),
-        ("zeros in 7z, bzip2", seven(&[4, 2, 2], &[], &bzip2)),
-        ("zeros in 7z, deflate", seven(&[4, 1, 8], &[], &deflate(&zeros))),
-        ("zeros in 7z, deflate64", seven(&[4, 1, 9], &[], &deflate64())),
-        ("zeros in 7z, ppmd", seven(&[3, 4, 1], &[6, 0, 0, 16, 0], &ppmd(&zeros))),
-        ("zeros in cab, MSZIP", cab(MSZIP, vec![(mszip_block(), 32_768); BLOCKS_MAX])),
-        ("zeros in cab, Quantum", cab(QUANTUM, quantum(&zeros[..MIB * 16]))),
-        ("zeros in cab, LZX", cab(LZX, lzx_zeros(BLOCKS_MAX))),
-        ("zeros in squashfs", twice_packed(include_str!("squashfs-dense.hex"))),
-        ("zeros in pdf, deflate twice", pdf(&zeros)),
-    ]
+/// Makes a bomb of so many times 64 MiB.
+pub type MakeZeros = fn(usize) -> Vec<u8>;
+
+/// Zeros, or as much of them as one stream of the format can say, by every compressor that can be had or written down in a few lines.
+pub const ZEROS: [(&str, MakeZeros); 25] = [
+    ("zeros in gz", |pieces| gz(&piece()).repeat(pieces)),
+    ("zeros in bz2", |pieces| bz2(&piece()).repeat(pieces)),
+    ("zeros in xz", |pieces| xz(&piece()).repeat(pieces)),
+    ("zeros in zstd", |pieces| zst(&piece()).repeat(pieces)),
+    ("zeros in lz4", lz4),
+    ("zeros in Z", compress),
+    ("zeros in lzip", |pieces| lzip(&piece()).repeat(pieces)),
+    ("zeros in lzma", |_| {
+        let (data, properties) = lzma(&piece());
+        [&properties[..], &[0xff; 8], &data].concat()
+    }),
+    ("zeros in lzh", lzh),
+    ("zeros in zip, deflate", |pieces| zip_of(8, &deflate(pieces), 4 * GIB - 1)),
+    ("zeros in zip, deflate64", |pieces| zip_of(9, &deflate64(pieces), 4 * GIB - 1)),
+    ("zeros in zip, bzip2", |pieces| zip_of(12, &bz2(&piece()).repeat(pieces), 4 * GIB - 1)),
+    ("zeros in zip, lzma", |_| {
+        let (data, properties) = lzma(&piece());
+        zip_of(14, &[&[9, 20, 5, 0], &properties[..], &data].concat(), 4 * GIB - 1)
+    }),
+    ("zeros in zip, zstd", |pieces| zip_of(93, &zst(&piece()).repeat(pieces), 4 * GIB - 1)),
+    ("zeros in zip, xz", |pieces| zip_of(95, &xz(&piece()).repeat(pieces), 4 * GIB - 1)),
+    ("zeros in 7z, lzma", |_| {
+        let (data, properties) = lzma(&piece());
+        seven_zip(&[3, 1, 1], &properties, &data, PIECE as u64)
+    }),
+    ("zeros in 7z, bzip2", |_| seven_zip(&[4, 2, 2], &[], &bz2(&piece()), PIECE as u64)),
+    ("zeros in 7z, deflate", |pieces| seven_zip(&[4, 1, 8], &[], &deflate(pieces), (PIECE * pieces) as u64)),
+    ("zeros in 7z, deflate64", |pieces| seven_zip(&[4, 1, 9], &[], &deflate64(pieces), (PIECE * pieces) as u64)),
+    ("zeros in 7z, ppmd", |_| seven_zip(&[3, 4, 1], &[6, 0, 0, 16, 0], &ppmd(&piece()[..PIECE / 4]), PIECE as u64 / 4)),
+    ("zeros in cab, MSZIP", |pieces| cab(MSZIP, vec![(mszip_block(), 32_768); blocks(pieces)])),
+    ("zeros in cab, Quantum", |_| cab(QUANTUM, quantum(&piece()[..PIECE / 4]))),
+    ("zeros in cab, LZX", |pieces| cab(LZX, lzx_zeros(blocks(pieces)))),
+    ("4 GiB of zeros in squashfs", |_| twice_packed(include_str!("squashfs-dense.hex"))),
+    ("zeros in pdf, deflate twice", |_| pdf(&piece())),
+];
+
+fn piece() -> Vec<u8> {
+    vec![0; PIECE]
+}
+
+/// How many blocks of a cabinet's folder come to half of so many pieces, as far as a folder may have them.
+fn blocks(pieces: usize) -> usize {
+    (PIECE * pieces / 2 / BLOCK_BYTES).min(65_535)
 }
 
 /// Files that are holes for the most part.
@@ -127,6 +138,9 @@ pub fn holes() -> Vec<(&'static str, Vec<u8>)> {
     let mut ext = sample("ext2");
     let at = ext.windows(8).position(|inode| inode[..4] == 2337u32.to_le_bytes()).unwrap();
     ext[at + 104..at + 108].copy_from_slice(&1u32.to_le_bytes());
+    // A hole and no threat.
+    let threat = ext.windows(68).position(|bytes| bytes == crate::common::eicar()).unwrap();
+    ext[threat] = b' ';
     vec![
         ("a hole of 4 GiB in ext2", ext),
         ("a hole of 4 GiB in squashfs", samples::unpack(include_str!("squashfs-sparse.hex"))),
@@ -141,7 +155,7 @@ pub fn below_the_ratio() -> Vec<u8> {
     while noise.len() < 12 * MIB {
         noise.extend_from_slice(&random.next().to_le_bytes());
     }
-    [gz(&noise), gz(&vec![0; PIECE]).repeat(PIECES)].concat()
+    [gz(&noise), gz(&piece()).repeat(64)].concat()
 }
 
 fn twice_packed(digits: &str) -> Vec<u8> {
@@ -151,22 +165,23 @@ fn twice_packed(digits: &str) -> Vec<u8> {
 }
 
 /// Raw deflate: pieces that end on a byte's boundary and are not the last, then an empty last one.
-fn deflate(zeros: &[u8]) -> Vec<u8> {
+fn deflate(pieces: usize) -> Vec<u8> {
+    let zeros = piece();
     let mut state = flate2::Compress::new(flate2::Compression::best(), false);
-    let mut piece = Vec::with_capacity(zeros.len() / 64);
-    state.compress_vec(zeros, &mut piece, flate2::FlushCompress::Full).unwrap();
+    let mut packed = Vec::with_capacity(zeros.len() / 64);
+    state.compress_vec(&zeros, &mut packed, flate2::FlushCompress::Full).unwrap();
     assert_eq!(state.total_in(), zeros.len() as u64);
-    [piece.repeat(PIECES), vec![3, 0]].concat()
+    [packed.repeat(pieces), vec![3, 0]].concat()
 }
 
 /// One block with the fixed codes: a zero, and copies of 65,538 bytes from one byte before.
-fn deflate64() -> Vec<u8> {
+fn deflate64(pieces: usize) -> Vec<u8> {
     let mut bits = Bits::new(false);
     bits.put(0b011, 3);
     // Codes are put with their highest bit first: 48 for a zero, 197 for the length 285, 0 for the distance 1.
     let reversed = |code: u64, width: u32| code.reverse_bits() >> (64 - width);
     bits.put(reversed(0x30, 8), 8);
-    for _ in 0..4 * GIB / 65_538 {
+    for _ in 0..PIECE * pieces / 65_538 {
         bits.put(reversed(0b1100_0101, 8), 8);
         bits.put(65_535, 16);
         bits.put(0, 5);
@@ -198,12 +213,12 @@ fn ppmd(zeros: &[u8]) -> Vec<u8> {
 }
 
 /// A frame of blocks of 4 MiB.
-fn lz4() -> Vec<u8> {
+fn lz4(pieces: usize) -> Vec<u8> {
     let block = lz4_flex::block::compress(&vec![0; 4 * MIB]);
     let descriptor = [0x60, 0x70];
     let sum = twox_hash::XxHash32::oneshot(0, &descriptor).to_le_bytes()[1];
     let mut frame = [&[4, 0x22, 0x4d, 0x18], &descriptor[..], &[sum]].concat();
-    for _ in 0..1024 {
+    for _ in 0..pieces * 16 {
         frame.extend_from_slice(&(block.len() as u32).to_le_bytes());
         frame.extend_from_slice(&block);
     }
@@ -212,7 +227,7 @@ fn lz4() -> Vec<u8> {
 }
 
 /// LZW: each code stands for a zero more than the one before, and then the longest comes again and again.
-fn compress() -> Vec<u8> {
+fn compress(pieces: usize) -> Vec<u8> {
     let mut bits = Bits::new(false);
     bits.put(0, 9);
     // Codes come in groups of eight, which the table's length makes whole here.
@@ -228,16 +243,16 @@ fn compress() -> Vec<u8> {
         bits.put(next.into(), width);
         (next, in_group) = (next + 1, in_group + 1);
     }
-    for _ in 0..4 * GIB / 65_000 {
+    for _ in 0..PIECE * pieces / 65_000 {
         bits.put((1 << 16) - 1, 16);
     }
     [b"\x1f\x9d\x90".to_vec(), bits.bytes].concat()
 }
 
 /// `lh5`: blocks of 65,535 copies of 256 bytes, whose three trees have one code each, of no bits.
-fn lzh() -> Vec<u8> {
+fn lzh(pieces: usize) -> Vec<u8> {
     let mut bits = Bits::new(true);
-    for _ in 0..4 * GIB / (65_535 * 256) {
+    for _ in 0..PIECE * pieces / (65_535 * 256) {
         bits.put(65_535, 16);
         // No lengths of code lengths, the one of them; the same for codes, 509 being a copy of 256; and for distances, 0 being 1.
         for (value, width) in [(0, 5), (0, 5), (0, 9), (509, 9), (0, 4), (0, 4)] {
@@ -370,13 +385,13 @@ mod base64;
 pub fn dictionaries() -> Vec<(&'static str, Vec<u8>)> {
     let (data, mut properties) = lzma(b"content");
     properties[1..].copy_from_slice(&u32::MAX.to_le_bytes());
-    let mut xz = crate::common::xz(b"content");
+    let mut stream = xz(b"content");
     // The block header behind the stream's: its length, flags, the filter's id, the length of its properties, the dictionary.
-    assert_eq!(xz[14..16], [0x21, 1]);
-    xz[16] = 40;
-    let length = (usize::from(xz[12]) + 1) * 4;
-    let sum = crc(&xz[12..12 + length - 4]);
-    xz[12 + length - 4..12 + length].copy_from_slice(&sum.to_le_bytes());
+    assert_eq!(stream[14..16], [0x21, 1]);
+    stream[16] = 40;
+    let length = (usize::from(stream[12]) + 1) * 4;
+    let sum = crc(&stream[12..12 + length - 4]);
+    stream[12 + length - 4..12 + length].copy_from_slice(&sum.to_le_bytes());
     // A frame header with a window of 2^31 bytes, and an empty last block.
     let zstd = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 21 << 3, 1, 0, 0];
     // A block of LZMA2 that begins anew, stored.
@@ -387,7 +402,7 @@ pub fn dictionaries() -> Vec<(&'static str, Vec<u8>)> {
         ("4 GiB dictionary, 7z LZMA2", seven_zip(&[0x21], &[40], lzma2, 7)),
         ("4 GiB model, 7z PPMd", seven_zip(&[3, 4, 1], &ppmd, &[0; 20], 7)),
         ("4 GiB dictionary in lzma", [&properties[..], &[0xff; 8], &data].concat()),
-        ("4 GiB dictionary in xz", xz),
+        ("4 GiB dictionary in xz", stream),
         ("2 GiB window in zstd", zstd),
         ("4 GiB dictionary in zip", zip_of(14, &[&[9, 20, 5, 0], &properties[..], &data].concat(), 7)),
     ]
@@ -397,9 +412,9 @@ const MEMBERS: u64 = 10_000_000;
 
 /// The same bytes over and over, from some place on.
 fn repeated(part: &[u8], offset: u64, into: &mut [u8]) {
-    for (at, byte) in into.iter_mut().enumerate() {
-        *byte = part[((offset + at as u64) % part.len() as u64) as usize];
-    }
+    let rotated = part.iter().cycle().skip((offset % part.len() as u64) as usize).take(part.len());
+    let rotated: Vec<u8> = rotated.copied().collect();
+    into.chunks_mut(part.len()).for_each(|chunk| chunk.copy_from_slice(&rotated[..chunk.len()]));
 }
 
 /// The header of an empty member of a tape archive.
@@ -422,6 +437,16 @@ fn parts(length: u64, part: impl Fn(u64) -> Vec<u8>, mut offset: u64, mut into: 
         into = &mut into[count..];
         offset += count as u64;
     }
+}
+
+/// A number in eight decimal digits.
+fn digits(mut number: u64) -> [u8; 8] {
+    let mut digits = [b'0'; 8];
+    for digit in digits.iter_mut().rev() {
+        *digit += (number % 10) as u8;
+        number /= 10;
+    }
+    digits
 }
 
 const ZIP_LOCAL: u64 = 38;
@@ -486,26 +511,31 @@ fn zip_of_many(count: u64, name: impl Fn(u64) -> Vec<u8>, offset: u64, into: &mu
 
 type Made = (&'static str, u64, Make);
 
-/// Ten million members in each of four formats.
-pub fn members() -> [Made; 4] {
+/// Ten million members, of each format that says little of each.
+pub fn members() -> [Made; 3] {
     const CPIO: &[u8] =
         b"0707010000000100008180000000000000000000000001000000000000000000000000000000000000000000000000\
                           0000000200000000m\0";
     const AR: &[u8] = b"m/              0           0     0     100644  0         `\n";
     assert_eq!((CPIO.len(), AR.len()), (112, 60));
     [
-        ("ten million in tar", MEMBERS * 512, |offset, into| repeated(&tar_header(b'0', 0), offset, into)),
         ("ten million in cpio", MEMBERS * 112, |offset, into| repeated(CPIO, offset, into)),
         ("ten million in ar", 8 + MEMBERS * 60, |offset, into| {
-            for (at, byte) in into.iter_mut().enumerate() {
-                let at = offset + at as u64;
-                *byte = if at < 8 { b"!<arch>\n"[at as usize] } else { AR[((at - 8) % 60) as usize] };
-            }
+            const MAGIC: &[u8; 8] = b"!<arch>\n";
+            let of_magic = MAGIC.get(offset as usize..).unwrap_or_default();
+            let (head, members) = into.split_at_mut(of_magic.len().min(into.len()));
+            head.copy_from_slice(&of_magic[..head.len()]);
+            repeated(AR, (offset + head.len() as u64).saturating_sub(8), members);
         }),
         ("ten million in zip", MEMBERS * (ZIP_LOCAL + ZIP_CENTRAL) + 98, |offset, into| {
-            zip_of_many(MEMBERS, |at| format!("{at:08}").into_bytes(), offset, into)
+            zip_of_many(MEMBERS, |at| digits(at).to_vec(), offset, into)
         }),
     ]
+}
+
+/// The same as a tape archive, which says 512 bytes of each.
+pub fn members_of_tar() -> (u64, Make) {
+    (MEMBERS * 512, |offset, into| repeated(&tar_header(b'0', 0), offset, into))
 }
 
 /// Ten million members of a tape archive, compressed.
@@ -518,9 +548,12 @@ pub fn empty_in_7z(count: u64) -> Vec<u8> {
     let bits = vec![0xff; count.div_ceil(8) as usize];
     let mut header = vec![1, 5];
     header.extend(number(count));
-    header.push(14);
-    header.extend(number(bits.len() as u64));
-    header.extend_from_slice(&bits);
+    // They have no content, and are no folders.
+    for property in [14, 15] {
+        header.push(property);
+        header.extend(number(bits.len() as u64));
+        header.extend_from_slice(&bits);
+    }
     header.push(17);
     header.extend(number(1 + 4 * count));
     header.push(0);
@@ -608,7 +641,7 @@ pub fn names_in_7z() -> Vec<u8> {
 pub fn names_in_zip() -> (u64, Make) {
     const NAMES: u64 = GIB / 65_535 + 1;
     let make: Make = |offset, into| {
-        zip_of_many(NAMES, |at| format!("{at:n>65535}", at = format!("-{at:08}")).into_bytes(), offset, into);
+        zip_of_many(NAMES, |at| [&digits(at)[..], &[b'n'; 65_535 - 8]].concat(), offset, into);
     };
     (NAMES * (30 + 65_535 + 46 + 65_535) + 98, make)
 }

@@ -1,4 +1,5 @@
 //! What something costs: time, and the memory of this process with all of its descendants, which are the sandbox's.
+#![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,8 +20,11 @@ pub fn measured<T>(work: impl FnOnce() -> T) -> (T, Cost) {
     let watch = std::thread::spawn({
         let (peak, done) = (peak.clone(), done.clone());
         move || {
-            while !done.load(Ordering::Acquire) {
+            loop {
                 peak.fetch_max(tree_bytes(), Ordering::Relaxed);
+                if done.load(Ordering::Acquire) {
+                    return;
+                }
                 std::thread::sleep(Duration::from_millis(10));
             }
         }

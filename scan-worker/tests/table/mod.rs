@@ -3,7 +3,7 @@
 //! A row is named by its first cell, word for word, and each file says which words of that cell it stands for. [`check`] fails if
 //! a row, or a word of one, has no file. Files that other programs made come from the samples of `containers/`; the rest is made in
 //! `make.rs`.
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses its own part")]
 
 mod make;
 #[allow(dead_code, reason = "some of what it tells is for other tests")]
