@@ -11,6 +11,8 @@ mod measured;
 mod table;
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -20,8 +22,8 @@ use lazaret_containers::Passwords;
 use lazaret_containers::conformance::{Random, mutate};
 use lazaret_scan_worker::engines;
 use lazaret_scan_worker::scan::{Scanner, ScannerOptions};
-use measured::measured;
-use table::{File, rows};
+use measured::{Cost, measured};
+use table::{File, Row, rows};
 
 /// Fewer would not be worth the name of a corpus.
 const FILES_MIN: usize = 400;
@@ -63,9 +65,27 @@ struct Tally {
     files: usize,
     codes: BTreeMap<String, usize>,
     lost: BTreeMap<String, usize>,
+    by_row: BTreeMap<&'static str, usize>,
 }
 
 impl Tally {
+    /// Adds what was found of a row.
+    fn add(&mut self, row: &'static str, other: Self) {
+        *self.by_row.entry(row).or_default() += other.files;
+        self.files += other.files;
+        for (code, count) in other.codes {
+            *self.codes.entry(code).or_default() += count;
+        }
+        self.lost.extend(other.lost);
+    }
+
+    /// The same, after it was printed.
+    fn reported(self, cost: &Cost) -> Self {
+        println!("{} malformed files in {:.1?}, {} MiB at most", self.files, cost.took, cost.peak_bytes >> 20);
+        println!("{:#?}\n{:#?}\nprocesses lost: {:#?}", self.codes, self.by_row, self.lost);
+        self
+    }
+
     /// Scans a file, which must end. Tells with what.
     fn scan(&mut self, scanner: &Scanner, what: &str, bytes: Vec<u8>, passwords: Passwords) -> Scanned {
         let scanned = scan_locked(scanner, what, Bytes::from(bytes), Rule::with_defaults("test"), passwords);
@@ -90,32 +110,35 @@ fn seed() -> u64 {
 fn every_malformed_file_ends_with_a_verdict() {
     let seed = seed();
     println!("LAZARET_SEED={seed}");
-    let mut random = Random(seed);
-    // A process of the sandbox for every thread, and memory for few samples at once.
     let options = ScannerOptions { sample_memory_max_bytes: 32 * MIB, sample_budget_bytes: 64 * MIB, ..options() };
     let scanner = scanner(options, engines::builtin().unwrap());
     let rows = rows();
     table::check(&rows);
-    let mut by_row = BTreeMap::new();
-    let mut tally = Tally::default();
+    let files: Vec<(&Row, &File)> = rows
+        .iter()
+        .flat_map(|row| row.files.iter().map(move |file| (row, file)))
+        .filter(|(_, file)| file.bytes.len() <= BYTES_MAX)
+        .collect();
+    // Each file's changes are its own, whichever thread comes to it.
+    let tally = Mutex::new(Tally::default());
+    let next = AtomicUsize::new(0);
     let (_, cost) = measured(|| {
-        for row in &rows {
-            let before = tally.files;
-            for file in row.files.iter().filter(|file| file.bytes.len() <= BYTES_MAX) {
-                malformed(&scanner, file, row.is_opened, &mut random, &mut tally);
+        std::thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    while let Some((row, file)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let name = file.name.bytes().fold(0, |sum: u64, byte| sum * 31 % 1_000_003 + u64::from(byte));
+                        let mut own = Tally::default();
+                        malformed(&scanner, file, row.is_opened, &mut Random(seed ^ name), &mut own);
+                        tally.lock().unwrap().add(row.formats, own);
+                    }
+                });
             }
-            by_row.insert(row.formats, tally.files - before);
-        }
+        });
     });
-    println!(
-        "{} malformed files in {:.1?}, {} MiB at most: {:?}",
-        tally.files,
-        cost.took,
-        cost.peak_bytes >> 20,
-        tally.codes
-    );
-    println!("by row: {by_row:#?}\nprocesses lost: {:#?}", tally.lost);
-    assert!(tally.files >= FILES_MIN, "only {} malformed files", tally.files);
+    let Tally { by_row, .. } = tally.into_inner().unwrap().reported(&cost);
+    let files: usize = by_row.values().sum();
+    assert!(files >= FILES_MIN, "only {files} malformed files");
     assert!(by_row.len() == rows.len() && by_row.values().all(|count| *count >= 10), "{by_row:?}");
     assert!(cost.peak_bytes < MEMORY_MAX, "{} bytes", cost.peak_bytes);
     // The same worker goes on as before.

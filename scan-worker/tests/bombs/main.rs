@@ -2,8 +2,7 @@
 //! extraction in the sandbox, the store. Each ends with its own result code, in time and in memory.
 //!
 //! The memory is that of this process with its children, the store on disk being somebody else's; the time is bounded generously
-//! here and printed, since a test must hold on a busy machine. `cargo test --test bombs -- --nocapture --include-ignored
-//! --test-threads 1` on a quiet one shows what is true.
+//! here and printed, since a test must hold on a busy machine. `make soak` on a quiet one ends with what is true.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
