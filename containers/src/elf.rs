@@ -88,14 +88,26 @@ pub(crate) fn end(probe: &mut Probe<'_>) -> Option<u64> {
     probe.head.starts_with(MAGIC).then(|| end_of(probe.input).ok())?
 }
 
-/// Where a program ends: behind its tables, sections and segments.
-fn end_of(input: &mut dyn ReadSeek) -> io::Result<u64> {
+/// Where the headers of a program end: behind its table of segments.
+pub(crate) fn headers_end(input: &mut dyn ReadSeek) -> io::Result<u64> {
+    let (kind, header) = header(input)?;
+    let sizes = if kind.is_wide { 54 } else { 42 };
+    let entries = kind.half(&header, sizes)? * kind.half(&header, sizes + 2)?;
+    Ok(kind.offset(&header, 28, 32)?.saturating_add(entries))
+}
+
+fn header(input: &mut dyn ReadSeek) -> io::Result<(Kind, [u8; HEADER_BYTES])> {
     let header: [u8; HEADER_BYTES] = read_array(input, 0)?;
     let [_, _, _, _, class, order, ..] = header;
     if !header.starts_with(MAGIC) || !matches!((class, order), (1 | 2, 1 | 2)) {
         return Err(invalid("no program for Linux"));
     }
-    let kind = Kind { is_wide: class == 2, is_big_endian: order == 2 };
+    Ok((Kind { is_wide: class == 2, is_big_endian: order == 2 }, header))
+}
+
+/// Where a program ends: behind its tables, sections and segments.
+fn end_of(input: &mut dyn ReadSeek) -> io::Result<u64> {
+    let (kind, header) = header(input)?;
     let sizes = if kind.is_wide { 54 } else { 42 };
     let segments =
         table(input, kind.offset(&header, 28, 32)?, kind.half(&header, sizes)?, kind.half(&header, sizes + 2)?)?;

@@ -26,6 +26,7 @@ pub mod passwords;
 
 mod activemime;
 mod ar;
+mod arc;
 mod binhex;
 mod cab;
 mod chm;
@@ -65,6 +66,7 @@ mod transfer;
 mod tree;
 mod udf;
 mod unopened;
+mod upx;
 mod utf16;
 mod wim;
 mod xar;

@@ -1,8 +1,8 @@
 //! ARC, of the eighties, and its kin of RISC OS, Spark: stored, packed, squeezed, crunched and squashed members. Format: "Technical
 //! Information" of ARC 5.20 by System Enhancement Associates; what follows it in ARC 5.21.
 //!
-//! Members that ARC up to 4.5 crunched, with the hashes of its memory for codes, are told as not read, and so are those of PAK. A password is
-//! nowhere told: with one of those that are given a member is read if its checksum fits then.
+//! Members that ARC up to 4.5 crunched, with the hashes of its memory for codes, are told as not read, and so are those of PAK. That a member
+//! is under a password is nowhere told; its checksum is wrong then.
 
 mod squeezed;
 
@@ -49,7 +49,10 @@ fn begins(probe: &mut Probe<'_>) -> io::Result<bool> {
     let Some(Next::Member(member)) = member(probe.input, 0).ok() else { return Ok(false) };
     let is_name = !member.raw_name.is_empty() && member.raw_name.iter().all(|byte| (b' '..0x7f).contains(byte));
     let next: Option<[u8; 1]> = probe.read_at(member.end)?;
-    Ok(is_name && matches!(member.method, 1..=11 | 0x7f) && next.is_none_or(|next| next == [MARK]) && member.end <= probe.length)
+    Ok(is_name
+        && matches!(member.method, 1..=11 | 0x7f)
+        && next.is_none_or(|next| next == [MARK])
+        && member.end <= probe.length)
 }
 
 struct Arc;
@@ -136,27 +139,34 @@ fn member(input: &mut dyn ReadSeek, offset: u64) -> io::Result<Next> {
 
 impl Member {
     fn content<'i>(&self, input: &'i mut dyn ReadSeek) -> io::Result<impl Read + 'i> {
-        let mut packed = BufReader::with_capacity(BUFFER_BYTES, Exactly::new(part(input, self.data, self.packed_bytes)?, self.packed_bytes));
+        let mut packed = BufReader::with_capacity(
+            BUFFER_BYTES,
+            Exactly::new(part(input, self.data, self.packed_bytes)?, self.packed_bytes),
+        );
         let content: Box<dyn Read + 'i> = match self.method {
             1 | 2 => Box::new(packed),
-            3 => Box::new(Unpacked::new(packed)),
-            4 => Box::new(Unpacked::new(squeezed::Decoder::new(packed)?)),
+            3 => Box::new(Unpacked::reader(packed)),
+            4 => {
+                let mut squeezed = squeezed::Decoder::new(packed)?;
+                let bytes = ByteByByte { next: move || squeezed.next(), failure: None };
+                Box::new(Unpacked::reader(bytes))
+            }
             8 | 0x7f => {
                 let mut bits = [0];
                 packed.read_exact(&mut bits)?;
                 let codes = compress::Decoder::without_header(packed, bits[0].into(), true)?;
-                if self.method == 8 { Box::new(Unpacked::new(codes)) } else { Box::new(codes) }
+                if self.method == 8 { Box::new(Unpacked::reader(codes)) } else { Box::new(codes) }
             }
             9 => Box::new(compress::Decoder::without_header(packed, SQUASHED_BITS, true)?),
             method => return Err(unsupported(format!("method {method} of ARC is not read"))),
         };
         // What a code stands for may go on behind the member's end.
-        Ok(Summed16::new(Exactly::new(content, self.length), Some(self.sum)))
+        Ok(Summed16::new(Exactly::new(content, self.length), self.sum))
     }
 }
 
 /// Undoes runs: a byte, 0x90, and how often it comes.
-struct Unpacked<R> {
+struct Unpacked<R: Read> {
     inner: io::Bytes<BufReader<R>>,
     last: u8,
     left: u8,
@@ -165,8 +175,10 @@ struct Unpacked<R> {
 impl<R: Read> Unpacked<R> {
     const RUN: u8 = 0x90;
 
-    fn new(inner: R) -> Self {
-        Self { inner: BufReader::with_capacity(BUFFER_BYTES, inner).bytes(), last: 0, left: 0 }
+    fn reader(inner: R) -> ByteByByte<impl FnMut() -> io::Result<Option<u8>>> {
+        let inner = BufReader::with_capacity(BUFFER_BYTES, inner).bytes();
+        let mut unpacked = Self { inner, last: 0, left: 0 };
+        ByteByByte { next: move || unpacked.next(), failure: None }
     }
 
     fn next(&mut self) -> io::Result<Option<u8>> {
@@ -194,15 +206,26 @@ impl<R: Read> Unpacked<R> {
     }
 }
 
-impl<R: Read> Read for Unpacked<R> {
+/// Reads what comes a byte at a time. What came before an error is handed out first.
+struct ByteByByte<F> {
+    next: F,
+    failure: Option<io::Error>,
+}
+
+impl<F: FnMut() -> io::Result<Option<u8>>> Read for ByteByByte<F> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if let Some(error) = self.failure.take() {
+            return Err(error);
+        }
         for (at, to) in into.iter_mut().enumerate() {
-            match self.next() {
+            match (self.next)() {
                 Ok(Some(byte)) => *to = byte,
                 Ok(None) => return Ok(at),
                 Err(error) if at == 0 => return Err(error),
-                // It comes again: the input is at its end or broken for good.
-                Err(_) => return Ok(at),
+                Err(error) => {
+                    self.failure = Some(error);
+                    return Ok(at);
+                }
             }
         }
         Ok(into.len())

@@ -1,6 +1,6 @@
 //! Squeezed members: a Huffman code whose tree comes before the data, as nodes of two children. Format: Richard Greenlaw's SQ.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 
 use crate::fields::invalid;
 
@@ -19,7 +19,7 @@ pub(super) struct Decoder<R> {
     done: bool,
 }
 
-impl<R: Read> Decoder<R> {
+impl<R: BufRead> Decoder<R> {
     pub(super) fn new(mut input: R) -> io::Result<Self> {
         let mut count = [0; 2];
         input.read_exact(&mut count)?;
@@ -43,7 +43,7 @@ impl<R: Read> Decoder<R> {
     }
 
     /// The next byte; none at the end.
-    fn next(&mut self) -> io::Result<Option<u8>> {
+    pub(super) fn next(&mut self) -> io::Result<Option<u8>> {
         if self.done {
             return Ok(None);
         }
@@ -51,7 +51,8 @@ impl<R: Read> Decoder<R> {
         // No way through a tree is longer than it has nodes, or it leads in a circle.
         for _ in 0..self.nodes.len() {
             if self.held_bits == 0 {
-                self.held = self.input.next().transpose()?.ok_or_else(|| invalid("the data ends before its end mark"))?;
+                self.held =
+                    self.input.next().transpose()?.ok_or_else(|| invalid("the data ends before its end mark"))?;
                 self.held_bits = 8;
             }
             let bit = usize::from(self.held & 1);
@@ -69,19 +70,5 @@ impl<R: Read> Decoder<R> {
             }
         }
         Err(invalid("a tree that leads in a circle"))
-    }
-}
-
-impl<R: Read> Read for Decoder<R> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        for (at, to) in into.iter_mut().enumerate() {
-            match self.next() {
-                Ok(Some(byte)) => *to = byte,
-                Ok(None) => return Ok(at),
-                Err(error) if at == 0 => return Err(error),
-                Err(_) => return Ok(at),
-            }
-        }
-        Ok(into.len())
     }
 }

@@ -87,7 +87,7 @@ impl Bits {
 pub type MakeZeros = fn(usize) -> Vec<u8>;
 
 /// Zeros, or as much of them as one stream of the format can say, by every compressor that can be had or written down in a few lines.
-pub const ZEROS: [(&str, MakeZeros); 25] = [
+pub const ZEROS: [(&str, MakeZeros); 26] = [
     ("zeros in gz", |pieces| gz(&piece()).repeat(pieces)),
     ("zeros in bz2", |pieces| bz2(&piece()).repeat(pieces)),
     ("zeros in xz", |pieces| xz(&piece()).repeat(pieces)),
@@ -122,6 +122,7 @@ pub const ZEROS: [(&str, MakeZeros); 25] = [
     ("zeros in cab, LZX", |pieces| cab(LZX, lzx_zeros(blocks(pieces)))),
     ("4 GiB of zeros in squashfs", |_| twice_packed(include_str!("squashfs-dense.hex"))),
     ("zeros in pdf, deflate twice", |_| pdf(&piece())),
+    ("zeros in a program, UPX", |_| upx(&piece())),
 ];
 
 fn piece() -> Vec<u8> {
@@ -351,6 +352,21 @@ fn pdf(zeros: &[u8]) -> Vec<u8> {
     let before =
         format!("%PDF-1.4\n1 0 obj\n<< /Filter [/FlateDecode /FlateDecode] /Length {} >>\nstream\n", data.len());
     [before.as_bytes(), &data, b"\nendstream\nendobj\nstartxref\n0\n%%EOF\n"].concat()
+}
+
+/// A program for Linux in one block, which LZMA packed.
+fn upx(zeros: &[u8]) -> Vec<u8> {
+    let (data, properties) = lzma(zeros);
+    let (lc, lp, pb) = (properties[0] % 9, properties[0] / 9 % 5, properties[0] / 45);
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(64, 0);
+    file[32] = 64;
+    file.extend_from_slice(b"\0\0\0\0UPX!\0\0\x0d\x16");
+    file.extend_from_slice(&[0; 12]);
+    file.extend_from_slice(&(zeros.len() as u32).to_le_bytes());
+    file.extend_from_slice(&(data.len() as u32 + 2).to_le_bytes());
+    file.extend_from_slice(&[14, 0, 0, 0, (lc + lp) << 3 | pb, lp << 4 | lc]);
+    [file, data, vec![0; 12]].concat()
 }
 
 /// A disk image of one chunk that is said to be zeros.

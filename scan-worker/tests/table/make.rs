@@ -93,6 +93,24 @@ pub fn linux_program(content: &[u8]) -> Vec<u8> {
     [program, gz(&tar(&[("e.com", content)]))].concat()
 }
 
+/// The same program, which UPX packed in one block of Deflate.
+pub fn packed_program(content: &[u8]) -> Vec<u8> {
+    let program = [&app_image()[..4096], content].concat();
+    let mut deflated = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::default());
+    deflated.write_all(&program).unwrap();
+    let data = deflated.finish().unwrap();
+    let mut file = program[..64].to_vec();
+    file[32] = 64;
+    file[40..48].fill(0);
+    file[60] = 0;
+    file.extend_from_slice(b"\0\0\0\0UPX!\0\0\x0d\x16");
+    file.extend_from_slice(&[0; 12]);
+    file.extend_from_slice(&(program.len() as u32).to_le_bytes());
+    file.extend_from_slice(&(data.len() as u32).to_le_bytes());
+    file.extend_from_slice(&[15, 0, 0, 0]);
+    [file, data, vec![0; 12]].concat()
+}
+
 /// A file system of 65,600 clusters of a sector, with a file in the third.
 pub fn fat32(content: &[u8]) -> Vec<u8> {
     const TABLE_SECTORS: usize = 513;

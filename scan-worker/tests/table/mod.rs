@@ -175,7 +175,7 @@ fn archives(content: &[u8]) -> Vec<Row> {
                 made("gem", make::gem(content)),
             ],
         ),
-        row("lzh, arj", [of("lzh", "lzh"), of("arj", "arj")]),
+        row("lzh, arj, arc", [of("lzh", "lzh"), of("arj", "arj"), of("arc", "arc")]),
     ]
 }
 
@@ -212,8 +212,12 @@ fn disks(content: &[u8]) -> Vec<Row> {
 fn documents(content: &[u8]) -> Vec<Row> {
     vec![
         row(
-            "programs for Windows and Linux",
-            [of("programs Windows", "pe"), made("programs Linux", make::linux_program(content))],
+            "programs for Windows and Linux, UPX",
+            [
+                of("programs Windows", "pe"),
+                made("programs Linux", make::linux_program(content)),
+                made("UPX", make::packed_program(content)),
+            ],
         ),
         row("NSIS, CHM", [of("NSIS", "nsis"), of("CHM", "chm")]),
         row("doc, xls, ppt, msi, msg (OLE)", make::compounds(content).into_iter().map(|(of, bytes)| made(of, bytes))),
