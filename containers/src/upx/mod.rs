@@ -18,7 +18,7 @@ use crate::fields::{array, find, invalid, le16, le32};
 use crate::format::{Format, Probe, whole_if};
 use crate::limits::TooMuchMemory;
 use crate::outcome::ExtractionOutcome;
-use crate::parts::{Out, cut_off, read_array, read_start, read_vec};
+use crate::parts::{Exactly, Out, cut_off, read_array, read_start, read_vec};
 
 /// The most that a program unpacks to here, and that it is packed in: both are held at once.
 const PROGRAM_BYTES_MAX: u64 = 96 << 20;
@@ -68,7 +68,7 @@ impl Extractor for Upx {
         let result = match linux_blocks(input) {
             Some(blocks) => {
                 let mut reader =
-                    Blocks { input, budget, offset: blocks, length, left: BLOCKS_MAX, block: Cursor::default() };
+                    Blocks { input, budget, offset: blocks, length, left: BLOCKS_MAX, block: Box::new(io::empty()) };
                 out.member("unpacked".to_owned(), None, &mut reader);
                 Ok(())
             }
@@ -78,47 +78,38 @@ impl Extractor for Upx {
     }
 }
 
-/// How something is compressed, by UPX's number.
-fn decode(method: u8, packed: &[u8], length: usize, budget: &Budget) -> io::Result<Vec<u8>> {
-    let nrv = |variant, word_bytes| {
-        let (out, result) = nrv::decode(packed, variant, word_bytes, length, &|| budget.check());
-        result.map(|()| out)
+/// What something becomes, by UPX's number of how it is packed: as it comes, so that a limit ends it before it is all in memory.
+fn decode(method: u8, packed: Vec<u8>, length: usize) -> io::Result<Exactly<Box<dyn Read>>> {
+    let nrv = |packed, variant, word_bytes| Box::new(nrv::Decoder::new(packed, variant, word_bytes, length));
+    let content: Box<dyn Read> = match method {
+        2 => nrv(packed, Variant::B, 4),
+        3 => nrv(packed, Variant::B, 1),
+        4 => nrv(packed, Variant::B, 2),
+        5 => nrv(packed, Variant::D, 4),
+        6 => nrv(packed, Variant::D, 1),
+        7 => nrv(packed, Variant::D, 2),
+        8 => nrv(packed, Variant::E, 4),
+        9 => nrv(packed, Variant::E, 1),
+        10 => nrv(packed, Variant::E, 2),
+        14 => lzma(packed, length)?,
+        15 => Box::new(flate2::bufread::DeflateDecoder::new(Cursor::new(packed))),
+        _ => return Err(invalid("a method that UPX has not")),
     };
-    let content = match method {
-        2 => nrv(Variant::B, 4),
-        3 => nrv(Variant::B, 1),
-        4 => nrv(Variant::B, 2),
-        5 => nrv(Variant::D, 4),
-        6 => nrv(Variant::D, 1),
-        7 => nrv(Variant::D, 2),
-        8 => nrv(Variant::E, 4),
-        9 => nrv(Variant::E, 1),
-        10 => nrv(Variant::E, 2),
-        14 => lzma(packed, length),
-        15 => read_exactly(&mut flate2::read::DeflateDecoder::new(packed), length),
-        _ => Err(invalid("a method that UPX has not")),
-    }?;
-    if content.len() == length { Ok(content) } else { Err(invalid("it does not become as much as it says")) }
+    Ok(Exactly::new(content, length as u64))
 }
 
 /// LZMA behind two bytes: bits of literals and positions, and the former once more by kind.
-fn lzma(packed: &[u8], length: usize) -> io::Result<Vec<u8>> {
-    let ([first, second], data) = packed.split_first_chunk().ok_or_else(cut_off)?;
+fn lzma(packed: Vec<u8>, length: usize) -> io::Result<Box<dyn Read>> {
+    let [first, second] = array(&packed, 0).ok_or_else(cut_off)?;
     let (positions, of_position, of_context) = (first & 7, second >> 4, second & 15);
     if first >> 3 != of_position + of_context {
         return Err(invalid("malformed properties of LZMA"));
     }
+    let mut data = Cursor::new(packed);
+    data.set_position(2);
     let window = u32::try_from(length).map_err(|_| invalid("it is too long"))?;
     let (lc, lp, pb) = (of_context.into(), of_position.into(), positions.into());
-    let mut reader = lzma_rust2::LzmaReader::new(data, length as u64, lc, lp, pb, window.max(4096), None)?;
-    read_exactly(&mut reader, length)
-}
-
-fn read_exactly(reader: &mut dyn Read, length: usize) -> io::Result<Vec<u8>> {
-    // Admitted before: the room for it is taken once, and not by doubling.
-    let mut content = Vec::with_capacity(length);
-    reader.take(length as u64).read_to_end(&mut content)?;
-    Ok(content)
+    Ok(Box::new(lzma_rust2::LzmaReader::new(data, length as u64, lc, lp, pb, window.max(4096), None)?))
 }
 
 /// What UPX says of what it packed as one.
@@ -170,9 +161,8 @@ fn windows(input: &mut dyn ReadSeek, length: u64, out: &mut Out<'_, '_>) -> io::
             out.check()?;
             let packed = read_vec(input, at, header.packed_bytes.into(), PROGRAM_BYTES_MAX)?;
             if adler32(&packed) == header.packed_sum {
-                let content = decode(header.method, &packed, header.length as usize, out.budget)?;
-                drop(packed);
-                out.member("unpacked".to_owned(), Some(content.len() as u64), &mut Cursor::new(content));
+                let content = decode(header.method, packed, header.length as usize);
+                out.made("unpacked".to_owned(), Some(header.length.into()), content);
                 return Ok(());
             }
         }
@@ -256,7 +246,7 @@ struct Blocks<'i, 'b> {
     offset: u64,
     length: u64,
     left: u32,
-    block: Cursor<Vec<u8>>,
+    block: Box<dyn Read>,
 }
 
 impl Blocks<'_, '_> {
@@ -272,9 +262,10 @@ impl Blocks<'_, '_> {
         let packed = read_vec(self.input, data, block.packed_bytes.into(), PROGRAM_BYTES_MAX)?;
         self.offset = data + u64::from(block.packed_bytes);
         let is_stored = block.packed_bytes == block.length;
-        let content =
-            if is_stored { packed } else { decode(block.method, &packed, block.length as usize, self.budget)? };
-        self.block = Cursor::new(content);
+        self.block = match is_stored {
+            true => Box::new(Cursor::new(packed)),
+            false => Box::new(decode(block.method, packed, block.length as usize)?),
+        };
         Ok(true)
     }
 }

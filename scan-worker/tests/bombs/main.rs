@@ -126,6 +126,7 @@ fn nested_archives_end_at_the_depth_or_the_size() {
         deep = common::gz(&deep);
     }
     bytes_end_with(&[DEPTH], "gz thirty deep", deep);
+    bytes_end_with(&[DEPTH], "gz that is in itself", make::quine());
     let mut nested = common::zip(&[("zeros", &vec![0; 16 << 20])]);
     for _ in 0..6 {
         let names: Vec<String> = (0..16).map(|at| format!("{at}.zip")).collect();

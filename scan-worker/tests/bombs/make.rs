@@ -44,6 +44,67 @@ pub fn overlapping(entries: u16) -> Vec<u8> {
     file
 }
 
+/// A gzip file that is its own content: it is in itself, without end. After Russ Cox, "Zip Files All The Way Down".
+pub fn quine() -> Vec<u8> {
+    // The time in the header is free, so it is what makes the checksum 0: each of its bits changes that in its own way.
+    let sum = |time| crc(&quine_of(time));
+    let base = sum(0);
+    let mut ways: Vec<(u32, u32)> = (0..32).map(|bit| (sum(1 << bit) ^ base, 1 << bit)).collect();
+    let (mut rest, mut time) = (base, 0);
+    for bit in 0..32 {
+        let Some(at) = ways.iter().position(|(way, _)| way >> bit & 1 == 1) else { continue };
+        let (way, with) = ways.swap_remove(at);
+        for other in ways.iter_mut().filter(|(other, _)| other >> bit & 1 == 1) {
+            *other = (other.0 ^ way, other.1 ^ with);
+        }
+        if rest >> bit & 1 == 1 {
+            (rest, time) = (rest ^ way, time ^ with);
+        }
+    }
+    assert_eq!(rest, 0, "no time makes the checksum 0");
+    let quine = quine_of(time);
+    let mut content = Vec::new();
+    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&quine[..]), &mut content).unwrap();
+    assert!(content == quine);
+    quine
+}
+
+/// The same with this time in its header, whatever the checksum of it is.
+fn quine_of(time: u32) -> Vec<u8> {
+    // What comes as it is: so many units of five bytes; and a copy of the last four units: two copies of ten bytes, and the block's end.
+    let literal = |units: u16| [&[0][..], &(units * 5).to_le_bytes(), &(!(units * 5)).to_le_bytes()].concat();
+    let mut bits = Bits::new(false);
+    bits.put(0b010, 3);
+    for _ in 0..2 {
+        bits.put(0b000_1000, 7);
+        bits.put(0b0_0010, 5);
+        bits.put(3, 3);
+    }
+    bits.put(0, 7);
+    let (zero, one, four, copy) = (literal(0), literal(1), literal(4), bits.bytes);
+    let head = [&b"\x1f\x8b\x08\x08"[..], &time.to_le_bytes(), b"\0\x03q.gz\0"].concat();
+    // An empty block, an empty last one, the checksum and the length.
+    let tail = |length: u32| [&zero[..], &[3, 0, 0, 0, 0, 0], &length.to_le_bytes()].concat();
+    let whole = |length| {
+        let tail = tail(length);
+        let parts: [&[&[u8]]; 11] = [
+            &[&head, &four, &head, &four, &copy],
+            &[&one, &copy],
+            &[&one, &one],
+            &[&four, &copy, &one, &one, &four],
+            &[&copy],
+            &[&four, &copy, &four, &copy, &four],
+            &[&copy],
+            &[&four, &copy, &zero, &zero, &four],
+            &[&copy],
+            &[&zero, &zero, &four, &copy, &tail],
+            &[&copy, &tail],
+        ];
+        parts.concat().concat()
+    };
+    whole(whole(0).len() as u32)
+}
+
 /// Bits, put into bytes from the least or the most significant on.
 struct Bits {
     bytes: Vec<u8>,
