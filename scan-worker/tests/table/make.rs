@@ -3,7 +3,7 @@
 use std::io::{Cursor, Write};
 
 use super::samples::SAMPLES;
-use super::{File, made};
+use super::{File, cabinets, made};
 use crate::common::{ar, gz, tar, xz, zip};
 
 #[path = "../../../containers/tests/base64/mod.rs"]
@@ -37,6 +37,12 @@ pub fn zips(content: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         ("ODF", zip(&writer)),
         ("epub", zip(&book)),
     ]
+}
+
+/// A cabinet in the one method that no program at hand writes.
+pub fn quantum(content: &[u8]) -> Vec<u8> {
+    let folder = cabinets::Folder { method: cabinets::QUANTUM, blocks: cabinets::quantum(content), name: "e.com" };
+    cabinets::cabinet(&[folder])
 }
 
 /// Tape archives of each kind.

@@ -5,6 +5,8 @@
 //! `make.rs`.
 #![allow(dead_code, unused_imports, reason = "each test binary uses its own part")]
 
+#[path = "../../../containers/tests/cabinets/mod.rs"]
+mod cabinets;
 mod make;
 #[allow(dead_code, reason = "some of what it tells is for other tests")]
 #[path = "../../../containers/tests/samples/mod.rs"]
@@ -160,7 +162,7 @@ fn archives(content: &[u8]) -> Vec<Row> {
         ),
         row("7z", [of("7z", "7z")]),
         row("rar 1.3 to 7", [of("rar 1.3", "rar-14"), of("rar 7", "rar-7"), of("rar", "rar")]),
-        row("cab", [of("cab", "cab")]),
+        row("cab", [of("cab", "cab"), made("cab Quantum", make::quantum(content))]),
         row(
             "rpm, cpio (bin, odc, newc), ar, deb, xar, gem",
             [
