@@ -11,6 +11,7 @@ mod cabinets;
 #[path = "../common/mod.rs"]
 mod common;
 mod make;
+mod many;
 #[path = "../measured/mod.rs"]
 mod measured;
 #[allow(dead_code, reason = "some of what it tells is for other tests")]
@@ -172,32 +173,32 @@ fn dictionaries_of_four_gibibytes_are_refused() {
 
 #[test]
 fn ten_million_members_end_at_their_number() {
-    for (name, length, make) in make::members() {
+    for (name, length, make) in many::members() {
         ends_with(&[FILES], name, Bomb::Made(length, make));
     }
-    bytes_end_with(&[FILES], "ten million empty in 7z", make::empty_in_7z(10_000_000));
+    bytes_end_with(&[FILES], "ten million empty in 7z", many::empty_in_7z(10_000_000));
 }
 
 #[test]
 #[ignore = "five gibibytes are looked at; make soak runs it"]
 fn ten_million_members_of_tape_archives_end_at_their_number() {
-    let (length, make) = make::members_of_tar();
+    let (length, make) = many::members_of_tar();
     ends_with(&[FILES], "ten million in tar", Bomb::Made(length, make));
-    bytes_end_with(&[RATIO, SIZE, FILES], "ten million in tar.gz", make::members_compressed());
+    bytes_end_with(&[RATIO, SIZE, FILES], "ten million in tar.gz", many::members_compressed());
 }
 
 #[test]
 fn trees_of_a_hundred_thousand_end() {
-    for (name, codes, bytes) in make::deep() {
+    for (name, codes, bytes) in many::deep() {
         bytes_end_with(codes, name, bytes);
     }
 }
 
 #[test]
 fn a_gibibyte_of_names_ends() {
-    bytes_end_with(&[RATIO, SIZE], "1 GiB of names in tar.gz", make::names_in_tar_gz());
-    bytes_end_with(&[SIZE, RATIO, BROKEN], "1 GiB of names in 7z", make::names_in_7z());
-    let (length, make) = make::names_in_zip();
+    bytes_end_with(&[RATIO, SIZE], "1 GiB of names in tar.gz", many::names_in_tar_gz());
+    bytes_end_with(&[SIZE, RATIO, BROKEN], "1 GiB of names in 7z", many::names_in_7z());
+    let (length, make) = many::names_in_zip();
     ends_with(&[FILES], "1 GiB of names in zip", Bomb::Made(length, make));
 }
 
