@@ -9,9 +9,9 @@
 
 use crate::format::Format;
 use crate::{
-    activemime, ar, binhex, cab, chm, coded, cpio, disk, exfat, ext, fat, hfs, iso9660, lzh, mail, nsis, ntfs, ole,
-    onenote, pdf, pe, rar, rpm, rtf, sevenz, squashfs, stream, swf, tar, text, textual, udf, unopened, utf16, wim, xar,
-    zip,
+    activemime, ar, arc, binhex, cab, chm, coded, cpio, disk, elf, exfat, ext, fat, hfs, iso9660, lzh, mail, nsis,
+    ntfs, ole, onenote, pdf, pe, rar, rpm, rtf, sevenz, squashfs, stream, swf, tar, text, textual, udf, unopened, upx,
+    utf16, wim, xar, zip,
 };
 
 /// Every format that this build takes apart.
@@ -61,6 +61,7 @@ pub static FORMATS: &[&Format] = &[
     &disk::DISK,
     &lzh::ARJ,
     &lzh::LZH,
+    &arc::FORMAT,
     &coded::LZMA,
     &textual::UUENCODE,
     &textual::YENC,
@@ -68,5 +69,7 @@ pub static FORMATS: &[&Format] = &[
     &text::FORMAT,
     &utf16::FORMAT,
     &pe::FORMAT,
+    &elf::FORMAT,
+    &upx::FORMAT,
     &unopened::FORMAT,
 ];

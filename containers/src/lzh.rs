@@ -124,17 +124,24 @@ fn lzh_member(input: &mut dyn ReadSeek, offset: u64, length: u64, out: &mut Out<
         return Ok(Some(next));
     };
     let decoded = Decoded { decoder, left: header.original_size };
-    let mut content = Summed16 { inner: decoded, sum: 0, expected: header.file_crc, done: false };
+    let mut content = Summed16::new(decoded, header.file_crc);
     out.member(name, Some(header.original_size), &mut content);
     Ok(Some(next))
 }
 
 /// Ends with an error if what was read doesn't have the CRC-16 that the header says.
-struct Summed16<R> {
+pub(crate) struct Summed16<R> {
     inner: R,
     sum: u16,
     expected: u16,
     done: bool,
+}
+
+impl<R> Summed16<R> {
+    /// Checks `inner` against a checksum.
+    pub(crate) fn new(inner: R, expected: u16) -> Self {
+        Self { inner, sum: 0, expected, done: false }
+    }
 }
 
 impl<R: Read> Read for Summed16<R> {

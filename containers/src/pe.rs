@@ -2,7 +2,7 @@
 //! making. Format: "PE Format" of the Windows documentation.
 //!
 //! A program that carries nothing is no container. Icons, dialogs, strings and the like are left out: they are part of the program's
-//! own bytes, which are scanned as they are. So are signatures. Packed programs (UPX) are not unpacked.
+//! own bytes, which are scanned as they are. So are signatures. Programs that UPX packed are another format.
 
 use std::io;
 

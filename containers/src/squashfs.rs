@@ -9,13 +9,14 @@ use std::io::{self, Read};
 use crate::budget::Budget;
 use crate::coded::lzo;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name};
+use crate::elf;
 use crate::fields::{invalid, le16, le32, le64, unsupported};
-use crate::format::{Claim, Format, Probe, whole_if};
+use crate::format::{Claim, Format, whole_if};
 use crate::limits::DECODER_BYTES_MAX;
 use crate::outcome::ExtractionOutcome;
 use crate::parts::{Out, cut_off, read_array, read_vec};
 
-const MAGIC: &[u8] = b"hsqs";
+pub(crate) const MAGIC: &[u8] = b"hsqs";
 const SUPERBLOCK_BYTES: usize = 96;
 /// A metadata block decodes to at most this.
 const METADATA_BYTES: usize = 8192;
@@ -45,23 +46,13 @@ pub(crate) static FORMAT: Format = Format {
         if probe.head.starts_with(MAGIC) {
             return whole_if(true);
         }
-        match elf_end(probe) {
+        match elf::end(probe) {
             Some(end) if probe.read_at::<4>(end)?.is_some_and(|mark| mark == MAGIC) => Ok(vec![Claim::Whole(end)]),
             _ => Ok(Vec::new()),
         }
     },
     extractor: &SquashFs,
 };
-
-/// Where an ELF program of 64 bits ends: behind its section headers.
-fn elf_end(probe: &Probe<'_>) -> Option<u64> {
-    let head = probe.head;
-    if !head.starts_with(b"\x7fELF\x02\x01") {
-        return None;
-    }
-    let sections = u64::from(le16(head, 58)?) * u64::from(le16(head, 60)?);
-    le64(head, 40)?.checked_add(sections)
-}
 
 struct SquashFs;
 

@@ -188,6 +188,50 @@ fn archives_are_found_behind_and_before_anything() {
     must_be_found("behind a script", &[b"#!/bin/sh\ntail -n +3 $0 | tar xz\nexit\n".to_vec(), gzipped(&tar)].concat());
 }
 
+/// A member of an archive of Spark's.
+fn spark(method: u8, packed: &[u8], content: &[u8]) -> Vec<u8> {
+    let sum = content.iter().fold(0u16, |sum, byte| {
+        (0..8).fold(sum ^ u16::from(*byte), |sum, _| if sum & 1 == 1 { sum >> 1 ^ 0xa001 } else { sum >> 1 })
+    });
+    let mut member = vec![0x1a, method];
+    member.extend_from_slice(b"eicar/com\0\0\0\0");
+    member.extend_from_slice(&(packed.len() as u32).to_le_bytes());
+    member.extend_from_slice(&[0; 4]);
+    member.extend_from_slice(&sum.to_le_bytes());
+    member.extend_from_slice(&(content.len() as u32).to_le_bytes());
+    member.extend_from_slice(&[0xff; 12]);
+    [member, packed.to_vec(), vec![0x1a, 0x80]].concat()
+}
+
+#[test]
+fn archives_of_spark_come_apart() {
+    let eicar = eicar();
+    conformance::check(&Case::new("arc", &spark(0x82, &eicar, &eicar), &eicar), ROUNDS);
+    // What compress(1) makes, with the width of its codes in one byte.
+    let stream = SAMPLES.iter().find(|sample| sample.name == "compress").unwrap().file();
+    let content = take_apart(&stream, &Passwords::NONE).members.remove(0).1;
+    let packed = [&[stream[2] & 0x1f], &stream[3..]].concat();
+    conformance::check(&Case::new("arc", &spark(0xff, &packed, &content), &eicar), ROUNDS);
+    for method in [5, 6, 7, 10, 11] {
+        let file = spark(0x80 | method, &packed, &content);
+        assert!(take_apart(&file, &Passwords::NONE).outcome.broken.is_some(), "{method}");
+    }
+    let behind = [spark(0x82, &eicar, &eicar), vec![0x1a; 100]].concat();
+    assert!(take_apart(&behind, &Passwords::NONE).outcome.is_complete());
+    let behind = [spark(0x82, b"clean", b"clean"), eicar.clone()].concat();
+    must_be_found("behind the archive", &behind);
+}
+
+#[test]
+fn trees_of_squeezed_members_that_lead_in_circles_end() {
+    // One node whose children are itself; and one that is left for a node that is not there.
+    for tree in [&b"\x01\0\0\0\0\0"[..], b"\x01\0\x01\0\x01\0", b"\x01\0\xfe\xfe\xfe\xfe", b"\xff\xff", b"\0\0"] {
+        let packed = [tree, &[0x55; 1000]].concat();
+        let taken = take_apart(&spark(0x84, &packed, b"content"), &Passwords::NONE);
+        assert!(taken.outcome.broken.is_some(), "{tree:?}: {taken:?}");
+    }
+}
+
 #[test]
 fn films_come_out_and_what_is_not_opened_is_told() {
     let mut encoder = flate2::write::ZlibEncoder::new(b"CWS\x0a\x4c\0\0\0".to_vec(), flate2::Compression::default());

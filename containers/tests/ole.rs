@@ -113,6 +113,44 @@ fn source_comes_out_by_the_directory_and_without_it() {
     assert!(take_apart(&file, &Passwords::NONE).members.contains(&("Macros/VBA/Module1.bas".to_owned(), source)));
 }
 
+/// A record of a presentation.
+fn record(version_and_instance: u16, kind: u16, data: &[u8]) -> Vec<u8> {
+    let head = [version_and_instance.to_le_bytes(), kind.to_le_bytes()].concat();
+    [head, (data.len() as u32).to_le_bytes().to_vec(), data.to_vec()].concat()
+}
+
+#[test]
+fn objects_of_presentations_come_out() {
+    let object = compound(cfb::Version::V3, &[("/\u{1}Ole10Native", &package("eicar.com", &eicar()))]);
+    let mut deflated =
+        flate2::write::ZlibEncoder::new((object.len() as u32).to_le_bytes().to_vec(), flate2::Compression::default());
+    deflated.write_all(&object).unwrap();
+    let deflated = deflated.finish().unwrap();
+    // Among other records, over more than is searched at once, and what only looks like one.
+    for before in [0, 262_144 - 20, 262_144 - 9, 262_144 - 3, 700_000] {
+        let slides = [
+            record(0x0f, 0x03e8, &vec![7; before]),
+            record(0, 0x1011, b"no compound file"),
+            record(0x10, 0x1011, &deflated),
+            record(0, 0x1011, &object),
+            record(0x0f, 0x03e8, &[7; 3000]),
+        ];
+        let file = compound(cfb::Version::V3, &[("/PowerPoint Document", &slides.concat())]);
+        let taken = take_apart(&file, &Passwords::NONE);
+        assert!(taken.outcome.is_complete(), "{}", taken.outcome.detail());
+        for number in [1, 2] {
+            assert!(taken.members.contains(&(format!("object-{number}"), object.clone())), "{number} behind {before}");
+        }
+        assert!(conformance::is_found(&file, &eicar(), &Passwords::NONE));
+        if before == 0 {
+            conformance::survives_mutations(&Case::new("ole", &file, &eicar()), ROUNDS);
+        }
+    }
+    let many = record(0, 0x1011, &object[..512]).repeat(1100);
+    let file = compound(cfb::Version::V3, &[("/PowerPoint Document", &many)]);
+    assert!(take_apart(&file, &Passwords::NONE).outcome.broken.is_some());
+}
+
 #[test]
 fn attachments_of_messages_have_their_names() {
     let utf16: Vec<u8> = "eicar.com".encode_utf16().flat_map(u16::to_le_bytes).collect();

@@ -1,4 +1,4 @@
-//! The LZW of compress(1): codes of 9 to 16 bits, least significant bit first. It follows ncompress 4.2, as every
+//! The LZW of compress(1), and of those who took it over: codes of 9 to 16 bits, least significant bit first. It follows ncompress 4.2, as every
 //! reader does, in its quirk that codes come in groups of eight, and that what is left of a group is skipped when their width changes.
 
 use std::io::{self, Read};
@@ -11,7 +11,7 @@ const FIRST_BITS: u32 = 9;
 const BITS_MAX: u32 = 16;
 
 /// Decodes one stream.
-pub(super) struct Decoder<R> {
+pub(crate) struct Decoder<R> {
     input: R,
     bits_max: u32,
     /// Whether code 256 clears the table.
@@ -37,11 +37,14 @@ impl<R: Read> Decoder<R> {
         let mut header = [0; 3];
         input.read_exact(&mut header)?;
         let [0x1f, 0x9d, flags] = header else { return Err(invalid("no header")) };
-        let bits_max = u32::from(flags & 0x1f);
+        Self::without_header(input, u32::from(flags & 0x1f), flags & 0x80 != 0)
+    }
+
+    /// The same for a stream whose longest code is told elsewhere, and whether a code clears the table.
+    pub(crate) fn without_header(input: R, bits_max: u32, block_mode: bool) -> io::Result<Self> {
         if !(FIRST_BITS..=BITS_MAX).contains(&bits_max) {
             return Err(invalid("malformed code width"));
         }
-        let block_mode = flags & 0x80 != 0;
         let mut decoder = Self {
             input,
             bits_max,

@@ -4,7 +4,7 @@
 //! What follows the last stream must be nothing or zeros. Decoders get bounded memory, whatever a header asks for. A .Z file doesn't
 //! say where it ends, so that one that is cut off can't be told from a whole one.
 
-mod compress;
+pub(crate) mod compress;
 mod lz4;
 mod lzip;
 pub(crate) mod lzo;

@@ -3,7 +3,7 @@
 //! Every stream is handed out, under its path. Some hold something that is handed out instead or besides: the file in a
 //! package (instead, with the name it was given), the source of VBA modules (besides, since the compiled code says
 //! something else at times), an attachment of a message (under its own name), a message's compressed text, and the decrypted package of
-//! an encrypted document (instead). Streams that no storage knows are handed out too.
+//! an encrypted document (instead), the compound files that a presentation embeds (besides). Streams that no storage knows are handed out too.
 //!
 //! Documents of before 2007 that are encrypted are told as protected and not decrypted.
 
@@ -11,10 +11,11 @@ mod compound;
 mod encryption;
 mod outlook;
 pub(crate) mod package;
+mod powerpoint;
 mod vba;
 
 use std::collections::HashMap;
-use std::io::{self, Cursor, Read};
+use std::io::{self, BufReader, Cursor, Read};
 
 use self::compound::{Compound, Kind};
 pub(crate) use self::outlook::decompress as compressed_text;
@@ -209,6 +210,9 @@ impl Walk<'_, '_, '_> {
             }
         }
         self.raw(index, path.clone());
+        if name == powerpoint::STREAM {
+            return self.storages(index, &path);
+        }
         let offset = offsets.get(&(self.parent_of(index), name.to_lowercase())).copied();
         let beside_dir = self.is_beside_a_project(index);
         if !self.outcome.is_over() && (offset.is_some() || beside_dir) && !name.eq_ignore_ascii_case("dir") {
@@ -223,6 +227,36 @@ impl Walk<'_, '_, '_> {
             Err(error) => Ok(Some(error)),
         };
         self.note(&format!("stream {path:?}"), handed_out);
+    }
+
+    /// Hands out the compound files that a presentation embeds.
+    fn storages(&mut self, index: usize, path: &str) {
+        let found = self.compound.stream(index).and_then(powerpoint::storages);
+        let (storages, are_more) = match found {
+            Ok(found) => found,
+            Err(error) => return self.outcome.note_error(&format!("stream {path:?}"), &error),
+        };
+        if are_more {
+            self.outcome.note_broken("the presentation embeds more objects than are read");
+        }
+        for (number, storage) in (1..).zip(storages) {
+            if self.outcome.is_over() {
+                return;
+            }
+            let name = format!("{}object-{number}", folder(path));
+            let handed_out = match self.compound.stream(index).and_then(|mut stream| {
+                skip(&mut stream, storage.offset)?;
+                Ok(stream.take(storage.length))
+            }) {
+                Ok(content) if storage.is_deflated => {
+                    let mut content = flate2::bufread::ZlibDecoder::new(BufReader::new(content));
+                    hand_out(name, None, &mut content, self.budget, self.sink)
+                }
+                Ok(mut content) => hand_out(name, Some(storage.length), &mut content, self.budget, self.sink),
+                Err(error) => Ok(Some(error)),
+            };
+            self.note(&format!("object {number} of {path:?}"), handed_out);
+        }
     }
 
     /// Whether a stream lies in the storage of a project's modules.

@@ -193,8 +193,9 @@ pub(super) struct CentralHeaders {
     used: usize,
 }
 
-/// How much of a directory is read at once: longer than the longest central header.
-const CENTRAL_BUFFER_BYTES: u64 = 256 * 1024;
+/// How much of a directory is read at once: many of the longest central headers, since a file that is read on demand comes in pieces of
+/// this length, and each time that reading goes from the directory to a member and back costs two of them.
+const CENTRAL_BUFFER_BYTES: u64 = 4 << 20;
 
 impl CentralHeaders {
     pub fn new(directory: Directory) -> Self {

@@ -84,6 +84,8 @@ pub static SAMPLES: &[Sample] = &[
     sample!("7z", "7z-aes", Some("secret")),
     sample!("7z", "7z-aes-header", Some("secret")),
     sample!("7z", "7z-aes-copy", Some("secret")),
+    sample!("arc", "arc-crunched"),
+    sample!("arc", "arc-squashed"),
     sample!("arj", "arj"),
     sample!("arj", "arj-fastest"),
     sample!("arj", "arj-stored"),

@@ -160,8 +160,13 @@ pub fn root(name: &str, content: Bytes, rule: Rule, scanner: &Scanner) -> Root {
 }
 
 pub fn scan_with(scanner: &Scanner, name: &str, content: impl Into<Bytes>, rule: Rule) -> Scanned {
+    scan_locked(scanner, name, content.into(), rule, Passwords::NONE)
+}
+
+pub fn scan_locked(scanner: &Scanner, name: &str, content: Bytes, rule: Rule, passwords: Passwords) -> Scanned {
     let (store, records) = (Arc::new(MemoryStore::default()), Arc::new(Records::default()));
-    let scan = scanner.scan(root(name, content.into(), rule, scanner), store.clone(), records.clone());
+    let root = Root { passwords, ..root(name, content, rule, scanner) };
+    let scan = scanner.scan(root, store.clone(), records.clone());
     let TreeOutcome::Finished(root) = scan.wait() else { panic!("the scan of {name} was not finished") };
     let records = std::mem::take(&mut *records.0.lock().unwrap());
     check(&root, &records);

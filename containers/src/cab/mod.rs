@@ -1,7 +1,9 @@
-//! Microsoft cabinets: stored, MSZIP and LZX. Format: [MS-CAB]; MSZIP as in [MS-MCI], LZX over the `lzxd` crate.
+//! Microsoft cabinets: stored, MSZIP, Quantum and LZX. Format: [MS-CAB]; MSZIP as in [MS-MCI], LZX over the `lzxd` crate.
 //!
-//! A folder is decoded once if its files lie in it one after the other, as all writers put them. Quantum is not read. What goes on in another
+//! A folder is decoded once if its files lie in it one after the other, as all writers put them. What goes on in another
 //! cabinet of a set is told as broken; what follows a cabinet is handed out as a member.
+
+mod quantum;
 
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use flate2::{Decompress, FlushDecompress, Status};
 use lzxd::{Lzxd, WindowSize};
 
+use self::quantum::Quantum;
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name};
 use crate::fields::{invalid, le16, le32, unsupported};
@@ -200,6 +203,7 @@ fn folder_files(input: &mut dyn ReadSeek, folder: &Folder, data_reserve: u64, fi
 enum Decoder {
     Stored,
     MsZip(Box<Decompress>),
+    Quantum(Box<Quantum>),
     Lzx(Box<Lzxd>),
 }
 
@@ -240,7 +244,7 @@ impl<'i> FolderReader<'i> {
         self.decoder = match method & 15 {
             0 => Decoder::Stored,
             1 => Decoder::MsZip(Box::new(Decompress::new(false))),
-            2 => return Err(unsupported("compression method Quantum is not supported")),
+            2 => Decoder::Quantum(Box::new(Quantum::new(method >> 8 & 31)?)),
             3 => Decoder::Lzx(Box::new(Lzxd::new(window(method >> 8 & 31)?))),
             other => return Err(unsupported(format!("compression method {other} is not supported"))),
         };
@@ -309,6 +313,7 @@ impl<'i> FolderReader<'i> {
                     return Err(invalid("a block doesn't decode"));
                 }
             }
+            Decoder::Quantum(quantum) => self.block = quantum.block(&packed, length)?,
             Decoder::Lzx(lzx) => {
                 // The crate asserts what a hostile block may break.
                 let block = catch_unwind(AssertUnwindSafe(|| lzx.decompress_next(&packed, length).map(<[u8]>::to_vec)));
