@@ -24,6 +24,7 @@ use lazaret_node_client::transport::Transport;
 use lazaret_node_client::{CredentialFiles, TrustFiles};
 use lazaret_protocol::{ClusterMap, NodeEntry, NodeId};
 use lazaret_sandbox::{Sandbox, SandboxOptions};
+use lazaret_scan_worker::pool::EXPRESS_THREADS_MAX;
 use lazaret_scan_worker::{ScanWorker, WorkerOptions};
 use lazaret_storage_node::Node;
 use lazaret_storage_node::engine::EngineOptions;
@@ -318,7 +319,7 @@ pub async fn open_worker(
     }
     options.sandbox = match config.sandbox {
         SandboxMode::Required => {
-            let sandboxing = SandboxOptions::new(options.scan_threads);
+            let sandboxing = SandboxOptions::new(options.scan_threads + EXPRESS_THREADS_MAX);
             let started = tokio::task::spawn_blocking(|| Sandbox::start(sandboxing)).await?;
             Some(started.context("`sandbox: off` in the worker's configuration does without, at the worker's risk")?)
         }

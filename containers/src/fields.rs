@@ -1,6 +1,7 @@
 //! Numbers and texts at places in a slice, for readers of binary formats, and the errors of what is not as it should be.
 //! Nothing here panics: what lies outside is none.
 
+pub(crate) use memchr::memmem::find;
 use std::io::{self, Read};
 
 /// The `N` bytes at `at`.
@@ -47,11 +48,6 @@ pub(crate) fn utf16_le(bytes: &[u8]) -> String {
 /// The bytes before the first zero, or all.
 pub(crate) fn until_zero(bytes: &[u8]) -> &[u8] {
     bytes.split(|byte| *byte == 0).next().unwrap_or_default()
-}
-
-/// Where `needle` begins in `haystack`.
-pub(crate) fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    haystack.windows(needle.len().max(1)).position(|window| window == needle)
 }
 
 /// Reads what is left, but at most so many bytes.

@@ -94,15 +94,29 @@ impl Base64 {
 
 /// What a character of base64 stands for.
 pub(crate) fn digit(character: u8) -> Option<u8> {
-    Some(match character {
-        b'A'..=b'Z' => character - b'A',
-        b'a'..=b'z' => character - b'a' + 26,
-        b'0'..=b'9' => character - b'0' + 52,
-        b'+' | b'-' => 62,
-        b'/' | b'_' => 63,
-        _ => return None,
-    })
+    let digit = DIGITS[usize::from(character)];
+    (digit < 64).then_some(digit)
 }
+
+/// The digit of each character; 64 of those that are none.
+static DIGITS: [u8; 256] = {
+    let mut digits = [64; 256];
+    let mut character: u8 = 0;
+    loop {
+        digits[character as usize] = match character {
+            b'A'..=b'Z' => character - b'A',
+            b'a'..=b'z' => character - b'a' + 26,
+            b'0'..=b'9' => character - b'0' + 52,
+            b'+' | b'-' => 62,
+            b'/' | b'_' => 63,
+            _ => 64,
+        };
+        if character == u8::MAX {
+            break digits;
+        }
+        character += 1;
+    }
+};
 
 /// Decodes a whole text of base64; none if it has nothing.
 pub(crate) fn base64(text: &[u8]) -> Option<Vec<u8>> {

@@ -27,6 +27,9 @@ pub(crate) const EXIT_PANICKED: i32 = 121;
 
 /// What is done in a job process.
 pub trait Work {
+    /// Called once in each template, before there is anything to fear: does what every job would do anew otherwise, such as
+    /// asking the processor what it can, which takes long in a virtual machine.
+    fn warm(&self) {}
     /// Does one job. The process ends with it. An error says that the other side is gone.
     fn work(&self, input: &File, output: Output) -> io::Result<()>;
 }
@@ -44,6 +47,7 @@ pub fn run_if_asked(work: &dyn Work) -> Option<ExitCode> {
 
 fn template(work: &dyn Work) -> io::Result<()> {
     close_inherited()?;
+    work.warm();
     let stdin = io::stdin();
     let (single, filters) = match prepare() {
         Ok(prepared) => prepared,

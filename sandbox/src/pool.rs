@@ -29,16 +29,16 @@ const END_MAX: Duration = Duration::from_secs(10);
 pub struct SandboxOptions {
     /// The program that calls [`crate::child::run_if_asked`].
     pub program: PathBuf,
-    /// How many templates are kept when they have nothing to do: as many as there are threads that scan.
+    /// How many templates are kept when they have nothing to do. To start one costs a hundred times as much as a job.
     pub idle_max: usize,
     /// How much memory a job process may have of its own, besides what it was forked with.
     pub memory_bytes: u64,
 }
 
 impl SandboxOptions {
-    /// Re-executes this program, for so many threads.
+    /// Re-executes this program, for so many threads, each of which usually has one file open, or one inside another.
     pub fn new(threads: usize) -> Self {
-        Self { program: "/proc/self/exe".into(), idle_max: threads.max(1), memory_bytes: 240 << 20 }
+        Self { program: "/proc/self/exe".into(), idle_max: 2 * threads.max(1), memory_bytes: 240 << 20 }
     }
 }
 

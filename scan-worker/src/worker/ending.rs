@@ -97,8 +97,11 @@ impl Shared {
             Ending::Result(result) => result,
         };
         self.finish(data_id, &result).await?;
-        self.queue.ack(&lease.token).await?;
-        Ok(())
+        let (acknowledged, forgotten) = tokio::join!(self.queue.ack(&lease.token), self.progress.remove(data_id));
+        if let Err(error) = forgotten {
+            tracing::debug!(%data_id, %error, "progress could not be forgotten");
+        }
+        acknowledged.map(drop)
     }
 
     async fn finish(&self, data_id: DataId, result: &FileResult) -> Result<(), StoreError> {
@@ -116,9 +119,6 @@ impl Shared {
         }
         self.scanner.metrics().analysis(result.overall, result.times.total_ms);
         tracing::info!(%data_id, result = %result.overall, total_ms = result.times.total_ms, "analysis finished");
-        if let Err(error) = self.progress.remove(data_id).await {
-            tracing::debug!(%data_id, %error, "progress could not be forgotten");
-        }
         Ok(())
     }
 }

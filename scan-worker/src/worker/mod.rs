@@ -68,6 +68,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 /// Most unfinished analyses that one pass of the sweep looks at; the next pass sees the rest.
 const SWEEP_MAX: u32 = 1_000;
 
+/// Most submissions whose end is being recorded. Further ones keep their slots.
+const SETTLING_MAX: u32 = 256;
 /// Most submissions that wait for a twin. Further ones are scanned.
 const TWINS_WAITING_MAX: usize = 1_000;
 
@@ -88,8 +90,8 @@ pub struct WorkerOptions {
     pub seal: Arc<PasswordSeal>,
     /// Threads that scan and extract. Default: one a core.
     pub scan_threads: usize,
-    /// How many submissions are scanned at once, and so many small ones besides. Default: twice the threads, so that
-    /// fetching and scanning overlap.
+    /// How many submissions are scanned at once, and four times as many small ones besides. Default: twice the threads, so
+    /// that fetching and scanning overlap.
     pub concurrent_files: usize,
     /// A file up to this length is held in memory while it is scanned. Default: 256 MiB.
     pub sample_memory_max_bytes: u64,
@@ -158,6 +160,8 @@ struct Shared {
     slots: Slots,
     /// Places for those that wait for a twin.
     waiting: Arc<Semaphore>,
+    /// Places for those whose end is being recorded.
+    settling: Semaphore,
     finished: Finished,
     engines: Vec<Arc<dyn Engine>>,
 }
@@ -203,6 +207,7 @@ impl ScanWorker {
             verdicts,
             slots,
             waiting: Arc::new(Semaphore::new(TWINS_WAITING_MAX)),
+            settling: Semaphore::new(SETTLING_MAX as usize),
             finished: Finished::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -236,8 +241,10 @@ impl ScanWorker {
             () = report => {}
             _ = shutdown.wait_for(|asked| *asked) => {}
         }
-        // Every task that was begun holds a slot or a place to wait, and who has the one may yet come for the other.
+        // Every task that was begun holds a slot or a place to wait, and who has the one may yet come for the other; and comes
+        // to the place where its end is recorded before it gives either back.
         let _ = tokio::join!(shared.slots.all(), shared.waiting.acquire_many(TWINS_WAITING_MAX as u32));
+        let _ = shared.settling.acquire_many(SETTLING_MAX).await;
     }
 }
 
@@ -251,54 +258,74 @@ impl Shared {
     async fn take_tasks(self: &Arc<Self>, shutdown: &watch::Receiver<bool>) {
         let mut next_join = Duration::ZERO;
         loop {
-            let slot = self.slots.next().await;
-            let Some(lease) = self.lease(slot.is_for_small()).await else {
-                let now = self.environment.clock.monotonic();
-                if !slot.is_for_small() && now >= next_join {
-                    next_join = now + JOIN_INTERVAL;
-                    if let Some(part) = self.join().await {
-                        let (shared, shutdown) = (self.clone(), shutdown.clone());
-                        self.environment.spawner.spawn(Box::pin(async move {
-                            shared.help(part, slot, shutdown).await;
-                        }));
-                        continue;
-                    }
-                }
-                // A small file's slot is not held while a slot for any file may become free.
-                let any_slot = self.slots.wait_for_any(slot);
-                tokio::select! {
-                    () = self.queue.wait(RETRY_DELAY) => {}
-                    () = any_slot => {}
-                }
+            let (any, small) = self.slots.free().await;
+            // Side by side they cost one transaction of the queue.
+            let (leased, leased_small) = tokio::join!(self.lease(any.len(), false), self.lease(small.len(), true));
+            if leased.is_empty() && leased_small.is_empty() {
+                drop(small);
+                self.idle(any, &mut next_join, shutdown).await;
                 continue;
-            };
-            let (shared, shutdown) = (self.clone(), shutdown.clone());
-            let is_suspect = is_suspect(&lease);
-            let (end, ended) = oneshot::channel::<()>();
-            self.environment.spawner.spawn(Box::pin(async move {
-                shared.work(lease, slot, shutdown).await;
-                drop(end);
-            }));
-            if is_suspect {
+            }
+            let mut suspects = Vec::new();
+            for (lease, slot) in leased.into_iter().zip(any).chain(leased_small.into_iter().zip(small)) {
+                let (shared, shutdown) = (self.clone(), shutdown.clone());
+                let (end, ended) = oneshot::channel::<()>();
+                if is_suspect(&lease) {
+                    suspects.push(ended);
+                }
+                self.environment.spawner.spawn(Box::pin(async move {
+                    shared.work(lease, slot, shutdown).await;
+                    drop(end);
+                }));
+            }
+            for ended in suspects {
                 // Whatever were leased meanwhile would be suspected with it.
                 let _ = ended.await;
             }
         }
     }
 
-    async fn lease(&self, small: bool) -> Option<Lease> {
-        let (name, lease_ms, now_ms) = (&self.options.name, self.options.lease_ms, self.now_ms());
-        let leased = match small {
-            true => self.queue.lease_small(name, 1, lease_ms, now_ms).await,
-            false => self.queue.lease(name, 1, lease_ms, now_ms).await,
-        };
-        match leased {
-            Ok(mut leases) => leases.pop(),
-            Err(error) => {
-                tracing::warn!(%error, "no task could be leased");
-                None
+    /// There is no task for these slots: joins what another worker shares, or waits until there may be something to do.
+    async fn idle(self: &Arc<Self>, mut any: Vec<Slot>, next_join: &mut Duration, shutdown: &watch::Receiver<bool>) {
+        let had_none = any.is_empty();
+        let now = self.environment.clock.monotonic();
+        if now >= *next_join
+            && let Some(slot) = any.pop()
+        {
+            *next_join = now + JOIN_INTERVAL;
+            if let Some(part) = self.join().await {
+                let (shared, shutdown) = (self.clone(), shutdown.clone());
+                self.environment.spawner.spawn(Box::pin(async move {
+                    shared.help(part, slot, shutdown).await;
+                }));
+                return;
             }
         }
+        // No slot is held meanwhile: whoever scans a small file may want one.
+        drop(any);
+        let any_slot = async {
+            match had_none {
+                true => drop(self.slots.any().await),
+                false => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.queue.wait(RETRY_DELAY) => {}
+            () = any_slot => {}
+        }
+    }
+
+    async fn lease(&self, max: usize, small: bool) -> Vec<Lease> {
+        let (name, lease_ms, now_ms) = (&self.options.name, self.options.lease_ms, self.now_ms());
+        let leased = match small {
+            _ if max == 0 => return Vec::new(),
+            true => self.queue.lease_small(name, max, lease_ms, now_ms).await,
+            false => self.queue.lease(name, max, lease_ms, now_ms).await,
+        };
+        leased.unwrap_or_else(|error| {
+            tracing::warn!(%error, "no task could be leased");
+            Vec::new()
+        })
     }
 
     /// Queues what is unfinished and has no task, again and again.
@@ -331,13 +358,16 @@ impl Shared {
     /// Does one task, whatever comes of it.
     async fn work(&self, lease: Lease, slot: Slot, shutdown: watch::Receiver<bool>) {
         let data_id = lease.task.data_id;
-        // Given back when everything is recorded, so that a worker that ends waits for that.
         let mut place = Place::Slot(slot);
         let mut claimed = false;
         let ending = match self.try_work(&lease, &mut place, &mut claimed, shutdown).await {
             Ok(ending) => ending,
             Err(error) => Ending::Retry { detail: error.to_string() },
         };
+        // The next file is scanned while this one's end is recorded, which is mostly waiting for the results' store. A worker
+        // that ends waits for those that have a place. The place comes first: what can't be recorded stops the scanning.
+        let _settling = self.settling.acquire().await;
+        drop(place);
         if claimed && ending.leaves_it_unfinished() {
             self.disclaim(data_id).await;
         }

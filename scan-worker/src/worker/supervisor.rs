@@ -84,7 +84,8 @@ impl<'s> Supervisor<'s> {
             claimed: false,
             next_beat: now + lasts / 3,
             lease_end: now + lasts,
-            next_look: Some(now),
+            // Whoever begins has just read the record, which says whether it is to be cancelled.
+            next_look: Some(now + CANCEL_INTERVAL),
             time_limit: limit.map(|limit| now.saturating_add(limit)),
             shutdown,
             shutdown_end: None,
