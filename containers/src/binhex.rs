@@ -19,6 +19,8 @@ const SEARCHED_BYTES: usize = 4096;
 /// The same when the text is read.
 const BEFORE_BYTES_MAX: u64 = 64 << 10;
 const ALPHABET: &[u8; 64] = b"!\"#$%&'()*+,-012345689@ABCDEFGHIJKLMNPQRSTUVXYZ[`abcdefhijklmpqr";
+/// The shortest header, of a file whose name has one letter: 23 bytes, of which those that repeat may be left out.
+const HEADER_CHARACTERS_MIN: usize = 16;
 /// Repeats the byte before it as often as the next byte says.
 const REPEAT: u8 = 0x90;
 
@@ -32,14 +34,25 @@ pub(crate) static FORMAT: Format = Format {
     beside: &[],
     probe: |probe| {
         let head = probe.head.get(..SEARCHED_BYTES).unwrap_or(probe.head);
+        let is_all = probe.head.len() as u64 >= probe.length;
         match find(head, MARK) {
             Some(0) => whole_if(true),
-            Some(_) => Ok(vec![Claim::Inside(0)]),
-            None => Ok(Vec::new()),
+            // If no file is behind it the text only speaks of such files.
+            Some(mark) if !is_all || has_file(probe.head.get(mark..).unwrap_or_default()) => Ok(vec![Claim::Inside(0)]),
+            _ => Ok(Vec::new()),
         }
     },
     extractor: &BinHex,
 };
+
+/// Whether a file begins somewhere in a text: a colon, and no other characters than those of its alphabet for a while.
+fn has_file(text: &[u8]) -> bool {
+    memchr::memchr_iter(b':', text).any(|colon| {
+        let rest = text.get(colon + 1..).unwrap_or_default();
+        let mut characters = rest.iter().filter(|byte| !matches!(byte, b'\r' | b'\n')).take(HEADER_CHARACTERS_MIN);
+        characters.clone().count() == HEADER_CHARACTERS_MIN && characters.all(|byte| ALPHABET.contains(byte))
+    })
+}
 
 struct BinHex;
 

@@ -36,6 +36,20 @@ fn object(class: &[u8], native: &[u8]) -> Vec<u8> {
 }
 
 #[test]
+fn a_text_that_speaks_of_binhex_is_only_a_text() {
+    let mark = "(This file must be converted with BinHex 4.0)";
+    for text in [
+        format!("Look for {mark}: the file is behind it.\n"),
+        format!("const MARK: &str = \"{mark}\";\nuse std::io;\n"),
+    ] {
+        assert!(take_apart(text.as_bytes(), &Passwords::NONE).outcome.is_complete(), "{text}");
+    }
+    // A file that is cut off is broken, not harmless.
+    let text = format!("Look for\r\n{mark}\r\n:$f*TEQKPH#jdH5e1)3\r\n");
+    assert!(take_apart(text.as_bytes(), &Passwords::NONE).outcome.broken.is_some());
+}
+
+#[test]
 fn objects_of_rich_text_come_out() {
     let eicar = eicar();
     let package = hex(&object(b"Package\0", &package(&eicar)));
