@@ -113,7 +113,7 @@ pub enum Claim {
     Nothing,
     /// It is the caller's to find out.
     Yours,
-    /// An analysis that was submitted earlier is about to find out the same.
+    /// An analysis that claimed it earlier is about to find out the same.
     Twin,
 }
 
@@ -166,9 +166,9 @@ pub trait ResultStore: Shares {
     async fn start(&self, data_id: DataId, now_ms: u64) -> Result<bool, StoreError>;
 
     /// Notes that a worker has begun, like [`ResultStore::start`], and that until `until_ms` others may wait for what it
-    /// finds out under `key`. Of analyses that claim the same key at once the one that was recorded first has it; the others'
-    /// claims stand too, for those after them. Called again, it begins anew and tells whether it is still a twin's. A claim
-    /// ends with the analysis.
+    /// finds out under `key`. Of analyses that claim the same key at once the one that claimed first has it; the others'
+    /// claims stand too, in their order. Called again before its claim ended, it begins anew in the same place and tells
+    /// whether it is still a twin's. A claim ends with the analysis.
     async fn claim(&self, data_id: DataId, key: VerdictKey, until_ms: u64, now_ms: u64) -> Result<Claim, StoreError>;
 
     /// Lets a claim end at `until_ms`; at 0, at once.

@@ -56,22 +56,24 @@ pub(super) async fn one_of_several_claims_counts(store: &dyn ResultStore) {
     assert_eq!(store.claim(ids[2], key, 100, 20).await.unwrap(), Claim::Twin);
     assert_eq!(store.claim(ids[2], sample_key(ids[0], 1), 100, 20).await.unwrap(), Claim::Yours, "another key");
     assert_eq!(store.claim(ids[2], key, 200, 30).await.unwrap(), Claim::Twin);
-    // It was recorded earlier, so it waits for no later one: nobody waits in a circle.
-    assert_eq!(store.claim(ids[0], key, 100, 30).await.unwrap(), Claim::Yours);
-    assert_eq!(store.claim(ids[1], key, 100, 40).await.unwrap(), Claim::Twin);
+    // Whoever claimed first has it, whatever was recorded first; and claims again as often as it likes.
+    assert_eq!(store.claim(ids[0], key, 100, 30).await.unwrap(), Claim::Twin);
+    assert_eq!(store.claim(ids[1], key, 100, 40).await.unwrap(), Claim::Yours);
     assert_eq!(store.get(ids[1]).await.unwrap().unwrap().started_ms, Some(40), "it began anew");
-    store.extend_claim(ids[0], 150).await.unwrap();
-    assert_eq!(store.claim(ids[1], key, 300, 120).await.unwrap(), Claim::Twin, "extended");
-    assert_eq!(store.get(ids[0]).await.unwrap().unwrap().started_ms, Some(30), "which is no start");
-    store.extend_claim(ids[0], 0).await.unwrap();
-    assert_eq!(store.claim(ids[1], key, 300, 60).await.unwrap(), Claim::Yours, "given up");
-    assert_eq!(store.claim(ids[2], key, 300, 70).await.unwrap(), Claim::Twin);
-    assert!(store.finish(ids[1], &sample_result(ResultCode::CANCELLED, "a"), 80).await.unwrap());
-    assert_eq!(store.claim(ids[1], key, 300, 90).await.unwrap(), Claim::Nothing, "finished");
-    assert_eq!(store.claim(ids[2], key, 300, 90).await.unwrap(), Claim::Yours, "a claim ends with its analysis");
-    assert_eq!(store.claim(ids[2], key, 900, 400).await.unwrap(), Claim::Yours, "a claim ends by its time");
-    assert_eq!(store.get(ids[2]).await.unwrap().unwrap().started_ms, Some(400), "so it starts again");
-    for id in [ids[0], ids[2]] {
+    store.extend_claim(ids[1], 150).await.unwrap();
+    assert_eq!(store.claim(ids[2], key, 300, 120).await.unwrap(), Claim::Twin, "extended");
+    assert_eq!(store.get(ids[1]).await.unwrap().unwrap().started_ms, Some(40), "which is no start");
+    store.extend_claim(ids[1], 0).await.unwrap();
+    assert_eq!(store.claim(ids[2], key, 300, 60).await.unwrap(), Claim::Yours, "given up");
+    assert_eq!(store.claim(ids[1], key, 300, 65).await.unwrap(), Claim::Twin, "it comes last now");
+    assert_eq!(store.claim(ids[0], key, 300, 70).await.unwrap(), Claim::Twin);
+    assert!(store.finish(ids[2], &sample_result(ResultCode::CANCELLED, "a"), 80).await.unwrap());
+    assert_eq!(store.claim(ids[2], key, 300, 90).await.unwrap(), Claim::Nothing, "finished");
+    assert_eq!(store.claim(ids[1], key, 300, 90).await.unwrap(), Claim::Twin, "of the one before it");
+    assert_eq!(store.claim(ids[0], key, 300, 90).await.unwrap(), Claim::Yours, "a claim ends with its analysis");
+    assert_eq!(store.claim(ids[1], key, 900, 400).await.unwrap(), Claim::Yours, "a claim ends by its time");
+    assert_eq!(store.get(ids[1]).await.unwrap().unwrap().started_ms, Some(400), "so it starts again");
+    for id in [ids[0], ids[1]] {
         store.finish(id, &sample_result(ResultCode::NO_THREAT, "a"), 500).await.unwrap();
     }
 }

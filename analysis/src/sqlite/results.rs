@@ -248,8 +248,10 @@ async fn claim(
     now_ms: i64,
 ) -> Result<Claim, StoreFault> {
     let claimed: Option<i64> = sqlx::query_scalar(
-        "UPDATE analysis SET state = 1, claim_key = $1, claim_until_ms = $2, started_ms = $3
-         WHERE data_id = $4 AND state < 2 RETURNING id",
+        "UPDATE analysis SET state = 1, claim_key = $1, claim_until_ms = $2, started_ms = $3,
+             claim_order = CASE WHEN claim_key = $1 AND claim_until_ms > $3 THEN claim_order ELSE
+                 (SELECT coalesce(max(claim_order), 0) + 1 FROM analysis WHERE claim_key = $1 AND state = 1) END
+         WHERE data_id = $4 AND state < 2 RETURNING claim_order",
     )
     .bind(key.0.to_vec())
     .bind(until_ms)
@@ -257,13 +259,13 @@ async fn claim(
     .bind(data_id.0.to_vec())
     .fetch_optional(&mut *connection)
     .await?;
-    let Some(row) = claimed else { return Ok(Claim::Nothing) };
+    let Some(order) = claimed else { return Ok(Claim::Nothing) };
     let twin = sqlx::query(
-        "SELECT 1 FROM analysis WHERE claim_key = $1 AND state = 1 AND claim_until_ms > $2 AND id < $3 LIMIT 1",
+        "SELECT 1 FROM analysis WHERE claim_key = $1 AND state = 1 AND claim_until_ms > $2 AND claim_order < $3 LIMIT 1",
     )
     .bind(key.0.to_vec())
     .bind(now_ms)
-    .bind(row);
+    .bind(order);
     let twin = twin.fetch_optional(connection).await?;
     Ok(if twin.is_some() { Claim::Twin } else { Claim::Yours })
 }

@@ -1,7 +1,7 @@
 //! Submissions whose verdict is known or about to be: of the same content under a rule that comes to the same.
 //!
 //! - What is known is taken over: a leaf's result as it is, a container's with members that are borrowed.
-//! - What a worker is about to find out is waited for, without a slot. The submission that was recorded first scans; when it
+//! - What a worker is about to find out is waited for, without a slot. The submission that claimed first scans; when it
 //!   is done the others take over. If it was cancelled, failed or lost its worker the next one scans: its claim stands
 //!   already, so that the rest goes on waiting for that one.
 //! - Nobody waits for a later one, so nobody waits in a circle.
