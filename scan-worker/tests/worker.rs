@@ -134,16 +134,24 @@ impl Station {
 
     /// Polls, as a client does, until the result stands.
     async fn finished(&self, data_id: DataId) -> AnalysisRecord {
+        self.becomes(data_id, State::is_finished).await
+    }
+
+    async fn running(&self, data_id: DataId) -> AnalysisRecord {
+        self.becomes(data_id, |state| state == State::Running).await
+    }
+
+    async fn becomes(&self, data_id: DataId, is_wanted: impl Fn(State) -> bool) -> AnalysisRecord {
         let poll = async {
             loop {
                 let record = ResultStore::get(&*self.backend, data_id).await.unwrap().unwrap();
-                if record.state.is_finished() {
+                if is_wanted(record.state) {
                     return record;
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(60), poll).await.expect("no result within a minute")
+        tokio::time::timeout(Duration::from_secs(60), poll).await.expect("not within a minute")
     }
 
     async fn task_is_gone(&self, data_id: DataId) {
@@ -537,8 +545,10 @@ async fn twins_wait_for_one_scan_and_are_not_cancelled_with_it() {
     for _ in 0..4 {
         ids.push(station.create("file.tar", content.clone(), rule()).await);
     }
+    // One after the other, so that they claim in this order.
     for id in &ids {
         station.queue(*id).await;
+        station.running(*id).await;
     }
     let on_begin = begun(on_begin, "held").await;
     // Another file passes them all, though they are more than there are slots.

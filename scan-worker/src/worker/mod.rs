@@ -222,7 +222,7 @@ impl ScanWorker {
                 metrics: shared.scanner.metrics().clone(),
                 verdicts: shared.scanner.counters().clone(),
                 sandbox_lost: shared.options.sandbox.as_ref().map(Sandbox::lost),
-                running: shared.slots.held(),
+                running: shared.slots.occupied(),
             })
         };
         WorkerMonitor { look: Arc::new(look) }
@@ -268,7 +268,7 @@ impl Shared {
             }
             let mut suspects = Vec::new();
             for (lease, slot) in leased.into_iter().zip(any).chain(leased_small.into_iter().zip(small)) {
-                let (shared, shutdown) = (self.clone(), shutdown.clone());
+                let (shared, slot, shutdown) = (self.clone(), self.slots.occupy(slot), shutdown.clone());
                 let (end, ended) = oneshot::channel::<()>();
                 if is_suspect(&lease) {
                     suspects.push(ended);
@@ -294,7 +294,7 @@ impl Shared {
         {
             *next_join = now + JOIN_INTERVAL;
             if let Some(part) = self.join().await {
-                let (shared, shutdown) = (self.clone(), shutdown.clone());
+                let (shared, slot, shutdown) = (self.clone(), self.slots.occupy(slot), shutdown.clone());
                 self.environment.spawner.spawn(Box::pin(async move {
                     shared.help(part, slot, shutdown).await;
                 }));

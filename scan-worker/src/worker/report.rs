@@ -30,7 +30,7 @@ impl Shared {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             scan_threads: self.options.scan_threads as u64,
             concurrent_files: self.options.concurrent_files.max(1) as u64,
-            running: self.slots.held(),
+            running: self.slots.occupied(),
             engines: self.engines.iter().map(|engine| engine.info()).collect(),
             started_ms,
             host: host(),

@@ -20,6 +20,14 @@ pub(super) struct Slot {
     /// The small ones', of whoever has every slot.
     _others: Option<OwnedSemaphorePermit>,
     small: bool,
+    /// While something is done in it, if it is for any file.
+    _occupied: Option<Arc<()>>,
+}
+
+impl Slot {
+    fn free(permit: Option<OwnedSemaphorePermit>, small: bool) -> Self {
+        Self { _permit: permit, _others: None, small, _occupied: None }
+    }
 }
 
 /// By what right a task is under way.
@@ -38,6 +46,8 @@ pub(super) struct Slots {
     small: Arc<Semaphore>,
     any_count: u32,
     small_count: u32,
+    /// One reference for each slot for any file in which something is done, and one here.
+    occupied: Arc<()>,
 }
 
 impl Slots {
@@ -46,19 +56,20 @@ impl Slots {
         let any_count = u32::try_from(any.max(1)).unwrap_or(u32::MAX).min(1 << 20);
         let small_count = any_count * SMALL_PER_ANY;
         let slots = |count: u32| Arc::new(Semaphore::new(count as usize));
-        Self { any: slots(any_count), small: slots(small_count), any_count, small_count }
+        let occupied = Arc::default();
+        Self { any: slots(any_count), small: slots(small_count), any_count, small_count, occupied }
     }
 
     /// Waits until there is a slot, and takes all that there are: those for any file, and those for small ones.
     pub async fn free(&self) -> (Vec<Slot>, Vec<Slot>) {
         let first = tokio::select! {
             biased;
-            slot = self.any() => slot,
-            permit = self.small.clone().acquire_owned() => Slot { _permit: permit.ok(), _others: None, small: true },
+            permit = self.any.clone().acquire_owned() => Slot::free(permit.ok(), false),
+            permit = self.small.clone().acquire_owned() => Slot::free(permit.ok(), true),
         };
         let all = |slots: &Arc<Semaphore>, small| {
             let permits = std::iter::from_fn(|| slots.clone().try_acquire_owned().ok());
-            permits.map(move |permit| Slot { _permit: Some(permit), _others: None, small }).collect::<Vec<_>>()
+            permits.map(move |permit| Slot::free(Some(permit), small)).collect::<Vec<_>>()
         };
         let (mut any, mut small) = (all(&self.any, false), all(&self.small, true));
         if first.small {
@@ -69,17 +80,23 @@ impl Slots {
         (any, small)
     }
 
-    /// Waits for a slot for any file.
-    pub async fn any(&self) -> Slot {
-        Slot { _permit: self.any.clone().acquire_owned().await.ok(), _others: None, small: false }
+    /// From now on something is done in the slot.
+    pub fn occupy(&self, slot: Slot) -> Slot {
+        let occupied = (!slot.small).then(|| self.occupied.clone());
+        Slot { _occupied: occupied, ..slot }
     }
 
-    /// Waits for all slots that there are. Whoever asks for one afterwards waits until they are given back.
+    /// Waits for a slot for any file, and occupies it.
+    pub async fn any(&self) -> Slot {
+        self.occupy(Slot::free(self.any.clone().acquire_owned().await.ok(), false))
+    }
+
+    /// Waits for all slots that there are, and occupies them as one. Whoever asks for one afterwards waits until they are given back.
     pub async fn every(&self) -> Slot {
         let (any, small) = (self.any.clone(), self.small.clone());
         let (any, small) =
             tokio::join!(any.acquire_many_owned(self.any_count), small.acquire_many_owned(self.small_count));
-        Slot { _permit: any.ok(), _others: small.ok(), small: false }
+        self.occupy(Slot { _others: small.ok(), ..Slot::free(any.ok(), false) })
     }
 
     /// Exchanges a small file's slot for one for any file, if there is one.
@@ -87,13 +104,13 @@ impl Slots {
         if slot.small
             && let Ok(permit) = self.any.clone().try_acquire_owned()
         {
-            *slot = Slot { _permit: Some(permit), _others: None, small: false };
+            *slot = self.occupy(Slot::free(Some(permit), false));
         }
     }
 
-    /// How many for any file are held.
-    pub fn held(&self) -> u64 {
-        u64::from(self.any_count).saturating_sub(self.any.available_permits() as u64)
+    /// In how many for any file something is done. Those that are only held while tasks are asked for don't count.
+    pub fn occupied(&self) -> u64 {
+        (Arc::strong_count(&self.occupied) as u64).saturating_sub(1)
     }
 
     /// Waits until all are given back.
@@ -112,12 +129,15 @@ mod tests {
         let (large, mut small) = slots.free().await;
         assert_eq!((large.len(), small.len()), (2, 2 * SMALL_PER_ANY as usize));
         assert!(large.iter().all(|slot| !slot.small) && small.iter().all(|slot| slot.small));
-        let mut one = small.pop().unwrap();
+        assert_eq!(slots.occupied(), 0, "nothing is done in them yet");
+        let large: Vec<Slot> = large.into_iter().map(|slot| slots.occupy(slot)).collect();
+        let mut one = slots.occupy(small.pop().unwrap());
+        assert_eq!(slots.occupied(), 2);
         slots.prefer_any(&mut one);
         assert!(one.small, "there was none");
         drop(large);
         slots.prefer_any(&mut one);
-        assert!(!one.small);
+        assert!(!one.small && slots.occupied() == 1);
         drop((one, small));
         let every = slots.every().await;
         assert!(tokio::time::timeout(std::time::Duration::from_millis(20), slots.free()).await.is_err());
