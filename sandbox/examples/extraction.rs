@@ -50,8 +50,15 @@ fn sandboxed(sandbox: &Sandbox, file: &[u8], total: &Total, buffer: &mut [u8]) {
     let stop: Arc<AtomicBool> = Arc::default();
     let budget = Budget::new(tree.clone(), stop, length);
     let input = Bytes(file, true);
-    let request =
-        Request { name: "file", length, containers: None, shared: false, limits: &limits, passwords: &Passwords::NONE };
+    let request = Request {
+        name: "file",
+        length,
+        containers: None,
+        shared: false,
+        limits: &limits,
+        passwords: &Passwords::NONE,
+        standing: None,
+    };
     let mut opening = sandbox.open(&request, &input).unwrap();
     let found = opening.file_type(&|| budget.check()).unwrap().unwrap().containers;
     let outcome = opening.members(&request, &found, &budget, &mut |member: Member<'_>| {

@@ -1,6 +1,7 @@
 //! What a job process does with a file: tells its type, answers questions about it, takes it apart, and tells the types of its short
 //! members.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
@@ -11,14 +12,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use lazaret_containers::format::Found;
-use lazaret_containers::{
-    Budget, ExtractionOutcome, FileType, Guarded, Member, Passwords, ReadSeek, Refused, TreeBudget, detect,
-};
+use lazaret_containers::{Budget, ExtractionOutcome, FileType, Guarded, Member, ReadSeek, Refused, TreeBudget, detect};
 
 use crate::child::Work;
 use crate::output::Output;
 use crate::sys::Mapped;
-use crate::wire::{BLOCK_BYTES, Record, Task, Terms, ToJob, WINDOW_BYTES};
+use crate::wire::{BLOCK_BYTES, REMARK_BYTES_MAX, Record, Task, Terms, ToJob, WINDOW_BYTES};
 
 /// Members are shown to their types' detection up to this length, and told in pieces of it.
 const PIECE_BYTES: usize = BLOCK_BYTES / 2;
@@ -38,6 +37,8 @@ pub trait Answers {
     fn prepare(&mut self, databases: &[&[u8]]) -> Result<(), String>;
     /// Answers in a job process, in up to [`ANSWER_BYTES_MAX`] bytes.
     fn answer(&mut self, question: &[u8], content: &[u8]) -> Vec<u8>;
+    /// Answers about a member of the file while that is taken apart, in some kilobytes; nothing, if it is to be asked about again.
+    fn remark(&mut self, question: &[u8], name: &str, file_type: &FileType, content: &[u8]) -> Option<Vec<u8>>;
 }
 
 /// Detects and takes apart; and, if it was given something that does, answers questions.
@@ -69,17 +70,9 @@ impl Work for Extraction {
             if content.len() as u64 != task.length {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
-            job.serve(&mut Mapping { input: Cursor::new(content), job: &job }, &mut |about, question| match about {
-                None => Ok(self.answer(question, content)),
-                Some(_) => Err(io::ErrorKind::InvalidInput.into()),
-            })
+            job.serve(&mut Mapping { input: Cursor::new(content), job: &job }, &About::File(content), self)
         } else {
-            job.serve(&mut OnDemand::new(input, &job), &mut |about, question| {
-                // A copy: the worker may write there, though it does not.
-                let mut content = vec![0; usize::try_from(about.unwrap_or(0).min(WINDOW_BYTES)).unwrap_or(0)];
-                input.read_exact_at(&mut content, 0)?;
-                Ok(self.answer(question, &content))
-            })
+            job.serve(&mut OnDemand::new(input, &job), &About::Input(input), self)
         }
     }
 }
@@ -88,10 +81,37 @@ impl Extraction {
     fn answer(&mut self, question: &[u8], content: &[u8]) -> Vec<u8> {
         self.answers.as_mut().map(|answers| answers.answer(question, content)).unwrap_or_default()
     }
+
+    /// What is to be said of a member, if that is asked and it is short.
+    fn remark(&mut self, question: Option<&[u8]>, name: &str, file_type: &FileType, content: &[u8]) -> Option<Vec<u8>> {
+        let said = self.answers.as_mut()?.remark(question?, name, file_type, content)?;
+        (said.len() <= REMARK_BYTES_MAX).then_some(said)
+    }
 }
 
-/// Answers a question, about the file or about so many bytes of the input.
-type Answer<'a> = dyn FnMut(Option<u64>, &[u8]) -> io::Result<Vec<u8>> + 'a;
+/// What can be asked about.
+enum About<'a> {
+    /// The file.
+    File(&'a [u8]),
+    /// What the worker puts into the input.
+    Input(&'a File),
+}
+
+impl About<'_> {
+    /// What is asked about, if so many bytes of the input are meant, or the file.
+    fn content(&self, bytes: Option<u64>) -> io::Result<Cow<'_, [u8]>> {
+        match (self, bytes) {
+            (Self::File(content), None) => Ok(Cow::Borrowed(content)),
+            (Self::Input(input), Some(bytes)) => {
+                // A copy: the worker may write there, though it does not.
+                let mut content = vec![0; usize::try_from(bytes.min(WINDOW_BYTES)).unwrap_or(0)];
+                input.read_exact_at(&mut content, 0)?;
+                Ok(Cow::Owned(content))
+            }
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+}
 
 struct Job<'j> {
     task: &'j Task,
@@ -100,30 +120,36 @@ struct Job<'j> {
 
 impl Job<'_> {
     /// Does what it is told, until the end.
-    fn serve(&self, input: &mut dyn ReadSeek, answer: &mut Answer<'_>) -> io::Result<()> {
+    fn serve(&self, input: &mut dyn ReadSeek, about: &About<'_>, extraction: &mut Extraction) -> io::Result<()> {
         let containers = match &self.task.containers {
             Some(containers) => containers.clone(),
             None => self.detect(input)?,
         };
         loop {
             let command = self.output.borrow_mut().command()?;
-            let (about, question) = match command {
-                Some(ToJob::TakeApart(terms)) => return self.take_all_apart(&containers, input, &terms),
+            let (bytes, question) = match command {
+                Some(ToJob::TakeApart(terms)) => return self.take_all_apart(&containers, input, &terms, extraction),
                 Some(ToJob::Ask(question)) => (None, question),
                 Some(ToJob::AskAbout(bytes, question)) => (Some(bytes), question),
                 _ => return Ok(()),
             };
-            let mut answered = answer(about, &question)?;
-            answered.truncate(ANSWER_BYTES_MAX);
-            self.put(&Record::Answer(answered.len() as u32), &answered)?;
+            let mut answer = extraction.answer(&question, &about.content(bytes)?);
+            answer.truncate(ANSWER_BYTES_MAX);
+            self.put(&Record::Answer(answer.len() as u32), &answer)?;
             self.flush()?;
         }
     }
 
-    fn take_all_apart(&self, containers: &[Found], input: &mut dyn ReadSeek, terms: &Terms) -> io::Result<()> {
+    fn take_all_apart(
+        &self,
+        containers: &[Found],
+        input: &mut dyn ReadSeek,
+        terms: &Terms,
+        extraction: &mut Extraction,
+    ) -> io::Result<()> {
         let budget = self.budget(terms);
         for found in containers.iter().skip(terms.skip as usize) {
-            let outcome = self.take_apart(found, input, &terms.passwords, &budget);
+            let outcome = self.take_apart(found, input, terms, &budget, extraction);
             let over = outcome.is_over();
             self.put(&Record::Outcome(outcome), &[])?;
             if terms.shared && !over {
@@ -176,15 +202,16 @@ impl Job<'_> {
         &self,
         found: &Found,
         input: &mut dyn ReadSeek,
-        passwords: &Passwords,
+        terms: &Terms,
         budget: &Budget,
+        extraction: &mut Extraction,
     ) -> ExtractionOutcome {
         let mut scratch = vec![0; PIECE_BYTES];
         let mut input = Guarded { input, budget, on_read: |_| () };
         let task = self.task;
         let extracted = catch_unwind(AssertUnwindSafe(|| {
-            found.extract(&task.name, task.length, &mut input, passwords, budget, &mut |member| {
-                self.hand_on(member, &mut scratch, budget).map_err(|_| Refused)
+            found.extract(&task.name, task.length, &mut input, &terms.passwords, budget, &mut |member| {
+                self.hand_on(member, &mut scratch, budget, terms, extraction).map_err(|_| Refused)
             })
         }));
         extracted.unwrap_or_else(|panic| {
@@ -196,13 +223,22 @@ impl Job<'_> {
         })
     }
 
-    fn hand_on(&self, member: Member<'_>, scratch: &mut [u8], budget: &Budget) -> io::Result<()> {
-        let Member { name, length_hint, content, file_type: _ } = member;
+    fn hand_on(
+        &self,
+        member: Member<'_>,
+        scratch: &mut [u8],
+        budget: &Budget,
+        terms: &Terms,
+        extraction: &mut Extraction,
+    ) -> io::Result<()> {
+        let Member { name, length_hint, content, .. } = member;
         let (mut piece, mut ended) = fill(content, scratch);
         let file_type = ended.as_ref().and_then(|_| type_of(piece));
-        // Waiting for the worker is not this container's time.
+        // Answers, and waiting for the worker, are not this container's time.
         budget.pause(|| {
-            self.put(&Record::Member { name, length_hint, file_type }, &[])?;
+            let standing = terms.standing.as_deref();
+            let remark = file_type.as_ref().and_then(|known| extraction.remark(standing, &name, known, piece));
+            self.put(&Record::Member { name, length_hint, file_type, remark }, &[])?;
             self.put(&Record::Data(piece.len() as u32), piece)
         })?;
         while ended.is_none() {

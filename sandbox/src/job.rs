@@ -112,9 +112,14 @@ impl Job {
         })
     }
 
+    /// Which of the things that the sandbox was given it has at hand; 0 once it is over.
+    pub fn generation(&self) -> u64 {
+        self.template.as_ref().map_or(0, Template::generation)
+    }
+
     /// Whether it has at hand what the sandbox was given last.
     pub fn is_current(&self) -> bool {
-        self.template.as_ref().is_some_and(|template| template.generation() == self.sandbox.generation())
+        self.template.is_some() && self.generation() == self.sandbox.generation()
     }
 
     /// Tells it what to do.

@@ -5,11 +5,11 @@ use std::io::{self, Read};
 
 use lazaret_containers::container::{display_name, hand_out};
 use lazaret_containers::format::{CLAIMS_MAX, Found};
-use lazaret_containers::{Budget, ExtractionOutcome, FileType, Halt, Limits, Passwords, Sink};
+use lazaret_containers::{Budget, ExtractionOutcome, FileType, Halt, Limits, Passwords, Remark, Sink};
 
 use crate::job::{Check, Ended, Input, Job, shared_memory};
 use crate::pool::{Sandbox, SandboxError, sealed_memory};
-use crate::wire::{Record, Task, Terms, ToJob, WINDOW_BYTES};
+use crate::wire::{REMARK_BYTES_MAX, Record, Task, Terms, ToJob, WINDOW_BYTES};
 
 /// Processor time that a job may take beyond the seconds of its rule: to detect types and answer questions, and to find out that
 /// the time is over.
@@ -34,6 +34,8 @@ pub struct Request<'r> {
     pub limits: &'r Limits,
     /// The passwords to try.
     pub passwords: &'r Passwords,
+    /// A question that is to be answered about each short member on the way. See [`crate::Answers::remark`].
+    pub standing: Option<Vec<u8>>,
 }
 
 /// A file that is open in a job process.
@@ -144,6 +146,7 @@ impl Opening<'_> {
                 limits: request.limits.clone(),
                 used: budget.tree_use(),
                 passwords: request.passwords.clone(),
+                standing: request.standing.clone(),
             };
             let told = self.job.command(&ToJob::TakeApart(terms));
             match told.and_then(|()| self.some_members(budget, sink, &mut outcome, &mut done)) {
@@ -175,13 +178,16 @@ impl Opening<'_> {
         done: &mut usize,
     ) -> Result<(), Ended> {
         let check = || budget.check();
+        let version = self.job.generation();
         loop {
             match self.job.record(self.input, &check)? {
-                Record::Member { name, length_hint, file_type } => {
+                Record::Member { name, length_hint, file_type, remark } => {
                     let name = display_name(name.as_bytes());
                     let mut content = Content { opening: self, check: &check, left: 0, ended: None };
                     let file_type = file_type.filter(|file_type| file_type.containers.len() <= CLAIMS_MAX);
-                    let handed_out = hand_out_typed(name, length_hint, file_type, &mut content, budget, sink);
+                    let remark = remark.filter(|said| said.len() <= REMARK_BYTES_MAX);
+                    let known = (file_type, remark.map(|said| Remark { version, said }));
+                    let handed_out = hand_out_known(name, length_hint, known, &mut content, budget, sink);
                     if let Err(halt) = handed_out {
                         // Whatever is left of the member is not wanted, nor is anything after it.
                         self.job.kill();
@@ -206,18 +212,18 @@ impl Opening<'_> {
     }
 }
 
-/// [`hand_out`] for a member whose type is known.
-fn hand_out_typed(
+/// [`hand_out`] for a member whose type is known, and of which something is said.
+fn hand_out_known(
     name: String,
     length_hint: Option<u64>,
-    file_type: Option<FileType>,
+    known: (Option<FileType>, Option<Remark>),
     content: &mut dyn Read,
     budget: &Budget,
     sink: &mut Sink<'_>,
 ) -> Result<(), Halt> {
-    let mut file_type = file_type;
+    let (mut file_type, mut remark) = known;
     hand_out(name, length_hint, content, budget, &mut |member| {
-        sink(lazaret_containers::Member { file_type: file_type.take(), ..member })
+        sink(lazaret_containers::Member { file_type: file_type.take(), remark: remark.take(), ..member })
     })
     .map(|_| ())
 }

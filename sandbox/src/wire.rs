@@ -11,6 +11,8 @@ pub(crate) const BLOCK_BYTES: usize = 1 << 20;
 pub(crate) const BLOCKS: u64 = 4;
 /// How much of a file that is not in memory is handed in at once.
 pub(crate) const WINDOW_BYTES: u64 = 4 << 20;
+/// The longest answer about a member that is told with it.
+pub(crate) const REMARK_BYTES_MAX: usize = 16 * 1024;
 /// The longest header of a record: the longest name, and a type with as many containers as there may be.
 pub(crate) const HEADER_BYTES_MAX: usize = 64 * 1024;
 
@@ -82,6 +84,8 @@ pub(crate) struct Terms {
     /// What of them is used.
     pub used: TreeUse,
     pub passwords: Passwords,
+    /// What is to be answered about each short member on the way.
+    pub standing: Option<Vec<u8>>,
 }
 
 /// The worker to a job process, afterwards.
@@ -121,8 +125,8 @@ pub(crate) enum Record {
     Type(FileType),
     /// Its type could not be told.
     NoType(String),
-    /// A member begins.
-    Member { name: String, length_hint: Option<u64>, file_type: Option<FileType> },
+    /// A member begins. The remark is the answer about it, if one was to be given.
+    Member { name: String, length_hint: Option<u64>, file_type: Option<FileType>, remark: Option<Vec<u8>> },
     /// So many bytes of the member follow.
     Data(u32),
     /// The member ends, with what broke it.

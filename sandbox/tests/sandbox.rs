@@ -39,8 +39,15 @@ fn open_within(sandbox: &Sandbox, input: &dyn Input, length: u64, limits: Limits
     let stop: Arc<AtomicBool> = Arc::default();
     let tree = Arc::new(TreeBudget::new(limits.clone(), length));
     let budget = Budget::new(tree.clone(), stop, length);
-    let request =
-        Request { name: "file", length, containers: None, shared: false, limits: &limits, passwords: &Passwords::NONE };
+    let request = Request {
+        name: "file",
+        length,
+        containers: None,
+        shared: false,
+        limits: &limits,
+        passwords: &Passwords::NONE,
+        standing: None,
+    };
     let check = || budget.check();
     let mut opening = sandbox.open(&request, input).unwrap();
     let file_type = opening.file_type(&check)?;
@@ -174,6 +181,7 @@ fn what_is_no_longer_wanted_ends_at_once() {
         shared: false,
         limits: &limits,
         passwords: &Passwords::NONE,
+        standing: None,
     };
     let input = Bytes(file, true);
     let mut opening = sandbox.open(&request, &input).unwrap();

@@ -126,6 +126,11 @@ pub trait Engine: Send + Sync {
         Ok(())
     }
 
+    /// The set of rules that it has in the sandbox, if any.
+    fn rule_set(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Judges one file.
     fn scan(&self, subject: &Subject<'_>, context: &ScanContext) -> EngineVerdict;
 }

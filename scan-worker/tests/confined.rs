@@ -144,14 +144,14 @@ fn a_file_that_takes_too_long_costs_itself_alone() {
     let slow = r#"rule slow { strings: $a = "slow" condition: $a and for all i in (0..filesize * 1000000000) : (uint8(i % 7) + i != 1) }"#;
     let station = station_with(slow, |options| options.engine_timeout = Duration::from_secs(1));
     let began = Instant::now();
-    let content = zip(&[("a.txt", b"slow"), ("b.txt", b"fast"), ("c.txt", marker().as_bytes())]);
+    let content = zip(&[("a.txt", b"slow enough"), ("b.txt", b"fast"), ("c.txt", marker().as_bytes())]);
     let scanned = station.scan("files.zip", content);
     let failed = &scanned.at("a.txt").result;
     assert_eq!(failed.own, ResultCode::SCAN_FAILED);
     assert!(failed.engines.iter().any(|engine| engine.threat.contains("longer than it may")), "{:?}", failed.engines);
     assert_eq!(scanned.at("b.txt").result.own, ResultCode::NO_THREAT);
     assert_eq!(scanned.at("c.txt").result.own, ResultCode::INFECTED);
-    assert_eq!(station.scan("file", b"slow".to_vec()).root.own, ResultCode::SCAN_FAILED);
+    assert_eq!(station.scan("file", b"slow enough".to_vec()).root.own, ResultCode::SCAN_FAILED);
     assert_eq!(station.scan("file", b"fast".to_vec()).root.own, ResultCode::NO_THREAT);
     assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
 }
@@ -232,5 +232,32 @@ fn a_zygote_that_is_killed_or_old_is_followed_by_one_with_the_same_rules() {
             assert_ne!(station.sandbox.process_id(), process);
         }
         assert_eq!(station.sandbox.lost(), 0);
+    }
+}
+
+#[test]
+fn members_are_judged_by_their_archives_process_when_there_are_as_many_archives_as_threads() {
+    let station = station(
+        r#"rule told { condition: filename == "x.doc" and extension == ".doc" and filetype == "text/plain" and filesize == 4 }
+        rule found { strings: $a = "needle" condition: $a }"#,
+    );
+    let mut members: Vec<(String, Vec<u8>)> = (0..300).map(|at| (format!("{at}.txt"), b"nothing".to_vec())).collect();
+    members.extend((0..300).map(|at| (format!("n{at}.txt"), around(b"a needle", 10 * at))));
+    members.push(("in/x.doc".to_owned(), b"text".to_vec()));
+    members.push(("marker".to_owned(), marker().into_bytes()));
+    let named: Vec<(&str, &[u8])> = members.iter().map(|(name, content)| (name.as_str(), content.as_slice())).collect();
+    let archive = zip(&named);
+    let alone = station.scan("files.zip", archive.clone());
+    // Besides others, whose number makes the difference, members are judged the same.
+    let together: Vec<Scanned> = std::thread::scope(|scope| {
+        let scans: Vec<_> = (0..4).map(|_| scope.spawn(|| station.scan("files.zip", archive.clone()))).collect();
+        scans.into_iter().map(|scan| scan.join().unwrap()).collect()
+    });
+    assert_eq!(alone.at("in/x.doc").result.findings.yara.as_ref().unwrap().hits[0].rule, "told");
+    assert_eq!(alone.at("marker").result.own, ResultCode::INFECTED);
+    assert_eq!(alone.at("n7.txt").result.own, ResultCode::YARA_MATCHED);
+    assert_eq!(alone.at("7.txt").result.own, ResultCode::NO_THREAT);
+    for scanned in together {
+        assert!(scanned.without_times() == alone.without_times());
     }
 }

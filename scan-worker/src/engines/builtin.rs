@@ -84,7 +84,11 @@ impl Engine for BuiltinEngine {
     fn confine(&self, rule_sets: &Arc<RuleSets>) -> Result<(), LoadError> {
         // Each of them may be judged by pieces.
         let all = self.rules.iter().map(|rule| (rule.namespace().to_owned(), rule.identifier().to_owned())).collect();
-        rule_sets.put(ENGINE_ID, &seal(ENGINE_ID, self.rules, &all)?)
+        rule_sets.put(ENGINE_ID, &seal(ENGINE_ID, self.rules, false, &all)?)
+    }
+
+    fn rule_set(&self) -> Option<&'static str> {
+        Some(ENGINE_ID)
     }
 
     fn scan(&self, subject: &Subject<'_>, context: &ScanContext) -> EngineVerdict {

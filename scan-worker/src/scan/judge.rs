@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use lazaret_analysis::{FileInfo, ResultCode, VerdictKey, worst};
-use lazaret_containers::FileType;
 use lazaret_containers::format::Found;
+use lazaret_containers::{FileType, Remark};
 use lazaret_digests::{Digests, Pending, Selection, Set};
 use lazaret_protocol::BlobName;
 
@@ -20,7 +20,7 @@ use super::opening::{FileOpening, SandboxInput};
 use super::verdicts::{Asked, take_over};
 use super::{Tree, ms_since};
 use crate::budget::StopReason;
-use crate::confined::Confined;
+use crate::confined::{Confined, remark_took};
 use crate::engine::Subject;
 use crate::examine::{self, examine, panic_text};
 use crate::sample::Sample;
@@ -37,6 +37,8 @@ pub(super) struct Known {
     pub fetch_ms: u64,
     /// What it is.
     pub file_type: Option<FileType>,
+    /// What its container's process said of it.
+    pub remark: Option<Remark>,
     /// Whether it is known from an earlier scan.
     pub asked: Option<Asked>,
     /// Under what its verdict is kept.
@@ -114,7 +116,7 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     }
 
     let began = Instant::now();
-    let confined = opening.confined(&containers);
+    let confined = opening.confined(&containers, known.remark.as_ref());
     let confined = confined.as_ref().map(|file| file as &dyn Confined);
     let subject = Subject { sample, file: &judged.file, confined };
     let limit = shared.options.engine_timeout;
@@ -130,7 +132,8 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     judged.findings = examined.findings;
     judged.failure = [judged.failure, examined.failure].into_iter().flatten().reduce(worst);
     if containers.is_empty() {
-        shared.leaf_cost.note(began.elapsed());
+        let remark = confined.and_then(|confined| confined.remark());
+        shared.leaf_cost.note(began.elapsed() + remark_took(remark));
     }
 
     // Where its content decided, what is in it is not looked at.

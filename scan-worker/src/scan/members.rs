@@ -10,7 +10,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lazaret_containers::{Budget, FileType, Member, Refused};
+use lazaret_containers::{Budget, Member, Refused};
 use lazaret_digests::{Pending, Stream};
 use lazaret_protocol::BlobName;
 
@@ -61,10 +61,10 @@ impl<'m> Members<'m> {
 
     /// Takes one member.
     pub fn take(&mut self, member: Member<'_>) -> Result<(), Refused> {
-        let Member { name, content, file_type, .. } = member;
+        let Member { name, content, file_type, remark, .. } = member;
         let content = self.read(content)?;
         let node = self.parent.member(self.tree, name);
-        self.hand_on(&node, content, file_type)
+        self.hand_on(&node, content, Known { file_type, remark, ..Known::default() })
     }
 
     /// Reads a member to its end, or to the error that ends it.
@@ -123,8 +123,7 @@ impl<'m> Members<'m> {
     }
 
     /// Queues a member, or scans it at once.
-    fn hand_on(&self, node: &Arc<Node>, content: Content, file_type: Option<FileType>) -> Result<(), Refused> {
-        let known = Known { file_type, ..Known::default() };
+    fn hand_on(&self, node: &Arc<Node>, content: Content, known: Known) -> Result<(), Refused> {
         let may_nest = INLINE_DEPTH.get() < INLINE_DEPTH_MAX;
         match content {
             Content::Held(bytes, Permit::Reserved(reservation)) => {
@@ -142,7 +141,7 @@ impl<'m> Members<'m> {
             }
             // Too deep to be scanned here, and no permission to be held until somebody else does.
             Content::Held(bytes, _) => match self.store(&bytes, &[], &mut std::io::empty(), false) {
-                Ok(stored) => return self.hand_on(node, stored, known.file_type),
+                Ok(stored) => return self.hand_on(node, stored, known),
                 Err(refused) => {
                     // The node exists: it must be finished like every other one.
                     self.scan_now(node, Sample::memory(node.name.clone(), Bytes::new()), Known::default());

@@ -18,7 +18,7 @@ mod share;
 mod verdicts;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -42,8 +42,9 @@ pub use self::share::{Remainder, RootPart, Sharing, Whole};
 use self::verdicts::LeafCost;
 pub use self::verdicts::{Answer, PAGE_MEMBERS, VerdictCounters, Verdicts, fits, root_fits, taken_over};
 use crate::budget::{StopReason, StopSignal, limits};
-use crate::confined::RuleSets;
+use crate::confined::{Question, RuleSets};
 use crate::engine::Engine;
+use crate::examine::takes_part;
 use crate::memory::{MemoryBudget, Reservation};
 use crate::metrics::Metrics;
 use crate::pool::{Lane, Pool};
@@ -130,6 +131,8 @@ struct Shared {
     memory: Arc<MemoryBudget>,
     clock: Arc<dyn Clock>,
     pool: Pool,
+    /// Trees under way.
+    trees: AtomicUsize,
     /// Digests of nested files, many at once.
     digests: lazaret_digests::Pool,
     leaf_cost: LeafCost,
@@ -159,7 +162,9 @@ impl Scanner {
         let clock = environment.clock.clone();
         let digests = lazaret_digests::Pool::of_process()?;
         let (leaf_cost, counters, metrics) = (LeafCost::default(), Arc::default(), Arc::default());
-        let shared = Shared { options, confined, engines, memory, clock, pool, digests, leaf_cost, counters, metrics };
+        let trees = AtomicUsize::new(0);
+        let shared =
+            Shared { trees, options, confined, engines, memory, clock, pool, digests, leaf_cost, counters, metrics };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -198,6 +203,7 @@ impl Scanner {
         // Before the first engine runs: what a newer database finds may be kept as an older one's, never the reverse.
         let scope = root.verdicts.as_ref().and_then(|_| self.scope(&root.rule));
         let key = scope.as_ref().map(|scope| scope.key(root.blob.as_bytes(), &root.file.display_name));
+        self.shared.trees.fetch_add(1, Ordering::Relaxed);
         let tree = Arc::new(Tree {
             scope,
             verdicts: root.verdicts,
@@ -294,6 +300,19 @@ struct Tree {
 }
 
 impl Tree {
+    /// What containers' own processes are to say of each short member on the way. With at least as many trees as threads each tree's
+    /// process matches its members itself, which spares handing every one of them to another; with fewer, or rules that take
+    /// long, members are matched by as many processes as there are threads.
+    fn standing_question(&self) -> Option<Vec<u8>> {
+        let scanner = &self.scanner;
+        if scanner.trees.load(Ordering::Relaxed) < scanner.options.scan_threads || scanner.leaf_cost.is_worth_asking() {
+            return None;
+        }
+        let taking_part = scanner.engines.iter().filter(|engine| takes_part(engine, &self.rule));
+        let sets: Vec<&str> = taking_part.filter_map(|engine| engine.rule_set()).collect();
+        Question::Members(sets).to_bytes().ok()
+    }
+
     /// Whether results may no longer be written.
     fn is_lost(&self) -> bool {
         self.stop.reason().is_some_and(|reason| reason.code().is_none())
@@ -337,6 +356,12 @@ impl Tree {
             // Whoever waited may be gone; then nobody wants the outcome.
             let _ = done.send(outcome);
         }
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        self.scanner.trees.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use lazaret_analysis::{FileInfo, ResultCode, Signer};
 use lazaret_containers::format::Found;
-use lazaret_containers::{Budget, ExtractionOutcome, FileType, Guarded, Halt, Limit, Turn, detect};
+use lazaret_containers::{Budget, ExtractionOutcome, FileType, Guarded, Halt, Limit, Remark, Turn, detect};
 use lazaret_sandbox::{CONTENT_BYTES_MAX, Ended, Input, Opening, Request, Respondent, Sandbox};
 
 use super::members::{Members, nested};
@@ -67,6 +67,7 @@ impl<'o> FileOpening<'o> {
             shared: may_be_shared(self.tree, self.node),
             limits: self.tree.budget.limits(),
             passwords: &self.tree.passwords,
+            standing: None,
         }
     }
 
@@ -99,10 +100,10 @@ impl<'o> FileOpening<'o> {
         }
     }
 
-    /// What can be asked about the file in the sandbox, if there is one. It is these containers.
-    pub fn confined<'f>(&'f self, containers: &'f [Found]) -> Option<ConfinedFile<'f, 'o>> {
+    /// What can be asked about the file in the sandbox, if there is one. It is these containers, and this was said of it.
+    pub fn confined<'f>(&'f self, containers: &'f [Found], remark: Option<&'f Remark>) -> Option<ConfinedFile<'f, 'o>> {
         let sandbox = self.tree.scanner.sandbox()?;
-        Some(ConfinedFile { opening: self, sandbox, containers })
+        Some(ConfinedFile { opening: self, sandbox, containers, remark })
     }
 
     /// Who signed the file, if it is a Windows program. What keeps anybody from telling is told nobody: a program that crashes
@@ -150,7 +151,7 @@ impl<'o> FileOpening<'o> {
     }
 
     fn take_apart_in(&self, sandbox: &Sandbox, begun: Option<Opening<'_>>, containers: &[Found]) -> ExtractionOutcome {
-        let request = self.request(Some(containers));
+        let request = Request { standing: self.tree.standing_question(), ..self.request(Some(containers)) };
         match begun.map_or_else(|| begin(sandbox, &request, self.input), Ok) {
             Ok(opening) => {
                 let mut members = Members::new(self.tree, self.node, self.budget);
@@ -225,6 +226,7 @@ pub(super) struct ConfinedFile<'f, 'o> {
     opening: &'f FileOpening<'o>,
     sandbox: &'f Sandbox,
     containers: &'f [Found],
+    remark: Option<&'f Remark>,
 }
 
 impl ConfinedFile<'_, '_> {
@@ -282,6 +284,10 @@ impl Confined for ConfinedFile<'_, '_> {
             About::File => self.ask_opened(question, &check),
             About::Piece(content) => self.ask_another(question, content, &check),
         }
+    }
+
+    fn remark(&self) -> Option<&[u8]> {
+        self.remark.filter(|remark| remark.version == self.sandbox.generation()).map(|remark| remark.said.as_slice())
     }
 }
 

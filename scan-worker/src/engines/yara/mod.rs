@@ -23,11 +23,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lazaret_analysis::rule::extension_of;
-use lazaret_analysis::{FileInfo, ResultCode, YaraHit};
+use lazaret_analysis::{ResultCode, YaraHit};
 use lazaret_sandbox::CONTENT_BYTES_MAX;
 use serde_json::Value;
 use yara_x::{MetaValue, ScanError, Scanner};
 
+pub(crate) use self::compile::EXTERNALS;
 use self::compile::{Compiled, Form};
 use super::reload::{self, Found, LoadError, Reloadable, Trouble};
 use crate::confined::{About, RuleSets, matches};
@@ -142,7 +143,7 @@ impl YaraEngine {
     fn scan_bytes(&self, subject: &Subject<'_>, content: Bytes, piece: bool, context: &ScanContext) -> Answer {
         let limit = context.limit.min(self.shared.options.timeout);
         if let Some(confined) = subject.confined {
-            let externals = externals(subject.file);
+            let externals = externals(&subject.file.display_name, &subject.file.file_type);
             let externals: Vec<_> =
                 compile::EXTERNALS.iter().zip(&externals).map(|(name, value)| (*name, value.as_str())).collect();
             let about = if piece { About::Piece(&content) } else { About::File };
@@ -151,7 +152,13 @@ impl YaraEngine {
         }
         let (reply, replies) = sync_channel(2);
         let queued = Instant::now();
-        let job = Job { content, externals: externals(subject.file), piece, limit, reply };
+        let job = Job {
+            content,
+            externals: externals(&subject.file.display_name, &subject.file.file_type),
+            piece,
+            limit,
+            reply,
+        };
         self.shared.lock().jobs.push_back(job);
         self.shared.work.notify_one();
         let begun = replies.recv_timeout(WAIT_MAX);
@@ -208,6 +215,10 @@ impl Engine for YaraEngine {
         Ok(())
     }
 
+    fn rule_set(&self) -> Option<&'static str> {
+        Some(ENGINE_ID)
+    }
+
     fn scan(&self, subject: &Subject<'_>, context: &ScanContext) -> EngineVerdict {
         if let Some(content) = subject.sample.bytes() {
             let answer = self.scan_bytes(subject, content.clone(), false, context);
@@ -252,14 +263,14 @@ fn verdict(result: Result<Vec<YaraHit>, String>, waited: Duration) -> EngineVerd
 }
 
 /// What rules may ask of the file by name, in the order of [`compile::EXTERNALS`].
-fn externals(file: &FileInfo) -> [String; 4] {
+pub(crate) fn externals(display_name: &str, mime: &str) -> [String; 4] {
     // Without the folders before it: a verdict is found again by this name, wherever the file lies.
-    let name = base_name(&file.display_name);
+    let name = base_name(display_name);
     [
         name.to_owned(),
         name.to_owned(),
         extension_of(name).map(|extension| format!(".{extension}")).unwrap_or_default(),
-        file.file_type.clone(),
+        mime.to_owned(),
     ]
 }
 
@@ -411,6 +422,8 @@ fn hit(rule: &yara_x::Rule<'_, '_>) -> YaraHit {
 mod tests {
     use std::fs;
     use std::path::Path;
+
+    use lazaret_analysis::FileInfo;
 
     use super::*;
     use crate::sample::Sample;
