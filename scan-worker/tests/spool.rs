@@ -328,6 +328,7 @@ fn a_member_without_room_has_its_code_and_the_others_go_on() {
     assert_eq!((record.own, record.overall), (ResultCode::ARCHIVE_SIZE, ResultCode::ARCHIVE_SIZE));
     assert!(record.detail.contains("too long for memory") && record.detail.contains("18874368"), "{}", record.detail);
     assert!(record.engines.is_empty(), "nobody saw it");
+    assert_eq!(record.blocked_reasons, ["Exceeded Archive Size", &record.detail]);
     // It is known for what it is all the same.
     let whole = scan_under("clean.zip", zip(&[("long", &long)]), rule());
     assert_eq!(record.file.sha512, whole.at("long").result.file.sha512);

@@ -322,6 +322,10 @@ impl Node {
                 blocked_reasons.push(text);
             }
         }
+        // A container's is told with how it came apart.
+        if judged.container.is_none() && judged.failure.is_some() && !blocked_reasons.is_empty() {
+            blocked_reasons.extend((!judged.detail.is_empty()).then(|| judged.detail.clone()));
+        }
         let container = judged.container.map(|opened| ContainerResult {
             extracted_count: u64::from(folded.members),
             detected_count: folded.detected,
