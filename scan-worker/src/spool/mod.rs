@@ -50,7 +50,7 @@ pub enum SpoolError {
         limit_bytes: u64,
     },
     /// No file could be made.
-    #[error("cannot make a file without a name in {}: {source}", folder.display())]
+    #[error("cannot make the spool's file in {} (spool_dir): {source}", folder.display())]
     Open {
         /// Where.
         folder: PathBuf,
