@@ -338,7 +338,9 @@ pub async fn open_worker(
     options.lease_ms = config.lease_seconds * 1000;
     options.digests = config.digests;
     let (results, queue, progress) = (Arc::new(backend.clone()), Arc::new(backend.clone()), Arc::new(backend.clone()));
-    Ok(ScanWorker::new(options, results, queue, progress, cluster, Environment::system(), engines)?)
+    // Has the engines' rules made ready in the sandbox.
+    let start = || ScanWorker::new(options, results, queue, progress, cluster, Environment::system(), engines);
+    Ok(tokio::task::spawn_blocking(start).await??)
 }
 
 /// Binds the gateway's listener.

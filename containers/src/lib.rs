@@ -55,6 +55,7 @@ mod pe;
 mod rar;
 mod rpm;
 mod rtf;
+mod runs;
 mod sevenz;
 mod squashfs;
 mod stream;

@@ -1,4 +1,5 @@
-//! What a job process does with a file: tells its type, takes it apart, and tells the types of its short members.
+//! What a job process does with a file: tells its type, answers questions about it, takes it apart, and tells the types of its short
+//! members.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -10,63 +11,87 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use lazaret_containers::format::Found;
-use lazaret_containers::{Budget, ExtractionOutcome, FileType, Guarded, Member, ReadSeek, Refused, TreeBudget, detect};
+use lazaret_containers::{
+    Budget, ExtractionOutcome, FileType, Guarded, Member, Passwords, ReadSeek, Refused, TreeBudget, detect,
+};
 
 use crate::child::Work;
 use crate::output::Output;
 use crate::sys::Mapped;
-use crate::wire::{BLOCK_BYTES, Record, Task};
+use crate::wire::{BLOCK_BYTES, Record, Task, Terms, ToJob, WINDOW_BYTES};
 
 /// Members are shown to their types' detection up to this length, and told in pieces of it.
 const PIECE_BYTES: usize = BLOCK_BYTES / 2;
 /// How much of the input is read ahead when little is asked for: short enough that a reader that jumps about wastes little.
 const READ_AHEAD_BYTES: usize = 16 * 1024;
 
-/// Notes something about a file, from its content.
-pub type Note = fn(&[u8]) -> Vec<u8>;
-
-/// Detects and takes apart; and, if it was given something that reads files for it, tells what that says.
-pub struct Extraction {
-    /// What notes something about a file, from its content. The worker believes it no more than anything else from here.
-    pub note: Option<Note>,
-}
-
 /// Text in which many kinds of data are looked for.
 const WARMING: &[u8] =
     b"From: a\r\nSubject: b\r\n\r\n<html>%PDF-1.4 begin 644 c PK\x03\x04 data:text/html;base64,TVqQAAMA\r\n";
 
-impl Extraction {
-    /// Without anything to note.
-    pub const PLAIN: Self = Self { note: None };
+/// The longest answer.
+pub const ANSWER_BYTES_MAX: usize = PIECE_BYTES;
+
+/// Answers questions about contents. The worker believes an answer no more than anything else from here.
+pub trait Answers {
+    /// Is made ready in the zygote, with what the sandbox was given, if anything.
+    fn prepare(&mut self, databases: &[&[u8]]) -> Result<(), String>;
+    /// Answers in a job process, in up to [`ANSWER_BYTES_MAX`] bytes.
+    fn answer(&mut self, question: &[u8], content: &[u8]) -> Vec<u8>;
 }
 
-/// The longest note.
-pub const NOTE_BYTES_MAX: usize = PIECE_BYTES;
+/// Detects and takes apart; and, if it was given something that does, answers questions.
+#[derive(Default)]
+pub struct Extraction {
+    answers: Option<Box<dyn Answers>>,
+}
+
+impl Extraction {
+    /// With something that answers questions.
+    pub fn with(answers: impl Answers + 'static) -> Self {
+        Self { answers: Some(Box::new(answers)) }
+    }
+}
 
 impl Work for Extraction {
-    fn warm(&self) {
+    fn prepare(&mut self, databases: &[&[u8]]) -> Result<(), String> {
         // What it is matters to nobody.
         let _ = type_of(WARMING);
+        self.answers.as_mut().map_or(Ok(()), |answers| answers.prepare(databases))
     }
 
-    fn work(&self, input: &File, output: Output) -> io::Result<()> {
-        let mut output = output;
+    fn work(&mut self, input: &File, mut output: Output) -> io::Result<()> {
         let task = output.task()?;
         let job = Job { task: &task, output: Rc::new(RefCell::new(output)) };
         if task.whole {
             let mapped = Mapped::sealed(input)?;
-            if mapped.as_ref().len() as u64 != task.length {
+            let content = mapped.as_ref();
+            if content.len() as u64 != task.length {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
-            if task.note {
-                return job.note(self.note, mapped.as_ref());
-            }
-            job.run(&mut Mapping { input: Cursor::new(mapped.as_ref()), job: &job })
+            job.serve(&mut Mapping { input: Cursor::new(content), job: &job }, &mut |about, question| match about {
+                None => Ok(self.answer(question, content)),
+                Some(_) => Err(io::ErrorKind::InvalidInput.into()),
+            })
         } else {
-            job.run(&mut OnDemand::new(input, &job))
+            job.serve(&mut OnDemand::new(input, &job), &mut |about, question| {
+                // A copy: the worker may write there, though it does not.
+                let mut content = vec![0; usize::try_from(about.unwrap_or(0).min(WINDOW_BYTES)).unwrap_or(0)];
+                input.read_exact_at(&mut content, 0)?;
+                Ok(self.answer(question, &content))
+            })
         }
     }
 }
+
+impl Extraction {
+    fn answer(&mut self, question: &[u8], content: &[u8]) -> Vec<u8> {
+        self.answers.as_mut().map(|answers| answers.answer(question, content)).unwrap_or_default()
+    }
+}
+
+/// Answers a question, about the file or about so many bytes of the input.
+type Answer<'a> = dyn FnMut(Option<u64>, &[u8]) -> io::Result<Vec<u8>> + 'a;
 
 struct Job<'j> {
     task: &'j Task,
@@ -74,35 +99,45 @@ struct Job<'j> {
 }
 
 impl Job<'_> {
-    fn run(&self, input: &mut dyn ReadSeek) -> io::Result<()> {
+    /// Does what it is told, until the end.
+    fn serve(&self, input: &mut dyn ReadSeek, answer: &mut Answer<'_>) -> io::Result<()> {
         let containers = match &self.task.containers {
             Some(containers) => containers.clone(),
             None => self.detect(input)?,
         };
-        if self.task.extract {
-            let budget = self.budget();
-            for found in containers.iter().skip(self.task.skip as usize) {
-                let outcome = self.take_apart(found, input, &budget);
-                let over = outcome.is_over();
-                self.put(&Record::Outcome(outcome), &[])?;
-                if self.task.shared && !over {
-                    self.put(&Record::Walked(budget.walked()), &[])?;
-                }
-                if over {
-                    break;
-                }
+        loop {
+            let command = self.output.borrow_mut().command()?;
+            let (about, question) = match command {
+                Some(ToJob::TakeApart(terms)) => return self.take_all_apart(&containers, input, &terms),
+                Some(ToJob::Ask(question)) => (None, question),
+                Some(ToJob::AskAbout(bytes, question)) => (Some(bytes), question),
+                _ => return Ok(()),
+            };
+            let mut answered = answer(about, &question)?;
+            answered.truncate(ANSWER_BYTES_MAX);
+            self.put(&Record::Answer(answered.len() as u32), &answered)?;
+            self.flush()?;
+        }
+    }
+
+    fn take_all_apart(&self, containers: &[Found], input: &mut dyn ReadSeek, terms: &Terms) -> io::Result<()> {
+        let budget = self.budget(terms);
+        for found in containers.iter().skip(terms.skip as usize) {
+            let outcome = self.take_apart(found, input, &terms.passwords, &budget);
+            let over = outcome.is_over();
+            self.put(&Record::Outcome(outcome), &[])?;
+            if terms.shared && !over {
+                self.put(&Record::Walked(budget.walked()), &[])?;
+            }
+            if over {
+                break;
             }
         }
         self.put(&Record::Done, &[])?;
-        self.output.borrow_mut().flush()
+        self.flush()
     }
 
-    /// Tells what there is to note about the file.
-    fn note(&self, read: Option<Note>, content: &[u8]) -> io::Result<()> {
-        let mut note = read.map(|read| read(content)).unwrap_or_default();
-        note.truncate(NOTE_BYTES_MAX);
-        self.put(&Record::Note(note.len() as u32), &note)?;
-        self.put(&Record::Done, &[])?;
+    fn flush(&self) -> io::Result<()> {
         self.output.borrow_mut().flush()
     }
 
@@ -110,7 +145,7 @@ impl Job<'_> {
         self.output.borrow_mut().put(record, content)
     }
 
-    /// Tells what the file is, and at once, so that the worker can go on with it meanwhile.
+    /// Tells what the file is.
     fn detect(&self, input: &mut dyn ReadSeek) -> io::Result<Vec<Found>> {
         let (record, containers) = match detect(input, self.task.length) {
             Ok(file_type) => {
@@ -120,18 +155,16 @@ impl Job<'_> {
             Err(error) => (Record::NoType(error.to_string()), Vec::new()),
         };
         self.put(&record, &[])?;
-        if !containers.is_empty() {
-            self.output.borrow_mut().flush()?;
-        }
+        self.flush()?;
         Ok(containers)
     }
 
     /// The budget of the tree as it was when the job began. What other jobs of the tree use meanwhile, the worker counts.
-    fn budget(&self) -> Budget {
-        let tree = Arc::new(TreeBudget::resumed(self.task.limits.clone(), self.task.used));
+    fn budget(&self, terms: &Terms) -> Budget {
+        let tree = Arc::new(TreeBudget::resumed(terms.limits.clone(), terms.used));
         let never: Arc<AtomicBool> = Arc::default();
         let budget = Budget::new(tree, never, self.task.length);
-        if !self.task.shared {
+        if !terms.shared {
             return budget;
         }
         let output = self.output.clone();
@@ -139,12 +172,18 @@ impl Job<'_> {
         budget.shared(Box::new(move |turn| output.borrow_mut().turn(turn).ok().flatten()))
     }
 
-    fn take_apart(&self, found: &Found, input: &mut dyn ReadSeek, budget: &Budget) -> ExtractionOutcome {
+    fn take_apart(
+        &self,
+        found: &Found,
+        input: &mut dyn ReadSeek,
+        passwords: &Passwords,
+        budget: &Budget,
+    ) -> ExtractionOutcome {
         let mut scratch = vec![0; PIECE_BYTES];
         let mut input = Guarded { input, budget, on_read: |_| () };
         let task = self.task;
         let extracted = catch_unwind(AssertUnwindSafe(|| {
-            found.extract(&task.name, task.length, &mut input, &task.passwords, budget, &mut |member| {
+            found.extract(&task.name, task.length, &mut input, passwords, budget, &mut |member| {
                 self.hand_on(member, &mut scratch, budget).map_err(|_| Refused)
             })
         }));

@@ -39,16 +39,8 @@ fn open_within(sandbox: &Sandbox, input: &dyn Input, length: u64, limits: Limits
     let stop: Arc<AtomicBool> = Arc::default();
     let tree = Arc::new(TreeBudget::new(limits.clone(), length));
     let budget = Budget::new(tree.clone(), stop, length);
-    let request = Request {
-        name: "file",
-        length,
-        containers: None,
-        extract: true,
-        shared: false,
-        limits: &limits,
-        used: tree.used(),
-        passwords: &Passwords::NONE,
-    };
+    let request =
+        Request { name: "file", length, containers: None, shared: false, limits: &limits, passwords: &Passwords::NONE };
     let check = || budget.check();
     let mut opening = sandbox.open(&request, input).unwrap();
     let file_type = opening.file_type(&check)?;
@@ -64,7 +56,6 @@ fn open_within(sandbox: &Sandbox, input: &dyn Input, length: u64, limits: Limits
         }
     };
     if found.is_empty() {
-        opening.finish(&check);
         return Ok(opened);
     }
     opened.outcome = opening.members(&request, &found, &budget, &mut |member: Member<'_>| {
@@ -180,10 +171,8 @@ fn what_is_no_longer_wanted_ends_at_once() {
         name: "file",
         length: file.len() as u64,
         containers: None,
-        extract: true,
         shared: false,
         limits: &limits,
-        used: tree.used(),
         passwords: &Passwords::NONE,
     };
     let input = Bytes(file, true);

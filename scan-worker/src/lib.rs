@@ -13,6 +13,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod budget;
+pub mod confined;
 pub mod engine;
 pub mod engines;
 pub mod examine;
@@ -35,4 +36,6 @@ pub use metrics::WorkerMonitor;
 pub use worker::{ScanWorker, WorkerOptions};
 
 /// What runs in the sandbox: the program that a worker re-executes calls [`lazaret_sandbox::child::run_if_asked`] with it.
-pub const SANDBOXED: lazaret_sandbox::Extraction = lazaret_sandbox::Extraction { note: Some(signers::note) };
+pub fn sandboxed() -> lazaret_sandbox::Extraction {
+    lazaret_sandbox::Extraction::with(confined::Answering::default())
+}

@@ -20,7 +20,7 @@ pub fn eicar() -> Vec<u8> {
 /// What an engine says of a sample of which nothing more is known.
 pub fn judge(engine: &dyn Engine, sample: &Sample, context: &ScanContext) -> EngineVerdict {
     let file = FileInfo { display_name: sample.name().to_owned(), size_bytes: sample.length(), ..FileInfo::default() };
-    engine.scan(&Subject { sample, file: &file }, context)
+    engine.scan(&Subject { sample, file: &file, confined: None }, context)
 }
 
 /// Waits for what another thread does. Ten seconds is long past what any of it takes.

@@ -54,7 +54,7 @@ fn judge_sample(engine: &dyn Engine, sample: &Sample, content: &[u8], limit: Dur
         file_type: "application/octet-stream".into(),
         ..FileInfo::default()
     };
-    engine.scan(&Subject { sample, file: &file }, &ScanContext::within(limit))
+    engine.scan(&Subject { sample, file: &file, confined: None }, &ScanContext::within(limit))
 }
 
 /// A file that is not in memory.

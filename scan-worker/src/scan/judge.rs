@@ -19,6 +19,7 @@ use super::opening::{FileOpening, SandboxInput};
 use super::verdicts::{Asked, take_over};
 use super::{Tree, ms_since};
 use crate::budget::StopReason;
+use crate::confined::Confined;
 use crate::engine::Subject;
 use crate::examine::{self, examine, panic_text};
 use crate::sample::Sample;
@@ -92,8 +93,8 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     let began = Instant::now();
     let budget = FileOpening::budget(tree, node, sample);
     let input = SandboxInput::new(tree, node, sample, &budget);
-    let mut opening = FileOpening::new(tree, node, sample, &input, &budget);
-    let containers = identify(&mut opening, known.file_type, &mut judged);
+    let opening = FileOpening::new(tree, node, sample, &input, &budget);
+    let containers = identify(&opening, known.file_type, &mut judged);
     judged.times.filetype_ms = ms_since(began);
 
     if node.parent.is_none() && tree.shared.as_ref().is_some_and(|shared| !shared.leads()) {
@@ -115,10 +116,12 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     }
 
     let began = Instant::now();
-    let subject = Subject { sample, file: &judged.file };
+    let confined = opening.confined(&containers);
+    let confined = confined.as_ref().map(|file| file as &dyn Confined);
+    let subject = Subject { sample, file: &judged.file, confined };
     let limit = shared.options.engine_timeout;
     let examined = budget.pause(|| {
-        let (waited, signers) = (node.created.elapsed(), || opening.signers(&judged.file));
+        let (waited, signers) = (node.created.elapsed(), || opening.signers(&judged.file, confined));
         examine(&shared.engines, &tree.rule, &subject, limit, waited, &shared.pool, signers)
     });
     judged.times.scan_ms = ms_since(began);
@@ -193,7 +196,7 @@ pub(super) fn set_digests(file: &mut FileInfo, digests: &Option<Digests>) {
 }
 
 /// Finds out what a file is; tells the containers that it is.
-fn identify(opening: &mut FileOpening<'_>, known: Option<FileType>, judged: &mut Judged) -> Vec<Found> {
+fn identify(opening: &FileOpening<'_>, known: Option<FileType>, judged: &mut Judged) -> Vec<Found> {
     match known.map_or_else(|| opening.file_type(), Ok) {
         Ok(FileType { mime, extension, description, category, containers, suspicious }) => {
             if let Some(suspicious) = suspicious {

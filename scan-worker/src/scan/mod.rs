@@ -32,7 +32,7 @@ use lazaret_digests::Selection;
 use lazaret_node_client::environment::{Clock, Environment};
 use lazaret_protocol::BlobName;
 use lazaret_protocol::message::ByteRange;
-use lazaret_sandbox::Sandbox;
+use lazaret_sandbox::{Respondent, Sandbox};
 use tokio::sync::oneshot;
 
 use self::judge::{Known, process};
@@ -42,6 +42,7 @@ pub use self::share::{Remainder, RootPart, Sharing, Whole};
 use self::verdicts::LeafCost;
 pub use self::verdicts::{Answer, PAGE_MEMBERS, VerdictCounters, Verdicts, fits, root_fits, taken_over};
 use crate::budget::{StopReason, StopSignal, limits};
+use crate::confined::RuleSets;
 use crate::engine::Engine;
 use crate::memory::{MemoryBudget, Reservation};
 use crate::metrics::Metrics;
@@ -126,6 +127,8 @@ pub struct Scanner {
 
 struct Shared {
     options: ScannerOptions,
+    /// The rules that files are matched against in the sandbox, if there is one.
+    confined: Option<Arc<RuleSets>>,
     engines: Vec<Arc<dyn Engine>>,
     memory: Arc<MemoryBudget>,
     spool: Arc<Spool>,
@@ -138,20 +141,31 @@ struct Shared {
     metrics: Arc<Metrics>,
 }
 
+impl Shared {
+    fn sandbox(&self) -> Option<&Sandbox> {
+        self.confined.as_ref().map(|rule_sets| rule_sets.sandbox())
+    }
+}
+
 impl Scanner {
-    /// Starts the scan threads.
+    /// Starts the scan threads, and has the engines' rules in the sandbox, which must be this scanner's alone.
     pub fn start(
         options: ScannerOptions,
         engines: Vec<Arc<dyn Engine>>,
         environment: &Environment,
     ) -> io::Result<Self> {
+        let confined = options.sandbox.clone().map(|sandbox| Arc::new(RuleSets::new(sandbox)));
+        if let Some(rule_sets) = &confined {
+            engines.iter().try_for_each(|engine| engine.confine(rule_sets)).map_err(io::Error::other)?;
+        }
         let pool = Pool::start(options.scan_threads, environment.spawner.clone())?;
         let memory = MemoryBudget::new(options.sample_budget_bytes);
         let spool = Spool::open(options.spool.clone()).map_err(io::Error::other)?;
         let clock = environment.clock.clone();
         let digests = lazaret_digests::Pool::of_process()?;
         let (leaf_cost, counters, metrics) = (LeafCost::default(), Arc::default(), Arc::default());
-        let shared = Shared { options, engines, memory, spool, clock, pool, digests, leaf_cost, counters, metrics };
+        let shared =
+            Shared { options, confined, engines, memory, spool, clock, pool, digests, leaf_cost, counters, metrics };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -208,6 +222,7 @@ impl Scanner {
             source: source.clone(),
             spool: TreeSpool::new(self.shared.spool.clone()),
             records,
+            respondents: Mutex::default(),
             lane: self.shared.pool.lane(length <= SMALL_FILE_BYTES),
             progress: ProgressState::new(length),
             failure: Mutex::new(None),
@@ -283,6 +298,8 @@ struct Tree {
     source: Arc<Watched>,
     spool: TreeSpool,
     records: Arc<dyn RecordSink>,
+    /// Processes in the sandbox that are asked about this tree's files: no more than threads ask at once.
+    respondents: Mutex<Vec<Respondent>>,
     lane: Lane,
     progress: ProgressState,
     failure: Mutex<Option<String>>,

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::{Cursor, Write};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -72,11 +72,11 @@ impl RecordSink for Records {
 
 pub const MIB: u64 = 1 << 20;
 
-/// Everything is tested as it runs in earnest: in the sandbox.
-static SANDBOX: LazyLock<Sandbox> = LazyLock::new(|| {
+/// Everything is tested as it runs in earnest: in a sandbox, each scanner in its own.
+pub fn sandbox() -> Sandbox {
     let program = env!("CARGO_BIN_EXE_sandboxed-scan-for-tests").into();
     Sandbox::start(SandboxOptions { program, ..SandboxOptions::new(4) }).unwrap()
-});
+}
 
 pub fn options() -> ScannerOptions {
     ScannerOptions {
@@ -86,7 +86,7 @@ pub fn options() -> ScannerOptions {
         spool: SpoolOptions { folder: std::env::temp_dir(), bytes_max: 4096 * MIB },
         engine_timeout: Duration::from_secs(60),
         digests: Selection::ALL,
-        sandbox: Some(SANDBOX.clone()),
+        sandbox: Some(sandbox()),
         nested_id_key: [7; 32],
     }
 }
