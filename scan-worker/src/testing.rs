@@ -10,7 +10,7 @@ use lazaret_protocol::message::ByteRange;
 
 use crate::engine::{Engine, EngineVerdict, ScanContext, Subject};
 use crate::sample::Sample;
-use crate::source::{BlobSource, BlobWriter, SourceError};
+use crate::source::{BlobSource, SourceError};
 
 /// The EICAR test file. It is written backwards, so that neither this source nor the test program holds it.
 pub fn eicar() -> Vec<u8> {
@@ -58,9 +58,5 @@ impl BlobSource for LazyBlob {
             }
         }
         Ok(bytes.into())
-    }
-
-    fn store(&self) -> Result<Box<dyn BlobWriter + '_>, SourceError> {
-        Err(SourceError::Store { reason: "read-only".into() })
     }
 }

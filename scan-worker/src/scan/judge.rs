@@ -13,7 +13,6 @@ use lazaret_analysis::{FileInfo, ResultCode, VerdictKey, worst};
 use lazaret_containers::format::Found;
 use lazaret_containers::{FileType, Remark};
 use lazaret_digests::{Digests, Pending, Selection, Set};
-use lazaret_protocol::BlobName;
 
 use super::node::{Judged, Node};
 use super::opening::{FileOpening, SandboxInput};
@@ -32,8 +31,6 @@ pub(super) struct Known {
     pub file: Option<FileInfo>,
     /// Digests that are being computed.
     pub digests: Option<Pending>,
-    /// The content's name, if it was kept as a blob.
-    pub blob: Option<BlobName>,
     pub fetch_ms: u64,
     /// What it is.
     pub file_type: Option<FileType>,
@@ -47,13 +44,18 @@ pub(super) struct Known {
 
 /// Scans one file and records what was found.
 pub(super) fn process(tree: &Arc<Tree>, node: &Arc<Node>, sample: Sample, known: Known) {
-    let blob = known.blob;
-    let judged = catch_unwind(AssertUnwindSafe(|| judge(tree, node, &sample, known))).unwrap_or_else(|panic| {
+    let mut judged = catch_unwind(AssertUnwindSafe(|| judge(tree, node, &sample, known))).unwrap_or_else(|panic| {
         let detail = format!("scanning the file panicked: {}", panic_text(&*panic));
         tracing::error!(data_id = %node.data_id, detail, "scan panicked");
         let file = bare_info(&sample);
-        Judged { file, blob, failure: Some(ResultCode::FAILED), detail, ..Judged::default() }
+        Judged { file, failure: Some(ResultCode::FAILED), detail, ..Judged::default() }
     });
+    if let Some(fault) = sample.fault() {
+        // Whatever was found, something of it was seen by nobody.
+        judged.failure =
+            Some(judged.failure.map_or(ResultCode::SCAN_FAILED, |code| worst(code, ResultCode::SCAN_FAILED)));
+        (judged.detail, judged.unkeepable) = (fault.to_owned(), true);
+    }
     // Before the result, so that whoever has a tree's result can count on its memory.
     drop(sample);
     tree.scanner.metrics.file(&judged.times, &judged.engines);
@@ -61,7 +63,7 @@ pub(super) fn process(tree: &Arc<Tree>, node: &Arc<Node>, sample: Sample, known:
 }
 
 fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) -> Judged {
-    let mut judged = Judged { blob: known.blob, ..Judged::default() };
+    let mut judged = Judged::default();
     judged.times.start_ms = tree.scanner.clock.unix_ms();
     judged.times.fetch_ms = known.fetch_ms;
     judged.times.wait_ms = ms_since(node.created);
@@ -85,7 +87,7 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
 
     let mut pending = match &known.file {
         Some(_) => None,
-        // Only contents in memory come without: what goes to the store is digested on the way.
+        // Only contents in memory come without: what is spooled is digested on the way.
         None => known.digests.or_else(|| begin_digests(tree, sample.bytes()?)),
     };
     judged.file = known.file.unwrap_or_else(|| bare_info(sample));
@@ -107,7 +109,7 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     let mut settle_digests = |judged: &mut Judged| {
         if let Some(pending) = pending.take() {
             let began = Instant::now();
-            set_digests(&mut judged.file, &settle(tree, sample, pending));
+            set_digests(&mut judged.file, &settle(tree, sample.bytes(), pending));
             judged.times.hash_ms = ms_since(began);
         }
     };
@@ -178,17 +180,17 @@ pub(super) fn begin_digests(tree: &Tree, content: &Bytes) -> Option<Pending> {
 }
 
 /// Waits for a file's digests; computes them here if the thread that had them failed.
-fn settle(tree: &Tree, sample: &Sample, pending: Pending) -> Option<Digests> {
+pub(super) fn settle(tree: &Tree, content: Option<&Bytes>, pending: Pending) -> Option<Digests> {
     pending.wait().map_or_else(
         |lost| {
             tracing::error!(error = %lost, "digests lost");
-            sample.bytes().map(|content| Set::digest(tree.scanner.options.digests, content))
+            content.map(|content| Set::digest(tree.scanner.options.digests, content))
         },
         Some,
     )
 }
 
-fn set_digests(file: &mut FileInfo, digests: &Option<Digests>) {
+pub(super) fn set_digests(file: &mut FileInfo, digests: &Option<Digests>) {
     let hex = |hex: fn(&Digests) -> String| digests.as_ref().map(hex).unwrap_or_default();
     file.md5 = hex(Digests::md5_hex);
     file.sha1 = hex(Digests::sha1_hex);

@@ -4,7 +4,7 @@
 //!   their own (`members`). A container holds no thread while its members are scanned: it is a row of counters
 //!   (`node`), and whoever finishes the last of them finishes it too.
 //! - Nobody waits for memory or for a place in the queue. A member for which there is none is scanned at once by the thread
-//!   that extracted it, or goes to the store. See [`crate::memory`].
+//!   that extracted it, or spooled. See [`crate::memory`] and [`crate::spool`].
 //! - A file's record goes out when everything in it is finished, so after its members' records. Nothing is kept of it then.
 //! - Invariant: a nested file's id, ordinal and result follow from the root and the rule alone, on any number of threads.
 //!   The exception is a limit over the whole tree (files, bytes, ratio): where in the tree it strikes depends on which member
@@ -49,7 +49,8 @@ use crate::memory::{MemoryBudget, Reservation};
 use crate::metrics::Metrics;
 use crate::pool::{Lane, Pool};
 use crate::sample::Sample;
-use crate::source::{BlobSource, BlobWriter, SourceError};
+use crate::source::{BlobSource, SourceError};
+use crate::spool::{Spool, SpoolOptions, TreeSpool};
 
 /// How the scanner uses the machine.
 #[derive(Debug, Clone)]
@@ -60,6 +61,8 @@ pub struct ScannerOptions {
     pub sample_memory_max_bytes: u64,
     /// How many bytes of files may wait in memory at once. Besides, each thread may hold one file of its own.
     pub sample_budget_bytes: u64,
+    /// Where nested files are that are too long for memory, and how many bytes of them.
+    pub spool: SpoolOptions,
     /// How long one engine may take for one file.
     pub engine_timeout: Duration,
     /// Where files are identified and taken apart. None does so in this process, where a reader's fault is the worker's.
@@ -110,7 +113,7 @@ pub enum TreeOutcome {
     Shared(Box<RootPart>),
     /// Without one: the worker may not write any more, or content or records could not be read or written.
     Unfinished {
-        /// The content that could not be read or stored, if that was it.
+        /// The content that could not be read, if that was it.
         source: Option<SourceError>,
         /// In words.
         detail: String,
@@ -129,6 +132,7 @@ struct Shared {
     confined: Option<Arc<RuleSets>>,
     engines: Vec<Arc<dyn Engine>>,
     memory: Arc<MemoryBudget>,
+    spool: Arc<Spool>,
     clock: Arc<dyn Clock>,
     pool: Pool,
     /// Trees under way.
@@ -159,12 +163,25 @@ impl Scanner {
         }
         let pool = Pool::start(options.scan_threads, environment.spawner.clone())?;
         let memory = MemoryBudget::new(options.sample_budget_bytes);
+        let spool = Spool::open(options.spool.clone()).map_err(io::Error::other)?;
         let clock = environment.clock.clone();
         let digests = lazaret_digests::Pool::of_process()?;
         let (leaf_cost, counters, metrics) = (LeafCost::default(), Arc::default(), Arc::default());
         let trees = AtomicUsize::new(0);
-        let shared =
-            Shared { trees, options, confined, engines, memory, clock, pool, digests, leaf_cost, counters, metrics };
+        let shared = Shared {
+            options,
+            confined,
+            engines,
+            memory,
+            spool,
+            clock,
+            pool,
+            trees,
+            digests,
+            leaf_cost,
+            counters,
+            metrics,
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -194,6 +211,11 @@ impl Scanner {
         &self.shared.memory
     }
 
+    /// Where nested files are that are too long for memory.
+    pub fn spool(&self) -> &Arc<Spool> {
+        &self.shared.spool
+    }
+
     /// Begins to scan a tree.
     pub fn scan(&self, root: Root, source: Arc<dyn BlobSource>, records: Arc<dyn RecordSink>) -> TreeScan {
         let (done, outcome) = oneshot::channel();
@@ -215,6 +237,7 @@ impl Scanner {
             passwords: root.passwords,
             stop,
             source: source.clone(),
+            spool: TreeSpool::new(self.shared.spool.clone()),
             records,
             respondents: Mutex::default(),
             lane: self.shared.pool.lane(length <= SMALL_FILE_BYTES),
@@ -290,6 +313,7 @@ struct Tree {
     budget: Arc<TreeBudget>,
     stop: Arc<StopSignal>,
     source: Arc<Watched>,
+    spool: TreeSpool,
     records: Arc<dyn RecordSink>,
     /// Processes in the sandbox that are asked about this tree's files: no more than threads ask at once.
     respondents: Mutex<Vec<Respondent>>,
@@ -372,39 +396,12 @@ struct Watched {
     failure: Mutex<Option<SourceError>>,
 }
 
-impl Watched {
-    fn watch<T>(&self, result: Result<T, SourceError>) -> Result<T, SourceError> {
-        if let Err(error) = &result {
-            lock(&self.failure).get_or_insert_with(|| error.clone());
-            self.stop.stop(StopReason::Failed);
-        }
-        result
-    }
-}
-
 impl BlobSource for Watched {
     fn read(&self, name: BlobName, range: ByteRange) -> Result<Bytes, SourceError> {
-        self.watch(self.source.read(name, range))
-    }
-
-    fn store(&self) -> Result<Box<dyn BlobWriter + '_>, SourceError> {
-        let writer = self.watch(self.source.store())?;
-        Ok(Box::new(WatchedWriter { writer, watched: self }))
-    }
-}
-
-struct WatchedWriter<'w> {
-    writer: Box<dyn BlobWriter + 'w>,
-    watched: &'w Watched,
-}
-
-impl BlobWriter for WatchedWriter<'_> {
-    fn write(&mut self, piece: Bytes) -> Result<(), SourceError> {
-        self.watched.watch(self.writer.write(piece))
-    }
-
-    fn finish(self: Box<Self>) -> Result<BlobName, SourceError> {
-        self.watched.watch(self.writer.finish())
+        self.source.read(name, range).inspect_err(|error| {
+            lock(&self.failure).get_or_insert_with(|| error.clone());
+            self.stop.stop(StopReason::Failed);
+        })
     }
 }
 

@@ -49,6 +49,7 @@ use crate::engine::Engine;
 use crate::metrics::{Seen, WorkerMonitor};
 use crate::scan::{Root, Scanner, ScannerOptions, Sharing, TreeOutcome, TreeScan, Verdicts};
 use crate::source::{BlobSource, ClusterSource};
+use crate::spool::SpoolOptions;
 
 /// A task that was leased more often without being given back is not tried again: it took its worker down each time.
 pub const ATTEMPTS_MAX: u32 = 3;
@@ -95,6 +96,9 @@ pub struct WorkerOptions {
     pub sample_memory_max_bytes: u64,
     /// How many bytes of files may wait in memory at once, besides one file a thread. Default: 1 GiB.
     pub sample_budget_bytes: u64,
+    /// Where nested files are that are too long for memory, encrypted, and how many bytes of them at most. Default: the
+    /// system's temporary folder, 16 GiB.
+    pub spool: SpoolOptions,
     /// How long a lease lasts without a heartbeat. Default: 30 seconds.
     pub lease_ms: u64,
     /// How long one engine may take for one file. Default: 60 seconds.
@@ -124,6 +128,7 @@ impl WorkerOptions {
             concurrent_files: 2 * cores,
             sample_memory_max_bytes: 256 << 20,
             sample_budget_bytes: 1 << 30,
+            spool: SpoolOptions { folder: std::env::temp_dir(), bytes_max: 16 << 30 },
             lease_ms: 30_000,
             engine_timeout: Duration::from_secs(60),
             digests: Selection::ALL,
@@ -135,7 +140,7 @@ impl WorkerOptions {
     }
 }
 
-/// A scan worker. Made inside a tokio runtime, whose handle the scan threads use to read and store blobs.
+/// A scan worker. Made inside a tokio runtime, whose handle the scan threads use to read blobs.
 pub struct ScanWorker {
     shared: Arc<Shared>,
 }
@@ -179,6 +184,7 @@ impl ScanWorker {
             scan_threads: options.scan_threads,
             sample_memory_max_bytes: options.sample_memory_max_bytes,
             sample_budget_bytes: options.sample_budget_bytes,
+            spool: options.spool.clone(),
             engine_timeout: options.engine_timeout,
             digests: options.digests,
             sandbox: options.sandbox.clone(),
@@ -219,6 +225,7 @@ impl ScanWorker {
             Some(Seen {
                 metrics: shared.scanner.metrics().clone(),
                 verdicts: shared.scanner.counters().clone(),
+                spool: shared.scanner.spool().clone(),
                 sandbox_lost: shared.options.sandbox.as_ref().map(Sandbox::lost),
                 running: shared.slots.occupied(),
             })
