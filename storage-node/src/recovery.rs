@@ -33,8 +33,9 @@ use crate::segments::{SegmentSource, Segments};
 use crate::walk::{Found, Walk};
 use crate::writer::layout_of;
 
-/// Most locations that recovery holds in entries before it makes them durable: a streamed blob has one for each extent.
-const BATCH_LOCATIONS_MAX: usize = 16 * 1024;
+/// Most locations that recovery holds in entries before it makes them durable: a streamed blob has one for each extent. With eight times
+/// as many a rebuild of ten million blobs took twice the memory, most of it holes between long lists and what the index keeps.
+const BATCH_LOCATIONS_MAX: usize = 2 * 1024;
 /// Most bytes that recovery holds before it writes them.
 const BATCH_BYTES_MAX: u64 = 32 * MIB;
 /// Most that waits for its proof, in records and locations. A group of the writer is a thousand records, and the next one
