@@ -6,6 +6,7 @@
 
 use crate::kernels::{Algorithm, Lane, Md5, Sha1, Sha256, Sha512};
 use crate::plan::{Choice, LANES_MAX, Plan};
+use crate::tree::{self, Tree};
 use crate::{Digests, Selection};
 
 /// The unit in which files advance: SHA-512's block, two blocks of each of the others.
@@ -16,7 +17,7 @@ const PADDED_BYTES_MAX: usize = 2 * BLOCK_BYTES;
 /// The states of one file's digests.
 pub(crate) struct File {
     selection: Selection,
-    blake3: blake3::Hasher,
+    blake3: Tree,
     md5: [u32; 4],
     sha1: [u32; 5],
     sha256: [u32; 8],
@@ -26,10 +27,10 @@ pub(crate) struct File {
 
 impl File {
     /// An empty file.
-    pub(crate) fn new(selection: Selection) -> Self {
+    pub(crate) fn new(plan: &Plan, selection: Selection) -> Self {
         Self {
             selection,
-            blake3: blake3::Hasher::new(),
+            blake3: Tree::new(&plan.blake3),
             md5: Md5::START,
             sha1: Sha1::START,
             sha256: Sha256::START,
@@ -38,16 +39,16 @@ impl File {
         }
     }
 
-    /// Takes the next bytes into BLAKE3, which fills its lanes from one file alone and wants long runs.
-    pub(crate) fn update_blake3(&mut self, bytes: &[u8]) {
-        self.blake3.update(bytes);
+    /// How far BLAKE3 best goes ahead if it goes this far at least, with these bytes at hand.
+    pub(crate) fn reach(&self, least: usize, at_hand: usize) -> usize {
+        self.blake3.reach(least, at_hand)
     }
 
     /// The digests of a closed file.
     pub(crate) fn digests(&self) -> Digests {
         let Selection { md5, sha1, sha256, sha512 } = self.selection;
         Digests {
-            blake3: *self.blake3.finalize().as_bytes(),
+            blake3: self.blake3.root(),
             md5: md5.then(|| bytes(self.md5.map(u32::to_le_bytes))),
             sha1: sha1.then(|| bytes(self.sha1.map(u32::to_be_bytes))),
             sha256: sha256.then(|| bytes(self.sha256.map(u32::to_be_bytes))),
@@ -62,6 +63,20 @@ fn bytes<const WORD: usize, const WORDS: usize, const BYTES: usize>(words: [[u8;
     let mut bytes = [0; BYTES];
     bytes.copy_from_slice(words.as_flattened());
     bytes
+}
+
+/// A file and its next bytes for BLAKE3, of any length.
+pub(crate) struct Ahead<'a> {
+    pub(crate) file: &'a mut File,
+    pub(crate) bytes: &'a [u8],
+    /// Whether more bytes are certain to come.
+    pub(crate) more: bool,
+}
+
+/// Takes each file's next bytes into BLAKE3, which may go ahead of the others.
+pub(crate) fn advance_blake3<'a>(plan: &Plan, parts: impl Iterator<Item = Ahead<'a>>) {
+    let parts = parts.map(|Ahead { file, bytes, more }| tree::Part { tree: &mut file.blake3, bytes, more });
+    tree::advance(&plan.blake3, &mut parts.collect::<Vec<_>>());
 }
 
 /// A file and its next whole units.
@@ -118,8 +133,9 @@ pub(crate) fn close(plan: &Plan, endings: &mut [Ending<'_>]) {
     for ending in &mut *endings {
         debug_assert!(ending.rest.len() < BLOCK_BYTES);
         ending.file.length += ending.rest.len() as u64;
-        ending.file.blake3.update(ending.rest);
     }
+    advance_blake3(plan, endings.iter_mut().map(|Ending { file, rest }| Ahead { file, bytes: rest, more: false }));
+    tree::close(&plan.blake3, endings.iter_mut().map(|ending| &mut ending.file.blake3));
     close_digest::<Md5, 8>(&plan.md5, endings, u64::to_le_bytes, |file| file.selection.md5.then_some(&mut file.md5));
     close_digest::<Sha1, 8>(&plan.sha1, endings, u64::to_be_bytes, |file| {
         file.selection.sha1.then_some(&mut file.sha1)

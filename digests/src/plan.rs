@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::file::BLOCK_BYTES;
-use crate::kernels::{Algorithm, Lane, Md5, Path, Sha1, Sha256, Sha512};
+use crate::kernels::{Algorithm, Blake3, Lane, Md5, Path, Sha1, Sha256, Sha512};
 
 /// The most files in one pass: the lanes of the widest register.
 pub(crate) const LANES_MAX: usize = 16;
@@ -45,9 +45,11 @@ impl Choice {
     }
 }
 
-/// One of the digests that several files can share a pass of. BLAKE3 fills its lanes from one file alone.
+/// One of the digests. Files share their passes; BLAKE3's lanes are chunks of 1 KiB and parents, of the same file or of others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Digest {
+    /// BLAKE3.
+    Blake3,
     /// MD5.
     Md5,
     /// SHA-1.
@@ -59,12 +61,13 @@ pub enum Digest {
 }
 
 impl Digest {
-    /// All four.
-    pub const ALL: [Self; 4] = [Self::Md5, Self::Sha1, Self::Sha256, Self::Sha512];
+    /// All five.
+    pub const ALL: [Self; 5] = [Self::Blake3, Self::Md5, Self::Sha1, Self::Sha256, Self::Sha512];
 
     /// How many files this path takes side by side; none if it hasn't this digest, or this machine hasn't the path.
     pub fn lanes(self, path: Path) -> Option<usize> {
         match self {
+            Self::Blake3 => Blake3::lanes(path),
             Self::Md5 => Md5::lanes(path),
             Self::Sha1 => Sha1::lanes(path),
             Self::Sha256 => Sha256::lanes(path),
@@ -76,6 +79,7 @@ impl Digest {
     pub fn path(self, files: usize) -> Path {
         let plan = Plan::fastest();
         match self {
+            Self::Blake3 => plan.blake3.path(files),
             Self::Md5 => plan.md5.path(files),
             Self::Sha1 => plan.sha1.path(files),
             Self::Sha256 => plan.sha256.path(files),
@@ -89,6 +93,7 @@ impl Digest {
         self.lanes(path)?;
         let bytes = vec![0x5a; units * BLOCK_BYTES];
         Some(match self {
+            Self::Blake3 => time::<Blake3>(path, files, &bytes, trials),
             Self::Md5 => time::<Md5>(path, files, &bytes, trials),
             Self::Sha1 => time::<Sha1>(path, files, &bytes, trials),
             Self::Sha256 => time::<Sha256>(path, files, &bytes, trials),
@@ -100,6 +105,7 @@ impl Digest {
 impl std::fmt::Display for Digest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
+            Self::Blake3 => "BLAKE3",
             Self::Md5 => "MD5",
             Self::Sha1 => "SHA-1",
             Self::Sha256 => "SHA-256",
@@ -120,9 +126,10 @@ fn time<A: Algorithm>(path: Path, files: usize, bytes: &[u8], trials: usize) -> 
     shortest
 }
 
-/// All four digests' paths.
+/// All five digests' paths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Plan {
+    pub(crate) blake3: Choice,
     pub(crate) md5: Choice,
     pub(crate) sha1: Choice,
     pub(crate) sha256: Choice,
@@ -134,6 +141,7 @@ impl Plan {
     pub(crate) fn fastest() -> &'static Self {
         static FASTEST: OnceLock<Plan> = OnceLock::new();
         FASTEST.get_or_init(|| Self {
+            blake3: Choice::measured(Digest::Blake3),
             md5: Choice::measured(Digest::Md5),
             sha1: Choice::measured(Digest::Sha1),
             sha256: Choice::measured(Digest::Sha256),
@@ -145,6 +153,7 @@ impl Plan {
     /// [`Path::Rust`].
     pub(crate) fn forced(path: Path) -> Self {
         Self {
+            blake3: Choice::forced::<Blake3>(path),
             md5: Choice::forced::<Md5>(path),
             sha1: Choice::forced::<Sha1>(path),
             sha256: Choice::forced::<Sha256>(path),

@@ -1,6 +1,6 @@
 //! One file's digests on the caller's thread.
 
-use crate::file::{BLOCK_BYTES, File, Part, advance, close_one};
+use crate::file::{Ahead, BLOCK_BYTES, File, Part, advance, advance_blake3, close_one};
 use crate::plan::Plan;
 use crate::{Digests, Path, Selection};
 
@@ -29,7 +29,8 @@ impl Set {
     }
 
     pub(crate) fn planned(selection: Selection, plan: Plan) -> Self {
-        Self { plan, file: Box::new(File::new(selection)), rest: [0; BLOCK_BYTES], rest_bytes: 0 }
+        let file = Box::new(File::new(&plan, selection));
+        Self { plan, file, rest: [0; BLOCK_BYTES], rest_bytes: 0 }
     }
 
     /// Takes the file's next bytes.
@@ -62,7 +63,8 @@ impl Set {
     }
 
     fn step(&mut self, bytes: &[u8]) {
-        self.file.update_blake3(bytes);
+        let ahead = Ahead { file: &mut self.file, bytes, more: false };
+        advance_blake3(&self.plan, std::iter::once(ahead));
         advance(&self.plan, &mut [Part { file: &mut self.file, bytes }]);
     }
 

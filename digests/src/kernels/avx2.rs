@@ -2,13 +2,14 @@
 //!
 //! Safety: every intrinsic here needs instructions that not every processor has. They are used in two kinds of places
 //! only: behind an `unsafe` function whose caller promises the instructions, and in methods of a type whose values come
-//! from such functions alone (see [`super::words`]). The four entries at the end carry `#[target_feature]`, everything
+//! from such functions alone (see [`super::words`]). The five entries at the end carry `#[target_feature]`, everything
 //! else is inlined into them; memory is touched by `load`, `store` and the two `gather` functions alone, within the bounds
 //! their callers promise.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
 
+use super::blake3::{self, Node};
 use super::drive::{Lane, drive};
 use super::rounds::{Md5, Sha1, Sha256, Sha512};
 use super::words::{LANES_MAX, Words};
@@ -265,6 +266,14 @@ unsafe fn gather_64(files: &[*const u8; LANES_MAX], offset: usize, little: bool)
         }
         turned
     }
+}
+
+/// # Safety
+/// The processor has AVX2.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn blake3(lanes: &mut [Lane<'_, Node>], blocks: usize) {
+    // SAFETY: the caller promises the instructions of the registers' type.
+    unsafe { blake3::drive::<W32>(lanes, blocks) }
 }
 
 /// # Safety

@@ -12,6 +12,8 @@ use std::mem::MaybeUninit;
 
 use openssl_sys as ffi;
 
+use super::blake3::{self, Node};
+use super::drive::Lane;
 use super::rounds::Md5;
 use super::words::{LANES_MAX, Rounds, Words};
 
@@ -25,6 +27,13 @@ pub(super) fn md5(state: &mut [u32; 4], bytes: &[u8]) {
         }
         Md5::block(state, words);
     }
+}
+
+/// BLAKE3 in the same way.
+pub(super) fn blake3(state: &mut Node, bytes: &[u8]) {
+    let blocks = bytes.len() / blake3::BLOCK_BYTES;
+    // SAFETY: a word of 32 bits needs no instructions that not every processor has.
+    unsafe { blake3::drive::<u32>(&mut [Lane { state, bytes }], blocks) }
 }
 
 /// Has the compiler compute this word before it goes on, where it would sum in another order. Each of MD5's rounds waits for

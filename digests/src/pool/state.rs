@@ -9,9 +9,9 @@ use bytes::Bytes;
 use slab::Slab;
 
 use super::{FILE_BYTES_MAX, Lost, Settings, URGENT};
-use crate::file::File;
+use crate::Digests;
+use crate::file::{Ahead, File};
 use crate::plan::LANES_MAX;
-use crate::{Digests, Selection};
 
 /// A file that has not come further than this goes before those that have, every other time: small files and beginnings
 /// don't wait until gigabytes are through.
@@ -71,6 +71,14 @@ impl Seat {
     /// How many bytes of the piece are still to be done.
     pub(super) fn remaining(&self) -> usize {
         self.piece.len().saturating_sub(self.done)
+    }
+
+    /// What BLAKE3 takes next to be no less far than the others will be at `end`; nothing if it is there.
+    pub(super) fn ahead(&mut self, end: usize) -> Option<Ahead<'_>> {
+        let at_hand = self.piece.get(self.hashed..).unwrap_or_default();
+        let reach = self.file.reach(end.checked_sub(self.hashed).filter(|bytes| *bytes > 0)?, at_hand.len());
+        self.hashed += reach;
+        Some(Ahead { file: &mut self.file, bytes: at_hand.get(..reach)?, more: reach < at_hand.len() })
     }
 }
 
@@ -169,10 +177,10 @@ impl State {
     // What owners do.
 
     /// A new file.
-    pub(super) fn open(&mut self, selection: Selection) -> Key {
+    pub(super) fn open(&mut self, file: Box<File>) -> Key {
         self.open += 1;
         self.files.insert(Entry {
-            file: Some(Box::new(File::new(selection))),
+            file: Some(file),
             pieces: VecDeque::new(),
             pieces_bytes: 0,
             ahead_bytes: 0,
@@ -504,6 +512,8 @@ mod tests {
     use std::task::Wake;
 
     use super::*;
+    use crate::Selection;
+    use crate::plan::Plan;
 
     /// Counts how often it is woken.
     #[derive(Default)]
@@ -519,6 +529,10 @@ mod tests {
         State::new(&Settings { queued_bytes_max, ..Settings::default() })
     }
 
+    fn open(state: &mut State) -> Key {
+        state.open(Box::new(File::new(Plan::fastest(), Selection::ALL)))
+    }
+
     fn piece(bytes: usize) -> Bytes {
         vec![0; bytes].into()
     }
@@ -526,7 +540,7 @@ mod tests {
     #[test]
     fn whoever_finds_no_room_is_woken_when_another_gives_up() {
         let mut state = state(1000);
-        let (one, two) = (state.open(Selection::ALL), state.open(Selection::ALL));
+        let (one, two) = (open(&mut state), open(&mut state));
         let counting = Arc::new(Counting::default());
         let waker = Waker::from(counting.clone());
         assert!(state.has_room(one, waker.clone(), &mut Aftermath::default()).0);
@@ -542,7 +556,7 @@ mod tests {
     #[test]
     fn a_file_that_has_its_share_waits_until_a_lane_takes_some() {
         let mut state = state(usize::MAX);
-        let key = state.open(Selection::ALL);
+        let key = open(&mut state);
         let counting = Arc::new(Counting::default());
         let waker = Waker::from(counting.clone());
         state.push(key, piece(FILE_BYTES_MAX));
@@ -560,7 +574,7 @@ mod tests {
     #[test]
     fn files_of_a_thread_that_failed_are_told_and_leave_nothing() {
         let mut state = state(usize::MAX);
-        let key = state.open(Selection::ALL);
+        let key = open(&mut state);
         state.push(key, piece(1280));
         state.push(key, piece(128));
         let counting = Arc::new(Counting::default());
@@ -581,7 +595,7 @@ mod tests {
     #[test]
     fn a_file_dropped_in_the_queue_or_in_a_lane_is_gone_when_it_is_met() {
         let mut state = state(usize::MAX);
-        let (queued, seated) = (state.open(Selection::ALL), state.open(Selection::ALL));
+        let (queued, seated) = (open(&mut state), open(&mut state));
         state.push(seated, piece(1280));
         state.begin_running();
         let mut aftermath = Aftermath::default();
@@ -599,14 +613,14 @@ mod tests {
     #[test]
     fn small_files_and_long_ones_take_turns() {
         let mut state = state(usize::MAX);
-        let open = |state: &mut State, taken_bytes| {
-            let key = state.open(Selection::ALL);
+        let open_after = |state: &mut State, taken_bytes| {
+            let key = open(state);
             state.files[key].taken_bytes = taken_bytes;
             state.push(key, piece(128));
             key
         };
-        let long: Vec<Key> = (0..4).map(|_| open(&mut state, FRESH_BYTES)).collect();
-        let fresh: Vec<Key> = (0..4).map(|_| open(&mut state, 0)).collect();
+        let long: Vec<Key> = (0..4).map(|_| open_after(&mut state, FRESH_BYTES)).collect();
+        let fresh: Vec<Key> = (0..4).map(|_| open_after(&mut state, 0)).collect();
         let mut aftermath = Aftermath::default();
         state.begin_running();
         let order: Vec<Key> = std::iter::from_fn(|| state.take(0, &mut aftermath)).map(|seat| seat.key).collect();

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::state::{Aftermath, Key, Outcome};
 use super::{Lost, Pool, SHORT_BYTES};
-use crate::file::{BLOCK_BYTES, File, Part, advance, close_one};
+use crate::file::{Ahead, BLOCK_BYTES, File, Part, advance, advance_blake3, close_one};
 use crate::{Digests, Selection};
 
 /// Pieces shorter than this are copied together before they are handed on, so that the way to a thread is a small part of
@@ -34,7 +34,8 @@ pub struct Stream {
 
 impl Stream {
     pub(super) fn new(pool: Pool, selection: Selection) -> Self {
-        let key = pool.shared().lock().open(selection);
+        let file = Box::new(File::new(&pool.shared().plan, selection));
+        let key = pool.shared().lock().open(file);
         let place = Place { pool, key: Some(key) };
         Self { place, gathered: Vec::new(), held: Vec::new(), held_bytes: Some(0) }
     }
@@ -182,7 +183,7 @@ impl Place {
 fn digest_here(pool: &Pool, mut file: Box<File>, pieces: &VecDeque<Bytes>, rest: &[u8]) -> Digests {
     let plan = &pool.shared().plan;
     for bytes in pieces {
-        file.update_blake3(bytes);
+        advance_blake3(plan, std::iter::once(Ahead { file: &mut file, bytes, more: false }));
         advance(plan, &mut [Part { file: &mut file, bytes }]);
     }
     close_one(plan, &mut file, rest)

@@ -8,14 +8,12 @@ use bytes::Bytes;
 
 use super::Shared;
 use super::state::{Aftermath, Next, Seat, State};
-use crate::file::{Ending, Part, advance, close};
+use crate::file::{Ending, Part, advance, advance_blake3, close};
 use crate::plan::LANES_MAX;
 
 /// How far all lanes go before the next look at the queue. Sixteen times this is read four times over, from the level-2
 /// cache; it takes a tenth of a millisecond.
 const STEP_BYTES: usize = 8 * 1024;
-/// How far BLAKE3 goes ahead of the others in one file: its widest code path takes 16 KiB.
-const WINDOW_BYTES: usize = 16 * 1024;
 /// How long a file keeps its lane when others want it.
 const STAY_BYTES: usize = 32 * 1024;
 /// How many steps a file that is at its end waits for others, to be closed with them: closing one costs as much as
@@ -98,13 +96,7 @@ impl Worker<'_> {
         if bytes == 0 {
             return;
         }
-        for seat in &mut self.lanes {
-            if seat.done + bytes > seat.hashed {
-                let window = seat.piece.len().min((seat.done + bytes).max(seat.hashed + WINDOW_BYTES));
-                seat.file.update_blake3(seat.piece.get(seat.hashed..window).unwrap_or_default());
-                seat.hashed = window;
-            }
-        }
+        advance_blake3(&self.shared.plan, self.lanes.iter_mut().filter_map(|seat| seat.ahead(seat.done + bytes)));
         let mut parts: Vec<Part<'_>> = Vec::with_capacity(self.lanes.len());
         parts.extend(self.lanes.iter_mut().map(|seat| Part {
             file: &mut seat.file,
