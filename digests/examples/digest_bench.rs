@@ -104,20 +104,25 @@ fn kernels() {
             fastest = fastest.max(speed.unwrap_or(0.0));
             print!("{:>10}", speed.map_or("-".into(), |speed| format!("{speed:.0}")));
         }
-        seconds_a_megabyte += 1.0 / fastest;
-        let kind = match digest {
-            Digest::Blake3 => None,
-            Digest::Md5 => Some(MessageDigest::md5()),
-            Digest::Sha1 => Some(MessageDigest::sha1()),
-            Digest::Sha256 => Some(MessageDigest::sha256()),
-            Digest::Sha512 => Some(MessageDigest::sha512()),
+        if !matches!(digest, Digest::Md5 | Digest::Sha1) {
+            seconds_a_megabyte += 1.0 / fastest;
+        }
+        let kinds = match digest {
+            Digest::Blake3 => vec![],
+            Digest::Md5 => vec![MessageDigest::md5()],
+            Digest::Sha1 => vec![MessageDigest::sha1()],
+            Digest::Md5Sha1 => vec![MessageDigest::md5(), MessageDigest::sha1()],
+            Digest::Sha256 => vec![MessageDigest::sha256()],
+            Digest::Sha512 => vec![MessageDigest::sha512()],
         };
         let content = noise(65_536, 1);
         let time = (0..100).map(|_| {
             let began = Instant::now();
-            match kind {
-                Some(kind) => drop(openssl::hash::hash(kind, &content).expect("OpenSSL has the digest")),
-                None => drop(std::hint::black_box(blake3::hash(&content))),
+            for kind in &kinds {
+                openssl::hash::hash(*kind, &content).expect("OpenSSL has the digest");
+            }
+            if kinds.is_empty() {
+                std::hint::black_box(blake3::hash(&content));
             }
             began.elapsed()
         });
@@ -132,7 +137,10 @@ fn kernels() {
         }
         println!();
     }
-    println!("all five, were they their kernels alone: {:.0} MB/s", 1.0 / seconds_a_megabyte);
+    println!(
+        "all five, were they their kernels alone, MD5 and SHA-1 in one pass: {:.0} MB/s",
+        1.0 / seconds_a_megabyte
+    );
 }
 
 /// A run of the pool: how fast, by processor time and by the clock.

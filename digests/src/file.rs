@@ -4,7 +4,7 @@
 //! Invariant: a file's bytes come in order, in runs of whole [`BLOCK_BYTES`] (the longest block of the four digests, and a
 //! multiple of the others), and what is left over comes with its end. Nothing is buffered here.
 
-use crate::kernels::{Algorithm, Lane, Md5, Sha1, Sha256, Sha512};
+use crate::kernels::{Algorithm, Lane, Md5, Md5Sha1, Sha1, Sha256, Sha512};
 use crate::plan::{Choice, LANES_MAX, Plan};
 use crate::tree::{self, Tree};
 use crate::{Digests, Selection};
@@ -18,8 +18,8 @@ const PADDED_BYTES_MAX: usize = 2 * BLOCK_BYTES;
 pub(crate) struct File {
     selection: Selection,
     blake3: Tree,
-    md5: [u32; 4],
-    sha1: [u32; 5],
+    /// MD5's four words and SHA-1's five, so that they can be advanced together.
+    md5_sha1: [u32; 9],
     sha256: [u32; 8],
     sha512: [u64; 8],
     length: u64,
@@ -31,17 +31,28 @@ impl File {
         Self {
             selection,
             blake3: Tree::new(&plan.blake3),
-            md5: Md5::START,
-            sha1: Sha1::START,
+            md5_sha1: Md5Sha1::START,
             sha256: Sha256::START,
             sha512: Sha512::START,
             length: 0,
         }
     }
 
-    /// How far BLAKE3 best goes ahead if it goes this far at least, with these bytes at hand.
+    /// How many of the bytes at hand BLAKE3 best takes if it takes this many at least: to a chunk's end.
     pub(crate) fn reach(&self, least: usize, at_hand: usize) -> usize {
         self.blake3.reach(least, at_hand)
+    }
+
+    fn md5(&mut self) -> Option<&mut [u32; 4]> {
+        self.md5_sha1.first_chunk_mut().filter(|_| self.selection.md5)
+    }
+
+    fn sha1(&mut self) -> Option<&mut [u32; 5]> {
+        self.md5_sha1.last_chunk_mut().filter(|_| self.selection.sha1)
+    }
+
+    fn wants_both(&self) -> bool {
+        self.selection.md5 && self.selection.sha1
     }
 
     /// The digests of a closed file.
@@ -49,8 +60,8 @@ impl File {
         let Selection { md5, sha1, sha256, sha512 } = self.selection;
         Digests {
             blake3: self.blake3.root(),
-            md5: md5.then(|| bytes(self.md5.map(u32::to_le_bytes))),
-            sha1: sha1.then(|| bytes(self.sha1.map(u32::to_be_bytes))),
+            md5: self.md5_sha1.first_chunk::<4>().filter(|_| md5).map(|words| bytes(words.map(u32::to_le_bytes))),
+            sha1: self.md5_sha1.last_chunk::<5>().filter(|_| sha1).map(|words| bytes(words.map(u32::to_be_bytes))),
             sha256: sha256.then(|| bytes(self.sha256.map(u32::to_be_bytes))),
             sha512: sha512.then(|| bytes(self.sha512.map(u64::to_be_bytes))),
         }
@@ -66,16 +77,16 @@ fn bytes<const WORD: usize, const WORDS: usize, const BYTES: usize>(words: [[u8;
 }
 
 /// A file and its next bytes for BLAKE3, of any length.
-pub(crate) struct Ahead<'a> {
+pub(crate) struct Run<'a> {
     pub(crate) file: &'a mut File,
     pub(crate) bytes: &'a [u8],
     /// Whether more bytes are certain to come.
     pub(crate) more: bool,
 }
 
-/// Takes each file's next bytes into BLAKE3, which may go ahead of the others.
-pub(crate) fn advance_blake3<'a>(plan: &Plan, parts: impl Iterator<Item = Ahead<'a>>) {
-    let parts = parts.map(|Ahead { file, bytes, more }| tree::Part { tree: &mut file.blake3, bytes, more });
+/// Takes each file's next bytes into BLAKE3, which need not keep pace with the others.
+pub(crate) fn advance_blake3<'a>(plan: &Plan, parts: impl Iterator<Item = Run<'a>>) {
+    let parts = parts.map(|Run { file, bytes, more }| tree::Part { tree: &mut file.blake3, bytes, more });
     tree::advance(&plan.blake3, &mut parts.collect::<Vec<_>>());
 }
 
@@ -91,8 +102,17 @@ pub(crate) fn advance(plan: &Plan, parts: &mut [Part<'_>]) {
         debug_assert!(part.bytes.len().is_multiple_of(BLOCK_BYTES));
         part.file.length += part.bytes.len() as u64;
     }
-    run::<Md5, _>(&plan.md5, parts, |part| part.file.selection.md5.then_some((&mut part.file.md5, part.bytes)));
-    run::<Sha1, _>(&plan.sha1, parts, |part| part.file.selection.sha1.then_some((&mut part.file.sha1, part.bytes)));
+    let together = plan.together(parts.iter().filter(|part| part.file.wants_both()).count());
+    let apart = |file: &File| !(together && file.wants_both());
+    if together {
+        run::<Md5Sha1, _>(&plan.md5_sha1, parts, |part| {
+            part.file.wants_both().then_some((&mut part.file.md5_sha1, part.bytes))
+        });
+    }
+    run::<Md5, _>(&plan.md5, parts, |part| apart(part.file).then(|| part.file.md5())?.map(|state| (state, part.bytes)));
+    run::<Sha1, _>(&plan.sha1, parts, |part| {
+        apart(part.file).then(|| part.file.sha1())?.map(|state| (state, part.bytes))
+    });
     run::<Sha256, _>(&plan.sha256, parts, |part| {
         part.file.selection.sha256.then_some((&mut part.file.sha256, part.bytes))
     });
@@ -134,12 +154,10 @@ pub(crate) fn close(plan: &Plan, endings: &mut [Ending<'_>]) {
         debug_assert!(ending.rest.len() < BLOCK_BYTES);
         ending.file.length += ending.rest.len() as u64;
     }
-    advance_blake3(plan, endings.iter_mut().map(|Ending { file, rest }| Ahead { file, bytes: rest, more: false }));
+    advance_blake3(plan, endings.iter_mut().map(|Ending { file, rest }| Run { file, bytes: rest, more: false }));
     tree::close(&plan.blake3, endings.iter_mut().map(|ending| &mut ending.file.blake3));
-    close_digest::<Md5, 8>(&plan.md5, endings, u64::to_le_bytes, |file| file.selection.md5.then_some(&mut file.md5));
-    close_digest::<Sha1, 8>(&plan.sha1, endings, u64::to_be_bytes, |file| {
-        file.selection.sha1.then_some(&mut file.sha1)
-    });
+    close_digest::<Md5, 8>(&plan.md5, endings, u64::to_le_bytes, File::md5);
+    close_digest::<Sha1, 8>(&plan.sha1, endings, u64::to_be_bytes, File::sha1);
     close_digest::<Sha256, 8>(&plan.sha256, endings, u64::to_be_bytes, |file| {
         file.selection.sha256.then_some(&mut file.sha256)
     });

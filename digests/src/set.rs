@@ -1,6 +1,6 @@
 //! One file's digests on the caller's thread.
 
-use crate::file::{Ahead, BLOCK_BYTES, File, Part, advance, advance_blake3, close_one};
+use crate::file::{BLOCK_BYTES, File, Part, Run, advance, advance_blake3, close_one};
 use crate::plan::Plan;
 use crate::{Digests, Path, Selection};
 
@@ -63,8 +63,8 @@ impl Set {
     }
 
     fn step(&mut self, bytes: &[u8]) {
-        let ahead = Ahead { file: &mut self.file, bytes, more: false };
-        advance_blake3(&self.plan, std::iter::once(ahead));
+        let run = Run { file: &mut self.file, bytes, more: false };
+        advance_blake3(&self.plan, std::iter::once(run));
         advance(&self.plan, &mut [Part { file: &mut self.file, bytes }]);
     }
 

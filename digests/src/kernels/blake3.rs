@@ -121,30 +121,19 @@ fn compress<V: Words<Word = u32>>(chaining: &mut [V; 8], w: [V; 16], place: [V; 
 #[inline(always)]
 pub(super) unsafe fn drive<V: Words<Word = u32>>(lanes: &mut [Lane<'_, Node>], blocks: usize) {
     const { assert!(V::LANES <= LANES_MAX) };
-    let Some(first) = lanes.first() else { return };
+    if lanes.is_empty() {
+        return;
+    }
     assert!(lanes.len() <= V::LANES, "more lanes than the register has");
     assert!(
         lanes.iter().all(|lane| lane.bytes.len() / BLOCK_BYTES >= blocks),
         "a lane is shorter than the blocks asked for"
     );
-    let mut pointers = [first.bytes.as_ptr(); LANES_MAX];
-    // Of each lane: eight words of chaining value, then the counter's two, the last length, the first and the last flags.
-    let mut columns = [[0; LANES_MAX]; 13];
-    for (l, lane) in lanes.iter().enumerate() {
-        pointers[l] = lane.bytes.as_ptr();
-        let node = &*lane.state;
-        for (column, word) in columns.iter_mut().zip(node.chaining) {
-            column[l] = word;
-        }
-        columns[8][l] = node.counter as u32;
-        columns[9][l] = (node.counter >> 32) as u32;
-        columns[10][l] = node.last_bytes;
-        columns[11][l] = node.first;
-        columns[12][l] = node.last;
-    }
+    let (mut pointers, mut columns) = ([std::ptr::null(); LANES_MAX], [[0; LANES_MAX]; COLUMNS]);
+    fill(lanes, &mut pointers, &mut columns);
     // No closures below, as in `drive.rs`.
     // SAFETY: a column has `LANES_MAX` words, at least as many as the register; the caller promises the instructions.
-    let mut registers = [unsafe { V::load(columns[0].as_ptr()) }; 13];
+    let mut registers = [unsafe { V::load(columns[0].as_ptr()) }; COLUMNS];
     for (register, column) in registers.iter_mut().zip(&columns) {
         // SAFETY: as above.
         *register = unsafe { V::load(column.as_ptr()) };
@@ -163,8 +152,34 @@ pub(super) unsafe fn drive<V: Words<Word = u32>>(lanes: &mut [Lane<'_, Node>], b
         // SAFETY: as for the load.
         unsafe { word.store(column.as_mut_ptr()) };
     }
+    put_back(lanes, &columns);
+}
+
+/// Of each lane: eight words of chaining value, the counter's two, the last block's length, the first and the last flags.
+const COLUMNS: usize = 13;
+
+/// Where each lane's bytes are, and the nodes' words side by side. Never inlined, as in `drive.rs`.
+#[inline(never)]
+fn fill(lanes: &[Lane<'_, Node>], pointers: &mut [*const u8; LANES_MAX], columns: &mut [[u32; LANES_MAX]; COLUMNS]) {
+    *pointers = [lanes.first().map_or(&[][..], |lane| lane.bytes).as_ptr(); LANES_MAX];
+    for (l, lane) in lanes.iter().enumerate() {
+        pointers[l] = lane.bytes.as_ptr();
+        let node = &*lane.state;
+        for (column, word) in columns.iter_mut().zip(node.chaining) {
+            column[l] = word;
+        }
+        columns[8][l] = node.counter as u32;
+        columns[9][l] = (node.counter >> 32) as u32;
+        columns[10][l] = node.last_bytes;
+        columns[11][l] = node.first;
+        columns[12][l] = node.last;
+    }
+}
+
+#[inline(never)]
+fn put_back(lanes: &mut [Lane<'_, Node>], columns: &[[u32; LANES_MAX]; COLUMNS]) {
     for (l, lane) in lanes.iter_mut().enumerate() {
-        for (word, column) in lane.state.chaining.iter_mut().zip(&columns) {
+        for (word, column) in lane.state.chaining.iter_mut().zip(columns) {
             *word = column[l];
         }
     }

@@ -20,7 +20,7 @@ mod shani;
 
 pub(crate) use blake3::Blake3;
 pub(crate) use drive::Lane;
-pub(crate) use rounds::{Md5, Sha1, Sha256, Sha512};
+pub(crate) use rounds::{Md5, Md5Sha1, Sha1, Sha256, Sha512};
 
 /// A way to compute digests. Which ones a machine has is found out when the program runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -140,6 +140,7 @@ macro_rules! algorithm {
 
 algorithm!(Blake3, blake3::Node, blake3::Node::chunk(0), 64, blake3, 8, openssl: None, sha_ni: None);
 algorithm!(Md5, [u32; 4], constants::MD5_START, 64, md5, 8, openssl: None, sha_ni: None);
+algorithm!(Md5Sha1, [u32; 9], constants::MD5_SHA1_START, 64, md5_sha1, 8, openssl: None, sha_ni: None);
 algorithm!(Sha1, [u32; 5], constants::SHA1_START, 64, sha1, 8,
     openssl: Some(single::openssl_sha1), sha_ni: Some(2));
 algorithm!(Sha256, [u32; 8], constants::SHA256_START, 64, sha256, 8,
@@ -180,6 +181,7 @@ mod vector {
 
     entry!(blake3, Node);
     entry!(md5, [u32; 4]);
+    entry!(md5_sha1, [u32; 9]);
     entry!(sha1, [u32; 5], shani::sha1);
     entry!(sha256, [u32; 8], shani::sha256);
     entry!(sha512, [u64; 8]);

@@ -10,7 +10,7 @@ use slab::Slab;
 
 use super::{FILE_BYTES_MAX, Lost, Settings, URGENT};
 use crate::Digests;
-use crate::file::{Ahead, File};
+use crate::file::{File, Run};
 use crate::plan::LANES_MAX;
 
 /// A file that has not come further than this goes before those that have, every other time: small files and beginnings
@@ -61,8 +61,10 @@ pub(super) struct Seat {
     pub(super) piece: Bytes,
     /// How far the piece has come.
     pub(super) done: usize,
-    /// How far BLAKE3, which goes ahead, has come.
+    /// How far BLAKE3 has come, which is behind the others, or ahead by less than a chunk.
     pub(super) hashed: usize,
+    /// The file ends with this piece, but for the rest.
+    pub(super) last: bool,
     /// Bytes since the file came into this lane.
     pub(super) stay_bytes: usize,
 }
@@ -73,12 +75,21 @@ impl Seat {
         self.piece.len().saturating_sub(self.done)
     }
 
-    /// What BLAKE3 takes next to be no less far than the others will be at `end`; nothing if it is there.
-    pub(super) fn ahead(&mut self, end: usize) -> Option<Ahead<'_>> {
-        let at_hand = self.piece.get(self.hashed..).unwrap_or_default();
-        let reach = self.file.reach(end.checked_sub(self.hashed).filter(|bytes| *bytes > 0)?, at_hand.len());
+    /// How many bytes BLAKE3 is behind.
+    pub(super) fn behind(&self) -> usize {
+        self.done.saturating_sub(self.hashed)
+    }
+
+    /// What BLAKE3 takes to be as far as the others.
+    pub(super) fn catch_up(&mut self) -> Option<Run<'_>> {
+        let behind = self.behind();
+        if behind == 0 {
+            return None;
+        }
+        let at_hand = self.piece.get(self.hashed..)?;
+        let reach = self.file.reach(behind, at_hand.len());
         self.hashed += reach;
-        Some(Ahead { file: &mut self.file, bytes: at_hand.get(..reach)?, more: reach < at_hand.len() })
+        Some(Run { file: &mut self.file, bytes: at_hand.get(..reach)?, more: reach < at_hand.len() })
     }
 }
 
@@ -377,15 +388,14 @@ impl State {
             let Some(file) = entry.file.take() else { continue };
             entry.place = Place::Lane;
             self.in_lanes += 1;
-            let mut seat = Seat { key, file, piece: Bytes::new(), done: 0, hashed: 0, stay_bytes: 0 };
-            seat.hashed = std::mem::take(&mut entry.ahead_bytes);
-            seat.piece = self.next_piece(key, aftermath).unwrap_or_default();
-            return Some(seat);
+            let hashed = std::mem::take(&mut entry.ahead_bytes);
+            let (piece, last) = self.next_piece(key, aftermath).unwrap_or_default();
+            return Some(Seat { key, file, piece, done: 0, hashed, last, stay_bytes: 0 });
         }
     }
 
-    /// The file's next piece, for its lane.
-    fn next_piece(&mut self, key: Key, aftermath: &mut Aftermath) -> Option<Bytes> {
+    /// The file's next piece, for its lane, and whether it is the last.
+    fn next_piece(&mut self, key: Key, aftermath: &mut Aftermath) -> Option<(Bytes, bool)> {
         let entry = self.files.get_mut(key)?;
         let piece = entry.pieces.pop_front()?;
         entry.taken_bytes += piece.len() as u64;
@@ -397,7 +407,7 @@ impl State {
             self.waited_for -= 1;
             aftermath.wakers.push(waker);
         }
-        Some(piece)
+        Some((piece, entry.rest.is_some() && entry.pieces.is_empty()))
     }
 
     /// Between two steps: what a seat does next. `give_way` says that others want the lane.
@@ -418,11 +428,17 @@ impl State {
             }
             return Next::Stay(seat);
         }
+        if seat.last
+            && let Some(rest) = entry.rest.take()
+        {
+            return Next::End(seat, rest);
+        }
+        debug_assert!(seat.behind() == 0, "BLAKE3 has not had all of a piece");
         let used = std::mem::take(&mut seat.piece);
         self.free(used.len(), aftermath);
         aftermath.pieces.push(used);
-        if let Some(piece) = self.next_piece(seat.key, aftermath) {
-            (seat.piece, seat.done, seat.hashed) = (piece, 0, 0);
+        if let Some((piece, last)) = self.next_piece(seat.key, aftermath) {
+            (seat.piece, seat.last, seat.done, seat.hashed) = (piece, last, 0, 0);
             if give_way {
                 self.stand_up(seat);
                 return Next::Gone;
@@ -441,6 +457,7 @@ impl State {
 
     /// Puts a file that has bytes left back into the queue.
     fn stand_up(&mut self, mut seat: Seat) {
+        debug_assert!(seat.behind() == 0, "BLAKE3 has not had all that the others have");
         self.in_lanes -= 1;
         let Some(entry) = self.files.get_mut(seat.key) else { return };
         let done = seat.piece.split_to(seat.done);
@@ -454,9 +471,11 @@ impl State {
         self.make_ready(seat.key);
     }
 
-    /// A file is through.
-    pub(super) fn finish(&mut self, key: Key, outcome: Result<Digests, Lost>, aftermath: &mut Aftermath) {
+    /// A file is through, with its last piece.
+    pub(super) fn finish(&mut self, key: Key, piece: Bytes, outcome: Result<Digests, Lost>, aftermath: &mut Aftermath) {
         self.in_lanes -= 1;
+        self.free(piece.len(), aftermath);
+        aftermath.pieces.push(piece);
         let Some(entry) = self.files.get_mut(key) else { return };
         if entry.dropped {
             self.files.remove(key);
@@ -472,12 +491,12 @@ impl State {
     }
 
     /// A thread failed with this file in a lane: its bytes are given back and its owner is told.
-    pub(super) fn lose(&mut self, key: Key, piece: &Bytes, aftermath: &mut Aftermath) {
+    pub(super) fn lose(&mut self, key: Key, piece: Bytes, aftermath: &mut Aftermath) {
         let Some(entry) = self.files.get_mut(key) else { return };
-        let freed = piece.len() + std::mem::take(&mut entry.pieces_bytes);
+        let freed = std::mem::take(&mut entry.pieces_bytes);
         aftermath.pieces.extend(entry.pieces.drain(..));
         self.free(freed, aftermath);
-        self.finish(key, Err(Lost), aftermath);
+        self.finish(key, piece, Err(Lost), aftermath);
     }
 
     fn note_empty(&mut self) {
@@ -584,7 +603,7 @@ mod tests {
         let seat = state.take(0, &mut aftermath).unwrap();
         state.end(key, vec![piece(256)], Bytes::new(), false);
         assert!(matches!(state.outcome(key, waker.clone(), &mut Aftermath::default()).0, Outcome::Wait));
-        state.lose(seat.key, &seat.piece, &mut aftermath);
+        state.lose(seat.key, seat.piece, &mut aftermath);
         aftermath.settle();
         assert_eq!(counting.0.load(Ordering::SeqCst), 1);
         assert!(matches!(state.outcome(key, waker.clone(), &mut Aftermath::default()).0, Outcome::There(Err(Lost))));

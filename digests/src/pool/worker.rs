@@ -14,15 +14,17 @@ use crate::plan::LANES_MAX;
 /// How far all lanes go before the next look at the queue. Sixteen times this is read four times over, from the level-2
 /// cache; it takes a tenth of a millisecond.
 const STEP_BYTES: usize = 8 * 1024;
+/// How many bytes of all lanes BLAKE3 may be behind the others: they are read again from the level-2 cache.
+const BEHIND_BYTES_MAX: usize = 256 * 1024;
 /// How long a file keeps its lane when others want it.
 const STAY_BYTES: usize = 32 * 1024;
-/// How many steps a file that is at its end waits for others, to be closed with them: closing one costs as much as
-/// closing sixteen.
-const CLOSING_STEPS_MAX: usize = 4;
+/// How far the lanes go while a file that is at its end waits for others, to be closed with them: closing one costs as much
+/// as closing sixteen. Among small files some end in every step, and as many as there are lanes come together.
+const CLOSING_BYTES_MAX: usize = 4 * STEP_BYTES;
 
 /// Works until the pool ends.
 pub(super) fn run(shared: &Shared) {
-    let mut worker = Worker { shared, lanes: Vec::with_capacity(LANES_MAX), ending: Vec::new(), ending_steps: 0 };
+    let mut worker = Worker { shared, lanes: Vec::with_capacity(LANES_MAX), ending: Vec::new(), ending_bytes: 0 };
     while worker.wait() {
         while worker.has_files() {
             if catch_unwind(AssertUnwindSafe(|| worker.turn())).is_err() {
@@ -38,8 +40,8 @@ struct Worker<'s> {
     lanes: Vec<Seat>,
     /// Files at their end but for the last bytes.
     ending: Vec<(Seat, Bytes)>,
-    /// Steps since the first of them came.
-    ending_steps: usize,
+    /// How far the lanes have gone since the first of them came.
+    ending_bytes: usize,
 }
 
 impl Worker<'_> {
@@ -82,9 +84,15 @@ impl Worker<'_> {
     /// One step of all lanes, and what comes of it.
     fn turn(&mut self) {
         self.step();
+        let full = self.lanes.len() >= LANES_MAX;
+        let leaves =
+            |seat: &Seat| if seat.remaining() > 0 { full && seat.stay_bytes >= STAY_BYTES } else { !seat.last };
+        let behind: usize = self.lanes.iter().map(Seat::behind).sum();
+        if behind >= BEHIND_BYTES_MAX || self.lanes.iter().any(leaves) {
+            self.catch_up();
+        }
         self.exchange();
-        self.ending_steps += 1;
-        let due = self.ending.len() >= LANES_MAX || self.lanes.is_empty() || self.ending_steps >= CLOSING_STEPS_MAX;
+        let due = self.ending.len() >= LANES_MAX || self.lanes.is_empty() || self.ending_bytes >= CLOSING_BYTES_MAX;
         if due && !self.ending.is_empty() {
             self.close();
         }
@@ -96,7 +104,7 @@ impl Worker<'_> {
         if bytes == 0 {
             return;
         }
-        advance_blake3(&self.shared.plan, self.lanes.iter_mut().filter_map(|seat| seat.ahead(seat.done + bytes)));
+        self.ending_bytes += bytes;
         let mut parts: Vec<Part<'_>> = Vec::with_capacity(self.lanes.len());
         parts.extend(self.lanes.iter_mut().map(|seat| Part {
             file: &mut seat.file,
@@ -107,6 +115,12 @@ impl Worker<'_> {
             seat.done += bytes;
             seat.stay_bytes += bytes;
         }
+    }
+
+    /// Takes BLAKE3 as far as the others are, in all files together: the more chunks, the fewer lanes stay empty.
+    fn catch_up(&mut self) {
+        let ending = self.ending.iter_mut().map(|(seat, _)| seat);
+        advance_blake3(&self.shared.plan, self.lanes.iter_mut().chain(ending).filter_map(Seat::catch_up));
     }
 
     /// Lanes whose piece is used up take the next; free ones take other files.
@@ -137,7 +151,7 @@ impl Worker<'_> {
             Next::Stay(seat) => self.lanes.push(seat),
             Next::End(seat, rest) => {
                 if self.ending.is_empty() {
-                    self.ending_steps = 0;
+                    self.ending_bytes = 0;
                 }
                 self.ending.push((seat, rest));
             }
@@ -146,6 +160,7 @@ impl Worker<'_> {
     }
 
     fn close(&mut self) {
+        self.catch_up();
         let mut endings: Vec<Ending<'_>> = Vec::with_capacity(self.ending.len());
         endings.extend(self.ending.iter_mut().map(|(seat, rest)| Ending { file: &mut seat.file, rest }));
         close(&self.shared.plan, &mut endings);
@@ -153,8 +168,8 @@ impl Worker<'_> {
         let mut aftermath = Aftermath::default();
         let closed = std::mem::take(&mut self.ending);
         let mut state = self.shared.lock();
-        for ((seat, _), digests) in closed.iter().zip(digests) {
-            state.finish(seat.key, Ok(digests), &mut aftermath);
+        for ((seat, _), digests) in closed.into_iter().zip(digests) {
+            state.finish(seat.key, seat.piece, Ok(digests), &mut aftermath);
         }
         drop(state);
         aftermath.settle();
@@ -164,13 +179,11 @@ impl Worker<'_> {
     fn give_up(&mut self) {
         let mut aftermath = Aftermath::default();
         let mut state = self.shared.lock();
-        let ending = self.ending.iter().map(|(seat, _)| seat);
-        for seat in self.lanes.iter().chain(ending) {
-            state.lose(seat.key, &seat.piece, &mut aftermath);
+        let ending = self.ending.drain(..).map(|(seat, _)| seat);
+        for seat in self.lanes.drain(..).chain(ending) {
+            state.lose(seat.key, seat.piece, &mut aftermath);
         }
         drop(state);
-        self.lanes.clear();
-        self.ending.clear();
         aftermath.settle();
     }
 }
