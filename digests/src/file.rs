@@ -4,6 +4,8 @@
 //! Invariant: a file's bytes come in order, in runs of whole [`BLOCK_BYTES`] (the longest block of the four digests, and a
 //! multiple of the others), and what is left over comes with its end. Nothing is buffered here.
 
+use arrayvec::ArrayVec;
+
 use crate::kernels::{Algorithm, Lane, Md5, Md5Sha1, Sha1, Sha256, Sha512};
 use crate::plan::{Choice, LANES_MAX, Plan};
 use crate::tree::{self, Tree};
@@ -36,6 +38,16 @@ impl File {
             sha512: Sha512::START,
             length: 0,
         }
+    }
+
+    /// Makes it an empty file again.
+    pub(crate) fn begin(&mut self, selection: Selection) {
+        self.selection = selection;
+        self.blake3.begin();
+        self.md5_sha1 = Md5Sha1::START;
+        self.sha256 = Sha256::START;
+        self.sha512 = Sha512::START;
+        self.length = 0;
     }
 
     /// How many of the bytes at hand BLAKE3 best takes if it takes this many at least: to a chunk's end.
@@ -87,7 +99,7 @@ pub(crate) struct Run<'a> {
 /// Takes each file's next bytes into BLAKE3, which need not keep pace with the others.
 pub(crate) fn advance_blake3<'a>(plan: &Plan, parts: impl Iterator<Item = Run<'a>>) {
     let parts = parts.map(|Run { file, bytes, more }| tree::Part { tree: &mut file.blake3, bytes, more });
-    tree::advance(&plan.blake3, &mut parts.collect::<Vec<_>>());
+    tree::advance(&plan.blake3, parts);
 }
 
 /// A file and its next whole units.
@@ -128,8 +140,8 @@ fn run<A: Algorithm, P>(
     lane: impl for<'p> Fn(&'p mut P) -> Option<(&'p mut A::State, &'p [u8])>,
 ) {
     for parts in parts.chunks_mut(LANES_MAX) {
-        let mut lanes: Vec<Lane<'_, A::State>> = Vec::with_capacity(parts.len());
-        lanes.extend(parts.iter_mut().filter_map(&lane).map(|(state, bytes)| Lane { state, bytes }));
+        let lanes = parts.iter_mut().filter_map(&lane).map(|(state, bytes)| Lane { state, bytes });
+        let mut lanes: ArrayVec<_, LANES_MAX> = lanes.collect();
         if !lanes.is_empty() {
             A::run(choice.path(lanes.len()), &mut lanes);
         }
@@ -180,28 +192,27 @@ fn close_digest<A: Algorithm, const LENGTH_BYTES: usize>(
     length_bytes: impl Fn(u64) -> [u8; LENGTH_BYTES],
     state: impl for<'f> Fn(&'f mut File) -> Option<&'f mut A::State>,
 ) {
-    let mut padded: Vec<Padded<'_, A::State>> = Vec::with_capacity(endings.len());
-    for Ending { file, rest } in endings {
-        let length = length_bytes(file.length.wrapping_mul(8));
-        let Some(state) = state(file) else { continue };
-        let blocks = (rest.len() + 1 + LENGTH_BYTES).div_ceil(A::BLOCK_BYTES);
-        let mut bytes = [0; PADDED_BYTES_MAX];
-        for (to, from) in bytes.iter_mut().zip(rest.iter().chain(&[0x80])) {
-            *to = *from;
+    for endings in endings.chunks_mut(LANES_MAX) {
+        let mut padded: ArrayVec<Padded<'_, A::State>, LANES_MAX> = ArrayVec::new();
+        for Ending { file, rest } in endings {
+            let length = length_bytes(file.length.wrapping_mul(8));
+            let Some(state) = state(file) else { continue };
+            let blocks = (rest.len() + 1 + LENGTH_BYTES).div_ceil(A::BLOCK_BYTES);
+            let mut bytes = [0; PADDED_BYTES_MAX];
+            if let Some((to, [one, ..])) = bytes.split_at_mut_checked(rest.len()) {
+                to.copy_from_slice(rest);
+                *one = 0x80;
+            }
+            if let Some(end) = bytes.get_mut(..blocks * A::BLOCK_BYTES).and_then(<[u8]>::last_chunk_mut) {
+                *end = length;
+            }
+            padded.push(Padded { state, bytes, blocks });
         }
-        if let Some(end) = bytes.get_mut(..blocks * A::BLOCK_BYTES).and_then(<[u8]>::last_chunk_mut) {
-            *end = length;
+        for block in 0..padded.iter().map(|padded| padded.blocks).max().unwrap_or(0) {
+            run::<A, _>(choice, &mut padded, |padded| {
+                let bytes = padded.bytes.chunks_exact(A::BLOCK_BYTES).take(padded.blocks).nth(block)?;
+                Some((&mut *padded.state, bytes))
+            });
         }
-        padded.push(Padded { state, bytes, blocks });
-    }
-    for block in 0.. {
-        padded.retain(|padded| padded.blocks > block);
-        if padded.is_empty() {
-            break;
-        }
-        run::<A, _>(choice, &mut padded, |padded| {
-            let bytes = padded.bytes.chunks_exact(A::BLOCK_BYTES).nth(block)?;
-            Some((&mut *padded.state, bytes))
-        });
     }
 }

@@ -10,6 +10,8 @@
 //! A machine on which no path takes several files side by side has the `blake3` crate, which knows instructions that this
 //! crate does not.
 
+use arrayvec::ArrayVec;
+
 use crate::kernels::blake3::{BLOCK_BYTES, CHUNK_END, CHUNK_START, Node, ROOT};
 use crate::kernels::{Algorithm, Blake3, Lane};
 use crate::plan::{Choice, LANES_MAX};
@@ -17,6 +19,9 @@ use crate::plan::{Choice, LANES_MAX};
 const CHUNK_BYTES: usize = 1024;
 /// Subtrees of 2^53 chunks are the largest below a root of 2^64 bytes.
 const LEVELS: usize = 54;
+
+/// The most trees at once: a thread's lanes, and the files that wait to be closed.
+const TREES_MAX: usize = 3 * LANES_MAX;
 
 /// One file's tree. A file is boxed, and in one process nearly all are of one kind, so the difference in size is no loss.
 #[allow(clippy::large_enum_variant)]
@@ -61,6 +66,16 @@ impl Tree {
         }
     }
 
+    /// Makes it the tree of an empty file again.
+    pub(crate) fn begin(&mut self) {
+        match self {
+            Self::Lanes(lanes) => (lanes.chunks, lanes.last_bytes) = (0, 0),
+            Self::Crate(hasher) => {
+                hasher.reset();
+            }
+        }
+    }
+
     /// How many of the bytes at hand to take next, if at least `least`: up to a chunk's end, or all.
     pub(crate) fn reach(&self, least: usize, at_hand: usize) -> usize {
         match self {
@@ -81,9 +96,13 @@ impl Tree {
 }
 
 /// Compresses nodes, of whatever trees, in as few passes as they fill.
-fn run(choice: &Choice, lanes: &mut [Lane<'_, Node>]) {
-    for group in lanes.chunks_mut(LANES_MAX) {
-        Blake3::run(choice.path(group.len()), group);
+fn run<'a>(choice: &Choice, mut lanes: impl Iterator<Item = Lane<'a, Node>>) {
+    loop {
+        let mut group: ArrayVec<_, LANES_MAX> = lanes.by_ref().take(LANES_MAX).collect();
+        if group.is_empty() {
+            break;
+        }
+        Blake3::run(choice.path(group.len()), &mut group);
     }
 }
 
@@ -143,32 +162,38 @@ impl Lanes {
 }
 
 /// Takes each tree's next bytes.
-pub(crate) fn advance(choice: &Choice, parts: &mut [Part<'_>]) {
-    let mut takings = Vec::with_capacity(parts.len());
-    for Part { tree, bytes, more } in parts {
-        match tree {
-            Tree::Lanes(tree) => takings.push(Taking::new(tree, bytes, *more)),
-            Tree::Crate(hasher) => {
-                hasher.update(bytes);
+pub(crate) fn advance<'a>(choice: &Choice, mut parts: impl Iterator<Item = Part<'a>>) {
+    loop {
+        let mut more = false;
+        let mut takings: ArrayVec<Taking<'_>, TREES_MAX> = ArrayVec::new();
+        for Part { tree, bytes, more: file_goes_on } in parts.by_ref().take(TREES_MAX) {
+            more = true;
+            match tree {
+                Tree::Lanes(tree) => takings.push(Taking::new(tree, bytes, file_goes_on)),
+                Tree::Crate(hasher) => {
+                    hasher.update(bytes);
+                }
             }
         }
+        if !more {
+            break;
+        }
+        let mut nodes = Vec::with_capacity(takings.iter().map(|taking| taking.values).sum());
+        for taking in &takings {
+            nodes.extend((taking.tree.chunks..).take(taking.values).map(Node::chunk));
+        }
+        let blocks = takings.iter().flat_map(Taking::blocks);
+        run(choice, nodes.iter_mut().zip(blocks).map(|(state, bytes)| Lane { state, bytes }));
+        takings.iter_mut().for_each(Taking::keep_rest);
+        merge(choice, &mut takings, nodes);
     }
-    let mut nodes = Vec::with_capacity(takings.iter().map(|taking| taking.values).sum());
-    for taking in &takings {
-        nodes.extend((taking.tree.chunks..).take(taking.values).map(Node::chunk));
-    }
-    let mut lanes = Vec::with_capacity(nodes.len());
-    let blocks = takings.iter().flat_map(Taking::blocks);
-    lanes.extend(nodes.iter_mut().zip(blocks).map(|(state, bytes)| Lane { state, bytes }));
-    run(choice, &mut lanes);
-    takings.iter_mut().for_each(Taking::keep_rest);
-    merge(choice, &mut takings, nodes);
 }
 
 /// Merges new chunks, of all trees level by level, into the subtrees that are there. It is an addition: a level with a
 /// value left over is a bit of the sum, and its pairs are carried.
 fn merge(choice: &Choice, takings: &mut [Taking<'_>], mut nodes: Vec<Node>) {
-    let sums: Vec<u64> = takings.iter().map(|taking| taking.tree.chunks + taking.values as u64).collect();
+    let sums: ArrayVec<u64, TREES_MAX> =
+        takings.iter().map(|taking| taking.tree.chunks + taking.values as u64).collect();
     let mut values: Vec<[u8; 32]> = Vec::with_capacity(nodes.len() + takings.len());
     for level in 0..LEVELS {
         if nodes.is_empty() {
@@ -196,10 +221,8 @@ fn merge(choice: &Choice, takings: &mut [Taking<'_>], mut nodes: Vec<Node>) {
         drop(new);
         nodes.clear();
         nodes.resize(values.len() / 2, Node::PARENT);
-        let mut lanes = Vec::with_capacity(nodes.len());
         let pairs = values.as_flattened().chunks_exact(BLOCK_BYTES);
-        lanes.extend(nodes.iter_mut().zip(pairs).map(|(state, bytes)| Lane { state, bytes }));
-        run(choice, &mut lanes);
+        run(choice, nodes.iter_mut().zip(pairs).map(|(state, bytes)| Lane { state, bytes }));
     }
     for (taking, sum) in takings.iter_mut().zip(sums) {
         taking.tree.chunks = sum;
@@ -227,13 +250,16 @@ impl<'a> Closing<'a> {
     /// The last chunk's block of this number.
     fn block(&mut self, number: usize) -> Option<Lane<'_, Node>> {
         let ends = number + 1 == self.blocks;
+        if number >= self.blocks {
+            return None;
+        }
         let root = if self.left == 0 { ROOT } else { 0 };
         self.node.first = if number == 0 { CHUNK_START } else { 0 };
         self.node.last = if ends { CHUNK_END | root } else { 0 };
         let before = number * BLOCK_BYTES;
         self.node.last_bytes = if ends { self.tree.last_bytes.saturating_sub(before) } else { BLOCK_BYTES } as u32;
         let bytes = self.tree.last.get(before..before + BLOCK_BYTES)?;
-        (number < self.blocks).then_some(Lane { state: &mut self.node, bytes })
+        Some(Lane { state: &mut self.node, bytes })
     }
 
     /// The next parent up the right edge.
@@ -249,20 +275,93 @@ impl<'a> Closing<'a> {
 
 /// Closes trees, which have their digests from then on and take nothing more.
 pub(crate) fn close<'a>(choice: &Choice, trees: impl Iterator<Item = &'a mut Tree>) {
-    let lanes = trees.filter_map(|tree| if let Tree::Lanes(lanes) = tree { Some(lanes) } else { None });
-    let mut closings: Vec<Closing<'_>> = lanes.map(Closing::new).collect();
-    for number in 0..CHUNK_BYTES / BLOCK_BYTES {
-        let mut lanes: Vec<_> = closings.iter_mut().filter_map(|closing| closing.block(number)).collect();
-        run(choice, &mut lanes);
-    }
-    for _ in 0..LEVELS {
-        let mut lanes: Vec<_> = closings.iter_mut().filter_map(Closing::parent).collect();
-        if lanes.is_empty() {
-            break;
+    let mut lanes = trees.filter_map(|tree| if let Tree::Lanes(lanes) = tree { Some(lanes) } else { None });
+    loop {
+        let mut closings: ArrayVec<_, TREES_MAX> = lanes.by_ref().take(TREES_MAX).map(Closing::new).collect();
+        let Some(blocks) = closings.iter().map(|closing| closing.blocks).max() else { break };
+        for number in 0..blocks {
+            run(choice, closings.iter_mut().filter_map(|closing| closing.block(number)));
         }
-        run(choice, &mut lanes);
+        while closings.iter().any(|closing| closing.left != 0) {
+            run(choice, closings.iter_mut().filter_map(Closing::parent));
+        }
+        for closing in closings {
+            closing.tree.root = closing.node.bytes();
+        }
     }
-    for closing in closings {
-        closing.tree.root = closing.node.bytes();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::Path;
+    use crate::plan::Plan;
+
+    /// Lengths around chunks, full lanes and powers of two.
+    const LENGTHS: [usize; 22] = [
+        0, 1, 63, 64, 65, 1023, 1024, 1025, 2047, 2048, 2049, 3072, 4097, 8192, 15_360, 16_384, 16_385, 31_745, 32_768,
+        65_535, 65_536, 131_073,
+    ];
+
+    fn content() -> Vec<u8> {
+        (0..200_000_u32).map(|i| (i.wrapping_mul(0x9e37_79b9) >> 13) as u8).collect()
+    }
+
+    fn choices() -> impl Iterator<Item = Choice> {
+        let forced = Path::ALL.into_iter().filter(|path| path.is_available()).map(Plan::forced);
+        forced.chain([*Plan::fastest()]).map(|plan| plan.blake3)
+    }
+
+    /// All trees take turns in pieces of about `piece` bytes; `reach` lets them end where chunks do.
+    fn check(choice: &Choice, piece: usize, reach: bool) {
+        let content = content();
+        let mut trees: Vec<Tree> = LENGTHS.iter().map(|_| Tree::new(choice)).collect();
+        // Twice, so that trees that were used before are tried too.
+        for _ in 0..2 {
+            let mut taken = [0; LENGTHS.len()];
+            while taken != LENGTHS {
+                let next = trees.iter_mut().zip(&mut taken).zip(LENGTHS).filter_map(|((tree, taken), length)| {
+                    let at_hand = content.get(*taken..length).filter(|bytes| !bytes.is_empty())?;
+                    let least = piece.min(at_hand.len());
+                    let bytes = if reach { tree.reach(least, at_hand.len()) } else { least };
+                    *taken += bytes;
+                    Some(Part { tree, bytes: &at_hand[..bytes], more: reach && bytes < at_hand.len() })
+                });
+                advance(choice, next);
+            }
+            close(choice, trees.iter_mut());
+            for (tree, length) in trees.iter_mut().zip(LENGTHS) {
+                assert_eq!(tree.root(), *blake3::hash(&content[..length]).as_bytes(), "{length} bytes by {piece}");
+                tree.begin();
+            }
+        }
+    }
+
+    #[test]
+    fn trees_of_all_sizes_side_by_side_are_those_of_the_crate() {
+        for choice in choices() {
+            for piece in [1, 100, 1000, 1024, 5000, 16_384, 200_000] {
+                // Byte by byte takes long, and is the same work for every path.
+                if piece > 1 || choice == Plan::fastest().blake3 {
+                    check(&choice, piece, false);
+                }
+                check(&choice, piece, true);
+            }
+        }
+    }
+
+    #[test]
+    fn more_trees_than_go_at_once() {
+        let content = content();
+        for choice in choices() {
+            let lengths = || (0..3 * TREES_MAX).map(|i| i * 977);
+            let mut trees: Vec<Tree> = lengths().map(|_| Tree::new(&choice)).collect();
+            let parts = trees.iter_mut().zip(lengths());
+            advance(&choice, parts.map(|(tree, length)| Part { tree, bytes: &content[..length], more: false }));
+            close(&choice, trees.iter_mut());
+            for (tree, length) in trees.iter().zip(lengths()) {
+                assert_eq!(tree.root(), *blake3::hash(&content[..length]).as_bytes(), "{length} bytes");
+            }
+        }
     }
 }

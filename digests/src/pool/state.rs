@@ -9,15 +9,18 @@ use bytes::Bytes;
 use slab::Slab;
 
 use super::{FILE_BYTES_MAX, Lost, Settings, URGENT};
-use crate::Digests;
 use crate::file::{File, Run};
-use crate::plan::LANES_MAX;
+use crate::plan::{LANES_MAX, Plan};
+use crate::{Digests, Selection};
 
 /// A file that has not come further than this goes before those that have, every other time: small files and beginnings
 /// don't wait until gigabytes are through.
 const FRESH_BYTES: u64 = 64 * 1024;
 /// Up to this many files are better spread over the threads than laid side by side: sharing a pass gains nothing yet.
 const SPREAD_FILES: usize = 3;
+
+/// How many files that are through are kept for others: as many as a few threads close in a moment.
+const SPARE_FILES_MAX: usize = 128;
 
 /// Names a file of the pool for as long as its owner or a thread holds it.
 pub(super) type Key = usize;
@@ -155,6 +158,9 @@ pub(super) struct State {
     queued_bytes_max: usize,
     /// Files whose owners wait until fewer bytes do.
     room: Vec<Key>,
+    /// Files that are through, for others to begin in: they are some kilobytes each, most of which need not be written.
+    #[allow(clippy::vec_box, reason = "the boxes are what is kept")]
+    spare: Vec<Box<File>>,
     /// Threads that are at work, and the files in their lanes.
     running: usize,
     in_lanes: usize,
@@ -177,6 +183,7 @@ impl State {
             queued_bytes: 0,
             queued_bytes_max: settings.queued_bytes_max,
             room: Vec::new(),
+            spare: Vec::new(),
             running: 0,
             in_lanes: 0,
             threads: settings.threads.get(),
@@ -188,8 +195,15 @@ impl State {
     // What owners do.
 
     /// A new file.
-    pub(super) fn open(&mut self, file: Box<File>) -> Key {
+    pub(super) fn open(&mut self, plan: &Plan, selection: Selection) -> Key {
         self.open += 1;
+        let file = match self.spare.pop() {
+            Some(mut file) => {
+                file.begin(selection);
+                file
+            }
+            None => Box::new(File::new(plan, selection)),
+        };
         self.files.insert(Entry {
             file: Some(file),
             pieces: VecDeque::new(),
@@ -249,7 +263,11 @@ impl State {
     pub(super) fn end(&mut self, key: Key, pieces: Vec<Bytes>, rest: Bytes, short: bool) -> bool {
         let Some(entry) = self.files.get_mut(key).filter(|entry| entry.outcome.is_none()) else { return false };
         let bytes: usize = pieces.iter().map(Bytes::len).sum();
-        entry.pieces.extend(pieces);
+        if entry.pieces.is_empty() {
+            entry.pieces = pieces.into();
+        } else {
+            entry.pieces.extend(pieces);
+        }
         entry.pieces_bytes += bytes;
         entry.rest = Some(rest);
         entry.short = short;
@@ -472,10 +490,16 @@ impl State {
     }
 
     /// A file is through, with its last piece.
-    pub(super) fn finish(&mut self, key: Key, piece: Bytes, outcome: Result<Digests, Lost>, aftermath: &mut Aftermath) {
+    pub(super) fn finish(&mut self, seat: Seat, outcome: Result<Digests, Lost>, aftermath: &mut Aftermath) {
+        let Seat { key, file, piece, .. } = seat;
         self.in_lanes -= 1;
         self.free(piece.len(), aftermath);
         aftermath.pieces.push(piece);
+        if self.spare.len() < SPARE_FILES_MAX {
+            self.spare.push(file);
+        } else {
+            aftermath.files.push(Some(file));
+        }
         let Some(entry) = self.files.get_mut(key) else { return };
         if entry.dropped {
             self.files.remove(key);
@@ -491,12 +515,12 @@ impl State {
     }
 
     /// A thread failed with this file in a lane: its bytes are given back and its owner is told.
-    pub(super) fn lose(&mut self, key: Key, piece: Bytes, aftermath: &mut Aftermath) {
-        let Some(entry) = self.files.get_mut(key) else { return };
+    pub(super) fn lose(&mut self, seat: Seat, aftermath: &mut Aftermath) {
+        let Some(entry) = self.files.get_mut(seat.key) else { return };
         let freed = std::mem::take(&mut entry.pieces_bytes);
         aftermath.pieces.extend(entry.pieces.drain(..));
         self.free(freed, aftermath);
-        self.finish(key, piece, Err(Lost), aftermath);
+        self.finish(seat, Err(Lost), aftermath);
     }
 
     fn note_empty(&mut self) {
@@ -519,6 +543,10 @@ impl State {
         }
     }
 
+    pub(super) fn is_dropped(&self, key: Key) -> bool {
+        self.files.get(key).is_none_or(|entry| entry.dropped)
+    }
+
     pub(super) fn has_ready(&self) -> bool {
         self.ready() > 0
     }
@@ -531,8 +559,6 @@ mod tests {
     use std::task::Wake;
 
     use super::*;
-    use crate::Selection;
-    use crate::plan::Plan;
 
     /// Counts how often it is woken.
     #[derive(Default)]
@@ -549,7 +575,7 @@ mod tests {
     }
 
     fn open(state: &mut State) -> Key {
-        state.open(Box::new(File::new(Plan::fastest(), Selection::ALL)))
+        state.open(Plan::fastest(), Selection::ALL)
     }
 
     fn piece(bytes: usize) -> Bytes {
@@ -603,7 +629,7 @@ mod tests {
         let seat = state.take(0, &mut aftermath).unwrap();
         state.end(key, vec![piece(256)], Bytes::new(), false);
         assert!(matches!(state.outcome(key, waker.clone(), &mut Aftermath::default()).0, Outcome::Wait));
-        state.lose(seat.key, seat.piece, &mut aftermath);
+        state.lose(seat, &mut aftermath);
         aftermath.settle();
         assert_eq!(counting.0.load(Ordering::SeqCst), 1);
         assert!(matches!(state.outcome(key, waker.clone(), &mut Aftermath::default()).0, Outcome::There(Err(Lost))));
@@ -627,6 +653,30 @@ mod tests {
         assert!(state.take(0, &mut aftermath).is_none());
         assert_eq!((state.queued_bytes, state.in_lanes, state.files.len()), (0, 0, 0));
         assert!(state.ready_since.is_none());
+    }
+
+    #[test]
+    fn a_file_at_its_end_keeps_its_piece_until_it_is_closed_and_leaves_its_room_to_another() {
+        let mut state = state(usize::MAX);
+        let key = open(&mut state);
+        let mut aftermath = Aftermath::default();
+        state.end(key, vec![piece(1280), piece(256)], piece(5), true);
+        state.begin_running();
+        let mut seat = state.take(0, &mut aftermath).unwrap();
+        assert!(!seat.last);
+        (seat.done, seat.hashed) = (1280, 1280);
+        let Next::Stay(mut seat) = state.next(seat, false, &mut aftermath) else { panic!("its second piece is there") };
+        // BLAKE3 has had none of the last piece yet, which therefore stays, and counts.
+        assert!(seat.last);
+        seat.done = 256;
+        assert_eq!(seat.behind(), 256);
+        let Next::End(seat, rest) = state.next(seat, false, &mut aftermath) else { panic!("it is at its end") };
+        assert_eq!((rest.len(), seat.piece.len(), state.queued_bytes), (5, 256, 256));
+        let digests = seat.file.digests();
+        state.finish(seat, Ok(digests), &mut aftermath);
+        assert_eq!((state.queued_bytes, state.in_lanes, state.spare.len()), (0, 0, 1));
+        let next = open(&mut state);
+        assert!(state.spare.is_empty() && state.files[next].file.is_some());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::PoisonError;
 use std::time::Instant;
 
+use arrayvec::ArrayVec;
 use bytes::Bytes;
 
 use super::Shared;
@@ -14,7 +15,8 @@ use crate::plan::LANES_MAX;
 /// How far all lanes go before the next look at the queue. Sixteen times this is read four times over, from the level-2
 /// cache; it takes a tenth of a millisecond.
 const STEP_BYTES: usize = 8 * 1024;
-/// How many bytes of all lanes BLAKE3 may be behind the others: they are read again from the level-2 cache.
+/// How many bytes of all its files BLAKE3 may be behind the others: they are read again from the level-2 cache, and the more
+/// chunks there are at once, the fewer lanes stay empty.
 const BEHIND_BYTES_MAX: usize = 256 * 1024;
 /// How long a file keeps its lane when others want it.
 const STAY_BYTES: usize = 32 * 1024;
@@ -24,7 +26,8 @@ const CLOSING_BYTES_MAX: usize = 4 * STEP_BYTES;
 
 /// Works until the pool ends.
 pub(super) fn run(shared: &Shared) {
-    let mut worker = Worker { shared, lanes: Vec::with_capacity(LANES_MAX), ending: Vec::new(), ending_bytes: 0 };
+    let mut worker =
+        Worker { shared, lanes: Vec::with_capacity(LANES_MAX), ending: Vec::new(), ending_bytes: 0, behind_bytes: 0 };
     while worker.wait() {
         while worker.has_files() {
             if catch_unwind(AssertUnwindSafe(|| worker.turn())).is_err() {
@@ -42,6 +45,8 @@ struct Worker<'s> {
     ending: Vec<(Seat, Bytes)>,
     /// How far the lanes have gone since the first of them came.
     ending_bytes: usize,
+    /// How many bytes of all these files BLAKE3 is behind.
+    behind_bytes: usize,
 }
 
 impl Worker<'_> {
@@ -84,11 +89,11 @@ impl Worker<'_> {
     /// One step of all lanes, and what comes of it.
     fn turn(&mut self) {
         self.step();
+        // Whoever may give its lane or its piece away must have nothing left to do for BLAKE3. A file at its end keeps its
+        // piece until it is closed.
         let full = self.lanes.len() >= LANES_MAX;
-        let leaves =
-            |seat: &Seat| if seat.remaining() > 0 { full && seat.stay_bytes >= STAY_BYTES } else { !seat.last };
-        let behind: usize = self.lanes.iter().map(Seat::behind).sum();
-        if behind >= BEHIND_BYTES_MAX || self.lanes.iter().any(leaves) {
+        let may_leave = |seat: &Seat| if seat.remaining() == 0 { !seat.last } else { full && has_stayed(seat) };
+        if self.behind_bytes >= BEHIND_BYTES_MAX || self.lanes.iter().any(may_leave) {
             self.catch_up();
         }
         self.exchange();
@@ -105,20 +110,23 @@ impl Worker<'_> {
             return;
         }
         self.ending_bytes += bytes;
-        let mut parts: Vec<Part<'_>> = Vec::with_capacity(self.lanes.len());
-        parts.extend(self.lanes.iter_mut().map(|seat| Part {
+        self.behind_bytes += bytes * self.lanes.len();
+        let parts = self.lanes.iter_mut().map(|seat| Part {
             file: &mut seat.file,
             bytes: seat.piece.get(seat.done..seat.done + bytes).unwrap_or_default(),
-        }));
+        });
+        let mut parts: ArrayVec<Part<'_>, LANES_MAX> = parts.collect();
         advance(&self.shared.plan, &mut parts);
+        drop(parts);
         for seat in &mut self.lanes {
             seat.done += bytes;
             seat.stay_bytes += bytes;
         }
     }
 
-    /// Takes BLAKE3 as far as the others are, in all files together: the more chunks, the fewer lanes stay empty.
+    /// Takes BLAKE3 as far as the others are, in all files together.
     fn catch_up(&mut self) {
+        self.behind_bytes = 0;
         let ending = self.ending.iter_mut().map(|(seat, _)| seat);
         advance_blake3(&self.shared.plan, self.lanes.iter_mut().chain(ending).filter_map(Seat::catch_up));
     }
@@ -128,8 +136,14 @@ impl Worker<'_> {
         let mut aftermath = Aftermath::default();
         let mut state = self.shared.lock();
         let full = self.lanes.len() >= LANES_MAX;
-        for seat in std::mem::take(&mut self.lanes) {
-            let give_way = full && seat.stay_bytes >= STAY_BYTES && state.has_ready();
+        for lane in (0..self.lanes.len()).rev() {
+            let Some(seat) = self.lanes.get(lane) else { continue };
+            let give_way = full && has_stayed(seat) && state.has_ready();
+            if seat.remaining() > 0 && !give_way && !state.is_dropped(seat.key) {
+                continue;
+            }
+            // Whatever takes its place has been looked at already.
+            let seat = self.lanes.swap_remove(lane);
             let next = state.next(seat, give_way, &mut aftermath);
             self.seat(next);
         }
@@ -169,7 +183,7 @@ impl Worker<'_> {
         let closed = std::mem::take(&mut self.ending);
         let mut state = self.shared.lock();
         for ((seat, _), digests) in closed.into_iter().zip(digests) {
-            state.finish(seat.key, seat.piece, Ok(digests), &mut aftermath);
+            state.finish(seat, Ok(digests), &mut aftermath);
         }
         drop(state);
         aftermath.settle();
@@ -181,9 +195,16 @@ impl Worker<'_> {
         let mut state = self.shared.lock();
         let ending = self.ending.drain(..).map(|(seat, _)| seat);
         for seat in self.lanes.drain(..).chain(ending) {
-            state.lose(seat.key, seat.piece, &mut aftermath);
+            state.lose(seat, &mut aftermath);
         }
         drop(state);
         aftermath.settle();
     }
+}
+
+/// Whether a seat's file has had its lane long enough if others want it. One that will be through before long stays: to sit
+/// down a second time would cost more.
+fn has_stayed(seat: &Seat) -> bool {
+    let ends_soon = seat.last && seat.remaining() <= STAY_BYTES;
+    seat.stay_bytes >= STAY_BYTES && !ends_soon
 }
