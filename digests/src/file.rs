@@ -1,8 +1,9 @@
-//! One file's digests under way, and the two things that are done with many files at once: mixing whole blocks into their
-//! states, and closing them.
+//! One file's digests under way, and the things that are done with many files at once: mixing whole blocks into their
+//! states, taking BLAKE3 as far, and closing them.
 //!
 //! Invariant: a file's bytes come in order, in runs of whole [`BLOCK_BYTES`] (the longest block of the four digests, and a
-//! multiple of the others), and what is left over comes with its end. Nothing is buffered here.
+//! multiple of the others), and what is left over comes with its end. Nothing is buffered here
+//! but BLAKE3's last chunk.
 
 use arrayvec::ArrayVec;
 

@@ -5,7 +5,7 @@ use crate::plan::Plan;
 use crate::{Digests, Path, Selection};
 
 /// How far all five digests work through a piece before the next step: small enough that the bytes, read from memory once,
-/// are still in the level-2 cache for the fifth of them, long enough for BLAKE3's widest code path (16 KiB with AVX-512).
+/// are still in the level-2 cache for the fifth of them, long enough for BLAKE3's widest code path (16 chunks with AVX-512).
 const STEP_BYTES: usize = 64 * 1024;
 
 /// All digests of one file in one pass, on the thread that calls.

@@ -21,8 +21,8 @@ const BEHIND_BYTES_MAX: usize = 256 * 1024;
 /// How long a file keeps its lane when others want it.
 const STAY_BYTES: usize = 32 * 1024;
 /// How far the lanes go while a file that is at its end waits for others, to be closed with them: closing one costs as much
-/// as closing sixteen. Among small files some end in every step, and as many as there are lanes come together.
-const CLOSING_BYTES_MAX: usize = 4 * STEP_BYTES;
+/// as closing sixteen. Among small files ten come together within this, and one among long files waits half a millisecond.
+const CLOSING_BYTES_MAX: usize = 2 * STEP_BYTES;
 
 /// Works until the pool ends.
 pub(super) fn run(shared: &Shared) {
