@@ -35,14 +35,17 @@ bench: build
 	"$(CARGO_TARGET_DIR)/release/lazaret" bench report --out target/bench --seconds $(BENCH_SECONDS)
 
 # What may run for hours: SEEDS simulated clusters from SEED on, as many lives of a single engine, files of every format
-# changed at random for SOAK_SECONDS, without feedback from coverage, and the bombs of gibibytes, whose time and memory are shown.
+# changed at random for SOAK_SECONDS, without feedback from coverage, nodes that are killed KILL_ROUNDS times under load, and the
+# bombs of gibibytes, whose time and memory are shown.
 SEED ?= 1000
 SEEDS ?= 1000
+KILL_ROUNDS ?= 1000
 SOAK_SECONDS ?= 600
 soak: build
 	"$(CARGO_TARGET_DIR)/release/lazaret" simulate --seed $(SEED) --seeds $(SEEDS)
 	LAZARET_CRASH_SEEDS=$(SEEDS) cargo test --release --locked --workspace --test storage_engine $(CHECKED)
 	LAZARET_SOAK_SECONDS=$(SOAK_SECONDS) cargo test --release --locked -p lazaret-containers --test soak $(CHECKED) -- --ignored --nocapture
+	LAZARET_KILL_ROUNDS=$(KILL_ROUNDS) cargo test --release --locked --workspace --test e2e $(CHECKED) -- --nocapture killed_nodes
 	cargo test --release --locked --workspace --test bombs $(CHECKED) -- --include-ignored --nocapture --test-threads 1
 
 lint: system-packages claim-target

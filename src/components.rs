@@ -25,6 +25,7 @@ use lazaret_node_client::{CredentialFiles, TrustFiles};
 use lazaret_protocol::{ClusterMap, NodeEntry, NodeId};
 use lazaret_sandbox::{Sandbox, SandboxOptions};
 use lazaret_scan_worker::pool::EXPRESS_THREADS_MAX;
+use lazaret_scan_worker::spool::SpoolOptions;
 use lazaret_scan_worker::{ScanWorker, WorkerOptions};
 use lazaret_storage_node::Node;
 use lazaret_storage_node::engine::EngineOptions;
@@ -330,10 +331,16 @@ pub async fn open_worker(
     };
     options.sample_memory_max_bytes = config.sample_memory_max_bytes;
     options.sample_budget_bytes = config.sample_budget_bytes;
+    // Written to already, for SQLite's log: on a disk of this machine.
+    let beside = config.results.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = config.spool_dir.as_deref().unwrap_or(beside).to_owned();
+    options.spool = SpoolOptions { folder, bytes_max: config.spool_bytes };
     options.lease_ms = config.lease_seconds * 1000;
     options.digests = config.digests;
     let (results, queue, progress) = (Arc::new(backend.clone()), Arc::new(backend.clone()), Arc::new(backend.clone()));
-    Ok(ScanWorker::new(options, results, queue, progress, cluster, Environment::system(), engines)?)
+    // Has the engines' rules made ready in the sandbox.
+    let start = || ScanWorker::new(options, results, queue, progress, cluster, Environment::system(), engines);
+    Ok(tokio::task::spawn_blocking(start).await??)
 }
 
 /// Binds the gateway's listener.

@@ -478,6 +478,11 @@ pub struct ScanWorkerConfig {
     pub sample_memory_max_bytes: u64,
     /// Memory of all samples together.
     pub sample_budget_bytes: u64,
+    /// Where nested files are, encrypted, that are too long for memory, while they are scanned; the folder of `results` when
+    /// absent.
+    pub spool_dir: Option<PathBuf>,
+    /// The most bytes of such files at once, over all submissions. Never more than half of what is free there.
+    pub spool_bytes: u64,
     /// A task whose worker says nothing for so long is given to another.
     pub lease_seconds: u64,
     /// The digests that are computed of nested files; all four off, none is.
@@ -502,6 +507,8 @@ impl Default for ScanWorkerConfig {
             sandbox: SandboxMode::Required,
             sample_memory_max_bytes: 256 * MIB,
             sample_budget_bytes: 512 * MIB,
+            spool_dir: None,
+            spool_bytes: 16 * 1024 * MIB,
             lease_seconds: 30,
             digests: Selection::ALL,
             engines: EnginesConfig::default(),
@@ -516,6 +523,7 @@ impl Config for ScanWorkerConfig {
 
     fn paths(&mut self) -> Vec<&mut PathBuf> {
         let mut paths = vec![&mut self.cluster, &mut self.results, &mut self.secret];
+        paths.extend(&mut self.spool_dir);
         paths.extend(self.engines.paths());
         paths
     }

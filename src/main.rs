@@ -28,7 +28,7 @@ use cli::{Cli, Command};
 
 fn main() -> ExitCode {
     // The scan worker starts this program again for what reads hostile bytes: nothing else may happen before.
-    if let Some(code) = lazaret_sandbox::child::run_if_asked(&lazaret_scan_worker::SANDBOXED) {
+    if let Some(code) = lazaret_sandbox::child::run_if_asked(&mut lazaret_scan_worker::sandboxed()) {
         return code;
     }
     let cli = match Cli::try_parse() {

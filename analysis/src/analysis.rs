@@ -68,7 +68,7 @@ pub struct SentAlong {
 pub struct NewAnalysis {
     /// The analysis' id.
     pub data_id: DataId,
-    /// The blob's name: 64 hexadecimal digits. Empty for a nested file whose content was not kept.
+    /// The blob's name: 64 hexadecimal digits. Empty for a nested file, whose content is not kept.
     pub blob: String,
     /// What is known of the file before it is scanned.
     pub file: FileInfo,
@@ -289,8 +289,6 @@ pub struct NestedRecord {
     pub ordinal: u32,
     /// Its place in the root, for showing: the members' names joined by `/`.
     pub path: String,
-    /// The name of its content, if that was kept as a blob.
-    pub blob: Option<String>,
     /// What was found in it.
     pub result: FileResult,
 }

@@ -267,13 +267,12 @@ struct RuleFile {
 impl RuleSet {
     /// The rules of a YAML text: a list under the key `rules`, whose first one is the default.
     pub fn from_yaml(text: &str) -> Result<Self, RuleError> {
-        let text_of_file = text;
         let file: RuleFile = serde_saphyr::from_str(text).map_err(|error| {
             let line = error.location().map_or(1, |location| location.line().max(1));
             // The library appends the place, which our own error says already.
-            let text = error.without_snippet().to_string();
-            let reason = text.rsplit_once(" at line ").map_or(text.as_str(), |(reason, _)| reason);
-            RuleError { line, reason: in_words(reason, key_on(text_of_file, line)) }
+            let said = error.without_snippet().to_string();
+            let reason = said.rsplit_once(" at line ").map_or(said.as_str(), |(reason, _)| reason);
+            RuleError { line, reason: in_words(reason, key_on(text, line)) }
         })?;
         if file.rules.is_empty() || file.rules.len() > RULES_MAX {
             let reason = format!("a rule set has 1 to {RULES_MAX} rules, this one has {}", file.rules.len());

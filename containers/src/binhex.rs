@@ -9,7 +9,8 @@ use crate::container::{Container, Extractor, ReadSeek, Sink, display_name};
 use crate::fields::{be16, be32, find, invalid};
 use crate::format::{Claim, Format, whole_if};
 use crate::outcome::ExtractionOutcome;
-use crate::parts::{BUFFER_BYTES, Exactly, Out, cut_off};
+use crate::parts::{BUFFER_BYTES, Exactly, Out, cut_off, read_bytes};
+use crate::runs::Runs;
 use crate::tree::join;
 
 /// What the line in front of a file says, up to the version.
@@ -21,8 +22,6 @@ const BEFORE_BYTES_MAX: u64 = 64 << 10;
 const ALPHABET: &[u8; 64] = b"!\"#$%&'()*+,-012345689@ABCDEFGHIJKLMNPQRSTUVXYZ[`abcdefhijklmpqr";
 /// The shortest header, of a file whose name has one letter: 23 bytes, of which those that repeat may be left out.
 const HEADER_CHARACTERS_MIN: usize = 16;
-/// Repeats the byte before it as often as the next byte says.
-const REPEAT: u8 = 0x90;
 
 /// BinHex 4.
 pub(crate) static FORMAT: Format = Format {
@@ -79,7 +78,7 @@ fn file(input: &mut dyn ReadSeek, out: &mut Out<'_, '_>) -> io::Result<()> {
     if read == 0 || !before.ends_with(b":") {
         return Err(cut_off());
     }
-    let mut bytes = Bytes { input, bits: 0, count: 0, last: 0, repeats: 0, crc: 0, failure: None };
+    let mut bytes = Bytes { packed: Packed { input, bits: 0, count: 0 }, runs: Runs::default(), crc: 0, failure: None };
     let mut name_bytes = [0];
     bytes.read_exact(&mut name_bytes)?;
     let [name_bytes] = name_bytes;
@@ -104,12 +103,8 @@ fn file(input: &mut dyn ReadSeek, out: &mut Out<'_, '_>) -> io::Result<()> {
 
 /// What the text decodes to.
 struct Bytes<'b> {
-    input: BufReader<&'b mut dyn ReadSeek>,
-    bits: u32,
-    count: u32,
-    /// The last byte, and how often it is to come once more.
-    last: u8,
-    repeats: u8,
+    packed: Packed<'b>,
+    runs: Runs,
     crc: u16,
     /// What the next read ends with.
     failure: Option<io::Error>,
@@ -127,9 +122,17 @@ impl Bytes<'_> {
         }
         Ok(())
     }
+}
 
-    /// The next byte of the text, before repetitions.
-    fn packed(&mut self) -> io::Result<u8> {
+/// The same before runs are undone.
+struct Packed<'b> {
+    input: BufReader<&'b mut dyn ReadSeek>,
+    bits: u32,
+    count: u32,
+}
+
+impl Packed<'_> {
+    fn next(&mut self) -> io::Result<u8> {
         while self.count < 8 {
             let mut character = [0];
             self.input.read_exact(&mut character).map_err(|_| cut_off())?;
@@ -145,25 +148,6 @@ impl Bytes<'_> {
         self.count -= 8;
         Ok((self.bits >> self.count) as u8)
     }
-
-    fn byte(&mut self) -> io::Result<u8> {
-        if self.repeats > 0 {
-            self.repeats -= 1;
-            return Ok(self.last);
-        }
-        loop {
-            match self.packed()? {
-                REPEAT => match self.packed()? {
-                    0 => self.last = REPEAT,
-                    // The byte itself came already.
-                    1 => continue,
-                    count => self.repeats = count - 2,
-                },
-                byte => self.last = byte,
-            }
-            return Ok(self.last);
-        }
-    }
 }
 
 fn crc(crc: u16, byte: u8) -> u16 {
@@ -176,22 +160,10 @@ fn crc(crc: u16, byte: u8) -> u16 {
 
 impl Read for Bytes<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        if let Some(failure) = self.failure.take() {
-            return Err(failure);
-        }
-        for (at, place) in into.iter_mut().enumerate() {
-            match self.byte() {
-                Ok(byte) => {
-                    *place = byte;
-                    self.crc = crc(self.crc, byte);
-                }
-                Err(error) if at == 0 => return Err(error),
-                Err(error) => {
-                    self.failure = Some(error);
-                    return Ok(at);
-                }
-            }
-        }
-        Ok(into.len())
+        read_bytes(into, &mut self.failure, || {
+            let byte = self.runs.next(|| self.packed.next().map(Some))?;
+            self.crc = byte.map_or(self.crc, |byte| crc(self.crc, byte));
+            Ok(byte)
+        })
     }
 }

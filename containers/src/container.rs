@@ -48,6 +48,17 @@ pub struct Member<'m> {
     pub content: &'m mut dyn Read,
     /// Its type, if whoever hands it out knows it.
     pub file_type: Option<FileType>,
+    /// What else whoever hands it out says of it.
+    pub remark: Option<Remark>,
+}
+
+/// Something that is said of a member, and which version of whoever says it did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remark {
+    /// The version.
+    pub version: u64,
+    /// What is said.
+    pub said: Vec<u8>,
 }
 
 /// Whoever takes members says so when it takes no more.
@@ -78,7 +89,8 @@ pub fn hand_out(
     budget.number_one();
     let mut metered = Metered { content, budget, failure: None };
     if takes {
-        sink(Member { name, length_hint, content: &mut metered, file_type: None }).map_err(|Refused| Halt::Stopped)?;
+        sink(Member { name, length_hint, content: &mut metered, file_type: None, remark: None })
+            .map_err(|Refused| Halt::Stopped)?;
     } else {
         // Somebody else's. What comes after it in the container is found by reading it; what is wrong with it is noted as ever.
         metered.read_to_end()?;

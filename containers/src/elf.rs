@@ -62,7 +62,25 @@ struct Kind {
     is_big_endian: bool,
 }
 
+/// Where a table is, how long its entries are, and how many it has.
+type Place = (u64, u64, u64);
+
 impl Kind {
+    fn segments(self, header: &[u8]) -> io::Result<Place> {
+        let sizes = self.sizes();
+        Ok((self.offset(header, 28, 32)?, self.half(header, sizes)?, self.half(header, sizes + 2)?))
+    }
+
+    fn sections(self, header: &[u8]) -> io::Result<Place> {
+        let sizes = self.sizes() + 4;
+        Ok((self.offset(header, 32, 40)?, self.half(header, sizes)?, self.half(header, sizes + 2)?))
+    }
+
+    /// Where the header tells the tables' sizes.
+    fn sizes(self) -> usize {
+        if self.is_wide { 54 } else { 42 }
+    }
+
     fn half(self, bytes: &[u8], at: usize) -> io::Result<u64> {
         let half = if self.is_big_endian { be16(bytes, at) } else { le16(bytes, at) };
         half.map(u64::from).ok_or_else(cut_off)
@@ -91,9 +109,8 @@ pub(crate) fn end(probe: &mut Probe<'_>) -> Option<u64> {
 /// Where the headers of a program end: behind its table of segments.
 pub(crate) fn headers_end(input: &mut dyn ReadSeek) -> io::Result<u64> {
     let (kind, header) = header(input)?;
-    let sizes = if kind.is_wide { 54 } else { 42 };
-    let entries = kind.half(&header, sizes)? * kind.half(&header, sizes + 2)?;
-    Ok(kind.offset(&header, 28, 32)?.saturating_add(entries))
+    let (offset, entry_bytes, count) = kind.segments(&header)?;
+    Ok(offset.saturating_add(entry_bytes * count))
 }
 
 fn header(input: &mut dyn ReadSeek) -> io::Result<(Kind, [u8; HEADER_BYTES])> {
@@ -108,11 +125,8 @@ fn header(input: &mut dyn ReadSeek) -> io::Result<(Kind, [u8; HEADER_BYTES])> {
 /// Where a program ends: behind its tables, sections and segments.
 fn end_of(input: &mut dyn ReadSeek) -> io::Result<u64> {
     let (kind, header) = header(input)?;
-    let sizes = if kind.is_wide { 54 } else { 42 };
-    let segments =
-        table(input, kind.offset(&header, 28, 32)?, kind.half(&header, sizes)?, kind.half(&header, sizes + 2)?)?;
-    let sections =
-        table(input, kind.offset(&header, 32, 40)?, kind.half(&header, sizes + 4)?, kind.half(&header, sizes + 6)?)?;
+    let segments = table(input, kind.segments(&header)?)?;
+    let sections = table(input, kind.sections(&header)?)?;
     let mut end = HEADER_BYTES as u64;
     for (table, is_section) in [(&segments, false), (&sections, true)] {
         end = end.max(table.end);
@@ -134,7 +148,7 @@ struct Table {
     end: u64,
 }
 
-fn table(input: &mut dyn ReadSeek, offset: u64, entry_bytes: u64, count: u64) -> io::Result<Table> {
+fn table(input: &mut dyn ReadSeek, (offset, entry_bytes, count): Place) -> io::Result<Table> {
     if count == 0 || offset == 0 {
         return Ok(Table { bytes: Vec::new(), entry_bytes: 0, end: 0 });
     }

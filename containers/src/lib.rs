@@ -55,6 +55,7 @@ mod pe;
 mod rar;
 mod rpm;
 mod rtf;
+mod runs;
 mod sevenz;
 mod squashfs;
 mod stream;
@@ -73,7 +74,7 @@ mod xar;
 mod zip;
 
 pub use budget::{Budget, Stop, TreeBudget, TreeUse, Turn, Turns};
-pub use container::{Container, Extractor, Guarded, Member, ReadSeek, Refused, Sink};
+pub use container::{Container, Extractor, Guarded, Member, ReadSeek, Refused, Remark, Sink};
 pub use detect::{FileType, detect};
 pub use format::{Claim, Claims, ContainerFormat, Format, Probe};
 pub use limits::{Halt, Limit, Limits};

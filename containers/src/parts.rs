@@ -43,6 +43,44 @@ pub(crate) fn read_start(input: &mut dyn ReadSeek, most: u64) -> io::Result<Vec<
     fields::read_at_most(input, most)
 }
 
+/// Reads what `next` gives a byte at a time, none at its end. What came before an error is handed out first, and the error kept in
+/// `failure` for the next call.
+pub(crate) fn read_bytes(
+    into: &mut [u8],
+    failure: &mut Option<io::Error>,
+    mut next: impl FnMut() -> io::Result<Option<u8>>,
+) -> io::Result<usize> {
+    if let Some(error) = failure.take() {
+        return Err(error);
+    }
+    for (at, to) in into.iter_mut().enumerate() {
+        match next() {
+            Ok(Some(byte)) => *to = byte,
+            Ok(None) => return Ok(at),
+            Err(error) if at == 0 => return Err(error),
+            Err(error) => {
+                *failure = Some(error);
+                return Ok(at);
+            }
+        }
+    }
+    Ok(into.len())
+}
+
+/// The Adler-32 of some bytes: RFC 1950, section 8.2.
+pub(crate) fn adler32(bytes: &[u8]) -> u32 {
+    let (mut a, mut b) = (1u32, 0u32);
+    // So many bytes can't overflow 32 bits.
+    for chunk in bytes.chunks(5552) {
+        for byte in chunk {
+            a += u32::from(*byte);
+            b += a;
+        }
+        (a, b) = (a % 65_521, b % 65_521);
+    }
+    b << 16 | a
+}
+
 /// The `length` bytes at `offset` as a stream; an error if the input ends before.
 pub(crate) fn part(
     input: &mut dyn ReadSeek,

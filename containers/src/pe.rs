@@ -61,14 +61,21 @@ impl Extractor for Pe {
 
 /// Part of the file.
 #[derive(Clone, Copy)]
-struct Span {
-    offset: u64,
+pub(crate) struct Span {
+    pub(crate) offset: u64,
     length: u64,
 }
 
-struct Section {
+pub(crate) struct Section {
     address: u32,
-    span: Span,
+    pub(crate) span: Span,
+}
+
+/// What a program says of itself at its beginning.
+pub(crate) struct Headers {
+    /// The optional header, which programs have and objects may lack.
+    optional: Vec<u8>,
+    pub(crate) sections: Vec<Section>,
 }
 
 struct Program {
@@ -109,16 +116,33 @@ fn program(input: &mut dyn ReadSeek, length: u64, out: &mut Out<'_, '_>) -> io::
     if program.is_cut_off { Err(cut_off()) } else { result.map(drop) }
 }
 
+/// Reads a program's headers.
+pub(crate) fn headers(input: &mut dyn ReadSeek) -> io::Result<Headers> {
+    let dos: [u8; 64] = read_array(input, 0)?;
+    let at = u64::from(le32(&dos, 60).ok_or_else(cut_off)?);
+    let header: [u8; 24] = read_array(input, at)?;
+    let (Some(count), Some(optional_bytes)) = (le16(&header, 6), le16(&header, 20)) else { return Err(cut_off()) };
+    if !dos.starts_with(b"MZ") || !header.starts_with(b"PE\0\0") || count > SECTIONS_MAX {
+        return Err(invalid("no program for Windows"));
+    }
+    let optional = read_vec(input, at + 24, u64::from(optional_bytes), u64::from(u16::MAX))?;
+    let table = at + 24 + u64::from(optional_bytes);
+    let table = read_vec(input, table, u64::from(count) * 40, u64::from(SECTIONS_MAX) * 40)?;
+    let mut sections = Vec::new();
+    for section in table.chunks_exact(40) {
+        let (Some(address), Some(bytes), Some(offset)) = (le32(section, 12), le32(section, 16), le32(section, 20))
+        else {
+            return Err(cut_off());
+        };
+        let span = Span { offset: u64::from(offset), length: u64::from(bytes) };
+        sections.push(Section { address, span });
+    }
+    Ok(Headers { optional, sections })
+}
+
 impl Program {
     fn read(input: &mut dyn ReadSeek, length: u64) -> io::Result<Self> {
-        let dos: [u8; 64] = read_array(input, 0)?;
-        let at = u64::from(le32(&dos, 60).ok_or_else(cut_off)?);
-        let header: [u8; 24] = read_array(input, at)?;
-        let (Some(count), Some(optional_bytes)) = (le16(&header, 6), le16(&header, 20)) else { return Err(cut_off()) };
-        if !dos.starts_with(b"MZ") || !header.starts_with(b"PE\0\0") || count > SECTIONS_MAX {
-            return Err(invalid("no program for Windows"));
-        }
-        let optional = read_vec(input, at + 24, u64::from(optional_bytes), u64::from(u16::MAX))?;
+        let Headers { optional, sections } = headers(input)?;
         // PE32+ has wider fields in front of the table of directories.
         let directories = if le16(&optional, 0) == Some(0x20b) { 112 } else { 96 };
         let listed = le32(&optional, directories - 4).unwrap_or(0);
@@ -126,21 +150,8 @@ impl Program {
             let place = (le32(&optional, directories + number * 8)?, le32(&optional, directories + number * 8 + 4)?);
             (number < listed as usize && place.0 != 0 && place.1 != 0).then_some(place)
         };
-        let table = at + 24 + u64::from(optional_bytes);
-        let table = read_vec(input, table, u64::from(count) * 40, u64::from(SECTIONS_MAX) * 40)?;
-        let mut sections = Vec::new();
-        let mut end = 0;
-        for section in table.chunks_exact(40) {
-            let (Some(address), Some(bytes), Some(offset)) = (le32(section, 12), le32(section, 16), le32(section, 20))
-            else {
-                return Err(cut_off());
-            };
-            let span = Span { offset: u64::from(offset), length: u64::from(bytes) };
-            if bytes > 0 {
-                end = end.max(span.offset + span.length);
-            }
-            sections.push(Section { address, span });
-        }
+        let filled = sections.iter().map(|section| section.span).filter(|span| span.length > 0);
+        let end = filled.map(|span| span.offset + span.length).max().unwrap_or(0);
         // The fifth directory is a place in the file, not an address: signatures.
         let signatures = directory(4).map(|(offset, bytes)| Span { offset: offset.into(), length: bytes.into() });
         let resources = directory(2).map(|(address, _)| address);

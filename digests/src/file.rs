@@ -29,16 +29,25 @@ pub(crate) struct File {
 }
 
 impl File {
-    /// An empty file.
+    /// An empty file, to be digested beside others.
     pub(crate) fn new(plan: &Plan, selection: Selection) -> Self {
-        Self {
-            selection,
-            blake3: Tree::new(&plan.blake3),
-            md5_sha1: Md5Sha1::START,
-            sha256: Sha256::START,
-            sha512: Sha512::START,
-            length: 0,
+        Self::with(Tree::new(&plan.blake3), selection)
+    }
+
+    /// An empty file that has no company.
+    pub(crate) fn alone(selection: Selection) -> Self {
+        Self::with(Tree::alone(), selection)
+    }
+
+    /// Says that there is no company for this file after all.
+    pub(crate) fn stays_alone(&mut self) {
+        if self.length == 0 {
+            self.blake3 = Tree::alone();
         }
+    }
+
+    fn with(blake3: Tree, selection: Selection) -> Self {
+        Self { selection, blake3, md5_sha1: Md5Sha1::START, sha256: Sha256::START, sha512: Sha512::START, length: 0 }
     }
 
     /// Makes it an empty file again.

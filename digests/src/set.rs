@@ -23,13 +23,14 @@ impl Set {
         Self::planned(selection, Plan::of(None))
     }
 
-    /// The same by a chosen path, for tests and measurements. Digests that the path lacks go by [`Path::Rust`].
+    /// The same by a chosen path, for tests and measurements. Digests that the path lacks go by [`Path::Rust`], BLAKE3 by
+    /// its crate.
     pub fn by(path: Path, selection: Selection) -> Self {
         Self::planned(selection, Plan::forced(path))
     }
 
     pub(crate) fn planned(selection: Selection, plan: Plan) -> Self {
-        let file = Box::new(File::new(&plan, selection));
+        let file = Box::new(File::alone(selection));
         Self { plan, file, rest: [0; BLOCK_BYTES], rest_bytes: 0 }
     }
 

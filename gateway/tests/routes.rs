@@ -290,7 +290,6 @@ async fn an_id_is_shown_to_its_submitter_and_to_administrators() {
         parent: data_id,
         ordinal: 0,
         path: "inside.txt".into(),
-        blob: None,
         result: result(ResultCode::NO_THREAT),
     };
     station.results.put_nested(std::slice::from_ref(&nested)).await.unwrap();
@@ -351,7 +350,6 @@ async fn a_container_is_shown_in_pages() {
             parent: root,
             ordinal,
             path: format!("{ordinal}.txt"),
-            blob: None,
             result: result(if ordinal == 77 { ResultCode::INFECTED } else { ResultCode::NO_THREAT }),
         })
         .collect();

@@ -316,7 +316,6 @@ fn a_container_shows_its_page() {
         parent: root,
         ordinal,
         path: format!("dir/file{ordinal}.com"),
-        blob: None,
         result: FileResult { engines, ..result(overall) },
     };
     let mut container = result(ResultCode::INFECTED);

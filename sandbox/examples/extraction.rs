@@ -49,16 +49,15 @@ fn sandboxed(sandbox: &Sandbox, file: &[u8], total: &Total, buffer: &mut [u8]) {
     let tree = Arc::new(TreeBudget::new(limits.clone(), length));
     let stop: Arc<AtomicBool> = Arc::default();
     let budget = Budget::new(tree.clone(), stop, length);
-    let (input, used) = (Bytes(file, true), tree.used());
+    let input = Bytes(file, true);
     let request = Request {
         name: "file",
         length,
         containers: None,
-        extract: true,
         shared: false,
         limits: &limits,
-        used,
         passwords: &Passwords::NONE,
+        standing: None,
     };
     let mut opening = sandbox.open(&request, &input).unwrap();
     let found = opening.file_type(&|| budget.check()).unwrap().unwrap().containers;
@@ -122,7 +121,7 @@ fn run(name: &str, threads: usize, files: &[Vec<u8>], work: impl Fn(&[u8], &Tota
 }
 
 fn main() -> ExitCode {
-    if let Some(code) = lazaret_sandbox::child::run_if_asked(&Extraction::PLAIN) {
+    if let Some(code) = lazaret_sandbox::child::run_if_asked(&mut Extraction::default()) {
         return code;
     }
     let mut arguments = std::env::args().skip(1);

@@ -17,9 +17,9 @@ use serde::de::DeserializeOwned;
 /// The longest message: a request with the longest list of passwords. Contents go by shared memory.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 128 * 1024;
 /// The longest message that comes with descriptors.
-const SHORT_BYTES_MAX: usize = 256;
+const SHORT_BYTES_MAX: usize = 1024;
 /// Most descriptors of one message.
-const DESCRIPTORS_MAX: usize = 4;
+pub(crate) const DESCRIPTORS_MAX: usize = 4;
 
 /// Two ends of a socket that keeps messages apart.
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {

@@ -1,23 +1,26 @@
-//! The program of the processes in the sandbox: a template, and the job processes that it forks.
+//! The program of the processes in the sandbox: a zygote, the templates that it forks, and the job processes that those fork.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use rustix_sandbox as rustix;
 
-use rustix::process::{Pid, Signal, WaitOptions, getpid, getppid, set_parent_process_death_signal, waitpid};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, getpid, getppid, pidfd_open, set_child_subreaper,
+    set_parent_process_death_signal, wait, waitpid,
+};
 use rustix::stdio::{dup2_stderr, dup2_stdin};
 
-use crate::channel::{hear_with, tell};
-use crate::confine::Filters;
+use crate::channel::{hear_with, tell, tell_with};
+use crate::confine::{Filters, data_bytes};
 pub use crate::output::Output;
-use crate::sys::{Forked, SingleThreaded, close_inherited, exit_now, fork};
-use crate::wire::{BLOCK_BYTES, BLOCKS, Begin, Ending, FromTemplate};
+use crate::sys::{Forked, Mapped, SingleThreaded, close_inherited, exit_now, fork};
+use crate::wire::{BLOCK_BYTES, BLOCKS, Begin, Ended, Ending, FromZygote, ToZygote};
 
-/// The argument that makes a program a template instead of whatever else it is.
+/// The argument that makes a program a zygote instead of whatever else it is.
 pub const ARGUMENT: &str = "sandboxed-process";
 
 /// Exit code of a job process that could not confine itself, and so did nothing.
@@ -25,55 +28,113 @@ pub(crate) const EXIT_UNCONFINED: i32 = 120;
 /// Exit code of a job process whose work panicked where nothing caught it.
 pub(crate) const EXIT_PANICKED: i32 = 121;
 
+/// How much is said of why a zygote can't begin.
+const REASON_CHARS_MAX: usize = 200;
+
 /// What is done in a job process.
 pub trait Work {
-    /// Called once in each template, before there is anything to fear: does what every job would do anew otherwise, such as
-    /// asking the processor what it can, which takes long in a virtual machine.
-    fn warm(&self) {}
+    /// Called once in each zygote, before there is anything to fear, with what its jobs are to have at hand, if the sandbox was
+    /// given anything: every job finds it there without a copy. Does as well what each would do anew otherwise, such as asking
+    /// the processor what it can, which takes long in a virtual machine. An error in words refuses what was given.
+    fn prepare(&mut self, _databases: &[&[u8]]) -> Result<(), String> {
+        Ok(())
+    }
     /// Does one job. The process ends with it. An error says that the other side is gone.
-    fn work(&self, input: &File, output: Output) -> io::Result<()>;
+    fn work(&mut self, input: &File, output: Output) -> io::Result<()>;
 }
 
-/// If the command line says so, does the work of a template, until the socket on standard input ends. A program whose sandbox
+/// If the command line says so, does the work of a zygote, until the socket on standard input ends. A program whose sandbox
 /// re-executes it calls this first of all in `main`, before it makes threads or opens files.
-pub fn run_if_asked(work: &dyn Work) -> Option<ExitCode> {
+pub fn run_if_asked(work: &mut dyn Work) -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_none_or(|first| first != ARGUMENT) {
         return None;
     }
-    // Nobody reads what a template would say besides what it tells on its socket.
-    Some(template(work).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS))
+    // Nobody reads what a zygote would say besides what it tells on its socket.
+    Some(zygote(work).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS))
 }
 
-fn template(work: &dyn Work) -> io::Result<()> {
+/// What every process that a zygote forks finds ready.
+struct Prepared {
+    single: SingleThreaded,
+    filters: Filters,
+    /// How much memory of its own a process has before it does anything.
+    own_bytes: u64,
+}
+
+fn zygote(work: &mut dyn Work) -> io::Result<()> {
     close_inherited()?;
-    work.warm();
     let stdin = io::stdin();
-    let (single, filters) = match prepare() {
+    let Some((ToZygote::Prepare, given)) = hear_with(stdin.as_fd())? else { return Ok(()) };
+    let prepared = match prepare(work, given) {
         Ok(prepared) => prepared,
-        Err(reason) => return tell(stdin.as_fd(), &FromTemplate::Refused(reason)),
+        Err(reason) => {
+            let reason = reason.chars().take(REASON_CHARS_MAX).collect();
+            return tell(stdin.as_fd(), &FromZygote::Refused(reason));
+        }
     };
-    tell(stdin.as_fd(), &FromTemplate::Ready)?;
+    tell(stdin.as_fd(), &FromZygote::Ready)?;
+    while let Some((ToZygote::Plant, sockets)) = hear_with(stdin.as_fd())? {
+        while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+        match fork(&prepared.single) {
+            Ok(Forked::Child) => exit_now(i32::from(template(work, &prepared, sockets).is_err())),
+            Ok(Forked::Parent(pid)) => {
+                drop(sockets);
+                tell_planted(stdin.as_fd(), pid.get())?;
+            }
+            Err(error) => tell(stdin.as_fd(), &FromZygote::NotPlanted(error.to_string()))?,
+        }
+    }
+    // Its templates have been told to end. Nobody else would see to it that they are gone.
+    while !matches!(wait(WaitOptions::empty()), Err(rustix::io::Errno::CHILD)) {}
+    Ok(())
+}
+
+fn prepare(work: &mut dyn Work, given: Vec<OwnedFd>) -> Result<Prepared, String> {
+    let words = |error: io::Error| error.to_string();
+    let mapped: io::Result<Vec<Mapped>> = given.into_iter().map(|given| Mapped::sealed(&File::from(given))).collect();
+    let mapped = mapped.map_err(words)?;
+    work.prepare(&mapped.iter().map(AsRef::as_ref).collect::<Vec<&[u8]>>())?;
+    drop(mapped);
+    // Job processes whose template was killed are seen off by this one.
+    set_child_subreaper(Some(getpid())).map_err(|error| words(error.into()))?;
+    let single = SingleThreaded::check().map_err(words)?;
+    let own_bytes = data_bytes().map_err(words)?;
+    let filters = Filters::compile()?;
+    filters.confine_template()?;
+    Ok(Prepared { single, filters, own_bytes })
+}
+
+fn tell_planted(socket: BorrowedFd<'_>, pid: i32) -> io::Result<()> {
+    // It can't be another process's number: this one's children keep theirs until it has waited for them.
+    let process =
+        Pid::from_raw(pid).ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+    match process {
+        Ok(process) => tell_with(socket, &FromZygote::Planted, &[process.as_fd()]),
+        Err(error) => tell(socket, &FromZygote::NotPlanted(error.to_string())),
+    }
+}
+
+/// A template: forks a job process for each job that is told on its socket.
+fn template(work: &mut dyn Work, prepared: &Prepared, sockets: Vec<OwnedFd>) -> io::Result<()> {
+    let Ok([socket]) = <[OwnedFd; 1]>::try_from(sockets) else { return Err(io::ErrorKind::InvalidInput.into()) };
+    // The zygote's socket is closed with this.
+    dup2_stdin(&socket)?;
+    drop(socket);
+    let stdin = io::stdin();
     let own = getpid();
     while let Some((begin, descriptors)) = hear_with::<Begin>(stdin.as_fd())? {
-        let ending = match fork(&single) {
-            Ok(Forked::Child) => exit_now(job(work, &filters, own, &begin, descriptors)),
+        let ending = match fork(&prepared.single) {
+            Ok(Forked::Child) => exit_now(job(work, prepared, own, &begin, descriptors)),
             Ok(Forked::Parent(pid)) => {
                 drop(descriptors);
                 ending_of(pid.get())?
             }
             Err(_) => Ending::NotBegun,
         };
-        tell(stdin.as_fd(), &FromTemplate::Ended(ending))?;
+        tell(stdin.as_fd(), &Ended(ending))?;
     }
     Ok(())
-}
-
-fn prepare() -> Result<(SingleThreaded, Filters), String> {
-    let single = SingleThreaded::check().map_err(|error| error.to_string())?;
-    let filters = Filters::compile()?;
-    filters.confine_template()?;
-    Ok((single, filters))
 }
 
 fn ending_of(pid: i32) -> io::Result<Ending> {
@@ -91,7 +152,7 @@ fn ending_of(pid: i32) -> io::Result<Ending> {
 }
 
 /// A job process: confines itself, does its work, and tells its exit code.
-fn job(work: &dyn Work, filters: &Filters, template: Pid, begin: &Begin, descriptors: Vec<OwnedFd>) -> i32 {
+fn job(work: &mut dyn Work, prepared: &Prepared, template: Pid, begin: &Begin, descriptors: Vec<OwnedFd>) -> i32 {
     let Ok([socket, input, memory, last_words]) = <[OwnedFd; 4]>::try_from(descriptors) else {
         return EXIT_UNCONFINED;
     };
@@ -104,7 +165,8 @@ fn job(work: &dyn Work, filters: &Filters, template: Pid, begin: &Begin, descrip
     }
     drop(last_words);
     let output_bytes = BLOCK_BYTES as u64 * BLOCKS;
-    if let Err(reason) = filters.confine_job(begin.cpu_seconds, begin.memory_bytes, output_bytes) {
+    let memory_bytes = begin.memory_bytes.saturating_add(prepared.own_bytes);
+    if let Err(reason) = prepared.filters.confine_job(begin.cpu_seconds, memory_bytes, output_bytes) {
         eprintln!("{reason}");
         return EXIT_UNCONFINED;
     }

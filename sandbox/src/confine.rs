@@ -46,11 +46,13 @@ const JOB_CALLS: &[i64] = &[
     libc::SYS_exit_group,
 ];
 
-/// What a template needs besides: to take jobs, to fork, to wait, and to confine a job process further.
+/// What a zygote and its templates need besides: to take jobs, to fork, to wait, to tell what a template can be killed by, and to
+/// confine a job process further.
 const TEMPLATE_CALLS: &[i64] = &[
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
     libc::SYS_wait4,
+    libc::SYS_pidfd_open,
     libc::SYS_prlimit64,
     libc::SYS_prctl,
     libc::SYS_seccomp,
@@ -73,7 +75,7 @@ impl Filters {
         Ok(Self { template: filter(true)?, job: filter(false)? })
     }
 
-    /// Confines a template, and with it every process that it forks.
+    /// Confines a zygote, and with it every process that comes of it.
     pub fn confine_template(&self) -> Result<(), String> {
         let words = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
         // Nobody may read this process, whatever user it runs as, and it leaves no image behind.
@@ -91,7 +93,7 @@ impl Filters {
         seccompiler::apply_filter(&self.template).map_err(|error| format!("seccomp: {error}"))
     }
 
-    /// Confines a job process further: no more forks, no more descriptors.
+    /// Confines a job process further: no more forks, no more descriptors. What memory it was forked with counts.
     pub fn confine_job(&self, cpu_seconds: u64, memory_bytes: u64, output_bytes: u64) -> Result<(), String> {
         let limits = [
             (Resource::Data, memory_bytes),
@@ -104,6 +106,14 @@ impl Filters {
         }
         seccompiler::apply_filter(&self.job).map_err(|error| format!("seccomp: {error}"))
     }
+}
+
+/// How much memory this process has of its own, as the limit on it counts. Asked before the process loses the right to look.
+pub(crate) fn data_bytes() -> io::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let said = status.lines().find_map(|line| line.strip_prefix("VmData:"));
+    let kib: Option<u64> = said.and_then(|said| said.trim().strip_suffix(" kB")?.parse().ok());
+    Ok(kib.ok_or(io::ErrorKind::InvalidData)?.saturating_mul(1024))
 }
 
 fn limit(resource: Resource, most: u64) -> io::Result<()> {

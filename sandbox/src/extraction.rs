@@ -1,5 +1,7 @@
-//! What a job process does with a file: tells its type, takes it apart, and tells the types of its short members.
+//! What a job process does with a file: tells its type, answers questions about it, takes it apart, and tells the types of its short
+//! members.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
@@ -15,55 +17,98 @@ use lazaret_containers::{Budget, ExtractionOutcome, FileType, Guarded, Member, R
 use crate::child::Work;
 use crate::output::Output;
 use crate::sys::Mapped;
-use crate::wire::{BLOCK_BYTES, Record, Task};
+use crate::wire::{BLOCK_BYTES, REMARK_BYTES_MAX, Record, Task, Terms, ToJob, WINDOW_BYTES};
 
 /// Members are shown to their types' detection up to this length, and told in pieces of it.
 const PIECE_BYTES: usize = BLOCK_BYTES / 2;
 /// How much of the input is read ahead when little is asked for: short enough that a reader that jumps about wastes little.
 const READ_AHEAD_BYTES: usize = 16 * 1024;
 
-/// Notes something about a file, from its content.
-pub type Note = fn(&[u8]) -> Vec<u8>;
-
-/// Detects and takes apart; and, if it was given something that reads files for it, tells what that says.
-pub struct Extraction {
-    /// What notes something about a file, from its content. The worker believes it no more than anything else from here.
-    pub note: Option<Note>,
-}
-
 /// Text in which many kinds of data are looked for.
 const WARMING: &[u8] =
     b"From: a\r\nSubject: b\r\n\r\n<html>%PDF-1.4 begin 644 c PK\x03\x04 data:text/html;base64,TVqQAAMA\r\n";
 
-impl Extraction {
-    /// Without anything to note.
-    pub const PLAIN: Self = Self { note: None };
+/// The longest answer.
+pub const ANSWER_BYTES_MAX: usize = PIECE_BYTES;
+
+/// Answers questions about contents. The worker believes an answer no more than anything else from here.
+pub trait Answers {
+    /// Is made ready in the zygote, with what the sandbox was given, if anything.
+    fn prepare(&mut self, databases: &[&[u8]]) -> Result<(), String>;
+    /// Answers in a job process, in up to [`ANSWER_BYTES_MAX`] bytes.
+    fn answer(&mut self, question: &[u8], content: &[u8]) -> Vec<u8>;
+    /// Answers about a member of the file while that is taken apart, in some kilobytes; nothing, if it is to be asked about again.
+    fn remark(&mut self, question: &[u8], name: &str, file_type: &FileType, content: &[u8]) -> Option<Vec<u8>>;
 }
 
-/// The longest note.
-pub const NOTE_BYTES_MAX: usize = PIECE_BYTES;
+/// Detects and takes apart; and, if it was given something that does, answers questions.
+#[derive(Default)]
+pub struct Extraction {
+    answers: Option<Box<dyn Answers>>,
+}
+
+impl Extraction {
+    /// With something that answers questions.
+    pub fn with(answers: impl Answers + 'static) -> Self {
+        Self { answers: Some(Box::new(answers)) }
+    }
+}
 
 impl Work for Extraction {
-    fn warm(&self) {
+    fn prepare(&mut self, databases: &[&[u8]]) -> Result<(), String> {
         // What it is matters to nobody.
         let _ = type_of(WARMING);
+        self.answers.as_mut().map_or(Ok(()), |answers| answers.prepare(databases))
     }
 
-    fn work(&self, input: &File, output: Output) -> io::Result<()> {
-        let mut output = output;
+    fn work(&mut self, input: &File, mut output: Output) -> io::Result<()> {
         let task = output.task()?;
         let job = Job { task: &task, output: Rc::new(RefCell::new(output)) };
         if task.whole {
             let mapped = Mapped::sealed(input)?;
-            if mapped.as_ref().len() as u64 != task.length {
+            let content = mapped.as_ref();
+            if content.len() as u64 != task.length {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
-            if task.note {
-                return job.note(self.note, mapped.as_ref());
-            }
-            job.run(&mut Mapping { input: Cursor::new(mapped.as_ref()), job: &job })
+            job.serve(&mut Mapping { input: Cursor::new(content), job: &job }, &About::File(content), self)
         } else {
-            job.run(&mut OnDemand::new(input, &job))
+            job.serve(&mut OnDemand::new(input, &job), &About::Input(input), self)
+        }
+    }
+}
+
+impl Extraction {
+    fn answer(&mut self, question: &[u8], content: &[u8]) -> Vec<u8> {
+        self.answers.as_mut().map(|answers| answers.answer(question, content)).unwrap_or_default()
+    }
+
+    /// What is to be said of a member, if that is asked and it is short.
+    fn remark(&mut self, question: Option<&[u8]>, name: &str, file_type: &FileType, content: &[u8]) -> Option<Vec<u8>> {
+        let said = self.answers.as_mut()?.remark(question?, name, file_type, content)?;
+        (said.len() <= REMARK_BYTES_MAX).then_some(said)
+    }
+}
+
+/// What can be asked about.
+enum About<'a> {
+    /// The file.
+    File(&'a [u8]),
+    /// What the worker puts into the input.
+    Input(&'a File),
+}
+
+impl About<'_> {
+    /// What is asked about, if so many bytes of the input are meant, or the file.
+    fn content(&self, bytes: Option<u64>) -> io::Result<Cow<'_, [u8]>> {
+        match (self, bytes) {
+            (Self::File(content), None) => Ok(Cow::Borrowed(content)),
+            (Self::Input(input), Some(bytes)) => {
+                // A copy: the worker may write there, though it does not.
+                let mut content = vec![0; usize::try_from(bytes.min(WINDOW_BYTES)).unwrap_or(0)];
+                input.read_exact_at(&mut content, 0)?;
+                Ok(Cow::Owned(content))
+            }
+            _ => Err(io::ErrorKind::InvalidInput.into()),
         }
     }
 }
@@ -74,35 +119,51 @@ struct Job<'j> {
 }
 
 impl Job<'_> {
-    fn run(&self, input: &mut dyn ReadSeek) -> io::Result<()> {
+    /// Does what it is told, until the end.
+    fn serve(&self, input: &mut dyn ReadSeek, about: &About<'_>, extraction: &mut Extraction) -> io::Result<()> {
         let containers = match &self.task.containers {
             Some(containers) => containers.clone(),
             None => self.detect(input)?,
         };
-        if self.task.extract {
-            let budget = self.budget();
-            for found in containers.iter().skip(self.task.skip as usize) {
-                let outcome = self.take_apart(found, input, &budget);
-                let over = outcome.is_over();
-                self.put(&Record::Outcome(outcome), &[])?;
-                if self.task.shared && !over {
-                    self.put(&Record::Walked(budget.walked()), &[])?;
-                }
-                if over {
-                    break;
-                }
+        loop {
+            let command = self.output.borrow_mut().command()?;
+            let (bytes, question) = match command {
+                Some(ToJob::TakeApart(terms)) => return self.take_all_apart(&containers, input, &terms, extraction),
+                Some(ToJob::Ask(question)) => (None, question),
+                Some(ToJob::AskAbout(bytes, question)) => (Some(bytes), question),
+                _ => return Ok(()),
+            };
+            let mut answer = extraction.answer(&question, &about.content(bytes)?);
+            answer.truncate(ANSWER_BYTES_MAX);
+            self.put(&Record::Answer(answer.len() as u32), &answer)?;
+            self.flush()?;
+        }
+    }
+
+    fn take_all_apart(
+        &self,
+        containers: &[Found],
+        input: &mut dyn ReadSeek,
+        terms: &Terms,
+        extraction: &mut Extraction,
+    ) -> io::Result<()> {
+        let budget = self.budget(terms);
+        for found in containers.iter().skip(terms.skip as usize) {
+            let outcome = self.take_apart(found, input, terms, &budget, extraction);
+            let over = outcome.is_over();
+            self.put(&Record::Outcome(outcome), &[])?;
+            if terms.shared && !over {
+                self.put(&Record::Walked(budget.walked()), &[])?;
+            }
+            if over {
+                break;
             }
         }
         self.put(&Record::Done, &[])?;
-        self.output.borrow_mut().flush()
+        self.flush()
     }
 
-    /// Tells what there is to note about the file.
-    fn note(&self, read: Option<Note>, content: &[u8]) -> io::Result<()> {
-        let mut note = read.map(|read| read(content)).unwrap_or_default();
-        note.truncate(NOTE_BYTES_MAX);
-        self.put(&Record::Note(note.len() as u32), &note)?;
-        self.put(&Record::Done, &[])?;
+    fn flush(&self) -> io::Result<()> {
         self.output.borrow_mut().flush()
     }
 
@@ -110,7 +171,7 @@ impl Job<'_> {
         self.output.borrow_mut().put(record, content)
     }
 
-    /// Tells what the file is, and at once, so that the worker can go on with it meanwhile.
+    /// Tells what the file is.
     fn detect(&self, input: &mut dyn ReadSeek) -> io::Result<Vec<Found>> {
         let (record, containers) = match detect(input, self.task.length) {
             Ok(file_type) => {
@@ -120,18 +181,16 @@ impl Job<'_> {
             Err(error) => (Record::NoType(error.to_string()), Vec::new()),
         };
         self.put(&record, &[])?;
-        if !containers.is_empty() {
-            self.output.borrow_mut().flush()?;
-        }
+        self.flush()?;
         Ok(containers)
     }
 
     /// The budget of the tree as it was when the job began. What other jobs of the tree use meanwhile, the worker counts.
-    fn budget(&self) -> Budget {
-        let tree = Arc::new(TreeBudget::resumed(self.task.limits.clone(), self.task.used));
+    fn budget(&self, terms: &Terms) -> Budget {
+        let tree = Arc::new(TreeBudget::resumed(terms.limits.clone(), terms.used));
         let never: Arc<AtomicBool> = Arc::default();
         let budget = Budget::new(tree, never, self.task.length);
-        if !self.task.shared {
+        if !terms.shared {
             return budget;
         }
         let output = self.output.clone();
@@ -139,13 +198,20 @@ impl Job<'_> {
         budget.shared(Box::new(move |turn| output.borrow_mut().turn(turn).ok().flatten()))
     }
 
-    fn take_apart(&self, found: &Found, input: &mut dyn ReadSeek, budget: &Budget) -> ExtractionOutcome {
+    fn take_apart(
+        &self,
+        found: &Found,
+        input: &mut dyn ReadSeek,
+        terms: &Terms,
+        budget: &Budget,
+        extraction: &mut Extraction,
+    ) -> ExtractionOutcome {
         let mut scratch = vec![0; PIECE_BYTES];
         let mut input = Guarded { input, budget, on_read: |_| () };
         let task = self.task;
         let extracted = catch_unwind(AssertUnwindSafe(|| {
-            found.extract(&task.name, task.length, &mut input, &task.passwords, budget, &mut |member| {
-                self.hand_on(member, &mut scratch, budget).map_err(|_| Refused)
+            found.extract(&task.name, task.length, &mut input, &terms.passwords, budget, &mut |member| {
+                self.hand_on(member, &mut scratch, budget, terms, extraction).map_err(|_| Refused)
             })
         }));
         extracted.unwrap_or_else(|panic| {
@@ -157,13 +223,22 @@ impl Job<'_> {
         })
     }
 
-    fn hand_on(&self, member: Member<'_>, scratch: &mut [u8], budget: &Budget) -> io::Result<()> {
-        let Member { name, length_hint, content, file_type: _ } = member;
+    fn hand_on(
+        &self,
+        member: Member<'_>,
+        scratch: &mut [u8],
+        budget: &Budget,
+        terms: &Terms,
+        extraction: &mut Extraction,
+    ) -> io::Result<()> {
+        let Member { name, length_hint, content, .. } = member;
         let (mut piece, mut ended) = fill(content, scratch);
         let file_type = ended.as_ref().and_then(|_| type_of(piece));
-        // Waiting for the worker is not this container's time.
+        // Answers, and waiting for the worker, are not this container's time.
         budget.pause(|| {
-            self.put(&Record::Member { name, length_hint, file_type }, &[])?;
+            let standing = terms.standing.as_deref();
+            let remark = file_type.as_ref().and_then(|known| extraction.remark(standing, &name, known, piece));
+            self.put(&Record::Member { name, length_hint, file_type, remark }, &[])?;
             self.put(&Record::Data(piece.len() as u32), piece)
         })?;
         while ended.is_none() {

@@ -57,6 +57,16 @@ impl Output {
         hear(&self.socket, &mut self.buffer)?.ok_or_else(gone)
     }
 
+    /// What is to be done next; none at the end.
+    pub(crate) fn command(&mut self) -> io::Result<Option<ToJob>> {
+        loop {
+            match hear(&self.socket, &mut self.buffer)? {
+                Some(ToJob::Copied) => self.copied += 1,
+                other => return Ok(other),
+            }
+        }
+    }
+
     /// Asks for the file from `offset` on; tells how much of it the input then holds.
     pub(crate) fn fill(&mut self, offset: u64) -> io::Result<u64> {
         tell(&self.socket, &FromJob::Read(offset))?;
@@ -65,7 +75,7 @@ impl Output {
                 ToJob::Copied => self.copied += 1,
                 ToJob::Filled(bytes) => return Ok(bytes),
                 ToJob::NotReadable => return Err(io::Error::other("the file can't be read")),
-                ToJob::Turn(_) => return Err(io::Error::other("nothing of the kind was asked")),
+                _ => return Err(unexpected()),
             }
         }
     }
@@ -81,7 +91,7 @@ impl Output {
             match hear(&self.socket, &mut self.buffer)?.ok_or_else(gone)? {
                 ToJob::Copied => self.copied += 1,
                 ToJob::Turn(range) => return Ok(range.map(|(start, end)| start..end)),
-                ToJob::Filled(_) | ToJob::NotReadable => return Err(io::Error::other("nothing of the kind was asked")),
+                _ => return Err(unexpected()),
             }
         }
     }
@@ -117,9 +127,7 @@ impl Output {
         while self.told - self.copied >= BLOCKS {
             match hear(&self.socket, &mut self.buffer)?.ok_or_else(gone)? {
                 ToJob::Copied => self.copied += 1,
-                ToJob::Filled(_) | ToJob::NotReadable | ToJob::Turn(_) => {
-                    return Err(io::Error::other("nothing was asked"));
-                }
+                _ => return Err(unexpected()),
             }
         }
         self.memory.write_all_at(&self.block, self.told % BLOCKS * BLOCK_BYTES as u64)?;
@@ -128,6 +136,10 @@ impl Output {
         self.block.clear();
         Ok(())
     }
+}
+
+fn unexpected() -> io::Error {
+    io::Error::other("nothing of the kind was asked")
 }
 
 fn gone() -> io::Error {

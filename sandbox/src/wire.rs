@@ -11,19 +11,36 @@ pub(crate) const BLOCK_BYTES: usize = 1 << 20;
 pub(crate) const BLOCKS: u64 = 4;
 /// How much of a file that is not in memory is handed in at once.
 pub(crate) const WINDOW_BYTES: u64 = 4 << 20;
+/// The longest answer about a member that is told with it.
+pub(crate) const REMARK_BYTES_MAX: usize = 16 * 1024;
 /// The longest header of a record: the longest name, and a type with as many containers as there may be.
 pub(crate) const HEADER_BYTES_MAX: usize = 64 * 1024;
 
-/// A template to the worker.
+/// The worker to a zygote.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) enum FromTemplate {
-    /// It is confined and takes jobs.
-    Ready,
-    /// It can't be confined.
-    Refused(String),
-    /// The job process has ended. Job processes have no access to the socket that says so.
-    Ended(Ending),
+pub(crate) enum ToZygote {
+    /// Is told first. What its jobs are to have at hand travels along, if there is anything.
+    Prepare,
+    /// It is to fork a template for the socket that travels along.
+    Plant,
 }
+
+/// A zygote to the worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum FromZygote {
+    /// It is confined and forks templates.
+    Ready,
+    /// It can't be confined, or can't do its work.
+    Refused(String),
+    /// A template was forked. What it can be killed by travels along.
+    Planted,
+    /// No template could be forked.
+    NotPlanted(String),
+}
+
+/// A template to the worker: its job process has ended. Job processes have no access to the socket that says so.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Ended(pub Ending);
 
 /// How a job process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,31 +62,41 @@ pub(crate) struct Begin {
     pub memory_bytes: u64,
 }
 
-/// The worker to a job process, at first: what is to be opened.
+/// The worker to a job process, at first: the file that it has.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Task {
     pub name: String,
     pub length: u64,
     /// Whether the input holds all of the file. Otherwise it is handed in on demand.
     pub whole: bool,
-    /// Whether nothing else is wanted than what there is to note about it.
-    pub note: bool,
-    /// What the file is, if that is known already.
+    /// What the file is, if that is known already. Otherwise it is told first of all.
     pub containers: Option<Vec<Found>>,
+}
+
+/// How a file is to be taken apart.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Terms {
     /// How many of its containers are not to be taken apart, since that was tried before.
     pub skip: u32,
-    /// Whether to take it apart at all.
-    pub extract: bool,
     /// Whether others take parts of it, so that it is to be asked which members are wanted.
     pub shared: bool,
     pub limits: Limits,
+    /// What of them is used.
     pub used: TreeUse,
     pub passwords: Passwords,
+    /// What is to be answered about each short member on the way.
+    pub standing: Option<Vec<u8>>,
 }
 
 /// The worker to a job process, afterwards.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToJob {
+    /// It is to take the file apart. It ends with that.
+    TakeApart(Terms),
+    /// It is to answer this about the file.
+    Ask(Vec<u8>),
+    /// It is to answer this about so many bytes of the input, whatever the file is.
+    AskAbout(u64, Vec<u8>),
     /// It has copied the oldest block.
     Copied,
     /// The input holds this much of the file, from the asked place on.
@@ -98,18 +125,18 @@ pub(crate) enum Record {
     Type(FileType),
     /// Its type could not be told.
     NoType(String),
-    /// A member begins.
-    Member { name: String, length_hint: Option<u64>, file_type: Option<FileType> },
+    /// A member begins. The remark is the answer about it, if one was to be given.
+    Member { name: String, length_hint: Option<u64>, file_type: Option<FileType>, remark: Option<Vec<u8>> },
     /// So many bytes of the member follow.
     Data(u32),
     /// The member ends, with what broke it.
     MemberEnd(Option<String>),
     /// One container came apart, or did not.
     Outcome(ExtractionOutcome),
-    /// What there is to note about the file, in so many bytes that follow.
-    Note(u32),
+    /// The answer to what was asked, in so many bytes that follow.
+    Answer(u32),
     /// A shared container had so many members, those of others included. Told if the walk came to its end.
     Walked(u32),
-    /// That was all.
+    /// It was taken apart.
     Done,
 }

@@ -42,17 +42,8 @@ fn open(
     let stop: Arc<AtomicBool> = Arc::default();
     let tree = Arc::new(TreeBudget::new(limits.clone(), length));
     let budget = Budget::new(tree.clone(), stop, length);
-    let used = tree.used();
-    let request = Request {
-        name: "file",
-        length,
-        containers: None,
-        extract: true,
-        shared: false,
-        limits: &limits,
-        used,
-        passwords,
-    };
+    let request =
+        Request { name: "file", length, containers: None, shared: false, limits: &limits, passwords, standing: None };
     let mut opening = sandbox.open(&request, input).unwrap();
     let file_type = opening.file_type(&|| budget.check()).unwrap().unwrap();
     let mut members = Vec::new();

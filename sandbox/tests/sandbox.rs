@@ -43,11 +43,10 @@ fn open_within(sandbox: &Sandbox, input: &dyn Input, length: u64, limits: Limits
         name: "file",
         length,
         containers: None,
-        extract: true,
         shared: false,
         limits: &limits,
-        used: tree.used(),
         passwords: &Passwords::NONE,
+        standing: None,
     };
     let check = || budget.check();
     let mut opening = sandbox.open(&request, input).unwrap();
@@ -64,7 +63,6 @@ fn open_within(sandbox: &Sandbox, input: &dyn Input, length: u64, limits: Limits
         }
     };
     if found.is_empty() {
-        opening.finish(&check);
         return Ok(opened);
     }
     opened.outcome = opening.members(&request, &found, &budget, &mut |member: Member<'_>| {
@@ -180,11 +178,10 @@ fn what_is_no_longer_wanted_ends_at_once() {
         name: "file",
         length: file.len() as u64,
         containers: None,
-        extract: true,
         shared: false,
         limits: &limits,
-        used: tree.used(),
         passwords: &Passwords::NONE,
+        standing: None,
     };
     let input = Bytes(file, true);
     let mut opening = sandbox.open(&request, &input).unwrap();

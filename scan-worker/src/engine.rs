@@ -4,12 +4,15 @@
 //! it says: [`ResultCode::SCAN_FAILED`] when it should have and could not, [`ResultCode::NOT_SCANNED`] when the sample is
 //! not for it. It never answers "no threat" for what it did not look at as a whole.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use lazaret_analysis::EngineInfo;
 use lazaret_analysis::{FileInfo, ResultCode, YaraHit};
 use serde::{Deserialize, Serialize};
 
+use crate::confined::{Confined, RuleSets};
+use crate::engines::reload::LoadError;
 use crate::sample::Sample;
 
 /// The file to be judged: its content, and what is known of it.
@@ -19,6 +22,8 @@ pub struct Subject<'f> {
     pub sample: &'f Sample,
     /// Its name, length and type; and its digests, if a loaded engine asks for them.
     pub file: &'f FileInfo,
+    /// Where its content is matched against rules; none if that is done in this process.
+    pub confined: Option<&'f dyn Confined>,
 }
 
 /// A file's name without the folders before it: all of the name that an engine may go by, since a verdict counts for the
@@ -113,6 +118,17 @@ pub trait Engine: Send + Sync {
     /// Whether judging a file is mostly waiting, for another process or a machine. Other files are scanned meanwhile.
     fn waits(&self) -> bool {
         false
+    }
+
+    /// Has the rules that it matches contents against, if any, in this sandbox, from now on and when they change. It is shown files that
+    /// are confined to it afterwards.
+    fn confine(&self, _rule_sets: &Arc<RuleSets>) -> Result<(), LoadError> {
+        Ok(())
+    }
+
+    /// The set of rules that it has in the sandbox, if any.
+    fn rule_set(&self) -> Option<&'static str> {
+        None
     }
 
     /// Judges one file.

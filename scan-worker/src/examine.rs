@@ -82,7 +82,7 @@ pub fn examine(
 }
 
 /// Whether the rule has this engine judge files.
-fn takes_part(engine: &Arc<dyn Engine>, rule: &Rule) -> bool {
+pub(crate) fn takes_part(engine: &Arc<dyn Engine>, rule: &Rule) -> bool {
     rule.engines.is_empty() || rule.engines.contains(&engine.info().name)
 }
 

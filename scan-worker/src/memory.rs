@@ -1,7 +1,7 @@
 //! The byte budget over all samples in memory.
 //!
 //! Invariant: what is granted at any time is at most the budget. Nobody waits for a grant: who gets none does the work at
-//! once on the thread that it has, or sends the content to the store, so that no set of threads can wait for each other.
+//! once on the thread that it has, or spools the content, so that no set of threads can wait for each other.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -15,6 +15,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::scan::VerdictCounters;
+use crate::spool::Spool;
 
 /// Upper bounds in seconds. Times come in whole milliseconds: most files take less than one, an archive minutes.
 const SECONDS: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0, 30.0, 300.0];
@@ -98,6 +99,7 @@ fn seconds(ms: u64) -> f64 {
 pub(crate) struct Seen {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) verdicts: Arc<VerdictCounters>,
+    pub(crate) spool: Arc<Spool>,
     /// Sandboxed processes that were lost; none without a sandbox.
     pub(crate) sandbox_lost: Option<u64>,
     /// Submissions being scanned.
@@ -113,7 +115,7 @@ pub struct WorkerMonitor {
 impl WorkerMonitor {
     /// Adds everything there is to tell.
     pub fn describe(&self, registry: &mut Registry) {
-        let Some(Seen { metrics, verdicts, sandbox_lost, running }) = (self.look)() else { return };
+        let Some(Seen { metrics, verdicts, spool, sandbox_lost, running }) = (self.look)() else { return };
         registry.register("lazaret_scan_analyses", "analyses finished by verdict", metrics.analyses.clone());
         let help = "how long each analysis took, once begun";
         registry.register_with_unit("lazaret_scan_analysis", help, Unit::Seconds, metrics.analysis_seconds.clone());
@@ -133,6 +135,15 @@ impl WorkerMonitor {
         registry.register("lazaret_scan_engine_verdicts", help, metrics.engine_verdicts.clone());
         let running = ConstGauge::<i64>::new(i64::try_from(running).unwrap_or(i64::MAX));
         registry.register("lazaret_scan_running", "submissions being scanned", running);
+        let used = ConstGauge::<i64>::new(i64::try_from(spool.used_bytes()).unwrap_or(i64::MAX));
+        let help = "nested files too long for memory that lie in the spool";
+        registry.register_with_unit("lazaret_scan_spool", help, Unit::Bytes, used);
+        for (name, help, value) in [
+            ("spooled", "bytes of nested files that went into the spool", spool.spooled_bytes()),
+            ("spool_refused", "nested files for which the spool had no room", spool.refused()),
+        ] {
+            registry.register(format!("lazaret_scan_{name}"), help, ConstCounter::<u64>::new(value));
+        }
         if let Some(lost) = sandbox_lost {
             let help = "sandboxed processes that crashed, were killed by the kernel or said something senseless";
             registry.register("lazaret_scan_sandbox_lost", help, ConstCounter::<u64>::new(lost));

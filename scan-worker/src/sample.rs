@@ -1,7 +1,7 @@
 //! What an engine or an extractor is handed: a file's name, its length, and its content, contiguous in memory or readable
 //! by ranges.
 //!
-//! Invariant: bytes come out as they are in the blob or as an error, never short: a read that ends before the length the
+//! Invariant: bytes come out as they are in the file or as an error, never short: a read that ends before the length the
 //! sample declares is an error.
 
 use std::io::{self, Read, Seek, SeekFrom};
@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::memory::Reservation;
 use crate::source::{BlobSource, SourceError};
+use crate::spool::Spooled;
 
-/// How much a reader of a remote sample fetches at once: one extent, so that a request reads one place of a disk.
+/// How much a reader of a sample that is not in memory fetches at once: one extent, so that a request reads one place of a disk.
 const READ_BYTES: u64 = 4 << 20;
 
 /// A file to be judged.
@@ -32,6 +33,8 @@ pub enum Content {
     Memory(Bytes, Option<Arc<Reservation>>),
     /// In the store.
     Remote(BlobName, Arc<dyn BlobSource>),
+    /// In the worker's spool.
+    Spooled(Arc<Spooled>),
 }
 
 /// A sample without its content, as it is told to a process of its own.
@@ -61,6 +64,11 @@ impl Sample {
         Self { name: name.into(), length, content: Content::Remote(blob, source) }
     }
 
+    /// A file whose content is in the worker's spool.
+    pub fn spooled(name: impl Into<String>, content: Spooled) -> Self {
+        Self { name: name.into(), length: content.length(), content: Content::Spooled(Arc::new(content)) }
+    }
+
     /// The file's name, for showing.
     pub fn name(&self) -> &str {
         &self.name
@@ -75,17 +83,26 @@ impl Sample {
     pub fn bytes(&self) -> Option<&Bytes> {
         match &self.content {
             Content::Memory(bytes, _) => Some(bytes),
-            Content::Remote(..) => None,
+            Content::Remote(..) | Content::Spooled(_) => None,
         }
     }
 
     /// The sample without its content.
     pub fn descriptor(&self) -> SampleDescriptor {
         let blob = match &self.content {
-            Content::Memory(..) => None,
+            Content::Memory(..) | Content::Spooled(_) => None,
             Content::Remote(blob, _) => Some(*blob),
         };
         SampleDescriptor { name: self.name.clone(), length: self.length, blob }
+    }
+
+    /// Why something of it could not be read, if that happened and concerns this file alone. Whoever could not read it may
+    /// have taken it for a broken file; so whoever judges it asks here. What the store can't read ends the whole scan.
+    pub fn fault(&self) -> Option<&str> {
+        match &self.content {
+            Content::Memory(..) | Content::Remote(..) => None,
+            Content::Spooled(spooled) => spooled.fault(),
+        }
     }
 
     /// Up to `length` bytes from `offset` on; fewer only at the file's end.
@@ -103,6 +120,9 @@ impl Sample {
                     let reason = format!("{} bytes came for {start}..{end}", bytes.len());
                     Err(SourceError::Unavailable { name: *name, reason })
                 }
+            }
+            Content::Spooled(spooled) => {
+                spooled.read(start, end).map_err(|error| SourceError::Spool { reason: error.to_string() })
             }
         }
     }
@@ -226,16 +246,12 @@ impl Seek for SampleReader<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::BlobWriter;
 
     struct Held(Bytes);
 
     impl BlobSource for Held {
         fn read(&self, _: BlobName, range: ByteRange) -> Result<Bytes, SourceError> {
             Ok(self.0.slice(range.start as usize..range.end as usize))
-        }
-        fn store(&self) -> Result<Box<dyn BlobWriter + '_>, SourceError> {
-            Err(SourceError::Store { reason: "read-only".into() })
         }
     }
 

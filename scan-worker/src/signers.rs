@@ -38,21 +38,9 @@ pub fn read(content: &[u8]) -> Vec<Signer> {
     program.signatures.iter().take(SIGNERS_MAX).map(signer).collect()
 }
 
-/// The same in the sandbox, as a note to the worker.
-pub fn note(content: &[u8]) -> Vec<u8> {
-    let mut signers = read(content);
-    loop {
-        // Signers always can be written. Of more than there is room for the last ones are left out.
-        let note = serde_json::to_vec(&signers).unwrap_or_default();
-        if note.len() <= lazaret_sandbox::NOTE_BYTES_MAX || signers.pop().is_none() {
-            return note;
-        }
-    }
-}
-
-/// What a note says, as far as it may say it.
-pub fn of_note(note: &[u8]) -> Vec<Signer> {
-    let told: Vec<Signer> = serde_json::from_slice(note).unwrap_or_default();
+/// What an answer from the sandbox says, as far as it may say it.
+pub fn of_answer(answer: &[u8]) -> Vec<Signer> {
+    let told: Vec<Signer> = serde_json::from_slice(answer).unwrap_or_default();
     let text = |text: String| -> String { text.chars().filter(|c| !c.is_control()).take(TEXT_CHARS_MAX).collect() };
     let checked = |signer: Signer| Signer {
         digest_algorithm: text(signer.digest_algorithm),
@@ -112,7 +100,7 @@ mod tests {
 
     fn of(content: &[u8]) -> Vec<Signer> {
         let signers = read(content);
-        assert_eq!(of_note(&note(content)), signers);
+        assert_eq!(of_answer(&serde_json::to_vec(&signers).unwrap()), signers);
         signers
     }
 
@@ -147,8 +135,8 @@ mod tests {
         file.file_type = PE_MIME.into();
         assert!(may_have_signers(&sample, &file));
         let long = Signer { issuer: "x\n".repeat(9_999), ..Signer::default() };
-        let told = of_note(&serde_json::to_vec(&vec![long; 99]).unwrap());
+        let told = of_answer(&serde_json::to_vec(&vec![long; 99]).unwrap());
         assert_eq!((told.len(), told[0].issuer.len()), (SIGNERS_MAX, TEXT_CHARS_MAX));
-        assert!(of_note(b"senseless").is_empty());
+        assert!(of_answer(b"senseless").is_empty());
     }
 }

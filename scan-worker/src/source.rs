@@ -1,15 +1,15 @@
-//! Where contents come from and where long nested files go, seen from a scan thread: blocking calls, so that engines and
-//! extractors, which are synchronous, can read on demand.
+//! Where submitted contents come from, seen from a scan thread: blocking calls, so that engines and extractors, which are
+//! synchronous, can read on demand.
 //!
 //! Invariant: what [`BlobSource::read`] returns is verified against the blob's name or is an error.
 
 use bytes::Bytes;
-use lazaret_node_client::{Cluster, GetError, PutError, Upload};
+use lazaret_node_client::{Cluster, GetError};
 use lazaret_protocol::BlobName;
 use lazaret_protocol::message::ByteRange;
 use tokio::runtime::Handle;
 
-/// Why a blob could not be read or stored.
+/// Why a content could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SourceError {
     /// No node has it any more: trying again is no use.
@@ -23,29 +23,18 @@ pub enum SourceError {
         /// What each node said.
         reason: String,
     },
-    /// A nested file too long for memory could not be stored.
-    #[error("cannot store a nested file that is too long for memory: {reason}")]
-    Store {
-        /// What each node said.
+    /// A nested file that is too long for memory can't be read back.
+    #[error("cannot read a nested file that is too long for memory: {reason}")]
+    Spool {
+        /// What became of it.
         reason: String,
     },
 }
 
-/// Reads and stores blobs. Its calls block: never call it on a thread that drives asynchronous tasks.
+/// Reads blobs. Its calls block: never call it on a thread that drives asynchronous tasks.
 pub trait BlobSource: Send + Sync {
     /// The bytes of `range`, cut at the blob's end. The caller asks for as much as it wants to hold in memory.
     fn read(&self, name: BlobName, range: ByteRange) -> Result<Bytes, SourceError>;
-
-    /// Begins to store a blob.
-    fn store(&self) -> Result<Box<dyn BlobWriter + '_>, SourceError>;
-}
-
-/// A blob on its way to the store. Dropped before `finish`, it is abandoned.
-pub trait BlobWriter {
-    /// Takes the next bytes.
-    fn write(&mut self, piece: Bytes) -> Result<(), SourceError>;
-    /// Waits until the blob is durable and tells its name.
-    fn finish(self: Box<Self>) -> Result<BlobName, SourceError>;
 }
 
 /// Blobs of the storage cluster.
@@ -79,29 +68,5 @@ impl BlobSource for ClusterSource {
             }
             Ok(whole.into())
         })
-    }
-
-    fn store(&self) -> Result<Box<dyn BlobWriter + '_>, SourceError> {
-        Ok(Box::new(ClusterWriter { upload: self.cluster.upload(), runtime: &self.runtime }))
-    }
-}
-
-struct ClusterWriter<'s> {
-    upload: Upload,
-    runtime: &'s Handle,
-}
-
-fn put_error(error: &PutError) -> SourceError {
-    SourceError::Store { reason: error.to_string() }
-}
-
-impl BlobWriter for ClusterWriter<'_> {
-    fn write(&mut self, piece: Bytes) -> Result<(), SourceError> {
-        self.runtime.block_on(self.upload.write(piece)).map_err(|error| put_error(&error))
-    }
-
-    fn finish(self: Box<Self>) -> Result<BlobName, SourceError> {
-        let stored = self.runtime.block_on(self.upload.finish()).map_err(|error| put_error(&error))?;
-        Ok(stored.name)
     }
 }

@@ -10,7 +10,7 @@ use lazaret_protocol::message::ByteRange;
 
 use crate::engine::{Engine, EngineVerdict, ScanContext, Subject};
 use crate::sample::Sample;
-use crate::source::{BlobSource, BlobWriter, SourceError};
+use crate::source::{BlobSource, SourceError};
 
 /// The EICAR test file. It is written backwards, so that neither this source nor the test program holds it.
 pub fn eicar() -> Vec<u8> {
@@ -20,7 +20,7 @@ pub fn eicar() -> Vec<u8> {
 /// What an engine says of a sample of which nothing more is known.
 pub fn judge(engine: &dyn Engine, sample: &Sample, context: &ScanContext) -> EngineVerdict {
     let file = FileInfo { display_name: sample.name().to_owned(), size_bytes: sample.length(), ..FileInfo::default() };
-    engine.scan(&Subject { sample, file: &file }, context)
+    engine.scan(&Subject { sample, file: &file, confined: None }, context)
 }
 
 /// Waits for what another thread does. Ten seconds is long past what any of it takes.
@@ -58,9 +58,5 @@ impl BlobSource for LazyBlob {
             }
         }
         Ok(bytes.into())
-    }
-
-    fn store(&self) -> Result<Box<dyn BlobWriter + '_>, SourceError> {
-        Err(SourceError::Store { reason: "read-only".into() })
     }
 }

@@ -124,7 +124,7 @@ fn compare(options: &ScannerOptions, content: Vec<u8>, rule: &Rule, what: &str) 
     for lost in [false, true] {
         let Together { whole, parts, records, helpers_members } = together(options, &content, rule, lost);
         let whole = whole.unwrap_or_else(|| panic!("{what}: the parts don't add up: {parts}"));
-        let shared = Scanned { root: whole, records, blobs_stored: 0 };
+        let shared = Scanned { root: whole, records, spooled_bytes: 0 };
         assert_eq!(shared.without_times(), alone.without_times(), "{what}, lost: {lost}");
         helped += helpers_members;
     }

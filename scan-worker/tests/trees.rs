@@ -21,7 +21,7 @@ use lazaret_scan_worker::engine::{Engine, EngineInfo, EngineVerdict, ScanContext
 use lazaret_scan_worker::engines::{self, builtin::marker};
 use lazaret_scan_worker::sample::Sample;
 use lazaret_scan_worker::scan::{RecordSink, Root, ScannerOptions, TreeOutcome};
-use lazaret_scan_worker::source::{BlobSource, BlobWriter, SourceError};
+use lazaret_scan_worker::source::{BlobSource, SourceError};
 
 fn rule(change: impl FnOnce(&mut Rule)) -> Rule {
     let mut rule = Rule::with_defaults("test");
@@ -180,11 +180,7 @@ fn without_memory_everything_is_scanned_all_the_same() {
             data_id: ROOT_ID,
             file: FileInfo { display_name: "file.zip".into(), size_bytes: content.len() as u64, ..FileInfo::default() },
             rule: rule(|_| ()),
-            blob: {
-                let mut writer = store.store().unwrap();
-                writer.write(content).unwrap();
-                writer.finish().unwrap()
-            },
+            blob: store.put(content),
             content: None,
             fetch_ms: 0,
             passwords: Passwords::NONE,
@@ -197,15 +193,15 @@ fn without_memory_everything_is_scanned_all_the_same() {
         assert_eq!(result.overall, ResultCode::INFECTED);
         assert_eq!(records.0.lock().unwrap().len(), records_expected, "budget {budget}, {threads} threads");
         if budget == 0 {
-            // The root, and the members for which no thread had an allowance left.
-            assert!(store.stored.load(Ordering::Relaxed) > 1);
+            // The members for which no thread had an allowance left.
+            assert!(scanner.spool().spooled_bytes() > 0);
         }
         assert_eq!(scanner.memory().free_bytes(), budget, "memory was not given back");
     }
 }
 
 #[test]
-fn what_is_too_long_for_memory_goes_to_the_store_and_is_scanned_there() {
+fn what_is_too_long_for_memory_is_spooled_and_scanned_there() {
     let mut long = vec![b'.'; 9 * MIB as usize];
     let at = 5 * MIB as usize;
     long[at..at + marker().len()].copy_from_slice(marker().as_bytes());
@@ -215,9 +211,9 @@ fn what_is_too_long_for_memory_goes_to_the_store_and_is_scanned_there() {
     let scanned = scan_with(&scanner, "file.gz", gz(&inner), rule(|rule| rule.limits.ratio_free_bytes = 100 * MIB));
     let record = scanned.at("file/long");
     assert_eq!(record.result.engines[0].threat, "Lazaret-Test-Marker");
-    assert_eq!(record.blob, Some(BlobName::of(&long).to_string()));
-    assert_eq!(scanned.blobs_stored, 1);
+    assert_eq!(scanned.spooled_bytes, long.len() as u64);
     let in_memory = scan_under("file.gz", gz(&inner), rule(|rule| rule.limits.ratio_free_bytes = 100 * MIB));
+    assert_eq!(in_memory.spooled_bytes, 0);
     assert_eq!(record.result.file, in_memory.at("file/long").result.file);
 }
 
@@ -241,10 +237,6 @@ impl BlobSource for LazyBlob {
             }
         }
         Ok(bytes.into())
-    }
-
-    fn store(&self) -> Result<Box<dyn BlobWriter + '_>, SourceError> {
-        Err(SourceError::Store { reason: "read-only".into() })
     }
 }
 

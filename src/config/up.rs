@@ -48,6 +48,7 @@ impl Config for UpConfig {
         // The others are decided by the data directory.
         let tls = self.gateway.tls.iter_mut().flat_map(|tls| [&mut tls.certificate, &mut tls.private_key]);
         let mut paths: Vec<&mut PathBuf> = tls.chain(&mut self.gateway.rules).collect();
+        paths.extend(&mut self.scan_worker.spool_dir);
         paths.extend(self.scan_worker.engines.paths());
         paths
     }

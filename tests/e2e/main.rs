@@ -18,6 +18,7 @@ mod measured;
 mod operation;
 mod refusals;
 mod scanning;
+mod spool;
 mod users;
 mod waiting;
 mod workers;

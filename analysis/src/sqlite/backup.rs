@@ -156,11 +156,7 @@ async fn try_users_in(from: &Path, to: &Path) -> Result<bool, StoreFault> {
     // A damaged backup is refused before anything is believed that is in it.
     check(from).await?;
     let mut connection = connect(from).await?;
-    let tables: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'users_file'")
-            .fetch_one(&mut connection)
-            .await?;
-    if tables == 0 {
+    if !carries_users(&mut connection).await? {
         return Ok(false);
     }
     let content: Option<Vec<u8>> =
@@ -171,6 +167,14 @@ async fn try_users_in(from: &Path, to: &Path) -> Result<bool, StoreFault> {
     check_pages(&mut connect(to).await?, to).await?;
     sync(to)?;
     Ok(true)
+}
+
+async fn carries_users(backup: &mut SqliteConnection) -> Result<bool, StoreFault> {
+    let tables: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'users_file'")
+            .fetch_one(backup)
+            .await?;
+    Ok(tables > 0)
 }
 
 /// A new file for its owner's eyes alone.
@@ -244,9 +248,11 @@ async fn prepare(from: &Path, restoring: &Path) -> Result<Copied, StoreFault> {
     // Rather than the bytes of one file: what was restored may have a log beside it that belongs to it.
     copy_into(from, restoring).await?;
     let mut connection = connect(restoring).await?;
-    // The users go to a file of their own, and leave nothing of theirs here.
-    sqlx::query("DROP TABLE IF EXISTS users_file").execute(&mut connection).await?;
-    sqlx::query("VACUUM").execute(&mut connection).await?;
+    if carries_users(&mut connection).await? {
+        // They go to a file of their own, and leave nothing of theirs here.
+        sqlx::query("DROP TABLE users_file").execute(&mut connection).await?;
+        sqlx::query("VACUUM").execute(&mut connection).await?;
+    }
     connection.close().await?;
     migrated_connection(&options(restoring)).await?.close().await?;
     let copied = check(restoring).await?;

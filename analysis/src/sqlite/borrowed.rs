@@ -151,7 +151,7 @@ pub(super) struct Found {
 
 impl Found {
     /// The columns that it is made of.
-    pub const COLUMNS: &str = "id, data_id, root, parent, ordinal, path, blob, result";
+    pub const COLUMNS: &str = "id, data_id, root, parent, ordinal, path, result";
 
     pub fn of(row: &SqliteRow) -> Result<Self, StoreFault> {
         let record = NestedRecord {
@@ -160,7 +160,6 @@ impl Found {
             parent: to_id(row.try_get("parent")?)?,
             ordinal: row.try_get("ordinal")?,
             path: row.try_get("path")?,
-            blob: row.try_get("blob")?,
             result: serde_json::from_str(row.try_get("result")?)?,
         };
         Ok(Self { row: row.try_get("id")?, record })

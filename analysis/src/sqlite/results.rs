@@ -38,7 +38,6 @@ struct NestedRow {
     parent: DataId,
     ordinal: u32,
     path: String,
-    blob: Option<String>,
     digests: Digests,
     result: String,
 }
@@ -51,7 +50,6 @@ impl NestedRow {
             parent: record.parent,
             ordinal: record.ordinal,
             path: record.path.clone(),
-            blob: record.blob.clone(),
             digests: Digests::of(&record.result.file),
             result: to_json(&record.result)?,
         })
@@ -71,7 +69,7 @@ async fn insert_nested(connection: &mut SqliteConnection, rows: Vec<NestedRow>) 
     }
     // REPLACE also clears the way where the same place has another id, which happens when the key of nested ids changed.
     let mut insert = QueryBuilder::new(
-        "REPLACE INTO nested (data_id, root, parent, ordinal, path, blob, md5, sha1, sha256, sha512, result) ",
+        "REPLACE INTO nested (data_id, root, parent, ordinal, path, md5, sha1, sha256, sha512, result) ",
     );
     // One statement for the batch: a statement a row spends most of its time on the way to the connection's thread.
     insert.push_values(rows, |mut values, row| {
@@ -82,7 +80,6 @@ async fn insert_nested(connection: &mut SqliteConnection, rows: Vec<NestedRow>) 
             .push_bind(row.parent.0.to_vec())
             .push_bind(i64::from(row.ordinal))
             .push_bind(row.path)
-            .push_bind(row.blob)
             .push_bind(md5)
             .push_bind(sha1)
             .push_bind(sha256)
@@ -159,7 +156,7 @@ impl SqliteBackend {
 
     async fn get_nested(&self, data_id: DataId) -> Result<Option<AnalysisRecord>, StoreFault> {
         let row = sqlx::query(
-            "SELECT nested.root, nested.parent, nested.blob, nested.result, analysis.submission
+            "SELECT nested.root, nested.parent, nested.result, analysis.submission
              FROM nested JOIN analysis ON analysis.data_id = nested.root AND analysis.expired = 0
              WHERE nested.data_id = $1",
         )
@@ -169,10 +166,9 @@ impl SqliteBackend {
         let Some(row) = row else { return Ok(None) };
         let result: FileResult = serde_json::from_str(row.try_get("result")?)?;
         let submission: NewAnalysis = serde_json::from_str(row.try_get("submission")?)?;
-        let blob: Option<String> = row.try_get("blob")?;
         Ok(Some(AnalysisRecord {
             data_id,
-            new: NewAnalysis { data_id, blob: blob.unwrap_or_default(), file: result.file.clone(), ..submission },
+            new: NewAnalysis { data_id, blob: String::new(), file: result.file.clone(), ..submission },
             state: State::Done,
             cancel_requested: false,
             sanitized_blob: None,
@@ -190,10 +186,10 @@ impl SqliteBackend {
             return Ok(None);
         };
         let submission: NewAnalysis = serde_json::from_str(&borrower.submission)?;
-        let NestedRecord { root, parent, blob, result, .. } = record;
+        let NestedRecord { root, parent, result, .. } = record;
         Ok(Some(AnalysisRecord {
             data_id,
-            new: NewAnalysis { data_id, blob: blob.unwrap_or_default(), file: result.file.clone(), ..submission },
+            new: NewAnalysis { data_id, blob: String::new(), file: result.file.clone(), ..submission },
             state: State::Done,
             cancel_requested: false,
             sanitized_blob: None,

@@ -15,7 +15,8 @@ use crate::fields::{invalid, le16, le32, unsupported, until_zero};
 use crate::format::{Format, Probe, whole_if};
 use crate::lzh::Summed16;
 use crate::outcome::ExtractionOutcome;
-use crate::parts::{BUFFER_BYTES, Exactly, Out, cut_off, part, read_array};
+use crate::parts::{BUFFER_BYTES, Exactly, Out, cut_off, part, read_array, read_bytes};
+use crate::runs::Runs;
 
 /// What each member begins with, and the end of the archive.
 const MARK: u8 = 0x1a;
@@ -145,17 +146,17 @@ impl Member {
         );
         let content: Box<dyn Read + 'i> = match self.method {
             1 | 2 => Box::new(packed),
-            3 => Box::new(Unpacked::reader(packed)),
+            3 => Box::new(without_runs(packed)),
             4 => {
                 let mut squeezed = squeezed::Decoder::new(packed)?;
                 let bytes = ByteByByte { next: move || squeezed.next(), failure: None };
-                Box::new(Unpacked::reader(bytes))
+                Box::new(without_runs(bytes))
             }
             8 | 0x7f => {
                 let mut bits = [0];
                 packed.read_exact(&mut bits)?;
                 let codes = compress::Decoder::without_header(packed, bits[0].into(), true)?;
-                if self.method == 8 { Box::new(Unpacked::reader(codes)) } else { Box::new(codes) }
+                if self.method == 8 { Box::new(without_runs(codes)) } else { Box::new(codes) }
             }
             9 => Box::new(compress::Decoder::without_header(packed, SQUASHED_BITS, true)?),
             method => return Err(unsupported(format!("method {method} of ARC is not read"))),
@@ -165,48 +166,13 @@ impl Member {
     }
 }
 
-/// Undoes runs: a byte, 0x90, and how often it comes.
-struct Unpacked<R: Read> {
-    inner: io::Bytes<BufReader<R>>,
-    last: u8,
-    left: u8,
+fn without_runs(packed: impl Read) -> impl Read {
+    let mut packed = BufReader::with_capacity(BUFFER_BYTES, packed).bytes();
+    let mut runs = Runs::default();
+    ByteByByte { next: move || runs.next(|| packed.next().transpose()), failure: None }
 }
 
-impl<R: Read> Unpacked<R> {
-    const RUN: u8 = 0x90;
-
-    fn reader(inner: R) -> ByteByByte<impl FnMut() -> io::Result<Option<u8>>> {
-        let inner = BufReader::with_capacity(BUFFER_BYTES, inner).bytes();
-        let mut unpacked = Self { inner, last: 0, left: 0 };
-        ByteByByte { next: move || unpacked.next(), failure: None }
-    }
-
-    fn next(&mut self) -> io::Result<Option<u8>> {
-        loop {
-            if let Some(left) = self.left.checked_sub(1) {
-                self.left = left;
-                return Ok(Some(self.last));
-            }
-            match self.inner.next().transpose()? {
-                Some(Self::RUN) => match self.inner.next().transpose()?.ok_or_else(cut_off)? {
-                    0 => {
-                        self.last = Self::RUN;
-                        return Ok(Some(Self::RUN));
-                    }
-                    // The byte itself came before.
-                    count => self.left = count - 1,
-                },
-                Some(byte) => {
-                    self.last = byte;
-                    return Ok(Some(byte));
-                }
-                None => return Ok(None),
-            }
-        }
-    }
-}
-
-/// Reads what comes a byte at a time. What came before an error is handed out first.
+/// Reads what comes a byte at a time.
 struct ByteByByte<F> {
     next: F,
     failure: Option<io::Error>,
@@ -214,20 +180,6 @@ struct ByteByByte<F> {
 
 impl<F: FnMut() -> io::Result<Option<u8>>> Read for ByteByByte<F> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        if let Some(error) = self.failure.take() {
-            return Err(error);
-        }
-        for (at, to) in into.iter_mut().enumerate() {
-            match (self.next)() {
-                Ok(Some(byte)) => *to = byte,
-                Ok(None) => return Ok(at),
-                Err(error) if at == 0 => return Err(error),
-                Err(error) => {
-                    self.failure = Some(error);
-                    return Ok(at);
-                }
-            }
-        }
-        Ok(into.len())
+        read_bytes(into, &mut self.failure, &mut self.next)
     }
 }

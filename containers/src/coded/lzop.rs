@@ -4,7 +4,7 @@ use std::io::{self, Read};
 
 use super::{lzo, next_magic};
 use crate::fields::{invalid, unsupported};
-use crate::parts::cut_off;
+use crate::parts::{adler32, cut_off};
 
 pub(super) const MAGIC: [u8; 9] = [0x89, b'L', b'Z', b'O', 0, b'\r', b'\n', 0x1a, b'\n'];
 /// lzop makes blocks of 256 KiB; its reader takes up to this.
@@ -132,18 +132,4 @@ impl<R: Read> Read for Decoder<R> {
             }
         }
     }
-}
-
-/// RFC 1950, section 8.2.
-fn adler32(bytes: &[u8]) -> u32 {
-    let (mut a, mut b) = (1u32, 0u32);
-    // So many bytes can't overflow 32 bits.
-    for chunk in bytes.chunks(5552) {
-        for byte in chunk {
-            a += u32::from(*byte);
-            b += a;
-        }
-        (a, b) = (a % 65_521, b % 65_521);
-    }
-    b << 16 | a
 }

@@ -13,12 +13,12 @@ use std::io::{self, Cursor, Read};
 use self::nrv::Variant;
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink};
-use crate::elf;
-use crate::fields::{array, find, invalid, le16, le32};
+use crate::fields::{array, find, invalid, le32};
 use crate::format::{Format, Probe, whole_if};
 use crate::limits::TooMuchMemory;
 use crate::outcome::ExtractionOutcome;
-use crate::parts::{Exactly, Out, cut_off, read_array, read_start, read_vec};
+use crate::parts::{Exactly, Out, adler32, cut_off, read_array, read_start, read_vec};
+use crate::{elf, pe};
 
 /// The most that a program unpacks to here, and that it is packed in: both are held at once.
 const PROGRAM_BYTES_MAX: u64 = 96 << 20;
@@ -28,8 +28,6 @@ const MARK: &[u8] = b"UPX!";
 const SEARCHED_BYTES: u64 = 16 * 1024;
 /// Mark, version, format, method, level, two checksums, two lengths, the file's length, filter and the header's checksum.
 const HEADER_BYTES: usize = 32;
-/// Most sections of a Windows program.
-const SECTIONS_MAX: u16 = 96;
 /// What UPX puts in front of the blocks of a Linux program: its mark, and what it says of the file.
 const LINUX_BYTES: u64 = 12 + 12;
 const BLOCK_HEADER_BYTES: u64 = 12;
@@ -76,6 +74,11 @@ impl Extractor for Upx {
         };
         out.end("the packed program is broken", result)
     }
+}
+
+/// Whether [`decode`] knows a method.
+fn is_method(method: u8) -> bool {
+    matches!(method, 2..=10 | 14 | 15)
 }
 
 /// What something becomes, by UPX's number of how it is packed: as it comes, so that a limit ends it before it is all in memory.
@@ -143,20 +146,20 @@ impl Header {
             packed_bytes: le32(header, 20)?,
             end: at + HEADER_BYTES as u64,
         };
-        let is_one = (8..=30).contains(&version) && format > 0 && matches!(method, 2..=10 | 14 | 15);
+        let is_one = (8..=30).contains(&version) && format > 0 && is_method(method);
         (is_one && parsed.packed_bytes > 0 && parsed.length >= parsed.packed_bytes).then_some(parsed)
     }
 }
 
 fn windows(input: &mut dyn ReadSeek, length: u64, out: &mut Out<'_, '_>) -> io::Result<()> {
     let head = read_start(input, SEARCHED_BYTES)?;
-    let sections = sections(input).unwrap_or_default();
+    let sections = pe::headers(input).map(|headers| headers.sections).unwrap_or_default();
     let mut any = false;
     for header in Header::all(&head) {
         any = true;
         admit(u64::from(header.length).max(header.packed_bytes.into()))?;
         // Behind the header, or where a section begins: what has the checksum.
-        let places = std::iter::once(header.end).chain(sections.iter().copied());
+        let places = std::iter::once(header.end).chain(sections.iter().map(|section| section.span.offset));
         for at in places.filter(|at| at.saturating_add(header.packed_bytes.into()) <= length) {
             out.check()?;
             let packed = read_vec(input, at, header.packed_bytes.into(), PROGRAM_BYTES_MAX)?;
@@ -172,36 +175,6 @@ fn windows(input: &mut dyn ReadSeek, length: u64, out: &mut Out<'_, '_>) -> io::
 
 fn admit(asked_bytes: u64) -> Result<(), TooMuchMemory> {
     if asked_bytes > PROGRAM_BYTES_MAX { Err(TooMuchMemory { asked_bytes }) } else { Ok(()) }
-}
-
-/// Where the sections of a Windows program lie in its file.
-fn sections(input: &mut dyn ReadSeek) -> io::Result<Vec<u64>> {
-    let dos: [u8; 64] = read_array(input, 0)?;
-    let at = u64::from(le32(&dos, 60).ok_or_else(cut_off)?);
-    let header: [u8; 24] = read_array(input, at)?;
-    let (Some(count), Some(optional_bytes)) = (le16(&header, 6), le16(&header, 20)) else { return Err(cut_off()) };
-    if !header.starts_with(b"PE\0\0") || count > SECTIONS_MAX {
-        return Err(invalid("no program for Windows"));
-    }
-    let table =
-        read_vec(input, at + 24 + u64::from(optional_bytes), u64::from(count) * 40, u64::from(SECTIONS_MAX) * 40)?;
-    Ok(table.chunks_exact(40).filter_map(|section| le32(section, 20).map(u64::from)).collect())
-}
-
-/// RFC 1950.
-fn adler32(bytes: &[u8]) -> u32 {
-    const MODULUS: u32 = 65_521;
-    /// So many bytes can be added before the sums must be reduced.
-    const STEP: usize = 5552;
-    let (mut low, mut high) = (1u32, 0u32);
-    for chunk in bytes.chunks(STEP) {
-        for byte in chunk {
-            low += u32::from(*byte);
-            high += low;
-        }
-        (low, high) = (low % MODULUS, high % MODULUS);
-    }
-    high << 16 | low
 }
 
 /// Where the blocks of a Linux program begin: behind its headers and what UPX says of the file. None if it is none.
@@ -227,8 +200,7 @@ impl Block {
             return Ok(None);
         }
         let [.., method, _, _, _] = header;
-        if packed_bytes > length || packed_bytes == 0 || !(packed_bytes == length || matches!(method, 2..=10 | 14 | 15))
-        {
+        if packed_bytes > length || packed_bytes == 0 || !(packed_bytes == length || is_method(method)) {
             return Err(invalid("a malformed block"));
         }
         Ok(Some(Self { length, packed_bytes, method }))

@@ -80,35 +80,20 @@ impl Decoder {
         Ok(self.held >> self.held_bits & 1)
     }
 
-    /// A number that goes on until a bit says that it ends.
-    fn number(&mut self) -> io::Result<u32> {
+    /// A number that goes on until a bit says that it ends. In the denser way of the later variants a round has a bit more.
+    fn number(&mut self, is_denser: bool) -> io::Result<u32> {
         let mut number = 1u32;
         loop {
             number = grown(number, self.bit()?)?;
             if self.bit()? == 1 {
                 return Ok(number);
             }
-        }
-    }
-
-    /// The same in the way of the later variants, which have a bit more a round.
-    fn denser_number(&mut self) -> io::Result<u32> {
-        let mut number = 1u32;
-        loop {
-            number = grown(number, self.bit()?)?;
-            if self.bit()? == 1 {
-                return Ok(number);
+            if is_denser {
+                number = grown(number.wrapping_sub(1), self.bit()?)?;
             }
-            number = grown(number.wrapping_sub(1), self.bit()?)?;
         }
     }
-}
 
-fn grown(number: u32, bit: u32) -> io::Result<u32> {
-    number.checked_mul(2).and_then(|twice| twice.checked_add(bit)).ok_or_else(|| invalid("a number that is too long"))
-}
-
-impl Decoder {
     /// Decodes one literal, or some of a copy.
     fn advance(&mut self) -> io::Result<()> {
         let (back, left) = self.copy;
@@ -143,7 +128,7 @@ impl Decoder {
 
     /// From how far back is copied, and how much; none at the end.
     fn next_copy(&mut self) -> io::Result<Option<(u32, usize)>> {
-        let place = if self.variant == Variant::B { self.number()? } else { self.denser_number()? };
+        let place = self.number(self.variant != Variant::B)?;
         let mut length = None;
         if place != 2 {
             let place = place.checked_sub(3).ok_or_else(|| invalid("malformed offset"))?;
@@ -167,16 +152,20 @@ impl Decoder {
         let variant = self.variant;
         let length = match variant {
             Variant::B | Variant::D => match first * 2 + self.bit()? {
-                0 => self.number()?.saturating_add(2),
+                0 => self.number(false)?.saturating_add(2),
                 short => short,
             },
             Variant::E if first == 1 => 1 + self.bit()?,
             Variant::E if self.bit()? == 1 => 3 + self.bit()?,
-            Variant::E => self.number()?.saturating_add(3),
+            Variant::E => self.number(false)?.saturating_add(3),
         };
         let far = if self.variant == Variant::B { FAR_OF_B } else { FAR_OF_OTHERS };
         Ok(Some((offset, length as usize + usize::from(offset > far) + 1)))
     }
+}
+
+fn grown(number: u32, bit: u32) -> io::Result<u32> {
+    number.checked_mul(2).and_then(|twice| twice.checked_add(bit)).ok_or_else(|| invalid("a number that is too long"))
 }
 
 impl Read for Decoder {

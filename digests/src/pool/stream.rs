@@ -190,6 +190,7 @@ impl Place {
 
 fn digest_here(pool: &Pool, mut file: Box<File>, pieces: &VecDeque<Bytes>, rest: &[u8]) -> Digests {
     let plan = &pool.shared().plan;
+    file.stays_alone();
     for bytes in pieces {
         advance_blake3(plan, std::iter::once(Run { file: &mut file, bytes, more: false }));
         advance(plan, &mut [Part { file: &mut file, bytes }]);

@@ -11,17 +11,22 @@ use std::process::ExitCode;
 use lazaret_sandbox::Extraction;
 use lazaret_sandbox::child::{Output, Work, run_if_asked};
 
-struct Subverted;
+#[derive(Default)]
+struct Subverted(Extraction);
 
 impl Work for Subverted {
-    fn work(&self, input: &File, output: Output) -> io::Result<()> {
+    fn prepare(&mut self, databases: &[&[u8]]) -> Result<(), String> {
+        self.0.prepare(databases)
+    }
+
+    fn work(&mut self, input: &File, output: Output) -> io::Result<()> {
         let mut head = [0; 64];
         let read = input.read_at(&mut head, 0)?;
         let text = String::from_utf8_lossy(&head[..read]).into_owned();
         if let Some(deed) = text.strip_prefix("SUBVERT ") {
             misbehave(deed.trim_end_matches(['\n', '\0']), &output);
         }
-        Extraction::PLAIN.work(input, output)
+        self.0.work(input, output)
     }
 }
 
@@ -105,5 +110,5 @@ fn errno() -> i32 {
 }
 
 fn main() -> ExitCode {
-    run_if_asked(&Subverted).unwrap_or(ExitCode::FAILURE)
+    run_if_asked(&mut Subverted::default()).unwrap_or(ExitCode::FAILURE)
 }

@@ -5,13 +5,17 @@
 //! another engine.
 
 use std::cell::RefCell;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use yara_x::{MetaValue, Rules, ScanError, Scanner};
+use lazaret_analysis::YaraHit;
+use lazaret_sandbox::CONTENT_BYTES_MAX;
+use yara_x::{Rules, Scanner};
 
+use super::reload::LoadError;
+use super::yara::hits;
+use crate::confined::{About, RuleSets, matches, seal};
 use crate::engine::{Engine, EngineInfo, EngineVerdict, ScanContext, Subject};
-use crate::sample::Sample;
 
 const RULES_TEXT: &str = include_str!("builtin.yar");
 
@@ -20,11 +24,14 @@ const DATABASE_VERSION: &str = "1";
 /// When `builtin.yar` was last changed: 2026-11-22T00:00:00Z.
 const DATABASE_TIME_MS: u64 = 1_795_305_600_000;
 
+/// The engine's id, and the name of its rules in the sandbox.
+const ENGINE_ID: &str = "lazaret-builtin";
+
 /// No pattern in `builtin.yar` is longer. Windows overlap by as much.
 const PATTERN_BYTES_MAX: u64 = 4096;
 /// How much of a long sample is scanned at once: long enough that the overlap and the call cost nothing, short enough for
 /// several threads to hold one each.
-const WINDOW_BYTES: u64 = 8 << 20;
+const WINDOW_BYTES: u64 = CONTENT_BYTES_MAX;
 
 /// The rules, compiled at first use and kept: scanners of all threads share them.
 static RULES: LazyLock<Result<Rules, RulesError>> = LazyLock::new(|| {
@@ -64,7 +71,7 @@ pub fn marker() -> String {
 impl Engine for BuiltinEngine {
     fn info(&self) -> EngineInfo {
         EngineInfo {
-            id: "lazaret-builtin".into(),
+            id: ENGINE_ID.into(),
             name: "Lazaret".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             kind: "signatures".into(),
@@ -74,55 +81,61 @@ impl Engine for BuiltinEngine {
         }
     }
 
+    fn confine(&self, rule_sets: &Arc<RuleSets>) -> Result<(), LoadError> {
+        // Each of them may be judged by pieces.
+        let all = self.rules.iter().map(|rule| (rule.namespace().to_owned(), rule.identifier().to_owned())).collect();
+        rule_sets.put(ENGINE_ID, &seal(ENGINE_ID, self.rules, false, &all)?)
+    }
+
+    fn rule_set(&self) -> Option<&'static str> {
+        Some(ENGINE_ID)
+    }
+
     fn scan(&self, subject: &Subject<'_>, context: &ScanContext) -> EngineVerdict {
-        SCANNER.with(|slot| {
-            // Taken out for the time of the scan: if it panics, the next scan begins with a new scanner.
-            let mut scanner = slot.borrow_mut().take().unwrap_or_else(|| new_scanner(self.rules));
-            let verdict = scan_windows(&mut scanner, subject.sample, context);
-            *slot.borrow_mut() = Some(scanner);
-            verdict
-        })
-    }
-}
-
-fn new_scanner(rules: &'static Rules) -> Scanner<'static> {
-    let mut scanner = Scanner::new(rules);
-    // Whether a rule matches is all that is asked.
-    scanner.max_matches_per_pattern(1).fast_scan(true);
-    scanner
-}
-
-fn scan_windows(scanner: &mut Scanner<'static>, sample: &Sample, context: &ScanContext) -> EngineVerdict {
-    for window in sample.windows(WINDOW_BYTES, PATTERN_BYTES_MAX) {
-        let window = match window {
-            Ok(window) => window,
-            Err(error) => return EngineVerdict::failed(error.to_string()),
-        };
-        let Some(remaining) = context.remaining() else {
-            return EngineVerdict::failed("the scan took longer than it may");
-        };
-        // yara-x counts whole seconds.
-        scanner.set_timeout(remaining.max(Duration::from_secs(1)));
-        match scanner.scan(&window.bytes) {
-            Ok(results) => {
-                if let Some(rule) = results.matching_rules().next() {
-                    let threat = rule.metadata().find_map(|(key, value)| match value {
-                        MetaValue::String(text) if key == "threat" => Some(text.to_owned()),
-                        _ => None,
-                    });
-                    return EngineVerdict::infected(threat.unwrap_or_else(|| rule.identifier().to_owned()));
+        for window in subject.sample.windows(WINDOW_BYTES, PATTERN_BYTES_MAX) {
+            let hits = match (window, context.remaining()) {
+                (Err(error), _) => Err(error.to_string()),
+                (_, None) => Err("the scan took longer than it may".to_owned()),
+                (Ok(window), Some(remaining)) => match subject.confined {
+                    Some(confined) => {
+                        let about =
+                            if subject.sample.bytes().is_some() { About::File } else { About::Piece(&window.bytes) };
+                        matches(confined, ENGINE_ID, &[], about, remaining)
+                    }
+                    None => scan_here(self.rules, &window.bytes, remaining),
+                },
+            };
+            match hits {
+                Ok(hits) => {
+                    if let Some(hit) = hits.first() {
+                        let threat = hit.meta.get("threat").and_then(|threat| threat.as_str());
+                        return EngineVerdict::infected(threat.unwrap_or(&hit.rule));
+                    }
                 }
+                Err(reason) => return EngineVerdict::failed(reason),
             }
-            Err(ScanError::Timeout) => return EngineVerdict::failed("the scan took longer than it may"),
-            Err(error) => return EngineVerdict::failed(error.to_string()),
         }
+        EngineVerdict::clean()
     }
-    EngineVerdict::clean()
+}
+
+/// Which rules match, found out on this thread.
+fn scan_here(rules: &'static Rules, content: &[u8], most: Duration) -> Result<Vec<YaraHit>, String> {
+    SCANNER.with(|slot| {
+        // Taken out for the time of the scan: if it panics, the next scan begins with a new scanner.
+        let mut scanner = slot.borrow_mut().take().unwrap_or_else(|| Scanner::new(rules));
+        // yara-x counts whole seconds. Whether a rule matches is all that is asked.
+        scanner.fast_scan(true).set_timeout(most.max(Duration::from_secs(1)));
+        let found = hits(&mut scanner, content, None);
+        *slot.borrow_mut() = Some(scanner);
+        found
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sample::Sample;
     use crate::testing::{LazyBlob, eicar, judge};
     use lazaret_analysis::ResultCode;
 

@@ -13,7 +13,7 @@ use lazaret_protocol::message::ByteRange;
 
 use crate::engine::{Engine, EngineVerdict, ScanContext, Subject};
 use crate::sample::Sample;
-use crate::source::{BlobSource, BlobWriter, SourceError};
+use crate::source::{BlobSource, SourceError};
 
 /// An engine, and what it is to find.
 pub struct Case<'e> {
@@ -54,7 +54,7 @@ fn judge_sample(engine: &dyn Engine, sample: &Sample, content: &[u8], limit: Dur
         file_type: "application/octet-stream".into(),
         ..FileInfo::default()
     };
-    engine.scan(&Subject { sample, file: &file }, &ScanContext::within(limit))
+    engine.scan(&Subject { sample, file: &file, confined: None }, &ScanContext::within(limit))
 }
 
 /// A file that is not in memory.
@@ -65,10 +65,6 @@ impl BlobSource for Stored {
         let part = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
         let part = part.filter(|(start, end)| start <= end && *end <= self.0.len());
         part.map(|(start, end)| self.0.slice(start..end)).ok_or(SourceError::NotFound(name))
-    }
-
-    fn store(&self) -> Result<Box<dyn BlobWriter + '_>, SourceError> {
-        Err(SourceError::Store { reason: "read-only".into() })
     }
 }
 

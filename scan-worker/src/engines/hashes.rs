@@ -346,7 +346,10 @@ mod tests {
     fn scan(engine: &HashListEngine, md5: &str, sha1: &str, sha256: &str) -> EngineVerdict {
         let file = FileInfo { md5: md5.into(), sha1: sha1.into(), sha256: sha256.into(), ..FileInfo::default() };
         let sample = Sample::memory("file", "content");
-        engine.scan(&Subject { sample: &sample, file: &file }, &ScanContext::within(Duration::from_secs(1)))
+        engine.scan(
+            &Subject { sample: &sample, file: &file, confined: None },
+            &ScanContext::within(Duration::from_secs(1)),
+        )
     }
 
     #[test]

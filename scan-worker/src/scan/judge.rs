@@ -10,16 +10,16 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use lazaret_analysis::{FileInfo, ResultCode, VerdictKey, worst};
-use lazaret_containers::FileType;
 use lazaret_containers::format::Found;
+use lazaret_containers::{FileType, Remark};
 use lazaret_digests::{Digests, Pending, Selection, Set};
-use lazaret_protocol::BlobName;
 
 use super::node::{Judged, Node};
 use super::opening::{FileOpening, SandboxInput};
 use super::verdicts::{Asked, take_over};
 use super::{Tree, ms_since};
 use crate::budget::StopReason;
+use crate::confined::{Confined, remark_took};
 use crate::engine::Subject;
 use crate::examine::{self, examine, panic_text};
 use crate::sample::Sample;
@@ -31,11 +31,11 @@ pub(super) struct Known {
     pub file: Option<FileInfo>,
     /// Digests that are being computed.
     pub digests: Option<Pending>,
-    /// The content's name, if it was kept as a blob.
-    pub blob: Option<BlobName>,
     pub fetch_ms: u64,
     /// What it is.
     pub file_type: Option<FileType>,
+    /// What its container's process said of it.
+    pub remark: Option<Remark>,
     /// Whether it is known from an earlier scan.
     pub asked: Option<Asked>,
     /// Under what its verdict is kept.
@@ -44,13 +44,18 @@ pub(super) struct Known {
 
 /// Scans one file and records what was found.
 pub(super) fn process(tree: &Arc<Tree>, node: &Arc<Node>, sample: Sample, known: Known) {
-    let blob = known.blob;
-    let judged = catch_unwind(AssertUnwindSafe(|| judge(tree, node, &sample, known))).unwrap_or_else(|panic| {
+    let mut judged = catch_unwind(AssertUnwindSafe(|| judge(tree, node, &sample, known))).unwrap_or_else(|panic| {
         let detail = format!("scanning the file panicked: {}", panic_text(&*panic));
         tracing::error!(data_id = %node.data_id, detail, "scan panicked");
         let file = bare_info(&sample);
-        Judged { file, blob, failure: Some(ResultCode::FAILED), detail, ..Judged::default() }
+        Judged { file, failure: Some(ResultCode::FAILED), detail, ..Judged::default() }
     });
+    if let Some(fault) = sample.fault() {
+        // Whatever was found, something of it was seen by nobody.
+        judged.failure =
+            Some(judged.failure.map_or(ResultCode::SCAN_FAILED, |code| worst(code, ResultCode::SCAN_FAILED)));
+        (judged.detail, judged.unkeepable) = (fault.to_owned(), true);
+    }
     // Before the result, so that whoever has a tree's result can count on its memory.
     drop(sample);
     tree.scanner.metrics.file(&judged.times, &judged.engines);
@@ -58,7 +63,7 @@ pub(super) fn process(tree: &Arc<Tree>, node: &Arc<Node>, sample: Sample, known:
 }
 
 fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) -> Judged {
-    let mut judged = Judged { blob: known.blob, ..Judged::default() };
+    let mut judged = Judged::default();
     judged.times.start_ms = tree.scanner.clock.unix_ms();
     judged.times.fetch_ms = known.fetch_ms;
     judged.times.wait_ms = ms_since(node.created);
@@ -82,7 +87,7 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
 
     let mut pending = match &known.file {
         Some(_) => None,
-        // Only contents in memory come without: what goes to the store is digested on the way.
+        // Only contents in memory come without: what is spooled is digested on the way.
         None => known.digests.or_else(|| begin_digests(tree, sample.bytes()?)),
     };
     judged.file = known.file.unwrap_or_else(|| bare_info(sample));
@@ -90,8 +95,8 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     let began = Instant::now();
     let budget = FileOpening::budget(tree, node, sample);
     let input = SandboxInput::new(tree, node, sample, &budget);
-    let mut opening = FileOpening::new(tree, node, sample, &input, &budget);
-    let containers = identify(&mut opening, known.file_type, &mut judged);
+    let opening = FileOpening::new(tree, node, sample, &input, &budget);
+    let containers = identify(&opening, known.file_type, &mut judged);
     judged.times.filetype_ms = ms_since(began);
 
     if node.parent.is_none() && tree.shared.as_ref().is_some_and(|shared| !shared.leads()) {
@@ -104,7 +109,7 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     let mut settle_digests = |judged: &mut Judged| {
         if let Some(pending) = pending.take() {
             let began = Instant::now();
-            set_digests(&mut judged.file, &settle(tree, sample, pending));
+            set_digests(&mut judged.file, &settle(tree, sample.bytes(), pending));
             judged.times.hash_ms = ms_since(began);
         }
     };
@@ -113,10 +118,12 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     }
 
     let began = Instant::now();
-    let subject = Subject { sample, file: &judged.file };
+    let confined = opening.confined(&containers, known.remark.as_ref());
+    let confined = confined.as_ref().map(|file| file as &dyn Confined);
+    let subject = Subject { sample, file: &judged.file, confined };
     let limit = shared.options.engine_timeout;
     let examined = budget.pause(|| {
-        let (waited, signers) = (node.created.elapsed(), || opening.signers(&judged.file));
+        let (waited, signers) = (node.created.elapsed(), || opening.signers(&judged.file, confined));
         examine(&shared.engines, &tree.rule, &subject, limit, waited, &shared.pool, signers)
     });
     judged.times.scan_ms = ms_since(began);
@@ -127,7 +134,8 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     judged.findings = examined.findings;
     judged.failure = [judged.failure, examined.failure].into_iter().flatten().reduce(worst);
     if containers.is_empty() {
-        shared.leaf_cost.note(began.elapsed());
+        let remark = confined.and_then(|confined| confined.remark());
+        shared.leaf_cost.note(began.elapsed() + remark_took(remark));
     }
 
     // Where its content decided, what is in it is not looked at.
@@ -172,17 +180,17 @@ pub(super) fn begin_digests(tree: &Tree, content: &Bytes) -> Option<Pending> {
 }
 
 /// Waits for a file's digests; computes them here if the thread that had them failed.
-fn settle(tree: &Tree, sample: &Sample, pending: Pending) -> Option<Digests> {
+pub(super) fn settle(tree: &Tree, content: Option<&Bytes>, pending: Pending) -> Option<Digests> {
     pending.wait().map_or_else(
         |lost| {
             tracing::error!(error = %lost, "digests lost");
-            sample.bytes().map(|content| Set::digest(tree.scanner.options.digests, content))
+            content.map(|content| Set::digest(tree.scanner.options.digests, content))
         },
         Some,
     )
 }
 
-fn set_digests(file: &mut FileInfo, digests: &Option<Digests>) {
+pub(super) fn set_digests(file: &mut FileInfo, digests: &Option<Digests>) {
     let hex = |hex: fn(&Digests) -> String| digests.as_ref().map(hex).unwrap_or_default();
     file.md5 = hex(Digests::md5_hex);
     file.sha1 = hex(Digests::sha1_hex);
@@ -191,7 +199,7 @@ fn set_digests(file: &mut FileInfo, digests: &Option<Digests>) {
 }
 
 /// Finds out what a file is; tells the containers that it is.
-fn identify(opening: &mut FileOpening<'_>, known: Option<FileType>, judged: &mut Judged) -> Vec<Found> {
+fn identify(opening: &FileOpening<'_>, known: Option<FileType>, judged: &mut Judged) -> Vec<Found> {
     match known.map_or_else(|| opening.file_type(), Ok) {
         Ok(FileType { mime, extension, description, category, containers, suspicious }) => {
             if let Some(suspicious) = suspicious {

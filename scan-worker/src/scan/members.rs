@@ -1,26 +1,29 @@
-//! What becomes of a member that comes out of a container: it is read into memory or, if it is too long, into the store, and
-//! then queued or scanned at once.
+//! What becomes of a member that comes out of a container: it is read into memory or, if it is too long, into the spool, and
+//! then queued or scanned at once. What finds no room in the spool ends with a code of its own, and the next member is taken.
 //!
 //! Memory, at most: the budget, for what is queued; one file up to `sample_memory_max_bytes` a thread, for what the
 //! extracting thread scans itself when the budget is used up; and [`SMALL_BYTES_MAX`] for each of the at most
-//! [`INLINE_DEPTH_MAX`] containers that a thread is inside of.
+//! [`INLINE_DEPTH_MAX`] containers that a thread is inside of. On disk, at most: what the spool has room for. While more than
+//! half of that is used, what is spooled is scanned before the next member is taken.
 
 use std::cell::{Cell, RefCell};
 use std::io::Read;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lazaret_containers::{Budget, FileType, Member, Refused};
+use lazaret_analysis::{FileInfo, ResultCode};
+use lazaret_containers::{Budget, Limit, Member, Refused};
 use lazaret_digests::{Pending, Stream};
 use lazaret_protocol::BlobName;
 
 use super::Tree;
-use super::judge::{Known, begin_digests, process};
-use super::node::Node;
-use super::verdicts::{ask, ask_stored};
+use super::judge::{Known, begin_digests, process, set_digests, settle};
+use super::node::{Judged, Node};
+use super::verdicts::{ask, ask_spooled};
+use crate::budget::limit_code;
 use crate::memory::{MemoryBudget, Reservation};
 use crate::sample::Sample;
-use crate::source::{BlobSource, BlobWriter};
+use crate::spool::{SpoolError, SpoolWriter, Spooled, TreeSpool};
 
 /// A member up to this length is held without the budget's permission if there is none.
 const SMALL_BYTES_MAX: u64 = 4 << 20;
@@ -28,7 +31,7 @@ const SMALL_BYTES_MAX: u64 = 4 << 20;
 const INLINE_DEPTH_MAX: u32 = 8;
 /// How much is read from a member at once. Most members are shorter.
 const SCRATCH_BYTES: usize = 128 * 1024;
-/// How much goes to the store at once.
+/// How much goes to the spool at once.
 const PIECE_BYTES: usize = 1 << 20;
 
 thread_local! {
@@ -50,8 +53,15 @@ pub(super) struct Members<'m> {
 enum Content {
     /// Into memory, with the permission that it was held with.
     Held(Bytes, Permit),
-    /// Into the store.
-    Stored(BlobName, u64, Pending),
+    /// Into the spool, or, for want of room or for a fault of the disk, nowhere.
+    Spooled(Result<Spooled, SpoolError>, Measured),
+}
+
+/// What is known of a content that was not held.
+struct Measured {
+    name: BlobName,
+    length: u64,
+    digests: Pending,
 }
 
 impl<'m> Members<'m> {
@@ -61,14 +71,15 @@ impl<'m> Members<'m> {
 
     /// Takes one member.
     pub fn take(&mut self, member: Member<'_>) -> Result<(), Refused> {
-        let Member { name, content, file_type, .. } = member;
-        let content = self.read(content)?;
+        let Member { name, content, file_type, remark, .. } = member;
+        let content = self.read(content);
         let node = self.parent.member(self.tree, name);
-        self.hand_on(&node, content, file_type)
+        self.hand_on(&node, content, Known { file_type, remark, ..Known::default() });
+        Ok(())
     }
 
     /// Reads a member to its end, or to the error that ends it.
-    fn read(&self, content: &mut dyn Read) -> Result<Content, Refused> {
+    fn read(&self, content: &mut dyn Read) -> Content {
         let mut scratch = SCRATCH.with(RefCell::take);
         scratch.resize(SCRATCH_BYTES, 0);
         let content = self.read_with(content, &mut scratch);
@@ -76,7 +87,7 @@ impl<'m> Members<'m> {
         content
     }
 
-    fn read_with(&self, content: &mut dyn Read, scratch: &mut [u8]) -> Result<Content, Refused> {
+    fn read_with(&self, content: &mut dyn Read, scratch: &mut [u8]) -> Content {
         let options = &self.tree.scanner.options;
         let mut permit = Permit::new(&self.tree.scanner.memory);
         let mut held: Vec<u8> = Vec::new();
@@ -85,46 +96,44 @@ impl<'m> Members<'m> {
             let piece = scratch.get(..read).unwrap_or_default();
             let length = (held.len() + read) as u64;
             if length > options.sample_memory_max_bytes || !permit.cover(length, &self.tree.scanner.memory) {
-                return self.store(&held, piece, content, read == scratch.len());
+                return self.spool((held.into(), permit), piece, content, read == scratch.len());
             }
             if read < scratch.len() {
                 if held.is_empty() {
-                    return Ok(Content::Held(Bytes::copy_from_slice(piece), permit));
+                    return Content::Held(Bytes::copy_from_slice(piece), permit);
                 }
                 held.extend_from_slice(piece);
                 held.shrink_to_fit();
-                return Ok(Content::Held(held.into(), permit));
+                return Content::Held(held.into(), permit);
             }
             held.extend_from_slice(piece);
         }
     }
 
-    /// Sends what was read and what is still to come to the store.
-    fn store(&self, held: &[u8], piece: &[u8], rest: &mut dyn Read, more: bool) -> Result<Content, Refused> {
+    /// Sends what is held, what was read and what is still to come to the spool. What was held is so no longer.
+    fn spool(&self, held: (Bytes, Permit), piece: &[u8], rest: &mut dyn Read, more: bool) -> Content {
         let scanner = &self.tree.scanner;
-        // The source notes its own failures and stops the tree.
-        let writer = self.tree.source.store().map_err(|_| Refused)?;
-        let digests = scanner.digests.stream(scanner.options.digests);
-        let mut to_store = ToStore { writer, digests, length: 0 };
-        to_store.write(held)?;
-        to_store.write(piece)?;
+        let mut to_spool = ToSpool::new(&self.tree.spool, scanner.digests.stream(scanner.options.digests));
+        to_spool.take(&held.0);
+        drop(held);
+        to_spool.take(piece);
         if more {
+            // To its end, also if there is no room for it: what comes after it in the container lies behind it, and it is
+            // counted and digested all the same.
             let mut buffer = vec![0; PIECE_BYTES];
             loop {
                 let read = fill(rest, &mut buffer);
-                to_store.write(buffer.get(..read).unwrap_or_default())?;
+                to_spool.take(buffer.get(..read).unwrap_or_default());
                 if read < buffer.len() {
                     break;
                 }
             }
         }
-        let name = to_store.writer.finish().map_err(|_| Refused)?;
-        Ok(Content::Stored(name, to_store.length, to_store.digests.end()))
+        to_spool.end()
     }
 
     /// Queues a member, or scans it at once.
-    fn hand_on(&self, node: &Arc<Node>, content: Content, file_type: Option<FileType>) -> Result<(), Refused> {
-        let known = Known { file_type, ..Known::default() };
+    fn hand_on(&self, node: &Arc<Node>, content: Content, known: Known) {
         let may_nest = INLINE_DEPTH.get() < INLINE_DEPTH_MAX;
         match content {
             Content::Held(bytes, Permit::Reserved(reservation)) => {
@@ -141,23 +150,42 @@ impl<'m> Members<'m> {
                 drop(permit);
             }
             // Too deep to be scanned here, and no permission to be held until somebody else does.
-            Content::Held(bytes, _) => match self.store(&bytes, &[], &mut std::io::empty(), false) {
-                Ok(stored) => return self.hand_on(node, stored, known.file_type),
-                Err(refused) => {
-                    // The node exists: it must be finished like every other one.
-                    self.scan_now(node, Sample::memory(node.name.clone(), Bytes::new()), Known::default());
-                    return Err(refused);
-                }
-            },
-            Content::Stored(blob, length, digests) => {
-                let source: Arc<dyn BlobSource> = self.tree.source.clone();
-                let sample = Sample::remote(node.name.clone(), blob, length, source);
-                let asked = ask_stored(self.tree, &node.name, blob);
-                let known = Known { digests: Some(digests), blob: Some(blob), asked, ..known };
-                self.queue(node, sample, known, may_nest);
+            Content::Held(bytes, permit) => {
+                let spooled = self.spool((bytes, permit), &[], &mut std::io::empty(), false);
+                self.hand_on(node, spooled, known);
             }
+            Content::Spooled(Ok(spooled), Measured { name, digests, .. }) => {
+                let is_crowded = self.tree.spool.spool().is_crowded();
+                let sample = Sample::spooled(node.name.clone(), spooled);
+                let asked = ask_spooled(self.tree, &node.name, name);
+                let known = Known { digests: Some(digests), asked, ..known };
+                if is_crowded && may_nest {
+                    self.scan_now(node, sample, known);
+                } else {
+                    self.queue(node, sample, known, may_nest);
+                }
+            }
+            Content::Spooled(Err(error), measured) => self.unspooled(node, &error, measured),
         }
-        Ok(())
+    }
+
+    /// Ends a member that is nowhere: its code says that nobody saw it.
+    fn unspooled(&self, node: &Arc<Node>, error: &SpoolError, measured: Measured) {
+        let scanner = &self.tree.scanner;
+        let code = if error.is_full() {
+            scanner.spool.count_refused();
+            limit_code(Limit::Memory, &self.tree.rule)
+        } else {
+            ResultCode::SCAN_FAILED
+        };
+        tracing::warn!(data_id = %node.data_id, length = measured.length, %error, "a nested file could not be spooled");
+        let file = FileInfo { display_name: node.name.clone(), size_bytes: measured.length, ..FileInfo::default() };
+        let mut judged =
+            Judged { file, failure: Some(code), detail: error.to_string(), unkeepable: true, ..Judged::default() };
+        judged.times.start_ms = scanner.clock.unix_ms();
+        set_digests(&mut judged.file, &settle(self.tree, None, measured.digests));
+        scanner.metrics.file(&judged.times, &judged.engines);
+        node.judged(self.tree, judged);
     }
 
     /// Queues a member. If the lane is full it is scanned at once, or, inside too many others, queued all the same.
@@ -190,22 +218,35 @@ pub(super) fn nested(work: impl FnOnce()) {
     INLINE_DEPTH.set(INLINE_DEPTH.get() - 1);
 }
 
-/// A member on its way to the store.
-struct ToStore<'s> {
-    writer: Box<dyn BlobWriter + 's>,
+/// A member on its way to the spool.
+struct ToSpool {
+    /// Given up, with all that was written, at the first error.
+    writer: Result<SpoolWriter, SpoolError>,
+    blake3: blake3::Hasher,
     digests: Stream,
     length: u64,
 }
 
-impl ToStore<'_> {
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Refused> {
+impl ToSpool {
+    fn new(spool: &TreeSpool, digests: Stream) -> Self {
+        Self { writer: spool.writer(), blake3: blake3::Hasher::new(), digests, length: 0 }
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
         for piece in bytes.chunks(PIECE_BYTES) {
-            let piece = Bytes::copy_from_slice(piece);
-            self.digests.update_blocking(piece.clone());
+            self.blake3.update(piece);
+            self.digests.update_blocking(Bytes::copy_from_slice(piece));
             self.length += piece.len() as u64;
-            self.writer.write(piece).map_err(|_| Refused)?;
+            if let Err(error) = self.writer.as_mut().map_or(Ok(()), |writer| writer.write(piece)) {
+                self.writer = Err(error);
+            }
         }
-        Ok(())
+    }
+
+    fn end(self) -> Content {
+        let Self { writer, blake3, digests, length } = self;
+        let measured = Measured { name: BlobName(*blake3.finalize().as_bytes()), length, digests: digests.end() };
+        Content::Spooled(writer.and_then(SpoolWriter::finish), measured)
     }
 }
 

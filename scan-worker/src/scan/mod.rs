@@ -4,7 +4,7 @@
 //!   their own (`members`). A container holds no thread while its members are scanned: it is a row of counters
 //!   (`node`), and whoever finishes the last of them finishes it too.
 //! - Nobody waits for memory or for a place in the queue. A member for which there is none is scanned at once by the thread
-//!   that extracted it, or goes to the store. See [`crate::memory`].
+//!   that extracted it, or spooled. See [`crate::memory`] and [`crate::spool`].
 //! - A file's record goes out when everything in it is finished, so after its members' records. Nothing is kept of it then.
 //! - Invariant: a nested file's id, ordinal and result follow from the root and the rule alone, on any number of threads.
 //!   The exception is a limit over the whole tree (files, bytes, ratio): where in the tree it strikes depends on which member
@@ -18,7 +18,7 @@ mod share;
 mod verdicts;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ use lazaret_digests::Selection;
 use lazaret_node_client::environment::{Clock, Environment};
 use lazaret_protocol::BlobName;
 use lazaret_protocol::message::ByteRange;
-use lazaret_sandbox::Sandbox;
+use lazaret_sandbox::{Respondent, Sandbox};
 use tokio::sync::oneshot;
 
 use self::judge::{Known, process};
@@ -42,12 +42,15 @@ pub use self::share::{Remainder, RootPart, Sharing, Whole};
 use self::verdicts::LeafCost;
 pub use self::verdicts::{Answer, PAGE_MEMBERS, VerdictCounters, Verdicts, fits, root_fits, taken_over};
 use crate::budget::{StopReason, StopSignal, limits};
+use crate::confined::{Question, RuleSets};
 use crate::engine::Engine;
+use crate::examine::takes_part;
 use crate::memory::{MemoryBudget, Reservation};
 use crate::metrics::Metrics;
 use crate::pool::{Lane, Pool};
 use crate::sample::Sample;
-use crate::source::{BlobSource, BlobWriter, SourceError};
+use crate::source::{BlobSource, SourceError};
+use crate::spool::{Spool, SpoolOptions, TreeSpool};
 
 /// How the scanner uses the machine.
 #[derive(Debug, Clone)]
@@ -58,6 +61,8 @@ pub struct ScannerOptions {
     pub sample_memory_max_bytes: u64,
     /// How many bytes of files may wait in memory at once. Besides, each thread may hold one file of its own.
     pub sample_budget_bytes: u64,
+    /// Where nested files are that are too long for memory, and how many bytes of them.
+    pub spool: SpoolOptions,
     /// How long one engine may take for one file.
     pub engine_timeout: Duration,
     /// Where files are identified and taken apart. None does so in this process, where a reader's fault is the worker's.
@@ -108,7 +113,7 @@ pub enum TreeOutcome {
     Shared(Box<RootPart>),
     /// Without one: the worker may not write any more, or content or records could not be read or written.
     Unfinished {
-        /// The content that could not be read or stored, if that was it.
+        /// The content that could not be read, if that was it.
         source: Option<SourceError>,
         /// In words.
         detail: String,
@@ -123,10 +128,15 @@ pub struct Scanner {
 
 struct Shared {
     options: ScannerOptions,
+    /// The rules that files are matched against in the sandbox, if there is one.
+    confined: Option<Arc<RuleSets>>,
     engines: Vec<Arc<dyn Engine>>,
     memory: Arc<MemoryBudget>,
+    spool: Arc<Spool>,
     clock: Arc<dyn Clock>,
     pool: Pool,
+    /// Trees under way.
+    trees: AtomicUsize,
     /// Digests of nested files, many at once.
     digests: lazaret_digests::Pool,
     leaf_cost: LeafCost,
@@ -134,19 +144,44 @@ struct Shared {
     metrics: Arc<Metrics>,
 }
 
+impl Shared {
+    fn sandbox(&self) -> Option<&Sandbox> {
+        self.confined.as_ref().map(|rule_sets| rule_sets.sandbox())
+    }
+}
+
 impl Scanner {
-    /// Starts the scan threads.
+    /// Starts the scan threads, and has the engines' rules in the sandbox, which must be this scanner's alone.
     pub fn start(
         options: ScannerOptions,
         engines: Vec<Arc<dyn Engine>>,
         environment: &Environment,
     ) -> io::Result<Self> {
+        let confined = options.sandbox.clone().map(|sandbox| Arc::new(RuleSets::new(sandbox)));
+        if let Some(rule_sets) = &confined {
+            engines.iter().try_for_each(|engine| engine.confine(rule_sets)).map_err(io::Error::other)?;
+        }
         let pool = Pool::start(options.scan_threads, environment.spawner.clone())?;
         let memory = MemoryBudget::new(options.sample_budget_bytes);
+        let spool = Spool::open(options.spool.clone()).map_err(io::Error::other)?;
         let clock = environment.clock.clone();
         let digests = lazaret_digests::Pool::of_process()?;
         let (leaf_cost, counters, metrics) = (LeafCost::default(), Arc::default(), Arc::default());
-        let shared = Shared { options, engines, memory, clock, pool, digests, leaf_cost, counters, metrics };
+        let trees = AtomicUsize::new(0);
+        let shared = Shared {
+            options,
+            confined,
+            engines,
+            memory,
+            spool,
+            clock,
+            pool,
+            trees,
+            digests,
+            leaf_cost,
+            counters,
+            metrics,
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -176,6 +211,11 @@ impl Scanner {
         &self.shared.memory
     }
 
+    /// Where nested files are that are too long for memory.
+    pub fn spool(&self) -> &Arc<Spool> {
+        &self.shared.spool
+    }
+
     /// Begins to scan a tree.
     pub fn scan(&self, root: Root, source: Arc<dyn BlobSource>, records: Arc<dyn RecordSink>) -> TreeScan {
         let (done, outcome) = oneshot::channel();
@@ -185,6 +225,7 @@ impl Scanner {
         // Before the first engine runs: what a newer database finds may be kept as an older one's, never the reverse.
         let scope = root.verdicts.as_ref().and_then(|_| self.scope(&root.rule));
         let key = scope.as_ref().map(|scope| scope.key(root.blob.as_bytes(), &root.file.display_name));
+        self.shared.trees.fetch_add(1, Ordering::Relaxed);
         let tree = Arc::new(Tree {
             scope,
             verdicts: root.verdicts,
@@ -196,7 +237,9 @@ impl Scanner {
             passwords: root.passwords,
             stop,
             source: source.clone(),
+            spool: TreeSpool::new(self.shared.spool.clone()),
             records,
+            respondents: Mutex::default(),
             lane: self.shared.pool.lane(length <= SMALL_FILE_BYTES),
             progress: ProgressState::new(length),
             failure: Mutex::new(None),
@@ -270,7 +313,10 @@ struct Tree {
     budget: Arc<TreeBudget>,
     stop: Arc<StopSignal>,
     source: Arc<Watched>,
+    spool: TreeSpool,
     records: Arc<dyn RecordSink>,
+    /// Processes in the sandbox that are asked about this tree's files: no more than threads ask at once.
+    respondents: Mutex<Vec<Respondent>>,
     lane: Lane,
     progress: ProgressState,
     failure: Mutex<Option<String>>,
@@ -278,6 +324,19 @@ struct Tree {
 }
 
 impl Tree {
+    /// What containers' own processes are to say of each short member on the way. With at least as many trees as threads each tree's
+    /// process matches its members itself, which spares handing every one of them to another; with fewer, or rules that take
+    /// long, members are matched by as many processes as there are threads.
+    fn standing_question(&self) -> Option<Vec<u8>> {
+        let scanner = &self.scanner;
+        if scanner.trees.load(Ordering::Relaxed) < scanner.options.scan_threads || scanner.leaf_cost.is_worth_asking() {
+            return None;
+        }
+        let taking_part = scanner.engines.iter().filter(|engine| takes_part(engine, &self.rule));
+        let sets: Vec<&str> = taking_part.filter_map(|engine| engine.rule_set()).collect();
+        Question::Members(sets).to_bytes().ok()
+    }
+
     /// Whether results may no longer be written.
     fn is_lost(&self) -> bool {
         self.stop.reason().is_some_and(|reason| reason.code().is_none())
@@ -324,6 +383,12 @@ impl Tree {
     }
 }
 
+impl Drop for Tree {
+    fn drop(&mut self) {
+        self.scanner.trees.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A source that ends the scan at its first failure: what could not be read must not look like a broken file.
 struct Watched {
     source: Arc<dyn BlobSource>,
@@ -331,39 +396,12 @@ struct Watched {
     failure: Mutex<Option<SourceError>>,
 }
 
-impl Watched {
-    fn watch<T>(&self, result: Result<T, SourceError>) -> Result<T, SourceError> {
-        if let Err(error) = &result {
-            lock(&self.failure).get_or_insert_with(|| error.clone());
-            self.stop.stop(StopReason::Failed);
-        }
-        result
-    }
-}
-
 impl BlobSource for Watched {
     fn read(&self, name: BlobName, range: ByteRange) -> Result<Bytes, SourceError> {
-        self.watch(self.source.read(name, range))
-    }
-
-    fn store(&self) -> Result<Box<dyn BlobWriter + '_>, SourceError> {
-        let writer = self.watch(self.source.store())?;
-        Ok(Box::new(WatchedWriter { writer, watched: self }))
-    }
-}
-
-struct WatchedWriter<'w> {
-    writer: Box<dyn BlobWriter + 'w>,
-    watched: &'w Watched,
-}
-
-impl BlobWriter for WatchedWriter<'_> {
-    fn write(&mut self, piece: Bytes) -> Result<(), SourceError> {
-        self.watched.watch(self.writer.write(piece))
-    }
-
-    fn finish(self: Box<Self>) -> Result<BlobName, SourceError> {
-        self.watched.watch(self.writer.finish())
+        self.source.read(name, range).inspect_err(|error| {
+            lock(&self.failure).get_or_insert_with(|| error.clone());
+            self.stop.stop(StopReason::Failed);
+        })
     }
 }
 

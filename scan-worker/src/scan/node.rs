@@ -14,7 +14,6 @@ use lazaret_analysis::{
     ContainerResult, DataId, EngineResult, FileInfo, FileResult, Findings, KeptTree, KeptVerdict, NestedRecord,
     Outcome, PartResult, ResultCode, Rule, Times, TreeTotals, VerdictKey, WorstMember, own_result, worst,
 };
-use lazaret_protocol::BlobName;
 
 use super::share::RootPart;
 use super::{Tree, lock, ms_since};
@@ -94,7 +93,6 @@ struct Tally {
 #[derive(Default)]
 pub(super) struct Judged {
     pub file: FileInfo,
-    pub blob: Option<BlobName>,
     pub engines: Vec<EngineResult>,
     pub container: Option<Opened>,
     /// The result of what kept the file from being judged at all.
@@ -196,14 +194,14 @@ impl Node {
             self.close_part(tree);
             return None;
         }
-        let (result, blob, tally, key) = {
+        let (result, tally, key) = {
             let mut state = lock(&self.state);
             state.open = state.open.saturating_sub(1);
             if state.open > 0 {
                 return None;
             }
             let mut judged = state.judged.take().unwrap_or_default();
-            let (blob, key, unkeepable) = (judged.blob, judged.key, judged.unkeepable || state.folded.unkeepable);
+            let (key, unkeepable) = (judged.key, judged.unkeepable || state.folded.unkeepable);
             let (result, totals) = match judged.taken.take() {
                 Some((mut result, totals)) => {
                     result.times.total_ms = ms_since(self.created);
@@ -212,7 +210,7 @@ impl Node {
                 None => (self.result(&state.folded, judged, &tree.rule), state.folded.totals),
             };
             let keepable = !unkeepable && may_be_kept(&result) && tree.stop.reason().is_none();
-            (result, blob, Tally { totals, keepable }, key)
+            (result, Tally { totals, keepable }, key)
         };
         let Some(parent) = self.parent.clone() else {
             self.keep(tree, key, &result, tally);
@@ -228,7 +226,6 @@ impl Node {
                 parent: parent.data_id,
                 ordinal: self.ordinal,
                 path: self.path.clone(),
-                blob: blob.map(|blob| blob.to_string()),
                 result,
             };
             if let Err(error) = tree.records.put(record) {
@@ -324,6 +321,10 @@ impl Node {
             if rule.outcome(code) == Outcome::Blocked && !blocked_reasons.contains(&text) {
                 blocked_reasons.push(text);
             }
+        }
+        // A container's is told with how it came apart.
+        if judged.container.is_none() && judged.failure.is_some() && !blocked_reasons.is_empty() {
+            blocked_reasons.extend((!judged.detail.is_empty()).then(|| judged.detail.clone()));
         }
         let container = judged.container.map(|opened| ContainerResult {
             extracted_count: u64::from(folded.members),

@@ -2,7 +2,7 @@
 //!
 //! Invariant: whatever becomes of the process in the sandbox, the file has a code and a reason.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 
 use lazaret_analysis::{FileInfo, ResultCode, Signer};
 use lazaret_containers::format::Found;
-use lazaret_containers::{Budget, ExtractionOutcome, FileType, Guarded, Halt, Limit, Turn, detect};
-use lazaret_sandbox::{Ended, Input, Opening, Request, Sandbox};
+use lazaret_containers::{Budget, ExtractionOutcome, FileType, Guarded, Halt, Limit, Remark, Turn, detect};
+use lazaret_sandbox::{CONTENT_BYTES_MAX, Ended, Input, Opening, Request, Respondent, Sandbox};
 
 use super::members::{Members, nested};
 use super::node::{Node, Opened};
-use super::{Tree, share};
+use super::{Tree, lock, share};
 use crate::budget::{limit_code, outcome_code};
+use crate::confined::{About, Confined, Question};
 use crate::examine::panic_text;
 use crate::sample::Sample;
 use crate::signers;
@@ -29,7 +30,7 @@ pub(super) struct FileOpening<'o> {
     sample: &'o Sample,
     input: &'o SandboxInput<'o>,
     budget: &'o Budget,
-    begun: Option<Opening<'o>>,
+    begun: RefCell<Option<Opening<'o>>>,
 }
 
 impl<'o> FileOpening<'o> {
@@ -40,14 +41,14 @@ impl<'o> FileOpening<'o> {
         input: &'o SandboxInput<'o>,
         budget: &'o Budget,
     ) -> Self {
-        Self { tree, node, sample, input, budget, begun: None }
+        Self { tree, node, sample, input, budget, begun: RefCell::new(None) }
     }
 
     /// A file's budget, whose clock begins to run.
     pub fn budget(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample) -> Budget {
         let budget = Budget::new(tree.budget.clone(), tree.stop.clone(), sample.length());
         // In the sandbox it is the reader's own budget there that asks.
-        if tree.scanner.options.sandbox.is_some() || !may_be_shared(tree, node) {
+        if tree.scanner.sandbox().is_some() || !may_be_shared(tree, node) {
             return budget;
         }
         let (tree, node) = (tree.clone(), node.clone());
@@ -63,18 +64,17 @@ impl<'o> FileOpening<'o> {
             name: self.sample.name(),
             length: self.sample.length(),
             containers,
-            extract: self.admits_depth(),
             shared: may_be_shared(self.tree, self.node),
             limits: self.tree.budget.limits(),
-            used: self.tree.budget.used(),
             passwords: &self.tree.passwords,
+            standing: None,
         }
     }
 
     /// What the file is; or a code, if there is one, and a reason why nobody knows.
-    pub fn file_type(&mut self) -> Result<FileType, (Option<ResultCode>, String)> {
+    pub fn file_type(&self) -> Result<FileType, (Option<ResultCode>, String)> {
         let failed = |reason: String| (Some(ResultCode::SCAN_FAILED), reason);
-        let Some(sandbox) = &self.tree.scanner.options.sandbox else {
+        let Some(sandbox) = self.tree.scanner.sandbox() else {
             return detect(&mut self.sample.reader(), self.sample.length()).map_err(|error| failed(error.to_string()));
         };
         let begun = begin(sandbox, &self.request(None), self.input);
@@ -87,12 +87,8 @@ impl<'o> FileOpening<'o> {
             None => Ok(()),
         };
         match opening.file_type(&check) {
-            Ok(Ok(file_type)) if file_type.containers.is_empty() => {
-                opening.finish(&check);
-                Ok(file_type)
-            }
             Ok(Ok(file_type)) => {
-                self.begun = Some(opening);
+                *self.begun.borrow_mut() = Some(opening);
                 Ok(file_type)
             }
             Ok(Err(reason)) => Err(failed(reason)),
@@ -104,30 +100,32 @@ impl<'o> FileOpening<'o> {
         }
     }
 
+    /// What can be asked about the file in the sandbox, if there is one. It is these containers, and this was said of it.
+    pub fn confined<'f>(&'f self, containers: &'f [Found], remark: Option<&'f Remark>) -> Option<ConfinedFile<'f, 'o>> {
+        let sandbox = self.tree.scanner.sandbox()?;
+        Some(ConfinedFile { opening: self, sandbox, containers, remark })
+    }
+
     /// Who signed the file, if it is a Windows program. What keeps anybody from telling is told nobody: a program that crashes
     /// its reader has no signers.
-    pub fn signers(&self, file: &FileInfo) -> Vec<Signer> {
+    pub fn signers(&self, file: &FileInfo, confined: Option<&dyn Confined>) -> Vec<Signer> {
         let Some(content) = self.sample.bytes().filter(|_| signers::may_have_signers(self.sample, file)) else {
             return Vec::new();
         };
-        let Some(sandbox) = &self.tree.scanner.options.sandbox else { return signers::read(content) };
-        let (began, most) = (Instant::now(), self.tree.scanner.options.engine_timeout);
-        let check = || match self.tree.stop.reason() {
-            Some(_) => Err(Halt::Stopped),
-            None if began.elapsed() > most => Err(Halt::Limit(Limit::Time)),
-            None => Ok(()),
-        };
-        match sandbox.note(&self.request(Some(&[])), self.input, &check) {
-            Ok(note) => signers::of_note(&note),
-            Err(ended) => {
-                tracing::debug!(data_id = %self.node.data_id, ?ended, "nobody can tell who signed a program");
+        let Some(confined) = confined else { return signers::read(content) };
+        let question = Question::Signers.to_bytes();
+        let limit = self.tree.scanner.options.engine_timeout;
+        match question.and_then(|question| confined.ask(question, About::File, limit)) {
+            Ok(answer) => signers::of_answer(&answer),
+            Err(reason) => {
+                tracing::debug!(data_id = %self.node.data_id, reason, "nobody can tell who signed a program");
                 Vec::new()
             }
         }
     }
 
     /// Takes the file apart as all the containers that it is, within the tree's limits. None if it is no container.
-    pub fn take_apart(mut self, containers: &[Found]) -> Option<Opened> {
+    pub fn take_apart(self, containers: &[Found]) -> Option<Opened> {
         if containers.is_empty() {
             return None;
         }
@@ -141,7 +139,7 @@ impl<'o> FileOpening<'o> {
                 shared.begin(containers);
             }
         }
-        let outcome = match &self.tree.scanner.options.sandbox {
+        let outcome = match self.tree.scanner.sandbox() {
             Some(sandbox) => {
                 let begun = self.begun.take();
                 self.take_apart_in(sandbox, begun, containers)
@@ -153,7 +151,7 @@ impl<'o> FileOpening<'o> {
     }
 
     fn take_apart_in(&self, sandbox: &Sandbox, begun: Option<Opening<'_>>, containers: &[Found]) -> ExtractionOutcome {
-        let request = self.request(Some(containers));
+        let request = Request { standing: self.tree.standing_question(), ..self.request(Some(containers)) };
         match begun.map_or_else(|| begin(sandbox, &request, self.input), Ok) {
             Ok(opening) => {
                 let mut members = Members::new(self.tree, self.node, self.budget);
@@ -221,6 +219,85 @@ fn begin<'o>(sandbox: &Sandbox, request: &Request<'_>, input: &'o dyn Input) -> 
 /// Whether other workers may come to take parts of the file.
 fn may_be_shared(tree: &Tree, node: &Node) -> bool {
     node.parent.is_none() && tree.shared.is_some()
+}
+
+/// A file that the sandbox is asked about.
+pub(super) struct ConfinedFile<'f, 'o> {
+    opening: &'f FileOpening<'o>,
+    sandbox: &'f Sandbox,
+    containers: &'f [Found],
+    remark: Option<&'f Remark>,
+}
+
+impl ConfinedFile<'_, '_> {
+    /// Asks the process that has the file open, if there is one, or is going to be.
+    fn ask_opened(&self, question: Vec<u8>, check: &dyn Fn() -> Result<(), Halt>) -> Result<Vec<u8>, String> {
+        let opening = self.opening;
+        let mut begun = opening.begun.borrow_mut();
+        if begun.is_none() && !self.containers.is_empty() && opening.admits_depth() {
+            *begun = Some(begin(self.sandbox, &opening.request(Some(self.containers)), opening.input)?);
+        }
+        // One that was begun before the rules changed judges by those of before.
+        if let Some(one) = begun.as_mut().filter(|one| one.is_current()) {
+            let answer = one.ask(question, check);
+            if answer.is_err() {
+                *begun = None;
+            }
+            return answer.map_err(|ended| in_words(&ended));
+        }
+        drop(begun);
+        match opening.sample.bytes() {
+            Some(content) if content.len() as u64 <= CONTENT_BYTES_MAX => self.ask_another(question, content, check),
+            _ => {
+                let mut other = begin(self.sandbox, &opening.request(Some(&[])), opening.input)?;
+                other.ask(question, check).map_err(|ended| in_words(&ended))
+            }
+        }
+    }
+
+    /// Asks one of the processes that answer for this tree.
+    fn ask_another(
+        &self,
+        question: Vec<u8>,
+        content: &[u8],
+        check: &dyn Fn() -> Result<(), Halt>,
+    ) -> Result<Vec<u8>, String> {
+        let respondents = &self.opening.tree.respondents;
+        let idle = lock(respondents).pop().filter(Respondent::is_current);
+        let begun = idle.map_or_else(|| self.sandbox.respondent(), Ok);
+        let mut respondent = begun.map_err(|error| error.to_string())?;
+        let answer = respondent.ask(question, content, check).map_err(|ended| in_words(&ended))?;
+        lock(respondents).push(respondent);
+        Ok(answer)
+    }
+}
+
+impl Confined for ConfinedFile<'_, '_> {
+    fn ask(&self, question: Vec<u8>, about: About<'_>, limit: Duration) -> Result<Vec<u8>, String> {
+        let began = Instant::now();
+        let check = || match self.opening.tree.stop.reason() {
+            Some(_) => Err(Halt::Stopped),
+            None if began.elapsed() > limit => Err(Halt::Limit(Limit::Time)),
+            None => Ok(()),
+        };
+        match about {
+            About::File => self.ask_opened(question, &check),
+            About::Piece(content) => self.ask_another(question, content, &check),
+        }
+    }
+
+    fn remark(&self) -> Option<&[u8]> {
+        self.remark.filter(|remark| remark.version == self.sandbox.generation()).map(|remark| remark.said.as_slice())
+    }
+}
+
+/// Why there is no answer.
+fn in_words(ended: &Ended) -> String {
+    match ended {
+        Ended::Halted(Halt::Stopped) => Halt::Stopped.to_string(),
+        Ended::Halted(Halt::Limit(_)) => "the scan took longer than it may".to_owned(),
+        Ended::Failed(_, reason) => reason.clone(),
+    }
 }
 
 /// A sample as the sandbox takes it.

@@ -109,8 +109,8 @@ pub(super) fn ask(tree: &Arc<Tree>, name: &str, content: &Bytes, file_type: Opti
     ask_about(tree, name, blob, move || begin_digests(&for_digests, &content))
 }
 
-/// Asks about a member in the store.
-pub(super) fn ask_stored(tree: &Arc<Tree>, name: &str, blob: BlobName) -> Option<Asked> {
+/// Asks about a member in the spool.
+pub(super) fn ask_spooled(tree: &Arc<Tree>, name: &str, blob: BlobName) -> Option<Asked> {
     ask_about(tree, name, blob, || None)
 }
 
@@ -248,7 +248,7 @@ impl Copy<'_> {
     }
 
     fn member(&mut self, record: NestedRecord, parent: DataId, path: &str) -> Result<DataId, String> {
-        let NestedRecord { data_id: original, ordinal, blob, mut result, .. } = record;
+        let NestedRecord { data_id: original, ordinal, mut result, .. } = record;
         self.ordinals.push(ordinal);
         let data_id = DataId::nested(&self.tree.scanner.options.nested_id_key, self.tree.root, &self.ordinals);
         let name = &result.file.display_name;
@@ -260,7 +260,7 @@ impl Copy<'_> {
         self.copied = self.copied.saturating_add(1);
         let file = result.file.clone();
         let result = taken_over(result, file, self.tree.scanner.clock.unix_ms());
-        self.tree.records.put(NestedRecord { data_id, root: self.tree.root, parent, ordinal, path, blob, result })?;
+        self.tree.records.put(NestedRecord { data_id, root: self.tree.root, parent, ordinal, path, result })?;
         Ok(data_id)
     }
 }

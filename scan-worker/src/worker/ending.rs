@@ -40,7 +40,7 @@ impl Ending {
     pub(super) fn of_source(record: AnalysisRecord, error: &SourceError) -> Self {
         match error {
             SourceError::NotFound(_) => Self::Failed { record: Box::new(record), detail: error.to_string() },
-            SourceError::Unavailable { .. } | SourceError::Store { .. } => Self::Retry { detail: error.to_string() },
+            SourceError::Unavailable { .. } | SourceError::Spool { .. } => Self::Retry { detail: error.to_string() },
         }
     }
 }

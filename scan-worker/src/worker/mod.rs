@@ -14,6 +14,7 @@
 
 mod ending;
 mod fetch;
+mod leasing;
 mod records;
 mod report;
 mod sharing;
@@ -27,20 +28,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lazaret_analysis::{
-    AnalysisRecord, Claim, DataId, Lease, PasswordSeal, ProgressCache, ResultCode, ResultStore, StoreError, Task,
-    TaskQueue,
+    AnalysisRecord, Claim, DataId, Lease, PasswordSeal, ProgressCache, ResultCode, ResultStore, StoreError, TaskQueue,
 };
 use lazaret_containers::Passwords;
 use lazaret_digests::Selection;
 use lazaret_node_client::{Cluster, Environment};
 use lazaret_protocol::BlobName;
 use lazaret_sandbox::Sandbox;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, watch};
 
 use self::ending::Ending;
 use self::fetch::Hindrance;
 use self::records::RecordWriter;
-use self::sharing::{Gathered, Gathering, JOIN_INTERVAL, Lead};
+use self::sharing::{Gathered, Gathering, Lead};
 use self::slots::{Place, Slot, Slots};
 use self::supervisor::Supervisor;
 use self::twins::Finished;
@@ -49,6 +49,7 @@ use crate::engine::Engine;
 use crate::metrics::{Seen, WorkerMonitor};
 use crate::scan::{Root, Scanner, ScannerOptions, Sharing, TreeOutcome, TreeScan, Verdicts};
 use crate::source::{BlobSource, ClusterSource};
+use crate::spool::SpoolOptions;
 
 /// A task that was leased more often without being given back is not tried again: it took its worker down each time.
 pub const ATTEMPTS_MAX: u32 = 3;
@@ -65,8 +66,6 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 const STOP_GRACE: Duration = Duration::from_millis(500);
 /// How often progress is noted.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
-/// Most unfinished analyses that one pass of the sweep looks at; the next pass sees the rest.
-const SWEEP_MAX: u32 = 1_000;
 
 /// Most submissions whose end is being recorded. Further ones keep their slots.
 const SETTLING_MAX: u32 = 256;
@@ -97,6 +96,9 @@ pub struct WorkerOptions {
     pub sample_memory_max_bytes: u64,
     /// How many bytes of files may wait in memory at once, besides one file a thread. Default: 1 GiB.
     pub sample_budget_bytes: u64,
+    /// Where nested files are that are too long for memory, encrypted, and how many bytes of them at most. Default: the
+    /// system's temporary folder, 16 GiB.
+    pub spool: SpoolOptions,
     /// How long a lease lasts without a heartbeat. Default: 30 seconds.
     pub lease_ms: u64,
     /// How long one engine may take for one file. Default: 60 seconds.
@@ -126,6 +128,7 @@ impl WorkerOptions {
             concurrent_files: 2 * cores,
             sample_memory_max_bytes: 256 << 20,
             sample_budget_bytes: 1 << 30,
+            spool: SpoolOptions { folder: std::env::temp_dir(), bytes_max: 16 << 30 },
             lease_ms: 30_000,
             engine_timeout: Duration::from_secs(60),
             digests: Selection::ALL,
@@ -137,7 +140,7 @@ impl WorkerOptions {
     }
 }
 
-/// A scan worker. Made inside a tokio runtime, whose handle the scan threads use to read and store blobs.
+/// A scan worker. Made inside a tokio runtime, whose handle the scan threads use to read blobs.
 pub struct ScanWorker {
     shared: Arc<Shared>,
 }
@@ -181,6 +184,7 @@ impl ScanWorker {
             scan_threads: options.scan_threads,
             sample_memory_max_bytes: options.sample_memory_max_bytes,
             sample_budget_bytes: options.sample_budget_bytes,
+            spool: options.spool.clone(),
             engine_timeout: options.engine_timeout,
             digests: options.digests,
             sandbox: options.sandbox.clone(),
@@ -221,6 +225,7 @@ impl ScanWorker {
             Some(Seen {
                 metrics: shared.scanner.metrics().clone(),
                 verdicts: shared.scanner.counters().clone(),
+                spool: shared.scanner.spool().clone(),
                 sandbox_lost: shared.options.sandbox.as_ref().map(Sandbox::lost),
                 running: shared.slots.occupied(),
             })
@@ -251,108 +256,6 @@ impl ScanWorker {
 impl Shared {
     fn now_ms(&self) -> u64 {
         self.environment.clock.unix_ms()
-    }
-
-    /// Leases tasks and starts their scans, for ever. May be dropped at any point: a task that was leased and not begun
-    /// comes back when its lease ends.
-    async fn take_tasks(self: &Arc<Self>, shutdown: &watch::Receiver<bool>) {
-        let mut next_join = Duration::ZERO;
-        loop {
-            let (any, small) = self.slots.free().await;
-            // Side by side they cost one transaction of the queue.
-            let (leased, leased_small) = tokio::join!(self.lease(any.len(), false), self.lease(small.len(), true));
-            if leased.is_empty() && leased_small.is_empty() {
-                drop(small);
-                self.idle(any, &mut next_join, shutdown).await;
-                continue;
-            }
-            let mut suspects = Vec::new();
-            for (lease, slot) in leased.into_iter().zip(any).chain(leased_small.into_iter().zip(small)) {
-                let (shared, slot, shutdown) = (self.clone(), self.slots.occupy(slot), shutdown.clone());
-                let (end, ended) = oneshot::channel::<()>();
-                if is_suspect(&lease) {
-                    suspects.push(ended);
-                }
-                self.environment.spawner.spawn(Box::pin(async move {
-                    shared.work(lease, slot, shutdown).await;
-                    drop(end);
-                }));
-            }
-            for ended in suspects {
-                // Whatever were leased meanwhile would be suspected with it.
-                let _ = ended.await;
-            }
-        }
-    }
-
-    /// There is no task for these slots: joins what another worker shares, or waits until there may be something to do.
-    async fn idle(self: &Arc<Self>, mut any: Vec<Slot>, next_join: &mut Duration, shutdown: &watch::Receiver<bool>) {
-        let had_none = any.is_empty();
-        let now = self.environment.clock.monotonic();
-        if now >= *next_join
-            && let Some(slot) = any.pop()
-        {
-            *next_join = now + JOIN_INTERVAL;
-            if let Some(part) = self.join().await {
-                let (shared, slot, shutdown) = (self.clone(), self.slots.occupy(slot), shutdown.clone());
-                self.environment.spawner.spawn(Box::pin(async move {
-                    shared.help(part, slot, shutdown).await;
-                }));
-                return;
-            }
-        }
-        // No slot is held meanwhile: whoever scans a small file may want one.
-        drop(any);
-        let any_slot = async {
-            match had_none {
-                true => drop(self.slots.any().await),
-                false => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = self.queue.wait(RETRY_DELAY) => {}
-            () = any_slot => {}
-        }
-    }
-
-    async fn lease(&self, max: usize, small: bool) -> Vec<Lease> {
-        let (name, lease_ms, now_ms) = (&self.options.name, self.options.lease_ms, self.now_ms());
-        let leased = match small {
-            _ if max == 0 => return Vec::new(),
-            true => self.queue.lease_small(name, max, lease_ms, now_ms).await,
-            false => self.queue.lease(name, max, lease_ms, now_ms).await,
-        };
-        leased.unwrap_or_else(|error| {
-            tracing::warn!(%error, "no task could be leased");
-            Vec::new()
-        })
-    }
-
-    /// Queues what is unfinished and has no task, again and again.
-    async fn sweep(self: Arc<Self>) {
-        loop {
-            if let Err(error) = self.sweep_once().await {
-                tracing::warn!(%error, "the sweep for lost tasks failed");
-            }
-            self.environment.clock.sleep(self.options.sweep_interval).await;
-        }
-    }
-
-    async fn sweep_once(&self) -> Result<(), StoreError> {
-        let now_ms = self.now_ms();
-        let before_ms = now_ms.saturating_sub(self.options.sweep_age_ms);
-        for data_id in self.results.unfinished(before_ms, SWEEP_MAX).await? {
-            if self.queue.contains(data_id).await? {
-                continue;
-            }
-            // It may have been finished, and its task with it, since the list was made.
-            let record = self.results.get(data_id).await?;
-            let Some(record) = record.filter(|record| !record.state.is_finished()) else { continue };
-            if self.queue.push(Task::of(&record.new, now_ms)).await? {
-                tracing::warn!(%data_id, "an unfinished analysis had no task and was queued again");
-            }
-        }
-        Ok(())
     }
 
     /// Does one task, whatever comes of it.

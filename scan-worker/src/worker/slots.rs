@@ -34,7 +34,7 @@ impl Slot {
 pub(super) enum Place {
     /// It is being scanned, or about to be.
     Slot(Slot),
-    /// It waits, for a twin or until nothing else runs; or what was found is being recorded.
+    /// It waits, for a twin or until nothing else runs.
     Waiting { _permit: OwnedSemaphorePermit },
     /// It waits like that beyond the number of those that may.
     None,

@@ -90,18 +90,19 @@ fn ends_with(codes: &[ResultCode], name: &str, bomb: Bomb) {
         Bomb::Made(length, make) => (length, stored(name, store.put_made(make), length)),
     };
     tree.passwords = Passwords::NONE;
+    let spooled_before = scanner.spool().spooled_bytes();
     let (outcome, cost) = measured(|| scanner.scan(tree, store.clone(), records.clone()).wait());
     let TreeOutcome::Finished(result) = outcome else { panic!("the scan of {name} was not finished: {outcome:?}") };
     let nested = records.0.lock().unwrap().len();
     let detail = result.container.as_ref().map_or("", |container| container.detail.as_str());
     println!(
-        "{name:<28} {length:>11} bytes: {:>2} {:>2} {:>5.1} s, {:>3} MiB at most, {} before, {nested} nested, {} MiB stored: {detail}",
+        "{name:<28} {length:>11} bytes: {:>2} {:>2} {:>5.1} s, {:>3} MiB at most, {} before, {nested} nested, {} MiB spooled: {detail}",
         result.own.code(),
         result.overall.code(),
         cost.took.as_secs_f64(),
         cost.peak_bytes >> 20,
         cost.before_bytes >> 20,
-        store.stored_bytes() >> 20,
+        (scanner.spool().spooled_bytes() - spooled_before) >> 20,
     );
     let ended = [result.own, result.overall];
     assert!(ended.iter().any(|code| codes.contains(code)), "{name} ended with {ended:?}, not {codes:?}: {detail}");

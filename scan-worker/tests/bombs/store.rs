@@ -2,15 +2,14 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use lazaret_protocol::BlobName;
 use lazaret_protocol::message::ByteRange;
-use lazaret_scan_worker::source::{BlobSource, BlobWriter, SourceError};
-use tempfile::{NamedTempFile, TempDir};
+use lazaret_scan_worker::source::{BlobSource, SourceError};
+use tempfile::TempDir;
 
 /// Makes the bytes of a file from some place on.
 pub type Make = fn(u64, &mut [u8]);
@@ -19,12 +18,11 @@ pub type Make = fn(u64, &mut [u8]);
 pub struct DiskStore {
     folder: TempDir,
     made: Mutex<HashMap<BlobName, Make>>,
-    stored_bytes: AtomicU64,
 }
 
 impl DiskStore {
     pub fn new() -> Self {
-        Self { folder: TempDir::new().unwrap(), made: Mutex::default(), stored_bytes: AtomicU64::new(0) }
+        Self { folder: TempDir::new().unwrap(), made: Mutex::default() }
     }
 
     pub fn put(&self, bytes: &[u8]) -> BlobName {
@@ -38,11 +36,6 @@ impl DiskStore {
         let name = BlobName::of(b"a file that is made");
         self.made.lock().unwrap().insert(name, make);
         name
-    }
-
-    /// What the worker stored.
-    pub fn stored_bytes(&self) -> u64 {
-        self.stored_bytes.load(Ordering::Relaxed)
     }
 }
 
@@ -58,31 +51,5 @@ impl BlobSource for DiskStore {
         file.seek(SeekFrom::Start(range.start)).unwrap();
         file.read_exact(&mut bytes).unwrap();
         Ok(bytes.into())
-    }
-
-    fn store(&self) -> Result<Box<dyn BlobWriter + '_>, SourceError> {
-        let file = NamedTempFile::new_in(self.folder.path()).unwrap();
-        Ok(Box::new(DiskWriter { store: self, hash: blake3::Hasher::new(), file }))
-    }
-}
-
-struct DiskWriter<'s> {
-    store: &'s DiskStore,
-    hash: blake3::Hasher,
-    file: NamedTempFile,
-}
-
-impl BlobWriter for DiskWriter<'_> {
-    fn write(&mut self, piece: Bytes) -> Result<(), SourceError> {
-        self.hash.update(&piece);
-        self.file.write_all(&piece).unwrap();
-        self.store.stored_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn finish(self: Box<Self>) -> Result<BlobName, SourceError> {
-        let name = BlobName(*self.hash.finalize().as_bytes());
-        self.file.persist(self.store.folder.path().join(name.to_string())).unwrap();
-        Ok(name)
     }
 }

@@ -3,8 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::{Cursor, Write};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +17,8 @@ use lazaret_sandbox::{Sandbox, SandboxOptions};
 use lazaret_scan_worker::engine::Engine;
 use lazaret_scan_worker::engines;
 use lazaret_scan_worker::scan::{RecordSink, Root, Scanner, ScannerOptions, TreeOutcome};
-use lazaret_scan_worker::source::{BlobSource, BlobWriter, SourceError};
+use lazaret_scan_worker::source::{BlobSource, SourceError};
+use lazaret_scan_worker::spool::SpoolOptions;
 
 /// The EICAR test file. It is written backwards, so that neither this source nor the test program holds it.
 pub fn eicar() -> Vec<u8> {
@@ -42,36 +42,20 @@ pub fn engine_info(id: &str, name: &str) -> EngineInfo {
 #[derive(Default)]
 pub struct MemoryStore {
     blobs: Mutex<HashMap<BlobName, Bytes>>,
-    pub stored: AtomicUsize,
+}
+
+impl MemoryStore {
+    pub fn put(&self, content: Bytes) -> BlobName {
+        let name = BlobName::of(&content);
+        self.blobs.lock().unwrap().insert(name, content);
+        name
+    }
 }
 
 impl BlobSource for MemoryStore {
     fn read(&self, name: BlobName, range: ByteRange) -> Result<Bytes, SourceError> {
         let blob = self.blobs.lock().unwrap().get(&name).cloned().ok_or(SourceError::NotFound(name))?;
         Ok(blob.slice(range.start as usize..(range.end as usize).min(blob.len())))
-    }
-
-    fn store(&self) -> Result<Box<dyn BlobWriter + '_>, SourceError> {
-        Ok(Box::new(MemoryWriter { store: self, content: Vec::new() }))
-    }
-}
-
-struct MemoryWriter<'s> {
-    store: &'s MemoryStore,
-    content: Vec<u8>,
-}
-
-impl BlobWriter for MemoryWriter<'_> {
-    fn write(&mut self, piece: Bytes) -> Result<(), SourceError> {
-        self.content.extend_from_slice(&piece);
-        Ok(())
-    }
-
-    fn finish(self: Box<Self>) -> Result<BlobName, SourceError> {
-        let name = BlobName::of(&self.content);
-        self.store.blobs.lock().unwrap().insert(name, self.content.into());
-        self.store.stored.fetch_add(1, Ordering::Relaxed);
-        Ok(name)
     }
 }
 
@@ -88,20 +72,21 @@ impl RecordSink for Records {
 
 pub const MIB: u64 = 1 << 20;
 
-/// Everything is tested as it runs in earnest: in the sandbox.
-static SANDBOX: LazyLock<Sandbox> = LazyLock::new(|| {
+/// Everything is tested as it runs in earnest: in a sandbox, each scanner in its own.
+pub fn sandbox() -> Sandbox {
     let program = env!("CARGO_BIN_EXE_sandboxed-scan-for-tests").into();
     Sandbox::start(SandboxOptions { program, ..SandboxOptions::new(4) }).unwrap()
-});
+}
 
 pub fn options() -> ScannerOptions {
     ScannerOptions {
         scan_threads: 2,
         sample_memory_max_bytes: 64 * MIB,
         sample_budget_bytes: 128 * MIB,
+        spool: SpoolOptions { folder: std::env::temp_dir(), bytes_max: 4096 * MIB },
         engine_timeout: Duration::from_secs(60),
         digests: Selection::ALL,
-        sandbox: Some(SANDBOX.clone()),
+        sandbox: Some(sandbox()),
         nested_id_key: [7; 32],
     }
 }
@@ -114,7 +99,8 @@ pub fn scanner(options: ScannerOptions, engines: Vec<Arc<dyn Engine>>) -> Scanne
 pub struct Scanned {
     pub root: FileResult,
     pub records: Vec<NestedRecord>,
-    pub blobs_stored: usize,
+    /// What went into the spool.
+    pub spooled_bytes: u64,
 }
 
 impl Scanned {
@@ -166,11 +152,12 @@ pub fn scan_with(scanner: &Scanner, name: &str, content: impl Into<Bytes>, rule:
 pub fn scan_locked(scanner: &Scanner, name: &str, content: Bytes, rule: Rule, passwords: Passwords) -> Scanned {
     let (store, records) = (Arc::new(MemoryStore::default()), Arc::new(Records::default()));
     let root = Root { passwords, ..root(name, content, rule, scanner) };
-    let scan = scanner.scan(root, store.clone(), records.clone());
+    let spooled_before = scanner.spool().spooled_bytes();
+    let scan = scanner.scan(root, store, records.clone());
     let TreeOutcome::Finished(root) = scan.wait() else { panic!("the scan of {name} was not finished") };
     let records = std::mem::take(&mut *records.0.lock().unwrap());
     check(&root, &records);
-    Scanned { root: *root, records, blobs_stored: store.stored.load(Ordering::Relaxed) }
+    Scanned { root: *root, records, spooled_bytes: scanner.spool().spooled_bytes() - spooled_before }
 }
 
 /// What holds of every scan.

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    lazaret_sandbox::child::run_if_asked(&lazaret_scan_worker::SANDBOXED).unwrap_or(ExitCode::FAILURE)
+    lazaret_sandbox::child::run_if_asked(&mut lazaret_scan_worker::sandboxed()).unwrap_or(ExitCode::FAILURE)
 }

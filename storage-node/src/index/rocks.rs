@@ -25,15 +25,22 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use lazaret_protocol::{BlobName, UploadId};
 use rocksdb::{
-    BlockBasedOptions, Cache, CompactionDecision as Decision, DB, DBCompressionType, DBRecoveryMode, Direction,
-    ErrorKind, IteratorMode, Options, WriteBatch,
+    BlockBasedIndexType, BlockBasedOptions, Cache, CompactionDecision as Decision, DB, DBCompressionType,
+    DBRecoveryMode, Direction, ErrorKind, IteratorMode, LruCacheOptions, Options, WriteBatch,
 };
 
 use super::{ENTRY_VERSION, Entry, Index, IndexBatch, IndexError, SegmentState, Totals, UploadOwner};
 use crate::record::{SegmentAddress, take};
 
-/// Uncompressed blocks kept in memory. Entries are about 50 bytes, so that it holds some hundred thousand of them.
-const BLOCK_CACHE_BYTES: usize = 32 << 20;
+/// Uncompressed blocks kept in memory, those of filters and of the tables' own indexes among them: two bytes for each name that the
+/// index has, and the rest for entries, of which each has about 50 bytes.
+const BLOCK_CACHE_BYTES: usize = 64 << 20;
+/// Into how many parts the cache is divided, as a power of two. A block that is longer than its part is never kept: tables that an
+/// earlier build wrote have a filter of more than a megabyte.
+const BLOCK_CACHE_PARTS: i32 = 2;
+/// How long the blocks of filters and of the tables' own indexes are. A table's filter in one piece is read as a whole for a single
+/// name once it does not fit into the cache.
+const METADATA_BLOCK_BYTES: usize = 4096;
 /// What is collected in memory before it becomes a table. The log is as long, and is read again on open.
 const WRITE_BUFFER_BYTES: usize = 32 << 20;
 /// Tables kept open.
@@ -273,9 +280,16 @@ fn open_database(path: &Path, horizon: &Arc<AtomicU32>) -> Result<DB, rocksdb::E
 
 fn database_options(horizon: &Arc<AtomicU32>) -> Options {
     let mut tables = BlockBasedOptions::default();
-    tables.set_block_cache(&Cache::new_lru_cache(BLOCK_CACHE_BYTES));
+    let mut cache = LruCacheOptions::default();
+    cache.set_capacity(BLOCK_CACHE_BYTES);
+    cache.set_num_shard_bits(BLOCK_CACHE_PARTS);
+    tables.set_block_cache(&Cache::new_lru_cache_opts(&cache));
     tables.set_bloom_filter(BLOOM_BITS, false);
     tables.set_cache_index_and_filter_blocks(true);
+    tables.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    tables.set_partition_filters(true);
+    tables.set_metadata_block_size(METADATA_BLOCK_BYTES);
+    tables.set_pin_top_level_index_and_filter(true);
     let mut options = Options::default();
     options.create_if_missing(true);
     options.set_block_based_table_factory(&tables);
@@ -556,6 +570,37 @@ mod tests {
         assert_eq!(index.entries(None, None, 10).unwrap(), []);
         index.apply(killed(4)).unwrap();
         assert_eq!(index.totals().unwrap(), [(7, Totals { blobs: 4, bytes: 4 })]);
+    }
+
+    #[test]
+    fn a_look_up_in_a_large_index_reads_a_few_blocks() {
+        const ENTRIES: u64 = 2_000_000;
+        const BATCH: u64 = 10_000;
+        const LOOK_UPS: u64 = 1_000;
+        let directory = tempfile::tempdir().unwrap();
+        let index = RocksIndex::open(directory.path()).unwrap();
+        let name = |number: u64| BlobName(*blake3::hash(&number.to_le_bytes()).as_bytes());
+        let entry = Entry { killed_until_ms: Some(u64::MAX), ..Entry::default() };
+        for batch in 0..ENTRIES / BATCH {
+            let entries = (batch * BATCH..(batch + 1) * BATCH).map(|number| (name(number), entry.clone())).collect();
+            index.load(IndexBatch { entries, ..IndexBatch::default() }).unwrap();
+        }
+        index.flush().unwrap();
+        drop(index);
+        let index = RocksIndex::open(directory.path()).unwrap();
+        let look_up = |range: std::ops::Range<u64>| {
+            let mut context = rocksdb::perf::PerfContext::default();
+            context.reset();
+            rocksdb::perf::set_perf_stats(rocksdb::perf::PerfStatsLevel::EnableCount);
+            let found = range.clone().filter(|number| index.get(name(*number)).unwrap().is_some()).count() as u64;
+            (found, context.metric(rocksdb::perf::PerfMetric::BlockReadByte) / (range.end - range.start))
+        };
+        let (found, bytes) = look_up(0..LOOK_UPS);
+        assert_eq!(found, LOOK_UPS);
+        assert!(bytes < 64 << 10, "{bytes} bytes for a name that is there");
+        let (found, bytes) = look_up(ENTRIES..ENTRIES + LOOK_UPS);
+        assert_eq!(found, 0);
+        assert!(bytes < 64 << 10, "{bytes} bytes for a name that is not");
     }
 
     #[test]

@@ -7,20 +7,30 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use lazaret_sandbox::Database;
 use yara_x::{Compiler, Rules, SourceCode};
 use yara_x_parser::ast::{AST, Item};
 
 use super::windows;
+use crate::confined::seal;
 use crate::engines::reload::{Found, LoadError};
 
 /// The longest rule file: longer ones are no rules.
 const FILE_BYTES_MAX: u64 = 256 << 20;
 /// Names that rules may use for what is known of the file, all texts.
-pub(super) const EXTERNALS: [&str; 4] = ["filename", "filepath", "extension", "filetype"];
+pub(crate) const EXTERNALS: [&str; 4] = ["filename", "filepath", "extension", "filetype"];
+
+/// In which form a set is there.
+pub(super) enum Form {
+    /// For the threads of this process.
+    Here(Box<Rules>),
+    /// For the sandbox.
+    Sealed(Database),
+}
 
 /// A compiled set.
 pub(super) struct Compiled {
-    pub rules: Rules,
+    pub form: Form,
     pub count: usize,
     /// Digest of the sources: the same rules have the same version everywhere.
     pub version: String,
@@ -82,7 +92,24 @@ pub(super) fn compile(files: &[Found], folders: &[PathBuf]) -> Result<Compiled, 
     let count = rules.iter().len();
     let version = digest.finalize().to_hex().chars().take(16).collect();
     let time_ms = files.iter().map(Found::modified_ms).max().unwrap_or_default();
-    Ok(Compiled { rules, count, version, time_ms, by_pieces })
+    Ok(Compiled { form: Form::Here(Box::new(rules)), count, version, time_ms, by_pieces })
+}
+
+impl Compiled {
+    /// The same for the sandbox.
+    pub fn sealed(&self, name: &'static str) -> Result<Self, LoadError> {
+        let database = match &self.form {
+            Form::Here(rules) => seal(name, rules, true, &self.by_pieces)?,
+            Form::Sealed(database) => database.clone(),
+        };
+        Ok(Self {
+            form: Form::Sealed(database),
+            count: self.count,
+            version: self.version.clone(),
+            time_ms: self.time_ms,
+            by_pieces: self.by_pieces.clone(),
+        })
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, LoadError> {

@@ -3,7 +3,7 @@
 //! - Rules are compiled on the thread that watches their files, then swapped in. A set that does not compile is refused and
 //!   the former one stays.
 //!   What compiling took is given back to the operating system once nobody uses the former set.
-//! - Files are scanned by threads of the engine's own, as many as may scan at once. Each keeps a scanner, which is much
+//! - With a sandbox files are matched there, and the rules are nowhere else. Without one they are scanned by threads of the engine's own, as many as may scan at once. Each keeps a scanner, which is much
 //!   dearer to make than a small file is to scan; it gives up the scanner of a former set as soon as there is a new one, so
 //!   that the former set's memory comes back at once.
 //! - A file that is not in memory is cut into overlapping pieces. Rules that may be judged by pieces (`windows`) are; if there
@@ -12,7 +12,7 @@
 mod compile;
 mod windows;
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,12 +23,15 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lazaret_analysis::rule::extension_of;
-use lazaret_analysis::{FileInfo, ResultCode, YaraHit};
+use lazaret_analysis::{ResultCode, YaraHit};
+use lazaret_sandbox::CONTENT_BYTES_MAX;
 use serde_json::Value;
 use yara_x::{MetaValue, ScanError, Scanner};
 
-use self::compile::Compiled;
+pub(crate) use self::compile::EXTERNALS;
+use self::compile::{Compiled, Form};
 use super::reload::{self, Found, LoadError, Reloadable, Trouble};
+use crate::confined::{About, RuleSets, matches};
 use crate::engine::{Engine, EngineInfo, EngineVerdict, ScanContext, Subject, base_name};
 
 /// The engine's id.
@@ -39,9 +42,9 @@ pub const ENGINE_NAME: &str = "YARA";
 const YARA_X_VERSION: &str = "1.22";
 
 /// How much of a long file is scanned at once.
-const WINDOW_BYTES: u64 = 8 << 20;
+const WINDOW_BYTES: u64 = CONTENT_BYTES_MAX;
 /// Most rules that are named for one file. A file that more match is known well enough.
-const HITS_MAX: usize = 100;
+pub(crate) const HITS_MAX: usize = 100;
 /// Most of what a rule's author wrote that is kept with a hit.
 const META_MAX: usize = 32;
 /// The longest text of that.
@@ -80,6 +83,8 @@ struct Shared {
     queue: Mutex<Queue>,
     work: Condvar,
     trouble: Trouble,
+    /// The sandboxes that the rules are in. Locked while they change.
+    confined: Mutex<Vec<Arc<RuleSets>>>,
 }
 
 #[derive(Default)]
@@ -116,6 +121,7 @@ impl YaraEngine {
             queue: Mutex::default(),
             work: Condvar::new(),
             trouble: Trouble::default(),
+            confined: Mutex::default(),
             options,
         });
         let failed = |error: std::io::Error| LoadError(format!("cannot start a thread: {error}"));
@@ -136,9 +142,23 @@ impl YaraEngine {
 
     fn scan_bytes(&self, subject: &Subject<'_>, content: Bytes, piece: bool, context: &ScanContext) -> Answer {
         let limit = context.limit.min(self.shared.options.timeout);
+        if let Some(confined) = subject.confined {
+            let externals = externals(&subject.file.display_name, &subject.file.file_type);
+            let externals: Vec<_> =
+                compile::EXTERNALS.iter().zip(&externals).map(|(name, value)| (*name, value.as_str())).collect();
+            let about = if piece { About::Piece(&content) } else { About::File };
+            let result = matches(confined, ENGINE_ID, &externals, about, limit.max(Duration::from_secs(1)));
+            return Answer { result, waited: Duration::ZERO };
+        }
         let (reply, replies) = sync_channel(2);
         let queued = Instant::now();
-        let job = Job { content, externals: externals(subject.file), piece, limit, reply };
+        let job = Job {
+            content,
+            externals: externals(&subject.file.display_name, &subject.file.file_type),
+            piece,
+            limit,
+            reply,
+        };
         self.shared.lock().jobs.push_back(job);
         self.shared.work.notify_one();
         let begun = replies.recv_timeout(WAIT_MAX);
@@ -182,6 +202,21 @@ impl Engine for YaraEngine {
             def_time_ms: loaded.time_ms,
             trouble: self.shared.trouble.get().unwrap_or_default(),
         }
+    }
+
+    fn confine(&self, rule_sets: &Arc<RuleSets>) -> Result<(), LoadError> {
+        let mut confined = self.shared.confined.lock().unwrap_or_else(PoisonError::into_inner);
+        let sealed = self.shared.loaded().sealed(ENGINE_ID)?;
+        if let Form::Sealed(database) = &sealed.form {
+            rule_sets.put(ENGINE_ID, database)?;
+        }
+        confined.push(rule_sets.clone());
+        self.shared.take_up(sealed);
+        Ok(())
+    }
+
+    fn rule_set(&self) -> Option<&'static str> {
+        Some(ENGINE_ID)
     }
 
     fn scan(&self, subject: &Subject<'_>, context: &ScanContext) -> EngineVerdict {
@@ -228,14 +263,14 @@ fn verdict(result: Result<Vec<YaraHit>, String>, waited: Duration) -> EngineVerd
 }
 
 /// What rules may ask of the file by name, in the order of [`compile::EXTERNALS`].
-fn externals(file: &FileInfo) -> [String; 4] {
+pub(crate) fn externals(display_name: &str, mime: &str) -> [String; 4] {
     // Without the folders before it: a verdict is found again by this name, wherever the file lies.
-    let name = base_name(&file.display_name);
+    let name = base_name(display_name);
     [
         name.to_owned(),
         name.to_owned(),
         extension_of(name).map(|extension| format!(".{extension}")).unwrap_or_default(),
-        file.file_type.clone(),
+        mime.to_owned(),
     ]
 }
 
@@ -245,21 +280,16 @@ impl Reloadable for Shared {
     }
 
     fn load(&self, files: &[Found]) -> Result<(), LoadError> {
-        let compiled = Arc::new(compile::compile(files, &self.options.rules)?);
-        let former = {
-            // Under the queue's lock: what is queued once the new set shows is never judged by the former.
-            let _queue = self.lock();
-            self.generation.fetch_add(1, Ordering::Release);
-            std::mem::replace(&mut *self.loaded.write().unwrap_or_else(PoisonError::into_inner), compiled)
-        };
-        // Those that wait let go of the former set at once, the others after the file that they have.
-        self.work.notify_all();
-        let deadline = Instant::now() + self.options.timeout + GRACE;
-        while Arc::strong_count(&former) > 1 && Instant::now() < deadline {
-            thread::sleep(LET_GO_INTERVAL);
+        let mut compiled = compile::compile(files, &self.options.rules)?;
+        let confined = self.confined.lock().unwrap_or_else(PoisonError::into_inner);
+        if !confined.is_empty() {
+            compiled = compiled.sealed(ENGINE_ID)?;
         }
-        drop(former);
-        lazaret_sandbox::give_back_memory();
+        if let Form::Sealed(database) = &compiled.form {
+            // Before the new version shows: what is asked afterwards is never judged by the former set.
+            confined.iter().try_for_each(|rule_sets| rule_sets.put(ENGINE_ID, database))?;
+        }
+        self.take_up(compiled);
         Ok(())
     }
 
@@ -281,6 +311,24 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Judges by this set from now on.
+    fn take_up(&self, compiled: Compiled) {
+        let former = {
+            // Under the queue's lock: what is queued once the new set shows is never judged by the former.
+            let _queue = self.lock();
+            self.generation.fetch_add(1, Ordering::Release);
+            std::mem::replace(&mut *self.loaded.write().unwrap_or_else(PoisonError::into_inner), Arc::new(compiled))
+        };
+        // Those that wait let go of the former set at once, the others after the file that they have.
+        self.work.notify_all();
+        let deadline = Instant::now() + self.options.timeout + GRACE;
+        while Arc::strong_count(&former) > 1 && Instant::now() < deadline {
+            thread::sleep(LET_GO_INTERVAL);
+        }
+        drop(former);
+        lazaret_sandbox::give_back_memory();
+    }
+
     /// What each thread of the engine does.
     fn serve(&self) {
         while !self.lock().closed {
@@ -296,11 +344,15 @@ impl Shared {
 
     /// Scans with one set until there is a newer one.
     fn serve_set(&self, compiled: &Compiled, generation: u64) {
-        let mut scanner = Scanner::new(&compiled.rules);
+        let mut scanner = match &compiled.form {
+            Form::Here(rules) => Some(Scanner::new(rules)),
+            Form::Sealed(_) => None,
+        };
         while let Some(job) = self.next(generation) {
             // Whoever waited may have given up.
             let _ = job.reply.send(Reply::Begun);
-            let result = scan(&mut scanner, compiled, &job);
+            let scanned = scanner.as_mut().map(|scanner| scan(scanner, compiled, &job));
+            let result = scanned.unwrap_or_else(|| Err("its rules are in the sandbox alone".to_owned()));
             let _ = job.reply.send(Reply::Done(result));
         }
     }
@@ -325,13 +377,21 @@ fn scan(scanner: &mut Scanner<'_>, compiled: &Compiled, job: &Job) -> Result<Vec
     for (name, value) in compile::EXTERNALS.iter().zip(&job.externals) {
         scanner.set_global(name, value.as_str()).map_err(|error| format!("cannot set {name}: {error}"))?;
     }
-    let results = scanner.scan(&job.content).map_err(|error| match error {
+    hits(scanner, &job.content, job.piece.then_some(&compiled.by_pieces))
+}
+
+/// Which rules match a content: all, or those of a list.
+pub(crate) fn hits(
+    scanner: &mut Scanner<'_>,
+    content: &[u8],
+    only: Option<&HashSet<(String, String)>>,
+) -> Result<Vec<YaraHit>, String> {
+    let results = scanner.scan(content).map_err(|error| match error {
         ScanError::Timeout => "the scan took longer than it may".to_owned(),
         other => other.to_string(),
     })?;
     let counts = |rule: &yara_x::Rule<'_, '_>| {
-        let key = || (rule.namespace().to_owned(), rule.identifier().to_owned());
-        !job.piece || compiled.by_pieces.contains(&key())
+        only.is_none_or(|only| only.contains(&(rule.namespace().to_owned(), rule.identifier().to_owned())))
     };
     Ok(results.matching_rules().filter(counts).take(HITS_MAX).map(|rule| hit(&rule)).collect())
 }
@@ -363,6 +423,8 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
+    use lazaret_analysis::FileInfo;
+
     use super::*;
     use crate::sample::Sample;
     use crate::testing::{LazyBlob, wait_until};
@@ -385,7 +447,7 @@ mod tests {
     fn scan(engine: &YaraEngine, name: &str, content: &str) -> EngineVerdict {
         let sample = Sample::memory(name, content.to_owned());
         let file = FileInfo { display_name: name.into(), file_type: "text/plain".into(), ..FileInfo::default() };
-        let verdict = engine.scan(&Subject { sample: &sample, file: &file }, &context());
+        let verdict = engine.scan(&Subject { sample: &sample, file: &file, confined: None }, &context());
         EngineVerdict { wait_ms: 0, ..verdict }
     }
 

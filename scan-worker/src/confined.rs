@@ -1,0 +1,239 @@
+//! What the sandbox answers about contents, besides taking them apart: which rules match, and who signed a program.
+//!
+//! Invariants: no byte of a file is matched against rules outside of it, unless there is no sandbox; an answer is one of the rules
+//! that were loaded last when it was asked for; and the worker cuts every answer to size, as whatever else comes from there.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use lazaret_analysis::YaraHit;
+use lazaret_containers::FileType;
+use lazaret_sandbox::{ANSWER_BYTES_MAX, Answers, Database, Sandbox};
+use serde::{Deserialize, Serialize};
+use yara_x::{Rules, Scanner};
+
+use crate::engines::reload::LoadError;
+use crate::engines::yara::{EXTERNALS, HITS_MAX, externals, hits};
+use crate::signers;
+
+/// What is asked about.
+#[derive(Debug, Clone, Copy)]
+pub enum About<'c> {
+    /// The file, as a whole. It is in memory.
+    File,
+    /// A piece of it, up to [`lazaret_sandbox::CONTENT_BYTES_MAX`].
+    Piece(&'c [u8]),
+}
+
+/// A question.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Question<'q> {
+    /// Who signed the program.
+    Signers,
+    /// Which rules of this set match, if their externals have these values; of a piece, only rules that may be judged by pieces.
+    Matches {
+        #[serde(borrow)]
+        set: &'q str,
+        #[serde(borrow)]
+        externals: Vec<(&'q str, &'q str)>,
+        piece: bool,
+    },
+    /// Which rules of these sets match each member, on the way.
+    Members(#[serde(borrow)] Vec<&'q str>),
+}
+
+/// What is said of a member on the way: how long it took in microseconds, and which rules of each set match.
+type Said = (u64, BTreeMap<String, Result<Vec<YaraHit>, String>>);
+
+/// A file that can be asked about.
+pub trait Confined {
+    /// The answer. An error in words, if there is none in time, or the process that was to give it ended.
+    fn ask(&self, question: Vec<u8>, about: About<'_>, limit: Duration) -> Result<Vec<u8>, String>;
+
+    /// What was said of the file when it came out of its container, if the rules are still those.
+    fn remark(&self) -> Option<&[u8]>;
+}
+
+/// How long finding out took what was said of a file when it came out of its container.
+pub(crate) fn remark_took(remark: Option<&[u8]>) -> Duration {
+    let said: Option<Said> = remark.and_then(|remark| serde_json::from_slice(remark).ok());
+    said.map_or(Duration::ZERO, |(took_us, _)| Duration::from_micros(took_us))
+}
+
+/// Which rules of a set match.
+pub fn matches(
+    confined: &dyn Confined,
+    set: &str,
+    externals: &[(&str, &str)],
+    about: About<'_>,
+    limit: Duration,
+) -> Result<Vec<YaraHit>, String> {
+    let piece = matches!(about, About::Piece(_));
+    if let Some(remark) = confined.remark().filter(|_| !piece)
+        && let Ok((_, mut said)) = serde_json::from_slice::<Said>(remark)
+        && let Some(said) = said.remove(set)
+    {
+        return bounded(said);
+    }
+    let question = Question::Matches { set, externals: externals.to_vec(), piece };
+    let answer = confined.ask(question.to_bytes()?, about, limit)?;
+    let said: Result<Vec<YaraHit>, String> =
+        serde_json::from_slice(&answer).map_err(|_| "the sandboxed process said something senseless".to_owned())?;
+    bounded(said)
+}
+
+fn bounded(said: Result<Vec<YaraHit>, String>) -> Result<Vec<YaraHit>, String> {
+    said.map(|mut hits| {
+        hits.truncate(HITS_MAX);
+        hits
+    })
+}
+
+impl Question<'_> {
+    pub fn to_bytes(&self) -> Result<Vec<u8>, String> {
+        postcard::to_allocvec(self).map_err(|error| error.to_string())
+    }
+}
+
+/// The sets of rules that contents are matched against in a sandbox.
+pub struct RuleSets {
+    sandbox: Sandbox,
+    sets: Mutex<BTreeMap<&'static str, Database>>,
+}
+
+/// A set of rules as the sandbox takes it.
+#[derive(Serialize, Deserialize)]
+struct Sealed<'s> {
+    #[serde(borrow)]
+    name: &'s str,
+    #[serde(borrow)]
+    rules: &'s [u8],
+    takes_externals: bool,
+    /// Namespaces and names.
+    by_pieces: HashSet<(String, String)>,
+}
+
+/// Makes a set of rules ready for the sandbox. Rules by namespace and name in `by_pieces` may be judged by pieces of
+/// a file; the set may define what rules ask of a file by name.
+pub fn seal(
+    name: &'static str,
+    rules: &Rules,
+    takes_externals: bool,
+    by_pieces: &HashSet<(String, String)>,
+) -> Result<Database, LoadError> {
+    let failed = |error: &dyn std::fmt::Display| LoadError(format!("cannot hand rules to the sandbox: {error}"));
+    let rules = rules.serialize().map_err(|error| failed(&error))?;
+    let sealed = Sealed { name, rules: &rules, takes_externals, by_pieces: by_pieces.clone() };
+    let sealed = postcard::to_allocvec(&sealed);
+    Database::new(&sealed.map_err(|error| failed(&error))?).map_err(|error| failed(&error))
+}
+
+impl RuleSets {
+    /// None yet.
+    pub fn new(sandbox: Sandbox) -> Self {
+        Self { sandbox, sets: Mutex::default() }
+    }
+
+    /// The sandbox.
+    pub fn sandbox(&self) -> &Sandbox {
+        &self.sandbox
+    }
+
+    /// Has what is asked from now on be answered by this set, in place of the former one of its name. Takes as long as making it ready
+    /// takes; if it is refused, the former one stays.
+    pub fn put(&self, name: &'static str, set: &Database) -> Result<(), LoadError> {
+        let mut sets = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut new = sets.clone();
+        new.insert(name, set.clone());
+        let refused = |error| LoadError(format!("the sandbox does not take the rules: {error}"));
+        self.sandbox.load(new.values().cloned().collect()).map_err(refused)?;
+        *sets = new;
+        Ok(())
+    }
+}
+
+/// Answers, in the sandbox.
+#[derive(Default)]
+pub struct Answering {
+    sets: Vec<Set>,
+}
+
+struct Set {
+    name: String,
+    scanner: Scanner<'static>,
+    takes_externals: bool,
+    by_pieces: HashSet<(String, String)>,
+}
+
+impl Answering {
+    fn matches(
+        &mut self,
+        set: &str,
+        externals: &[(&str, &str)],
+        piece: bool,
+        content: &[u8],
+    ) -> Result<Vec<YaraHit>, String> {
+        let set = self.sets.iter_mut().find(|one| one.name == set).ok_or("its rules are not in the sandbox")?;
+        for (name, value) in externals {
+            set.scanner.set_global(name, *value).map_err(|error| format!("cannot set {name}: {error}"))?;
+        }
+        // Who asked looks at the clock: yara-x does so on a thread of its own, which can't be here.
+        hits(&mut set.scanner, content, piece.then_some(&set.by_pieces))
+    }
+}
+
+impl Answers for Answering {
+    fn prepare(&mut self, databases: &[&[u8]]) -> Result<(), String> {
+        for database in databases {
+            let sealed: Sealed<'_> = postcard::from_bytes(database).map_err(|error| error.to_string())?;
+            let rules = Rules::deserialize(sealed.rules).map_err(|error| error.to_string())?;
+            // They are here until the process ends.
+            let mut scanner = Scanner::new(Box::leak(Box::new(rules)));
+            scanner.fast_scan(true);
+            // What the first scan prepares is there for every job.
+            hits(&mut scanner, b"to be ready", None)?;
+            let (name, takes_externals) = (sealed.name.to_owned(), sealed.takes_externals);
+            self.sets.push(Set { name, scanner, takes_externals, by_pieces: sealed.by_pieces });
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, question: &[u8], content: &[u8]) -> Vec<u8> {
+        match postcard::from_bytes(question) {
+            Ok(Question::Signers) => fitting(signers::read(content), serde_json::to_vec),
+            Ok(Question::Matches { set, externals, piece }) => match self.matches(set, &externals, piece, content) {
+                Ok(hits) => fitting(hits, |hits| serde_json::to_vec(&Ok::<_, String>(hits))),
+                Err(reason) => serde_json::to_vec(&Err::<Vec<YaraHit>, _>(reason)).unwrap_or_default(),
+            },
+            Ok(Question::Members(_)) | Err(_) => Vec::new(),
+        }
+    }
+
+    fn remark(&mut self, question: &[u8], name: &str, file_type: &FileType, content: &[u8]) -> Option<Vec<u8>> {
+        let Ok(Question::Members(sets)) = postcard::from_bytes(question) else { return None };
+        let began = Instant::now();
+        let values = externals(name, &file_type.mime);
+        let externals: Vec<_> = EXTERNALS.iter().zip(&values).map(|(name, value)| (*name, value.as_str())).collect();
+        let mut said = BTreeMap::new();
+        for set in sets {
+            let takes_externals = self.sets.iter().any(|one| one.name == set && one.takes_externals);
+            let externals = if takes_externals { externals.as_slice() } else { &[] };
+            said.insert(set.to_owned(), self.matches(set, externals, false, content));
+        }
+        let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        // Always can be written. One that is too long is left out, and asked for again.
+        serde_json::to_vec(&(took_us, said)).ok()
+    }
+}
+
+/// A list as an answer. Of one that there is no room for the last entries are left out.
+fn fitting<T>(mut list: Vec<T>, written: impl Fn(&Vec<T>) -> serde_json::Result<Vec<u8>>) -> Vec<u8> {
+    loop {
+        // Such lists can always be written.
+        let answer = written(&list).unwrap_or_default();
+        if answer.len() <= ANSWER_BYTES_MAX || list.pop().is_none() {
+            return answer;
+        }
+    }
+}
