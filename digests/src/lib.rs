@@ -15,6 +15,7 @@ mod kernels;
 mod plan;
 mod pool;
 mod set;
+mod tree;
 
 use serde::{Deserialize, Serialize};
 

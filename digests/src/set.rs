@@ -1,11 +1,11 @@
 //! One file's digests on the caller's thread.
 
-use crate::file::{BLOCK_BYTES, File, Part, advance, close_one};
+use crate::file::{BLOCK_BYTES, File, Part, Run, advance, advance_blake3, close_one};
 use crate::plan::Plan;
 use crate::{Digests, Path, Selection};
 
 /// How far all five digests work through a piece before the next step: small enough that the bytes, read from memory once,
-/// are still in the level-2 cache for the fifth of them, long enough for BLAKE3's widest code path (16 KiB with AVX-512).
+/// are still in the level-2 cache for the fifth of them, long enough for BLAKE3's widest code path (16 chunks with AVX-512).
 const STEP_BYTES: usize = 64 * 1024;
 
 /// All digests of one file in one pass, on the thread that calls.
@@ -23,13 +23,15 @@ impl Set {
         Self::planned(selection, Plan::of(None))
     }
 
-    /// The same by a chosen path, for tests and measurements. Digests that the path lacks go by [`Path::Rust`].
+    /// The same by a chosen path, for tests and measurements. Digests that the path lacks go by [`Path::Rust`], BLAKE3 by
+    /// its crate.
     pub fn by(path: Path, selection: Selection) -> Self {
         Self::planned(selection, Plan::forced(path))
     }
 
     pub(crate) fn planned(selection: Selection, plan: Plan) -> Self {
-        Self { plan, file: Box::new(File::new(selection)), rest: [0; BLOCK_BYTES], rest_bytes: 0 }
+        let file = Box::new(File::alone(selection));
+        Self { plan, file, rest: [0; BLOCK_BYTES], rest_bytes: 0 }
     }
 
     /// Takes the file's next bytes.
@@ -62,7 +64,8 @@ impl Set {
     }
 
     fn step(&mut self, bytes: &[u8]) {
-        self.file.update_blake3(bytes);
+        let run = Run { file: &mut self.file, bytes, more: false };
+        advance_blake3(&self.plan, std::iter::once(run));
         advance(&self.plan, &mut [Part { file: &mut self.file, bytes }]);
     }
 

@@ -96,6 +96,44 @@ fn every_length_to_1025_by_every_path_side_by_side() {
     }
 }
 
+/// MD5 and SHA-1 share a pass where a file wants both, so they are tried apart too, and beside files that want both.
+#[test]
+fn md5_and_sha1_apart_by_every_path() {
+    let content = Noise(3).bytes(4096);
+    let apart = [(true, true), (true, false), (false, true)];
+    for path in paths() {
+        let pool = pool(1, Some(path));
+        let pending: Vec<_> = (0..=content.len())
+            .step_by(61)
+            .flat_map(|length| apart.map(|(md5, sha1)| (length, Selection { md5, sha1, ..Selection::NONE })))
+            .map(|(length, selection)| {
+                let mut stream = pool.stream(selection);
+                stream.update_blocking(content.slice(..length));
+                (content.slice(..length), selection, stream.end())
+            })
+            .collect();
+        pending.into_iter().for_each(check);
+    }
+}
+
+/// Files that end in turn, one of them much longer than the others: those that are at their end wait for BLAKE3, which
+/// follows in batches, while the long one gives its lane away and comes back.
+#[test]
+fn small_files_end_beside_a_long_one() {
+    let content = Noise(4).bytes(600_000);
+    let pool = pool(1, None);
+    let lengths = || (0..200).map(|i| if i % 40 == 7 { 600_000 - i } else { 1_000 + (i * 7_919) % 52_000 });
+    let begin = |length| {
+        let mut stream = pool.stream(Selection::ALL);
+        stream.update_blocking(content.slice(..length));
+        stream.end()
+    };
+    let pending: Vec<_> = lengths().map(begin).collect();
+    for (pending, length) in pending.into_iter().zip(lengths()) {
+        assert_eq!(pending.wait().unwrap(), expected(&content[..length]), "{length} bytes");
+    }
+}
+
 #[test]
 fn lengths_around_every_boundary() {
     // Blocks, what is copied together, what is handed on whole, BLAKE3's window, a lane's stay, a file's share of the pool.

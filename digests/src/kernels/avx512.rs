@@ -2,15 +2,16 @@
 //!
 //! Safety: every intrinsic here needs instructions that not every processor has. They are used in two kinds of places
 //! only: behind an `unsafe` function whose caller promises the instructions, and in methods of a type whose values come
-//! from such functions alone (see [`super::words`]). The four entries at the end carry `#[target_feature]`, everything
+//! from such functions alone (see [`super::words`]). The six entries at the end carry `#[target_feature]`, everything
 //! else is inlined into them; memory is touched by `load`, `store` and the two `gather` functions alone, within the bounds
 //! their callers promise.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
 
+use super::blake3::{self, Node};
 use super::drive::{Lane, drive};
-use super::rounds::{Md5, Sha1, Sha256, Sha512};
+use super::rounds::{Md5, Md5Sha1, Sha1, Sha256, Sha512};
 use super::words::{LANES_MAX, Words};
 
 /// 16 words of 32 bits.
@@ -79,6 +80,15 @@ impl Words for W32 {
     fn md5_i(self, b: Self, c: Self, d: Self) -> Self {
         // SAFETY: as above.
         self.add(Self(unsafe { _mm512_ternarylogic_epi32::<0x39>(b.0, c.0, d.0) }))
+    }
+
+    #[inline(always)]
+    fn swap_bytes(self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe {
+            let order = _mm512_broadcast_i32x4(_mm_set_epi8(12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7, 0, 1, 2, 3));
+            _mm512_shuffle_epi8(self.0, order)
+        })
     }
 
     #[inline(always)]
@@ -164,6 +174,15 @@ impl Words for W64 {
     }
 
     #[inline(always)]
+    fn swap_bytes(self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe {
+            let order = _mm512_broadcast_i32x4(_mm_set_epi8(8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+            _mm512_shuffle_epi8(self.0, order)
+        })
+    }
+
+    #[inline(always)]
     fn rotate<const LEFT: i32, const RIGHT: i32>(self) -> Self {
         const { assert!(LEFT + RIGHT == 64) };
         // SAFETY: as above.
@@ -213,15 +232,9 @@ unsafe fn gather_32(files: &[*const u8; LANES_MAX], offset: usize, little: bool)
             words[i + 8] = _mm512_shuffle_i32x4::<0xdd>(low_even, high_even);
             words[i + 12] = _mm512_shuffle_i32x4::<0xdd>(low_odd, high_odd);
         }
-        if !little {
-            let swap = _mm512_broadcast_i32x4(_mm_set_epi8(12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7, 0, 1, 2, 3));
-            for word in &mut words {
-                *word = _mm512_shuffle_epi8(*word, swap);
-            }
-        }
         let mut turned = [W32(_mm512_setzero_si512()); 16];
         for (turned, word) in turned.iter_mut().zip(words) {
-            *turned = W32(word);
+            *turned = if little { W32(word) } else { W32(word).swap_bytes() };
         }
         turned
     }
@@ -255,18 +268,20 @@ unsafe fn gather_64(files: &[*const u8; LANES_MAX], offset: usize, little: bool)
                 words[8 * half + i + 6] = _mm512_shuffle_i64x2::<0xdd>(low_odd, high_odd);
             }
         }
-        if !little {
-            let swap = _mm512_broadcast_i32x4(_mm_set_epi8(8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
-            for word in &mut words {
-                *word = _mm512_shuffle_epi8(*word, swap);
-            }
-        }
         let mut turned = [W64(_mm512_setzero_si512()); 16];
         for (turned, word) in turned.iter_mut().zip(words) {
-            *turned = W64(word);
+            *turned = if little { W64(word) } else { W64(word).swap_bytes() };
         }
         turned
     }
+}
+
+/// # Safety
+/// The processor has AVX-512 F and BW.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn blake3(lanes: &mut [Lane<'_, Node>], blocks: usize) {
+    // SAFETY: the caller promises the instructions of the registers' type.
+    unsafe { blake3::drive::<W32>(lanes, blocks) }
 }
 
 /// # Safety
@@ -283,6 +298,14 @@ pub(super) unsafe fn md5(lanes: &mut [Lane<'_, [u32; 4]>], blocks: usize) {
 pub(super) unsafe fn sha1(lanes: &mut [Lane<'_, [u32; 5]>], blocks: usize) {
     // SAFETY: the caller promises the instructions of the registers' type.
     unsafe { drive::<Sha1, W32, 5>(lanes, blocks) }
+}
+
+/// # Safety
+/// The processor has AVX-512 F and BW.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn md5_sha1(lanes: &mut [Lane<'_, [u32; 9]>], blocks: usize) {
+    // SAFETY: the caller promises the instructions of the registers' type.
+    unsafe { drive::<Md5Sha1, W32, 9>(lanes, blocks) }
 }
 
 /// # Safety

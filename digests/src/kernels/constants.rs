@@ -4,6 +4,11 @@
 pub(crate) const MD5_START: [u32; 4] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476];
 /// SHA-1's initial state (FIPS 180-4, 5.3.1).
 pub(crate) const SHA1_START: [u32; 5] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476, 0xc3d2_e1f0];
+/// Both, one behind the other: SHA-1's state begins with MD5's.
+pub(crate) const MD5_SHA1_START: [u32; 9] = {
+    let ([a, b, c, d], [p, q, r, s, t]) = (MD5_START, SHA1_START);
+    [a, b, c, d, p, q, r, s, t]
+};
 /// SHA-256's initial state (FIPS 180-4, 5.3.3).
 pub(crate) const SHA256_START: [u32; 8] =
     [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];

@@ -25,20 +25,16 @@ pub(super) unsafe fn drive<R: Rounds<V, STATE>, V: Words, const STATE: usize>(
     blocks: usize,
 ) {
     const { assert!(V::LANES <= LANES_MAX) };
-    let Some(first) = lanes.first() else { return };
+    if lanes.is_empty() {
+        return;
+    }
     assert!(lanes.len() <= V::LANES, "more lanes than the register has");
     assert!(
         lanes.iter().all(|lane| lane.bytes.len() / R::BLOCK_BYTES >= blocks),
         "a lane is shorter than the blocks asked for"
     );
-    let mut pointers = [first.bytes.as_ptr(); LANES_MAX];
-    let mut columns = [[V::Word::default(); LANES_MAX]; STATE];
-    for (l, lane) in lanes.iter().enumerate() {
-        pointers[l] = lane.bytes.as_ptr();
-        for (column, word) in columns.iter_mut().zip(&*lane.state) {
-            column[l] = *word;
-        }
-    }
+    let (mut pointers, mut columns) = ([std::ptr::null(); LANES_MAX], [[V::Word::default(); LANES_MAX]; STATE]);
+    fill(lanes, &mut pointers, &mut columns);
     // No closures below: one is compiled without the instructions and can't be inlined where they are.
     // SAFETY: a column has `LANES_MAX` words, at least as many as the register; the caller promises the instructions.
     let mut state = [unsafe { V::load(columns[0].as_ptr()) }; STATE];
@@ -55,8 +51,31 @@ pub(super) unsafe fn drive<R: Rounds<V, STATE>, V: Words, const STATE: usize>(
         // SAFETY: as for the load.
         unsafe { word.store(column.as_mut_ptr()) };
     }
+    put_back(lanes, &columns);
+}
+
+/// Where each lane's bytes are, and the states' words side by side. Lanes without a file point where the first does.
+///
+/// Never inlined: with the instructions of the callers the compiler makes slow gathers of these few loads.
+#[inline(never)]
+fn fill<W: Copy, const STATE: usize>(
+    lanes: &[Lane<'_, [W; STATE]>],
+    pointers: &mut [*const u8; LANES_MAX],
+    columns: &mut [[W; LANES_MAX]; STATE],
+) {
+    *pointers = [lanes.first().map_or(&[][..], |lane| lane.bytes).as_ptr(); LANES_MAX];
+    for (l, lane) in lanes.iter().enumerate() {
+        pointers[l] = lane.bytes.as_ptr();
+        for (column, word) in columns.iter_mut().zip(&*lane.state) {
+            column[l] = *word;
+        }
+    }
+}
+
+#[inline(never)]
+fn put_back<W: Copy, const STATE: usize>(lanes: &mut [Lane<'_, [W; STATE]>], columns: &[[W; LANES_MAX]; STATE]) {
     for (l, lane) in lanes.iter_mut().enumerate() {
-        for (word, column) in lane.state.iter_mut().zip(&columns) {
+        for (word, column) in lane.state.iter_mut().zip(columns) {
             *word = column[l];
         }
     }

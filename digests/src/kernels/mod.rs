@@ -1,9 +1,10 @@
-//! The compression functions of MD5, SHA-1, SHA-256 and SHA-512 by every path that the processor offers: several files side
+//! The compression functions of BLAKE3, MD5, SHA-1, SHA-256 and SHA-512 by every path that the processor offers: several files side
 //! by side in vector registers, two interleaved by the SHA instructions, or one alone.
 //!
 //! Invariant: every path leaves the same state for the same blocks, so a file may change paths between any two blocks.
 //! Nothing here pads, counts or buffers; see [`crate::file`].
 
+pub(crate) mod blake3;
 pub(crate) mod constants;
 mod drive;
 mod rounds;
@@ -17,8 +18,9 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod shani;
 
+pub(crate) use blake3::Blake3;
 pub(crate) use drive::Lane;
-pub(crate) use rounds::{Md5, Sha1, Sha256, Sha512};
+pub(crate) use rounds::{Md5, Md5Sha1, Sha1, Sha256, Sha512};
 
 /// A way to compute digests. Which ones a machine has is found out when the program runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -136,7 +138,9 @@ macro_rules! algorithm {
     };
 }
 
+algorithm!(Blake3, blake3::Node, blake3::Node::chunk(0), 64, blake3, 8, openssl: None, sha_ni: None);
 algorithm!(Md5, [u32; 4], constants::MD5_START, 64, md5, 8, openssl: None, sha_ni: None);
+algorithm!(Md5Sha1, [u32; 9], constants::MD5_SHA1_START, 64, md5_sha1, 8, openssl: None, sha_ni: None);
 algorithm!(Sha1, [u32; 5], constants::SHA1_START, 64, sha1, 8,
     openssl: Some(single::openssl_sha1), sha_ni: Some(2));
 algorithm!(Sha256, [u32; 8], constants::SHA256_START, 64, sha256, 8,
@@ -151,6 +155,7 @@ algorithm!(Sha512, [u64; 8], constants::SHA512_START, 128, sha512, 4,
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod vector {
+    use super::blake3::Node;
     use super::{Lane, Path, avx2, avx512, shani};
 
     macro_rules! entry {
@@ -174,7 +179,9 @@ mod vector {
         };
     }
 
+    entry!(blake3, Node);
     entry!(md5, [u32; 4]);
+    entry!(md5_sha1, [u32; 9]);
     entry!(sha1, [u32; 5], shani::sha1);
     entry!(sha256, [u32; 8], shani::sha256);
     entry!(sha512, [u64; 8]);

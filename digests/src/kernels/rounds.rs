@@ -114,6 +114,79 @@ impl<V: Words<Word = u32>> Rounds<V, 5> for Sha1 {
     }
 }
 
+/// MD5 and SHA-1 of the same blocks, round beside round: MD5's rounds wait for one another, SHA-1's fill the gaps, and the
+/// blocks are read and turned once. The state is MD5's, then SHA-1's.
+pub(crate) struct Md5Sha1;
+
+/// Four rounds of MD5 and five of SHA-1, the `$n`-th of those that share `$mix` and `$sha1_mix`. SHA-1's words are computed
+/// sixteen rounds ahead, in place of the one just used, if `$next`.
+macro_rules! md5_four_sha1_five {
+    ($n:ident, $a:ident $b:ident $c:ident $d:ident, $w:ident, $k:literal, $mix:expr, $factor:literal + $start:literal,
+     $l0:literal $r0:literal, $l1:literal $r1:literal, $l2:literal $r2:literal, $l3:literal $r3:literal;
+     $p:ident $q:ident $r:ident $s:ident $t:ident, $x:ident, $i:literal, $sha1_k:ident, $sha1_mix:expr, $next:literal) => {
+        let (m, i) = (4 * $n, 5 * $n + $i);
+        md5_round!($a $b $c $d, $w[($factor * m + $start) % 16], ($k + m) % 64, $mix, $l0, $r0);
+        sha1_round!($p $q $r $s $t, sha1_ahead::<V, $next>(&mut $x, i), $sha1_k, $sha1_mix);
+        md5_round!($d $a $b $c, $w[($factor * (m + 1) + $start) % 16], ($k + m + 1) % 64, $mix, $l1, $r1);
+        sha1_round!($t $p $q $r $s, sha1_ahead::<V, $next>(&mut $x, i + 1), $sha1_k, $sha1_mix);
+        md5_round!($c $d $a $b, $w[($factor * (m + 2) + $start) % 16], ($k + m + 2) % 64, $mix, $l2, $r2);
+        sha1_round!($s $t $p $q $r, sha1_ahead::<V, $next>(&mut $x, i + 2), $sha1_k, $sha1_mix);
+        md5_round!($b $c $d $a, $w[($factor * (m + 3) + $start) % 16], ($k + m + 3) % 64, $mix, $l3, $r3);
+        sha1_round!($r $s $t $p $q, sha1_ahead::<V, $next>(&mut $x, i + 3), $sha1_k, $sha1_mix);
+        sha1_round!($q $r $s $t $p, sha1_ahead::<V, $next>(&mut $x, i + 4), $sha1_k, $sha1_mix);
+    };
+}
+
+#[inline(always)]
+fn sha1_ahead<V: Words<Word = u32>, const NEXT: bool>(x: &mut [V; 16], i: usize) -> V {
+    let word = x[i % 16];
+    if NEXT {
+        x[i % 16] = x[(i + 13) % 16].xor3(x[(i + 8) % 16], x[(i + 2) % 16]).xor(word).rotate::<1, 31>();
+    }
+    word
+}
+
+impl<V: Words<Word = u32>> Rounds<V, 9> for Md5Sha1 {
+    const BLOCK_BYTES: usize = 64;
+    const LITTLE: bool = true;
+
+    #[inline(always)]
+    fn block(state: &mut [V; 9], w: [V; 16]) {
+        let [mut a, mut b, mut c, mut d, mut p, mut q, mut r, mut s, mut t] = *state;
+        // No `map`, which takes a closure: one is compiled without the instructions.
+        let mut x = [a; 16];
+        for (x, word) in x.iter_mut().zip(&w) {
+            *x = word.swap_bytes();
+        }
+        let (k0, k1, k2, k3) = (p.splat(SHA1_K[0]), p.splat(SHA1_K[1]), p.splat(SHA1_K[2]), p.splat(SHA1_K[3]));
+        // Loops that the compiler must not unroll: it would put all of one digest's rounds before the other's, too far apart
+        // for the processor to see both.
+        let four = std::hint::black_box(4);
+        for n in 0..four {
+            md5_four_sha1_five!(n, a b c d, w, 0, V::md5_f, 1 + 0, 7 25, 12 20, 17 15, 22 10;
+                p q r s t, x, 0, k0, V::choose, true);
+        }
+        for n in 0..four {
+            md5_four_sha1_five!(n, a b c d, w, 16, V::md5_g, 5 + 1, 5 27, 9 23, 14 18, 20 12;
+                p q r s t, x, 20, k1, V::xor3, true);
+        }
+        for n in 0..four {
+            md5_four_sha1_five!(n, a b c d, w, 32, V::md5_h, 3 + 5, 4 28, 11 21, 16 16, 23 9;
+                p q r s t, x, 40, k2, V::majority, true);
+        }
+        let first = 0;
+        md5_four_sha1_five!(first, a b c d, w, 48, V::md5_i, 7 + 0, 6 26, 10 22, 15 17, 21 11;
+            p q r s t, x, 60, k3, V::xor3, true);
+        for n in 1..four {
+            md5_four_sha1_five!(n, a b c d, w, 48, V::md5_i, 7 + 0, 6 26, 10 22, 15 17, 21 11;
+                p q r s t, x, 60, k3, V::xor3, false);
+        }
+        for (sum, word) in state.iter_mut().zip([a, b, c, d, p, q, r, s, t]) {
+            *sum = sum.add(word);
+        }
+    }
+}
+
 /// The functions in which SHA-256 and SHA-512 differ (FIPS 180-4, 4.1.2 and 4.1.3).
 trait Sha2<V: Words> {
     fn sum0(a: V) -> V;

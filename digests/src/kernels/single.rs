@@ -12,6 +12,8 @@ use std::mem::MaybeUninit;
 
 use openssl_sys as ffi;
 
+use super::blake3::{self, Node};
+use super::drive::Lane;
 use super::rounds::Md5;
 use super::words::{LANES_MAX, Rounds, Words};
 
@@ -25,6 +27,24 @@ pub(super) fn md5(state: &mut [u32; 4], bytes: &[u8]) {
         }
         Md5::block(state, words);
     }
+}
+
+/// MD5 and SHA-1, one after the other.
+pub(super) fn md5_sha1(state: &mut [u32; 9], bytes: &[u8]) {
+    let [a, b, c, d, p, q, r, s, t] = *state;
+    let (mut of_md5, mut of_sha1) = ([a, b, c, d], [p, q, r, s, t]);
+    md5(&mut of_md5, bytes);
+    sha1(&mut of_sha1, bytes);
+    for (word, new) in state.iter_mut().zip(of_md5.into_iter().chain(of_sha1)) {
+        *word = new;
+    }
+}
+
+/// BLAKE3 in the same way as MD5.
+pub(super) fn blake3(state: &mut Node, bytes: &[u8]) {
+    let blocks = bytes.len() / blake3::BLOCK_BYTES;
+    // SAFETY: a word of 32 bits needs no instructions that not every processor has.
+    unsafe { blake3::drive::<u32>(&mut [Lane { state, bytes }], blocks) }
 }
 
 /// Has the compiler compute this word before it goes on, where it would sum in another order. Each of MD5's rounds waits for
@@ -117,6 +137,11 @@ impl Words for u32 {
     #[inline(always)]
     fn md5_i(self, b: Self, c: Self, d: Self) -> Self {
         first(self).wrapping_add(c ^ (b | !d))
+    }
+
+    #[inline(always)]
+    fn swap_bytes(self) -> Self {
+        Self::swap_bytes(self)
     }
 
     #[inline(always)]

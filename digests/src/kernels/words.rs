@@ -64,6 +64,8 @@ pub(crate) trait Words: Copy {
     }
     /// The same of the last.
     fn md5_i(self, b: Self, c: Self, d: Self) -> Self;
+    /// Each word with its bytes in the other order.
+    fn swap_bytes(self) -> Self;
     /// Rotates left by `LEFT`; `RIGHT` is the rest of the word's width, since a constant can't be computed from another here.
     fn rotate<const LEFT: i32, const RIGHT: i32>(self) -> Self;
     /// Shifts right by `RIGHT`, as an unsigned word.

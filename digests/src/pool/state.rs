@@ -9,8 +9,8 @@ use bytes::Bytes;
 use slab::Slab;
 
 use super::{FILE_BYTES_MAX, Lost, Settings, URGENT};
-use crate::file::File;
-use crate::plan::LANES_MAX;
+use crate::file::{File, Run};
+use crate::plan::{LANES_MAX, Plan};
 use crate::{Digests, Selection};
 
 /// A file that has not come further than this goes before those that have, every other time: small files and beginnings
@@ -18,6 +18,9 @@ use crate::{Digests, Selection};
 const FRESH_BYTES: u64 = 64 * 1024;
 /// Up to this many files are better spread over the threads than laid side by side: sharing a pass gains nothing yet.
 const SPREAD_FILES: usize = 3;
+
+/// How many files that are through are kept for others: as many as a few threads close in a moment.
+const SPARE_FILES_MAX: usize = 128;
 
 /// Names a file of the pool for as long as its owner or a thread holds it.
 pub(super) type Key = usize;
@@ -61,8 +64,10 @@ pub(super) struct Seat {
     pub(super) piece: Bytes,
     /// How far the piece has come.
     pub(super) done: usize,
-    /// How far BLAKE3, which goes ahead, has come.
+    /// How far BLAKE3 has come, which is behind the others, or ahead by less than a chunk.
     pub(super) hashed: usize,
+    /// The file ends with this piece, but for the rest.
+    pub(super) last: bool,
     /// Bytes since the file came into this lane.
     pub(super) stay_bytes: usize,
 }
@@ -71,6 +76,23 @@ impl Seat {
     /// How many bytes of the piece are still to be done.
     pub(super) fn remaining(&self) -> usize {
         self.piece.len().saturating_sub(self.done)
+    }
+
+    /// How many bytes BLAKE3 is behind.
+    pub(super) fn behind(&self) -> usize {
+        self.done.saturating_sub(self.hashed)
+    }
+
+    /// What BLAKE3 takes to be as far as the others.
+    pub(super) fn catch_up(&mut self) -> Option<Run<'_>> {
+        let behind = self.behind();
+        if behind == 0 {
+            return None;
+        }
+        let at_hand = self.piece.get(self.hashed..)?;
+        let reach = self.file.reach(behind, at_hand.len());
+        self.hashed += reach;
+        Some(Run { file: &mut self.file, bytes: at_hand.get(..reach)?, more: reach < at_hand.len() })
     }
 }
 
@@ -136,6 +158,9 @@ pub(super) struct State {
     queued_bytes_max: usize,
     /// Files whose owners wait until fewer bytes do.
     room: Vec<Key>,
+    /// Files that are through, for others to begin in: they are some kilobytes each, most of which need not be written.
+    #[allow(clippy::vec_box, reason = "the boxes are what is kept")]
+    spare: Vec<Box<File>>,
     /// Threads that are at work, and the files in their lanes.
     running: usize,
     in_lanes: usize,
@@ -158,6 +183,7 @@ impl State {
             queued_bytes: 0,
             queued_bytes_max: settings.queued_bytes_max,
             room: Vec::new(),
+            spare: Vec::new(),
             running: 0,
             in_lanes: 0,
             threads: settings.threads.get(),
@@ -169,10 +195,17 @@ impl State {
     // What owners do.
 
     /// A new file.
-    pub(super) fn open(&mut self, selection: Selection) -> Key {
+    pub(super) fn open(&mut self, plan: &Plan, selection: Selection) -> Key {
         self.open += 1;
+        let file = match self.spare.pop() {
+            Some(mut file) => {
+                file.begin(selection);
+                file
+            }
+            None => Box::new(File::new(plan, selection)),
+        };
         self.files.insert(Entry {
-            file: Some(Box::new(File::new(selection))),
+            file: Some(file),
             pieces: VecDeque::new(),
             pieces_bytes: 0,
             ahead_bytes: 0,
@@ -230,7 +263,11 @@ impl State {
     pub(super) fn end(&mut self, key: Key, pieces: Vec<Bytes>, rest: Bytes, short: bool) -> bool {
         let Some(entry) = self.files.get_mut(key).filter(|entry| entry.outcome.is_none()) else { return false };
         let bytes: usize = pieces.iter().map(Bytes::len).sum();
-        entry.pieces.extend(pieces);
+        if entry.pieces.is_empty() {
+            entry.pieces = pieces.into();
+        } else {
+            entry.pieces.extend(pieces);
+        }
         entry.pieces_bytes += bytes;
         entry.rest = Some(rest);
         entry.short = short;
@@ -369,15 +406,14 @@ impl State {
             let Some(file) = entry.file.take() else { continue };
             entry.place = Place::Lane;
             self.in_lanes += 1;
-            let mut seat = Seat { key, file, piece: Bytes::new(), done: 0, hashed: 0, stay_bytes: 0 };
-            seat.hashed = std::mem::take(&mut entry.ahead_bytes);
-            seat.piece = self.next_piece(key, aftermath).unwrap_or_default();
-            return Some(seat);
+            let hashed = std::mem::take(&mut entry.ahead_bytes);
+            let (piece, last) = self.next_piece(key, aftermath).unwrap_or_default();
+            return Some(Seat { key, file, piece, done: 0, hashed, last, stay_bytes: 0 });
         }
     }
 
-    /// The file's next piece, for its lane.
-    fn next_piece(&mut self, key: Key, aftermath: &mut Aftermath) -> Option<Bytes> {
+    /// The file's next piece, for its lane, and whether it is the last.
+    fn next_piece(&mut self, key: Key, aftermath: &mut Aftermath) -> Option<(Bytes, bool)> {
         let entry = self.files.get_mut(key)?;
         let piece = entry.pieces.pop_front()?;
         entry.taken_bytes += piece.len() as u64;
@@ -389,7 +425,7 @@ impl State {
             self.waited_for -= 1;
             aftermath.wakers.push(waker);
         }
-        Some(piece)
+        Some((piece, entry.rest.is_some() && entry.pieces.is_empty()))
     }
 
     /// Between two steps: what a seat does next. `give_way` says that others want the lane.
@@ -410,11 +446,17 @@ impl State {
             }
             return Next::Stay(seat);
         }
+        if seat.last
+            && let Some(rest) = entry.rest.take()
+        {
+            return Next::End(seat, rest);
+        }
+        debug_assert!(seat.behind() == 0, "BLAKE3 has not had all of a piece");
         let used = std::mem::take(&mut seat.piece);
         self.free(used.len(), aftermath);
         aftermath.pieces.push(used);
-        if let Some(piece) = self.next_piece(seat.key, aftermath) {
-            (seat.piece, seat.done, seat.hashed) = (piece, 0, 0);
+        if let Some((piece, last)) = self.next_piece(seat.key, aftermath) {
+            (seat.piece, seat.last, seat.done, seat.hashed) = (piece, last, 0, 0);
             if give_way {
                 self.stand_up(seat);
                 return Next::Gone;
@@ -433,6 +475,7 @@ impl State {
 
     /// Puts a file that has bytes left back into the queue.
     fn stand_up(&mut self, mut seat: Seat) {
+        debug_assert!(seat.behind() == 0, "BLAKE3 has not had all that the others have");
         self.in_lanes -= 1;
         let Some(entry) = self.files.get_mut(seat.key) else { return };
         let done = seat.piece.split_to(seat.done);
@@ -446,9 +489,17 @@ impl State {
         self.make_ready(seat.key);
     }
 
-    /// A file is through.
-    pub(super) fn finish(&mut self, key: Key, outcome: Result<Digests, Lost>, aftermath: &mut Aftermath) {
+    /// A file is through, with its last piece.
+    pub(super) fn finish(&mut self, seat: Seat, outcome: Result<Digests, Lost>, aftermath: &mut Aftermath) {
+        let Seat { key, file, piece, .. } = seat;
         self.in_lanes -= 1;
+        self.free(piece.len(), aftermath);
+        aftermath.pieces.push(piece);
+        if self.spare.len() < SPARE_FILES_MAX {
+            self.spare.push(file);
+        } else {
+            aftermath.files.push(Some(file));
+        }
         let Some(entry) = self.files.get_mut(key) else { return };
         if entry.dropped {
             self.files.remove(key);
@@ -464,12 +515,12 @@ impl State {
     }
 
     /// A thread failed with this file in a lane: its bytes are given back and its owner is told.
-    pub(super) fn lose(&mut self, key: Key, piece: &Bytes, aftermath: &mut Aftermath) {
-        let Some(entry) = self.files.get_mut(key) else { return };
-        let freed = piece.len() + std::mem::take(&mut entry.pieces_bytes);
+    pub(super) fn lose(&mut self, seat: Seat, aftermath: &mut Aftermath) {
+        let Some(entry) = self.files.get_mut(seat.key) else { return };
+        let freed = std::mem::take(&mut entry.pieces_bytes);
         aftermath.pieces.extend(entry.pieces.drain(..));
         self.free(freed, aftermath);
-        self.finish(key, Err(Lost), aftermath);
+        self.finish(seat, Err(Lost), aftermath);
     }
 
     fn note_empty(&mut self) {
@@ -490,6 +541,10 @@ impl State {
                 aftermath.wakers.extend(waker);
             }
         }
+    }
+
+    pub(super) fn is_dropped(&self, key: Key) -> bool {
+        self.files.get(key).is_none_or(|entry| entry.dropped)
     }
 
     pub(super) fn has_ready(&self) -> bool {
@@ -519,6 +574,10 @@ mod tests {
         State::new(&Settings { queued_bytes_max, ..Settings::default() })
     }
 
+    fn open(state: &mut State) -> Key {
+        state.open(Plan::fastest(), Selection::ALL)
+    }
+
     fn piece(bytes: usize) -> Bytes {
         vec![0; bytes].into()
     }
@@ -526,7 +585,7 @@ mod tests {
     #[test]
     fn whoever_finds_no_room_is_woken_when_another_gives_up() {
         let mut state = state(1000);
-        let (one, two) = (state.open(Selection::ALL), state.open(Selection::ALL));
+        let (one, two) = (open(&mut state), open(&mut state));
         let counting = Arc::new(Counting::default());
         let waker = Waker::from(counting.clone());
         assert!(state.has_room(one, waker.clone(), &mut Aftermath::default()).0);
@@ -542,7 +601,7 @@ mod tests {
     #[test]
     fn a_file_that_has_its_share_waits_until_a_lane_takes_some() {
         let mut state = state(usize::MAX);
-        let key = state.open(Selection::ALL);
+        let key = open(&mut state);
         let counting = Arc::new(Counting::default());
         let waker = Waker::from(counting.clone());
         state.push(key, piece(FILE_BYTES_MAX));
@@ -560,7 +619,7 @@ mod tests {
     #[test]
     fn files_of_a_thread_that_failed_are_told_and_leave_nothing() {
         let mut state = state(usize::MAX);
-        let key = state.open(Selection::ALL);
+        let key = open(&mut state);
         state.push(key, piece(1280));
         state.push(key, piece(128));
         let counting = Arc::new(Counting::default());
@@ -570,7 +629,7 @@ mod tests {
         let seat = state.take(0, &mut aftermath).unwrap();
         state.end(key, vec![piece(256)], Bytes::new(), false);
         assert!(matches!(state.outcome(key, waker.clone(), &mut Aftermath::default()).0, Outcome::Wait));
-        state.lose(seat.key, &seat.piece, &mut aftermath);
+        state.lose(seat, &mut aftermath);
         aftermath.settle();
         assert_eq!(counting.0.load(Ordering::SeqCst), 1);
         assert!(matches!(state.outcome(key, waker.clone(), &mut Aftermath::default()).0, Outcome::There(Err(Lost))));
@@ -581,7 +640,7 @@ mod tests {
     #[test]
     fn a_file_dropped_in_the_queue_or_in_a_lane_is_gone_when_it_is_met() {
         let mut state = state(usize::MAX);
-        let (queued, seated) = (state.open(Selection::ALL), state.open(Selection::ALL));
+        let (queued, seated) = (open(&mut state), open(&mut state));
         state.push(seated, piece(1280));
         state.begin_running();
         let mut aftermath = Aftermath::default();
@@ -597,16 +656,40 @@ mod tests {
     }
 
     #[test]
+    fn a_file_at_its_end_keeps_its_piece_until_it_is_closed_and_leaves_its_room_to_another() {
+        let mut state = state(usize::MAX);
+        let key = open(&mut state);
+        let mut aftermath = Aftermath::default();
+        state.end(key, vec![piece(1280), piece(256)], piece(5), true);
+        state.begin_running();
+        let mut seat = state.take(0, &mut aftermath).unwrap();
+        assert!(!seat.last);
+        (seat.done, seat.hashed) = (1280, 1280);
+        let Next::Stay(mut seat) = state.next(seat, false, &mut aftermath) else { panic!("its second piece is there") };
+        // BLAKE3 has had none of the last piece yet, which therefore stays, and counts.
+        assert!(seat.last);
+        seat.done = 256;
+        assert_eq!(seat.behind(), 256);
+        let Next::End(seat, rest) = state.next(seat, false, &mut aftermath) else { panic!("it is at its end") };
+        assert_eq!((rest.len(), seat.piece.len(), state.queued_bytes), (5, 256, 256));
+        let digests = seat.file.digests();
+        state.finish(seat, Ok(digests), &mut aftermath);
+        assert_eq!((state.queued_bytes, state.in_lanes, state.spare.len()), (0, 0, 1));
+        let next = open(&mut state);
+        assert!(state.spare.is_empty() && state.files[next].file.is_some());
+    }
+
+    #[test]
     fn small_files_and_long_ones_take_turns() {
         let mut state = state(usize::MAX);
-        let open = |state: &mut State, taken_bytes| {
-            let key = state.open(Selection::ALL);
+        let open_after = |state: &mut State, taken_bytes| {
+            let key = open(state);
             state.files[key].taken_bytes = taken_bytes;
             state.push(key, piece(128));
             key
         };
-        let long: Vec<Key> = (0..4).map(|_| open(&mut state, FRESH_BYTES)).collect();
-        let fresh: Vec<Key> = (0..4).map(|_| open(&mut state, 0)).collect();
+        let long: Vec<Key> = (0..4).map(|_| open_after(&mut state, FRESH_BYTES)).collect();
+        let fresh: Vec<Key> = (0..4).map(|_| open_after(&mut state, 0)).collect();
         let mut aftermath = Aftermath::default();
         state.begin_running();
         let order: Vec<Key> = std::iter::from_fn(|| state.take(0, &mut aftermath)).map(|seat| seat.key).collect();

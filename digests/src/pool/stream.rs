@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::state::{Aftermath, Key, Outcome};
 use super::{Lost, Pool, SHORT_BYTES};
-use crate::file::{BLOCK_BYTES, File, Part, advance, close_one};
+use crate::file::{BLOCK_BYTES, File, Part, Run, advance, advance_blake3, close_one};
 use crate::{Digests, Selection};
 
 /// Pieces shorter than this are copied together before they are handed on, so that the way to a thread is a small part of
@@ -26,6 +26,8 @@ pub struct Stream {
     place: Place,
     /// Less than a unit that was begun, or short pieces that were gathered.
     gathered: Vec<u8>,
+    /// The same where nothing came after it yet, not copied.
+    tail: Bytes,
     /// Whole units that were not handed on yet, because the file may turn out to be short.
     held: Vec<Bytes>,
     /// Their bytes; none once pieces are handed on.
@@ -34,9 +36,9 @@ pub struct Stream {
 
 impl Stream {
     pub(super) fn new(pool: Pool, selection: Selection) -> Self {
-        let key = pool.shared().lock().open(selection);
+        let key = pool.shared().lock().open(&pool.shared().plan, selection);
         let place = Place { pool, key: Some(key) };
-        Self { place, gathered: Vec::new(), held: Vec::new(), held_bytes: Some(0) }
+        Self { place, gathered: Vec::new(), tail: Bytes::new(), held: Vec::new(), held_bytes: Some(0) }
     }
 
     /// Takes the file's next bytes. Waits while too many bytes of this file, or of all together, are waiting for a thread.
@@ -46,7 +48,7 @@ impl Stream {
         let cut_bytes = first.len() + second.len();
         if self.held_bytes.is_some_and(|held_bytes| held_bytes + cut_bytes <= SHORT_BYTES) {
             self.held_bytes = self.held_bytes.map(|held_bytes| held_bytes + cut_bytes);
-            self.held.extend([first, second]);
+            self.held.extend([first, second].into_iter().filter(|piece| !piece.is_empty()));
             return;
         }
         self.held_bytes = None;
@@ -64,10 +66,14 @@ impl Stream {
 
     /// Says that the file is at its end. Returns at once; its digests are computed whether anybody waits for them or not.
     pub fn end(mut self) -> Pending {
-        let mut rest = Bytes::from(std::mem::take(&mut self.gathered));
-        let units = rest.split_to(rest.len() - rest.len() % BLOCK_BYTES);
-        let pieces = std::mem::take(&mut self.held).into_iter().chain([units]).filter(|piece| !piece.is_empty());
-        self.place.end(pieces.collect(), rest, self.held_bytes.is_some());
+        let mut rest = std::mem::take(&mut self.tail);
+        let mut pieces = std::mem::take(&mut self.held);
+        if rest.is_empty() {
+            rest = Bytes::from(std::mem::take(&mut self.gathered));
+            let units = rest.split_to(rest.len() - rest.len() % BLOCK_BYTES);
+            pieces.extend(Some(units).filter(|units| !units.is_empty()));
+        }
+        self.place.end(pieces, rest, self.held_bytes.is_some());
         Pending { place: self.place }
     }
 
@@ -84,6 +90,7 @@ impl Stream {
     /// Cuts what was gathered and a new piece into whole units: of what was gathered, made up to a unit, and of the piece
     /// behind. The rest is gathered.
     fn cut(&mut self, mut piece: Bytes) -> (Bytes, Bytes) {
+        self.gathered.extend_from_slice(&std::mem::take(&mut self.tail));
         if self.gathered.len() + piece.len() < GATHER_BYTES {
             self.gathered.extend_from_slice(&piece);
             return (Bytes::new(), Bytes::new());
@@ -98,7 +105,9 @@ impl Stream {
             first = std::mem::replace(&mut self.gathered, rest).into();
         }
         let second = piece.split_to(piece.len() - piece.len() % BLOCK_BYTES);
-        self.gathered.extend_from_slice(&piece);
+        // Nothing is gathered now but what is less than a unit, and then the piece was used up.
+        debug_assert!(self.gathered.is_empty() || piece.is_empty());
+        self.tail = piece;
         (first, second)
     }
 }
@@ -181,8 +190,9 @@ impl Place {
 
 fn digest_here(pool: &Pool, mut file: Box<File>, pieces: &VecDeque<Bytes>, rest: &[u8]) -> Digests {
     let plan = &pool.shared().plan;
+    file.stays_alone();
     for bytes in pieces {
-        file.update_blake3(bytes);
+        advance_blake3(plan, std::iter::once(Run { file: &mut file, bytes, more: false }));
         advance(plan, &mut [Part { file: &mut file, bytes }]);
     }
     close_one(plan, &mut file, rest)
@@ -200,6 +210,10 @@ impl Drop for Place {
 /// Waits for a future on this thread, which sleeps meanwhile.
 fn block_on<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
+    // Most often there is room, and nothing to wait for. Whoever is pending is polled again, with a waker that wakes.
+    if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        return output;
+    }
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     let mut context = Context::from_waker(&waker);
     loop {

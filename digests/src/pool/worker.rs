@@ -4,27 +4,30 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::PoisonError;
 use std::time::Instant;
 
+use arrayvec::ArrayVec;
 use bytes::Bytes;
 
 use super::Shared;
 use super::state::{Aftermath, Next, Seat, State};
-use crate::file::{Ending, Part, advance, close};
+use crate::file::{Ending, Part, advance, advance_blake3, close};
 use crate::plan::LANES_MAX;
 
 /// How far all lanes go before the next look at the queue. Sixteen times this is read four times over, from the level-2
 /// cache; it takes a tenth of a millisecond.
 const STEP_BYTES: usize = 8 * 1024;
-/// How far BLAKE3 goes ahead of the others in one file: its widest code path takes 16 KiB.
-const WINDOW_BYTES: usize = 16 * 1024;
+/// How many bytes of all its files BLAKE3 may be behind the others: they are read again from the level-2 cache, and the more
+/// chunks there are at once, the fewer lanes stay empty.
+const BEHIND_BYTES_MAX: usize = 256 * 1024;
 /// How long a file keeps its lane when others want it.
 const STAY_BYTES: usize = 32 * 1024;
-/// How many steps a file that is at its end waits for others, to be closed with them: closing one costs as much as
-/// closing sixteen.
-const CLOSING_STEPS_MAX: usize = 4;
+/// How far the lanes go while a file that is at its end waits for others, to be closed with them: closing one costs as much
+/// as closing sixteen. Among small files ten come together within this, and one among long files waits half a millisecond.
+const CLOSING_BYTES_MAX: usize = 2 * STEP_BYTES;
 
 /// Works until the pool ends.
 pub(super) fn run(shared: &Shared) {
-    let mut worker = Worker { shared, lanes: Vec::with_capacity(LANES_MAX), ending: Vec::new(), ending_steps: 0 };
+    let mut worker =
+        Worker { shared, lanes: Vec::with_capacity(LANES_MAX), ending: Vec::new(), ending_bytes: 0, behind_bytes: 0 };
     while worker.wait() {
         while worker.has_files() {
             if catch_unwind(AssertUnwindSafe(|| worker.turn())).is_err() {
@@ -40,8 +43,10 @@ struct Worker<'s> {
     lanes: Vec<Seat>,
     /// Files at their end but for the last bytes.
     ending: Vec<(Seat, Bytes)>,
-    /// Steps since the first of them came.
-    ending_steps: usize,
+    /// How far the lanes have gone since the first of them came.
+    ending_bytes: usize,
+    /// How many bytes of all these files BLAKE3 is behind.
+    behind_bytes: usize,
 }
 
 impl Worker<'_> {
@@ -84,9 +89,15 @@ impl Worker<'_> {
     /// One step of all lanes, and what comes of it.
     fn turn(&mut self) {
         self.step();
+        // Whoever may give its lane or its piece away must have nothing left to do for BLAKE3. A file at its end keeps its
+        // piece until it is closed.
+        let full = self.lanes.len() >= LANES_MAX;
+        let may_leave = |seat: &Seat| if seat.remaining() == 0 { !seat.last } else { full && has_stayed(seat) };
+        if self.behind_bytes >= BEHIND_BYTES_MAX || self.lanes.iter().any(may_leave) {
+            self.catch_up();
+        }
         self.exchange();
-        self.ending_steps += 1;
-        let due = self.ending.len() >= LANES_MAX || self.lanes.is_empty() || self.ending_steps >= CLOSING_STEPS_MAX;
+        let due = self.ending.len() >= LANES_MAX || self.lanes.is_empty() || self.ending_bytes >= CLOSING_BYTES_MAX;
         if due && !self.ending.is_empty() {
             self.close();
         }
@@ -98,23 +109,26 @@ impl Worker<'_> {
         if bytes == 0 {
             return;
         }
-        for seat in &mut self.lanes {
-            if seat.done + bytes > seat.hashed {
-                let window = seat.piece.len().min((seat.done + bytes).max(seat.hashed + WINDOW_BYTES));
-                seat.file.update_blake3(seat.piece.get(seat.hashed..window).unwrap_or_default());
-                seat.hashed = window;
-            }
-        }
-        let mut parts: Vec<Part<'_>> = Vec::with_capacity(self.lanes.len());
-        parts.extend(self.lanes.iter_mut().map(|seat| Part {
+        self.ending_bytes += bytes;
+        self.behind_bytes += bytes * self.lanes.len();
+        let parts = self.lanes.iter_mut().map(|seat| Part {
             file: &mut seat.file,
             bytes: seat.piece.get(seat.done..seat.done + bytes).unwrap_or_default(),
-        }));
+        });
+        let mut parts: ArrayVec<Part<'_>, LANES_MAX> = parts.collect();
         advance(&self.shared.plan, &mut parts);
+        drop(parts);
         for seat in &mut self.lanes {
             seat.done += bytes;
             seat.stay_bytes += bytes;
         }
+    }
+
+    /// Takes BLAKE3 as far as the others are, in all files together.
+    fn catch_up(&mut self) {
+        self.behind_bytes = 0;
+        let ending = self.ending.iter_mut().map(|(seat, _)| seat);
+        advance_blake3(&self.shared.plan, self.lanes.iter_mut().chain(ending).filter_map(Seat::catch_up));
     }
 
     /// Lanes whose piece is used up take the next; free ones take other files.
@@ -122,8 +136,14 @@ impl Worker<'_> {
         let mut aftermath = Aftermath::default();
         let mut state = self.shared.lock();
         let full = self.lanes.len() >= LANES_MAX;
-        for seat in std::mem::take(&mut self.lanes) {
-            let give_way = full && seat.stay_bytes >= STAY_BYTES && state.has_ready();
+        for lane in (0..self.lanes.len()).rev() {
+            let Some(seat) = self.lanes.get(lane) else { continue };
+            let give_way = full && has_stayed(seat) && state.has_ready();
+            if seat.remaining() > 0 && !give_way && !state.is_dropped(seat.key) {
+                continue;
+            }
+            // Whatever takes its place has been looked at already.
+            let seat = self.lanes.swap_remove(lane);
             let next = state.next(seat, give_way, &mut aftermath);
             self.seat(next);
         }
@@ -145,7 +165,7 @@ impl Worker<'_> {
             Next::Stay(seat) => self.lanes.push(seat),
             Next::End(seat, rest) => {
                 if self.ending.is_empty() {
-                    self.ending_steps = 0;
+                    self.ending_bytes = 0;
                 }
                 self.ending.push((seat, rest));
             }
@@ -154,6 +174,7 @@ impl Worker<'_> {
     }
 
     fn close(&mut self) {
+        self.catch_up();
         let mut endings: Vec<Ending<'_>> = Vec::with_capacity(self.ending.len());
         endings.extend(self.ending.iter_mut().map(|(seat, rest)| Ending { file: &mut seat.file, rest }));
         close(&self.shared.plan, &mut endings);
@@ -161,8 +182,8 @@ impl Worker<'_> {
         let mut aftermath = Aftermath::default();
         let closed = std::mem::take(&mut self.ending);
         let mut state = self.shared.lock();
-        for ((seat, _), digests) in closed.iter().zip(digests) {
-            state.finish(seat.key, Ok(digests), &mut aftermath);
+        for ((seat, _), digests) in closed.into_iter().zip(digests) {
+            state.finish(seat, Ok(digests), &mut aftermath);
         }
         drop(state);
         aftermath.settle();
@@ -172,13 +193,18 @@ impl Worker<'_> {
     fn give_up(&mut self) {
         let mut aftermath = Aftermath::default();
         let mut state = self.shared.lock();
-        let ending = self.ending.iter().map(|(seat, _)| seat);
-        for seat in self.lanes.iter().chain(ending) {
-            state.lose(seat.key, &seat.piece, &mut aftermath);
+        let ending = self.ending.drain(..).map(|(seat, _)| seat);
+        for seat in self.lanes.drain(..).chain(ending) {
+            state.lose(seat, &mut aftermath);
         }
         drop(state);
-        self.lanes.clear();
-        self.ending.clear();
         aftermath.settle();
     }
+}
+
+/// Whether a seat's file has had its lane long enough if others want it. One that will be through before long stays: to sit
+/// down a second time would cost more.
+fn has_stayed(seat: &Seat) -> bool {
+    let ends_soon = seat.last && seat.remaining() <= STAY_BYTES;
+    seat.stay_bytes >= STAY_BYTES && !ends_soon
 }
