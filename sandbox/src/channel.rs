@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix_sandbox as rustix;
 
@@ -35,6 +35,13 @@ fn encoded(message: &impl Serialize) -> io::Result<Vec<u8>> {
 pub(crate) fn tell(socket: impl AsFd, message: &impl Serialize) -> io::Result<()> {
     let bytes = encoded(message)?;
     retry(|| send(socket.as_fd(), &bytes, SendFlags::NOSIGNAL))?;
+    Ok(())
+}
+
+/// Sends a message to whoever need not be willing to read: an error if there is no room for it.
+pub(crate) fn tell_at_once(socket: impl AsFd, message: &impl Serialize) -> io::Result<()> {
+    let bytes = encoded(message)?;
+    retry(|| send(socket.as_fd(), &bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT))?;
     Ok(())
 }
 
@@ -90,11 +97,14 @@ fn decoded<M: DeserializeOwned>(bytes: &[u8]) -> io::Result<Option<M>> {
 pub(crate) fn wait(socket: impl AsFd, most: Duration) -> io::Result<bool> {
     let socket = socket.as_fd();
     let mut descriptors = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
-    let timeout_ms = i32::try_from(most.as_millis()).unwrap_or(i32::MAX);
-    match poll(&mut descriptors, timeout_ms) {
-        Ok(ready) => Ok(ready > 0),
-        Err(rustix::io::Errno::INTR) => Ok(false),
-        Err(error) => Err(error.into()),
+    let began = Instant::now();
+    loop {
+        let left = most.saturating_sub(began.elapsed());
+        match poll(&mut descriptors, i32::try_from(left.as_millis()).unwrap_or(i32::MAX)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 

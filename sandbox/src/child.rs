@@ -74,10 +74,16 @@ fn zygote(work: &mut dyn Work) -> io::Result<()> {
         }
     };
     tell(stdin.as_fd(), &FromZygote::Ready)?;
-    while let Some((ToZygote::Plant, sockets)) = hear_with(stdin.as_fd())? {
+    let own = getpid();
+    while let Some((message, sockets)) = hear_with(stdin.as_fd())? {
+        if matches!(message, ToZygote::End) {
+            // Nobody else would see to it that they are gone.
+            while !matches!(wait(WaitOptions::empty()), Err(rustix::io::Errno::CHILD)) {}
+            break;
+        }
         while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
         match fork(&prepared.single) {
-            Ok(Forked::Child) => exit_now(i32::from(template(work, &prepared, sockets).is_err())),
+            Ok(Forked::Child) => exit_now(i32::from(template(work, &prepared, own, sockets).is_err())),
             Ok(Forked::Parent(pid)) => {
                 drop(sockets);
                 tell_planted(stdin.as_fd(), pid.get())?;
@@ -85,8 +91,7 @@ fn zygote(work: &mut dyn Work) -> io::Result<()> {
             Err(error) => tell(stdin.as_fd(), &FromZygote::NotPlanted(error.to_string()))?,
         }
     }
-    // Its templates have been told to end. Nobody else would see to it that they are gone.
-    while !matches!(wait(WaitOptions::empty()), Err(rustix::io::Errno::CHILD)) {}
+    // If it was the worker that ended, what is left of it ends with this process.
     Ok(())
 }
 
@@ -116,8 +121,13 @@ fn tell_planted(socket: BorrowedFd<'_>, pid: i32) -> io::Result<()> {
 }
 
 /// A template: forks a job process for each job that is told on its socket.
-fn template(work: &mut dyn Work, prepared: &Prepared, sockets: Vec<OwnedFd>) -> io::Result<()> {
+fn template(work: &mut dyn Work, prepared: &Prepared, zygote: Pid, sockets: Vec<OwnedFd>) -> io::Result<()> {
     let Ok([socket]) = <[OwnedFd; 1]>::try_from(sockets) else { return Err(io::ErrorKind::InvalidInput.into()) };
+    // While a job is at work nobody here reads the socket that ends with the worker; the zygote does.
+    set_parent_process_death_signal(Some(Signal::Kill))?;
+    if getppid() != Some(zygote) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
     // The zygote's socket is closed with this.
     dup2_stdin(&socket)?;
     drop(socket);

@@ -37,8 +37,9 @@ pub trait Answers {
     fn prepare(&mut self, databases: &[&[u8]]) -> Result<(), String>;
     /// Answers in a job process, in up to [`ANSWER_BYTES_MAX`] bytes.
     fn answer(&mut self, question: &[u8], content: &[u8]) -> Vec<u8>;
-    /// Answers about a member of the file while that is taken apart, in some kilobytes; nothing, if it is to be asked about again.
-    fn remark(&mut self, question: &[u8], name: &str, file_type: &FileType, content: &[u8]) -> Option<Vec<u8>>;
+    /// Answers about a member of the file while that is taken apart, in some kilobytes; nothing, if it is to be asked about again. Has no
+    /// deadline of its own, so that the question must be one that never takes long.
+    fn remark(&mut self, question: &[u8], content: &[u8]) -> Option<Vec<u8>>;
 }
 
 /// Detects and takes apart; and, if it was given something that does, answers questions.
@@ -83,8 +84,8 @@ impl Extraction {
     }
 
     /// What is to be said of a member, if that is asked and it is short.
-    fn remark(&mut self, question: Option<&[u8]>, name: &str, file_type: &FileType, content: &[u8]) -> Option<Vec<u8>> {
-        let said = self.answers.as_mut()?.remark(question?, name, file_type, content)?;
+    fn remark(&mut self, question: Option<&[u8]>, content: &[u8]) -> Option<Vec<u8>> {
+        let said = self.answers.as_mut()?.remark(question?, content)?;
         (said.len() <= REMARK_BYTES_MAX).then_some(said)
     }
 }
@@ -237,7 +238,7 @@ impl Job<'_> {
         // Answers, and waiting for the worker, are not this container's time.
         budget.pause(|| {
             let standing = terms.standing.as_deref();
-            let remark = file_type.as_ref().and_then(|known| extraction.remark(standing, &name, known, piece));
+            let remark = file_type.as_ref().and_then(|_| extraction.remark(standing, piece));
             self.put(&Record::Member { name, length_hint, file_type, remark }, &[])?;
             self.put(&Record::Data(piece.len() as u32), piece)
         })?;

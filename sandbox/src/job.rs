@@ -13,7 +13,7 @@ use rustix_sandbox as rustix;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
-use crate::channel::{MESSAGE_BYTES_MAX, hear, pair, tell, wait};
+use crate::channel::{MESSAGE_BYTES_MAX, hear, pair, tell, tell_at_once, wait};
 use crate::child::{EXIT_PANICKED, EXIT_UNCONFINED};
 use crate::pool::{Sandbox, SandboxError, Template};
 use crate::wire::{BLOCK_BYTES, BLOCKS, Begin, Ending, FromJob, HEADER_BYTES_MAX, Record, Task, ToJob, WINDOW_BYTES};
@@ -125,7 +125,7 @@ impl Job {
     /// Tells it what to do.
     pub fn command(&mut self, command: &ToJob) -> Result<(), Ended> {
         self.waits = false;
-        tell(&self.socket, command).map_err(|_| self.gone())
+        tell_at_once(&self.socket, command).map_err(|_| self.gone())
     }
 
     /// Notes that it waits for the next command.
@@ -205,7 +205,7 @@ impl Job {
                     }
                     self.taken += 1;
                     // A process that is gone needs no answer: it may have said all that it had to.
-                    let _ = tell(&self.socket, &ToJob::Copied);
+                    let _ = tell_at_once(&self.socket, &ToJob::Copied);
                     return Ok(());
                 }
                 FromJob::Read(offset) => self.fill(input, offset)?,
@@ -213,7 +213,7 @@ impl Job {
                     input.was_read(input_read);
                     let range = input.turn(turn).map(|range| (range.start, range.end));
                     // A process that is gone needs no answer.
-                    let _ = tell(&self.socket, &ToJob::Turn(range));
+                    let _ = tell_at_once(&self.socket, &ToJob::Turn(range));
                 }
             }
         }
@@ -252,7 +252,7 @@ impl Job {
             }
             _ => Ok(ToJob::NotReadable),
         };
-        match answer.and_then(|answer| tell(&self.socket, &answer)) {
+        match answer.and_then(|answer| tell_at_once(&self.socket, &answer)) {
             Ok(()) => Ok(()),
             Err(_) => Err(self.gone()),
         }

@@ -11,14 +11,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix_sandbox as rustix;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use rustix::net::{Shutdown, shutdown};
 use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::channel::{DESCRIPTORS_MAX, MESSAGE_BYTES_MAX, hear, hear_with, pair, tell, tell_with, wait};
@@ -119,9 +118,10 @@ impl Sandbox {
     /// not expected.
     pub fn load(&self, databases: Vec<Database>) -> Result<(), SandboxError> {
         let loaded = Loaded { generation: self.generation() + 1, databases };
-        let new = Zygote::start(&self.shared.options, loaded)?;
-        let former = self.current().zygote.clone();
-        self.replace(&former, new);
+        let new = Current { zygote: Arc::new(Zygote::start(&self.shared.options, loaded)?), idle: Vec::new() };
+        let former = std::mem::replace(&mut *self.current(), new);
+        // Without the lock: it may wait for processes.
+        drop(former);
         Ok(())
     }
 
@@ -247,6 +247,8 @@ struct Loaded {
 struct Zygote {
     process: Child,
     control: Mutex<OwnedFd>,
+    /// It did not answer in time: what it says later would be taken for the answer to something else.
+    broken: AtomicBool,
     loaded: Loaded,
     jobs: AtomicU32,
 }
@@ -264,7 +266,13 @@ impl Zygote {
             .stderr(Stdio::null())
             .spawn()
             .map_err(|error| SandboxError::Start(format!("{}: {error}", options.program.display())))?;
-        let zygote = Self { process, control: Mutex::new(control), loaded, jobs: AtomicU32::new(0) };
+        let zygote = Self {
+            process,
+            control: Mutex::new(control),
+            broken: AtomicBool::new(false),
+            loaded,
+            jobs: AtomicU32::new(0),
+        };
         let given: Vec<BorrowedFd<'_>> = zygote.loaded.databases.iter().map(|database| database.0.as_fd()).collect();
         let told = match given.as_slice() {
             [] => tell(&*zygote.control(), &ToZygote::Prepare),
@@ -289,8 +297,13 @@ impl Zygote {
         let failed = |source| SandboxError::Channel { operation: "fork", source };
         let (control, theirs) = pair().map_err(failed)?;
         let zygotes = self.control();
-        tell_with(&*zygotes, &ToZygote::Plant, &[theirs.as_fd()]).map_err(failed)?;
-        match heard(&zygotes, PLANT_MAX).map_err(failed)? {
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(failed(io::ErrorKind::BrokenPipe.into()));
+        }
+        let told = tell_with(&*zygotes, &ToZygote::Plant, &[theirs.as_fd()]);
+        let heard = told.and_then(|()| heard(&zygotes, PLANT_MAX));
+        self.broken.store(!matches!(heard, Ok(Some(_))), Ordering::Relaxed);
+        match heard.map_err(failed)? {
             Some((FromZygote::Planted, mut descriptors)) => {
                 let process = descriptors.pop().ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
                 let buffer = vec![0; MESSAGE_BYTES_MAX];
@@ -313,7 +326,7 @@ impl Drop for Zygote {
     fn drop(&mut self) {
         // It sees its children off, whom nobody else would wait for, and ends, which ends the socket.
         let control = self.control();
-        if shutdown(&*control, Shutdown::Write).is_ok() {
+        if tell(&*control, &ToZygote::End).is_ok() {
             let _ = wait(&*control, END_MAX);
         }
         drop(control);

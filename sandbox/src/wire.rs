@@ -23,6 +23,8 @@ pub(crate) enum ToZygote {
     Prepare,
     /// It is to fork a template for the socket that travels along.
     Plant,
+    /// Its templates have been killed: it is to see them off, and end.
+    End,
 }
 
 /// A zygote to the worker.

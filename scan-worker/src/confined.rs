@@ -8,13 +8,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lazaret_analysis::YaraHit;
-use lazaret_containers::FileType;
 use lazaret_sandbox::{ANSWER_BYTES_MAX, Answers, Database, Sandbox};
 use serde::{Deserialize, Serialize};
 use yara_x::{Rules, Scanner};
 
 use crate::engines::reload::LoadError;
-use crate::engines::yara::{EXTERNALS, HITS_MAX, externals, hits};
+use crate::engines::yara::{HITS_MAX, hits};
 use crate::signers;
 
 /// What is asked about.
@@ -39,7 +38,7 @@ pub(crate) enum Question<'q> {
         externals: Vec<(&'q str, &'q str)>,
         piece: bool,
     },
-    /// Which rules of these sets match each member, on the way.
+    /// Which rules of these sets match each member, on the way. They have no externals.
     Members(#[serde(borrow)] Vec<&'q str>),
 }
 
@@ -109,22 +108,15 @@ struct Sealed<'s> {
     name: &'s str,
     #[serde(borrow)]
     rules: &'s [u8],
-    takes_externals: bool,
     /// Namespaces and names.
     by_pieces: HashSet<(String, String)>,
 }
 
-/// Makes a set of rules ready for the sandbox. Rules by namespace and name in `by_pieces` may be judged by pieces of
-/// a file; the set may define what rules ask of a file by name.
-pub fn seal(
-    name: &'static str,
-    rules: &Rules,
-    takes_externals: bool,
-    by_pieces: &HashSet<(String, String)>,
-) -> Result<Database, LoadError> {
+/// Makes a set of rules ready for the sandbox. Rules by namespace and name in `by_pieces` may be judged by pieces of a file.
+pub fn seal(name: &'static str, rules: &Rules, by_pieces: &HashSet<(String, String)>) -> Result<Database, LoadError> {
     let failed = |error: &dyn std::fmt::Display| LoadError(format!("cannot hand rules to the sandbox: {error}"));
     let rules = rules.serialize().map_err(|error| failed(&error))?;
-    let sealed = Sealed { name, rules: &rules, takes_externals, by_pieces: by_pieces.clone() };
+    let sealed = Sealed { name, rules: &rules, by_pieces: by_pieces.clone() };
     let sealed = postcard::to_allocvec(&sealed);
     Database::new(&sealed.map_err(|error| failed(&error))?).map_err(|error| failed(&error))
 }
@@ -162,7 +154,6 @@ pub struct Answering {
 struct Set {
     name: String,
     scanner: Scanner<'static>,
-    takes_externals: bool,
     by_pieces: HashSet<(String, String)>,
 }
 
@@ -193,33 +184,29 @@ impl Answers for Answering {
             scanner.fast_scan(true);
             // What the first scan prepares is there for every job.
             hits(&mut scanner, b"to be ready", None)?;
-            let (name, takes_externals) = (sealed.name.to_owned(), sealed.takes_externals);
-            self.sets.push(Set { name, scanner, takes_externals, by_pieces: sealed.by_pieces });
+            self.sets.push(Set { name: sealed.name.to_owned(), scanner, by_pieces: sealed.by_pieces });
         }
         Ok(())
     }
 
     fn answer(&mut self, question: &[u8], content: &[u8]) -> Vec<u8> {
         match postcard::from_bytes(question) {
-            Ok(Question::Signers) => fitting(signers::read(content), serde_json::to_vec),
+            Ok(Question::Signers) => fitting(signers::read(content), serde_json::to_vec).unwrap_or_default(),
             Ok(Question::Matches { set, externals, piece }) => match self.matches(set, &externals, piece, content) {
-                Ok(hits) => fitting(hits, |hits| serde_json::to_vec(&Ok::<_, String>(hits))),
+                // Without an answer the file has failed. It never looks as if nothing matched.
+                Ok(hits) => fitting(hits, |hits| serde_json::to_vec(&Ok::<_, String>(hits))).unwrap_or_default(),
                 Err(reason) => serde_json::to_vec(&Err::<Vec<YaraHit>, _>(reason)).unwrap_or_default(),
             },
             Ok(Question::Members(_)) | Err(_) => Vec::new(),
         }
     }
 
-    fn remark(&mut self, question: &[u8], name: &str, file_type: &FileType, content: &[u8]) -> Option<Vec<u8>> {
+    fn remark(&mut self, question: &[u8], content: &[u8]) -> Option<Vec<u8>> {
         let Ok(Question::Members(sets)) = postcard::from_bytes(question) else { return None };
         let began = Instant::now();
-        let values = externals(name, &file_type.mime);
-        let externals: Vec<_> = EXTERNALS.iter().zip(&values).map(|(name, value)| (*name, value.as_str())).collect();
         let mut said = BTreeMap::new();
         for set in sets {
-            let takes_externals = self.sets.iter().any(|one| one.name == set && one.takes_externals);
-            let externals = if takes_externals { externals.as_slice() } else { &[] };
-            said.insert(set.to_owned(), self.matches(set, externals, false, content));
+            said.insert(set.to_owned(), self.matches(set, &[], false, content));
         }
         let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         // Always can be written. One that is too long is left out, and asked for again.
@@ -227,13 +214,31 @@ impl Answers for Answering {
     }
 }
 
-/// A list as an answer. Of one that there is no room for the last entries are left out.
-fn fitting<T>(mut list: Vec<T>, written: impl Fn(&Vec<T>) -> serde_json::Result<Vec<u8>>) -> Vec<u8> {
+/// A list as an answer. Of one that there is no room for the last entries are left out; none, if there is no room for the first.
+fn fitting<T>(mut list: Vec<T>, written: impl Fn(&Vec<T>) -> serde_json::Result<Vec<u8>>) -> Option<Vec<u8>> {
     loop {
-        // Such lists can always be written.
-        let answer = written(&list).unwrap_or_default();
-        if answer.len() <= ANSWER_BYTES_MAX || list.pop().is_none() {
-            return answer;
+        let answer = written(&list).ok()?;
+        if answer.len() <= ANSWER_BYTES_MAX {
+            return Some(answer);
         }
+        list.pop();
+        if list.is_empty() {
+            return None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_cut_to_fit_and_never_to_nothing() {
+        let long = "x".repeat(ANSWER_BYTES_MAX / 3);
+        let written = |list: &Vec<String>| serde_json::to_vec(list);
+        let answer = fitting(vec![long.clone(); 9], written).unwrap();
+        assert_eq!(serde_json::from_slice::<Vec<String>>(&answer).unwrap().len(), 2);
+        assert_eq!(fitting(Vec::new(), written).unwrap(), b"[]");
+        assert_eq!(fitting(vec![long.repeat(4)], written), None);
     }
 }

@@ -126,8 +126,8 @@ pub trait Engine: Send + Sync {
         Ok(())
     }
 
-    /// The set of rules that it has in the sandbox, if any.
-    fn rule_set(&self) -> Option<&'static str> {
+    /// The set of rules that it has in the sandbox, if no content makes matching it take long or much memory, so that it needs no deadline.
+    fn swift_rule_set(&self) -> Option<&'static str> {
         None
     }
 

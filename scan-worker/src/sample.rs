@@ -10,7 +10,6 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use lazaret_protocol::BlobName;
 use lazaret_protocol::message::ByteRange;
-use serde::{Deserialize, Serialize};
 
 use crate::memory::Reservation;
 use crate::source::{BlobSource, SourceError};
@@ -35,17 +34,6 @@ pub enum Content {
     Remote(BlobName, Arc<dyn BlobSource>),
     /// In the worker's spool.
     Spooled(Arc<Spooled>),
-}
-
-/// A sample without its content, as it is told to a process of its own.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SampleDescriptor {
-    /// The file's name, for showing.
-    pub name: String,
-    /// Its length in bytes.
-    pub length: u64,
-    /// Where its content is to be read if it doesn't travel along.
-    pub blob: Option<BlobName>,
 }
 
 impl Sample {
@@ -85,15 +73,6 @@ impl Sample {
             Content::Memory(bytes, _) => Some(bytes),
             Content::Remote(..) | Content::Spooled(_) => None,
         }
-    }
-
-    /// The sample without its content.
-    pub fn descriptor(&self) -> SampleDescriptor {
-        let blob = match &self.content {
-            Content::Memory(..) | Content::Spooled(_) => None,
-            Content::Remote(blob, _) => Some(*blob),
-        };
-        SampleDescriptor { name: self.name.clone(), length: self.length, blob }
     }
 
     /// Why something of it could not be read, if that happened and concerns this file alone. Whoever could not read it may

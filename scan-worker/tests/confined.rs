@@ -140,6 +140,23 @@ fn what_rules_may_ask_of_a_file_they_are_told_in_the_sandbox() {
 }
 
 #[test]
+fn a_match_of_which_much_is_to_be_told_is_told() {
+    let tags: Vec<String> = (0..60_000).map(|at| format!("tag{at}")).collect();
+    let meta: Vec<String> = (0..100).map(|at| format!("m{at} = \"{}\"", "é".repeat(3000))).collect();
+    let rules: String = (0..150)
+        .map(|at| {
+            let (tags, meta) = if at < 2 { (tags.join(" "), meta.join(" ")) } else { ("tag".into(), meta.join(" ")) };
+            format!("rule r{at} : {tags} {{ meta: {meta} strings: $a = \"needle\" condition: $a }}\n")
+        })
+        .collect();
+    let station = station(&rules);
+    let root = station.scan("file", b"a needle".to_vec()).root;
+    assert_eq!(root.own, ResultCode::YARA_MATCHED);
+    let hits = root.findings.yara.unwrap().hits;
+    assert!(!hits.is_empty() && hits[0].tags.len() <= 100, "{}", hits.len());
+}
+
+#[test]
 fn a_file_that_takes_too_long_costs_itself_alone() {
     let slow = r#"rule slow { strings: $a = "slow" condition: $a and for all i in (0..filesize * 1000000000) : (uint8(i % 7) + i != 1) }"#;
     let station = station_with(slow, |options| options.engine_timeout = Duration::from_secs(1));
@@ -151,6 +168,18 @@ fn a_file_that_takes_too_long_costs_itself_alone() {
     assert!(failed.engines.iter().any(|engine| engine.threat.contains("longer than it may")), "{:?}", failed.engines);
     assert_eq!(scanned.at("b.txt").result.own, ResultCode::NO_THREAT);
     assert_eq!(scanned.at("c.txt").result.own, ResultCode::INFECTED);
+    // Nor, with as many archives as threads, does it cost its archive.
+    std::thread::scope(|scope| {
+        for number in 0..3 {
+            let station = &station;
+            let content = zip(&[("a.txt", format!("slow enough {number}").as_bytes()), ("c.txt", marker().as_bytes())]);
+            scope.spawn(move || {
+                let scanned = station.scan("files.zip", content);
+                assert_eq!(scanned.at("a.txt").result.own, ResultCode::SCAN_FAILED);
+                assert_eq!(scanned.at("c.txt").result.own, ResultCode::INFECTED);
+            });
+        }
+    });
     assert_eq!(station.scan("file", b"slow enough".to_vec()).root.own, ResultCode::SCAN_FAILED);
     assert_eq!(station.scan("file", b"fast".to_vec()).root.own, ResultCode::NO_THREAT);
     assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());

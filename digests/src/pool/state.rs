@@ -304,6 +304,8 @@ impl State {
         if alone
             && entry.short
             && entry.place == Place::Ready
+            // Of a file that lanes have begun with, BLAKE3 may be ahead of the others.
+            && entry.ahead_bytes == 0
             && let (Some(file), Some(rest)) = (entry.file.take(), entry.rest.take())
         {
             let pieces = std::mem::take(&mut entry.pieces);

@@ -84,10 +84,10 @@ impl Engine for BuiltinEngine {
     fn confine(&self, rule_sets: &Arc<RuleSets>) -> Result<(), LoadError> {
         // Each of them may be judged by pieces.
         let all = self.rules.iter().map(|rule| (rule.namespace().to_owned(), rule.identifier().to_owned())).collect();
-        rule_sets.put(ENGINE_ID, &seal(ENGINE_ID, self.rules, false, &all)?)
+        rule_sets.put(ENGINE_ID, &seal(ENGINE_ID, self.rules, &all)?)
     }
 
-    fn rule_set(&self) -> Option<&'static str> {
+    fn swift_rule_set(&self) -> Option<&'static str> {
         Some(ENGINE_ID)
     }
 

@@ -325,16 +325,17 @@ struct Tree {
 
 impl Tree {
     /// What containers' own processes are to say of each short member on the way. With at least as many trees as threads each tree's
-    /// process matches its members itself, which spares handing every one of them to another; with fewer, or rules that take
-    /// long, members are matched by as many processes as there are threads.
+    /// process matches its members itself, which spares handing every one of them to another; with fewer, members are matched by as
+    /// many processes as there are threads. The operator's own rules are always matched there: one that takes long must cost its
+    /// file, and not the archive.
     fn standing_question(&self) -> Option<Vec<u8>> {
         let scanner = &self.scanner;
-        if scanner.trees.load(Ordering::Relaxed) < scanner.options.scan_threads || scanner.leaf_cost.is_worth_asking() {
+        if scanner.trees.load(Ordering::Relaxed) < scanner.options.scan_threads {
             return None;
         }
         let taking_part = scanner.engines.iter().filter(|engine| takes_part(engine, &self.rule));
-        let sets: Vec<&str> = taking_part.filter_map(|engine| engine.rule_set()).collect();
-        Question::Members(sets).to_bytes().ok()
+        let sets: Vec<&str> = taking_part.filter_map(|engine| engine.swift_rule_set()).collect();
+        if sets.is_empty() { None } else { Question::Members(sets).to_bytes().ok() }
     }
 
     /// Whether results may no longer be written.

@@ -263,7 +263,9 @@ impl ConfinedFile<'_, '_> {
         check: &dyn Fn() -> Result<(), Halt>,
     ) -> Result<Vec<u8>, String> {
         let respondents = &self.opening.tree.respondents;
-        let idle = lock(respondents).pop().filter(Respondent::is_current);
+        // A statement of its own: one that is dropped may have to wait, and not under the lock.
+        let idle = lock(respondents).pop();
+        let idle = idle.filter(Respondent::is_current);
         let begun = idle.map_or_else(|| self.sandbox.respondent(), Ok);
         let mut respondent = begun.map_err(|error| error.to_string())?;
         let answer = respondent.ask(question, content, check).map_err(|ended| in_words(&ended))?;

@@ -18,7 +18,7 @@ use crate::engines::reload::{Found, LoadError};
 /// The longest rule file: longer ones are no rules.
 const FILE_BYTES_MAX: u64 = 256 << 20;
 /// Names that rules may use for what is known of the file, all texts.
-pub(crate) const EXTERNALS: [&str; 4] = ["filename", "filepath", "extension", "filetype"];
+pub(super) const EXTERNALS: [&str; 4] = ["filename", "filepath", "extension", "filetype"];
 
 /// In which form a set is there.
 pub(super) enum Form {
@@ -99,7 +99,7 @@ impl Compiled {
     /// The same for the sandbox.
     pub fn sealed(&self, name: &'static str) -> Result<Self, LoadError> {
         let database = match &self.form {
-            Form::Here(rules) => seal(name, rules, true, &self.by_pieces)?,
+            Form::Here(rules) => seal(name, rules, &self.by_pieces)?,
             Form::Sealed(database) => database.clone(),
         };
         Ok(Self {

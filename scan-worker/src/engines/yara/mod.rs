@@ -23,12 +23,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lazaret_analysis::rule::extension_of;
-use lazaret_analysis::{ResultCode, YaraHit};
+use lazaret_analysis::{FileInfo, ResultCode, YaraHit};
 use lazaret_sandbox::CONTENT_BYTES_MAX;
 use serde_json::Value;
 use yara_x::{MetaValue, ScanError, Scanner};
 
-pub(crate) use self::compile::EXTERNALS;
 use self::compile::{Compiled, Form};
 use super::reload::{self, Found, LoadError, Reloadable, Trouble};
 use crate::confined::{About, RuleSets, matches};
@@ -47,14 +46,19 @@ const WINDOW_BYTES: u64 = CONTENT_BYTES_MAX;
 pub(crate) const HITS_MAX: usize = 100;
 /// Most of what a rule's author wrote that is kept with a hit.
 const META_MAX: usize = 32;
+/// Most of its tags.
+const TAGS_MAX: usize = 32;
 /// The longest text of that.
-const META_TEXT_BYTES_MAX: usize = 1024;
+const META_TEXT_CHARS_MAX: usize = 1024;
 /// How many rules are named in the engine's own entry.
 const NAMES_SHOWN: usize = 3;
 /// The longest that a file waits for a thread of the engine. Threads come free at least every `timeout`.
 const WAIT_MAX: Duration = Duration::from_secs(600);
 /// How much longer than its timeout a scan may take: yara-x looks at the clock now and then.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// By how many sets a long file is scanned that change meanwhile.
+const SETS_MAX: usize = 4;
 
 /// How often it is looked whether a former set is still in use, before its memory is given back.
 const LET_GO_INTERVAL: Duration = Duration::from_millis(20);
@@ -140,10 +144,34 @@ impl YaraEngine {
         self.shared.loaded().count
     }
 
+    /// Scans a file that is not in memory.
+    fn scan_pieces(&self, loaded: &Compiled, subject: &Subject<'_>, context: &ScanContext) -> EngineVerdict {
+        if loaded.by_pieces.is_empty() {
+            return EngineVerdict::not_scanned("the file is too long for these rules, which need it whole");
+        }
+        let mut waited = Duration::ZERO;
+        for window in subject.sample.windows(WINDOW_BYTES, windows::OVERLAP_BYTES) {
+            let window = match window {
+                Ok(window) => window,
+                Err(error) => return EngineVerdict::failed(error.to_string()),
+            };
+            let answer = self.scan_bytes(subject, window.bytes, true, context);
+            waited += answer.waited;
+            match answer.result {
+                Ok(hits) if hits.is_empty() => {}
+                decided => return verdict(decided, waited),
+            }
+        }
+        if loaded.by_pieces.len() < loaded.count {
+            return EngineVerdict::not_scanned("the file is too long for some of the rules, which need it whole");
+        }
+        verdict(Ok(Vec::new()), waited)
+    }
+
     fn scan_bytes(&self, subject: &Subject<'_>, content: Bytes, piece: bool, context: &ScanContext) -> Answer {
         let limit = context.limit.min(self.shared.options.timeout);
         if let Some(confined) = subject.confined {
-            let externals = externals(&subject.file.display_name, &subject.file.file_type);
+            let externals = externals(subject.file);
             let externals: Vec<_> =
                 compile::EXTERNALS.iter().zip(&externals).map(|(name, value)| (*name, value.as_str())).collect();
             let about = if piece { About::Piece(&content) } else { About::File };
@@ -152,13 +180,7 @@ impl YaraEngine {
         }
         let (reply, replies) = sync_channel(2);
         let queued = Instant::now();
-        let job = Job {
-            content,
-            externals: externals(&subject.file.display_name, &subject.file.file_type),
-            piece,
-            limit,
-            reply,
-        };
+        let job = Job { content, externals: externals(subject.file), piece, limit, reply };
         self.shared.lock().jobs.push_back(job);
         self.shared.work.notify_one();
         let begun = replies.recv_timeout(WAIT_MAX);
@@ -215,36 +237,20 @@ impl Engine for YaraEngine {
         Ok(())
     }
 
-    fn rule_set(&self) -> Option<&'static str> {
-        Some(ENGINE_ID)
-    }
-
     fn scan(&self, subject: &Subject<'_>, context: &ScanContext) -> EngineVerdict {
         if let Some(content) = subject.sample.bytes() {
             let answer = self.scan_bytes(subject, content.clone(), false, context);
             return verdict(answer.result, answer.waited);
         }
-        let loaded = self.shared.loaded();
-        if loaded.by_pieces.is_empty() {
-            return EngineVerdict::not_scanned("the file is too long for these rules, which need it whole");
-        }
-        let mut waited = Duration::ZERO;
-        for window in subject.sample.windows(WINDOW_BYTES, windows::OVERLAP_BYTES) {
-            let window = match window {
-                Ok(window) => window,
-                Err(error) => return EngineVerdict::failed(error.to_string()),
-            };
-            let answer = self.scan_bytes(subject, window.bytes, true, context);
-            waited += answer.waited;
-            match answer.result {
-                Ok(hits) if hits.is_empty() => {}
-                decided => return verdict(decided, waited),
+        for _ in 0..SETS_MAX {
+            let loaded = self.shared.loaded();
+            let verdict = self.scan_pieces(&loaded, subject, context);
+            // Which rules could judge it whole was asked of this set; the pieces may have been judged by another one.
+            if self.shared.loaded().version == loaded.version {
+                return verdict;
             }
         }
-        if loaded.by_pieces.len() < loaded.count {
-            return EngineVerdict::not_scanned("the file is too long for some of the rules, which need it whole");
-        }
-        verdict(Ok(Vec::new()), waited)
+        EngineVerdict::failed("the rules changed again and again while the file was scanned")
     }
 }
 
@@ -263,14 +269,14 @@ fn verdict(result: Result<Vec<YaraHit>, String>, waited: Duration) -> EngineVerd
 }
 
 /// What rules may ask of the file by name, in the order of [`compile::EXTERNALS`].
-pub(crate) fn externals(display_name: &str, mime: &str) -> [String; 4] {
+fn externals(file: &FileInfo) -> [String; 4] {
     // Without the folders before it: a verdict is found again by this name, wherever the file lies.
-    let name = base_name(display_name);
+    let name = base_name(&file.display_name);
     [
         name.to_owned(),
         name.to_owned(),
         extension_of(name).map(|extension| format!(".{extension}")).unwrap_or_default(),
-        mime.to_owned(),
+        file.file_type.clone(),
     ]
 }
 
@@ -397,7 +403,7 @@ pub(crate) fn hits(
 }
 
 fn hit(rule: &yara_x::Rule<'_, '_>) -> YaraHit {
-    let text = |text: &str| text.chars().take(META_TEXT_BYTES_MAX).collect::<String>();
+    let text = |text: &str| text.chars().take(META_TEXT_CHARS_MAX).collect::<String>();
     let meta = rule.metadata().take(META_MAX).map(|(key, value)| {
         let value = match value {
             MetaValue::Integer(number) => Value::from(number),
@@ -408,12 +414,12 @@ fn hit(rule: &yara_x::Rule<'_, '_>) -> YaraHit {
             MetaValue::String(string) => Value::from(text(string)),
             MetaValue::Bytes(bytes) => Value::from(text(&String::from_utf8_lossy(bytes))),
         };
-        (key.to_owned(), value)
+        (text(key), value)
     });
     YaraHit {
-        rule: rule.identifier().to_owned(),
+        rule: text(rule.identifier()),
         namespace: rule.namespace().to_owned(),
-        tags: rule.tags().map(|tag| tag.identifier().to_owned()).collect(),
+        tags: rule.tags().take(TAGS_MAX).map(|tag| text(tag.identifier())).collect(),
         meta: meta.collect(),
     }
 }
@@ -422,8 +428,6 @@ fn hit(rule: &yara_x::Rule<'_, '_>) -> YaraHit {
 mod tests {
     use std::fs;
     use std::path::Path;
-
-    use lazaret_analysis::FileInfo;
 
     use super::*;
     use crate::sample::Sample;
