@@ -164,6 +164,12 @@ pub(crate) struct Ending<'a> {
     pub(crate) rest: &'a [u8],
 }
 
+/// Takes a file's next whole units into all of its digests.
+pub(crate) fn advance_one(plan: &Plan, file: &mut File, bytes: &[u8]) {
+    advance_blake3(plan, std::iter::once(Run { file, bytes, more: false }));
+    advance(plan, &mut [Part { file, bytes }]);
+}
+
 /// Pads and closes one file.
 pub(crate) fn close_one(plan: &Plan, file: &mut File, rest: &[u8]) -> Digests {
     close(plan, &mut [Ending { file, rest }]);

@@ -1,6 +1,6 @@
 //! One file's digests on the caller's thread.
 
-use crate::file::{BLOCK_BYTES, File, Part, Run, advance, advance_blake3, close_one};
+use crate::file::{BLOCK_BYTES, File, advance_one, close_one};
 use crate::plan::Plan;
 use crate::{Digests, Path, Selection};
 
@@ -64,9 +64,7 @@ impl Set {
     }
 
     fn step(&mut self, bytes: &[u8]) {
-        let run = Run { file: &mut self.file, bytes, more: false };
-        advance_blake3(&self.plan, std::iter::once(run));
-        advance(&self.plan, &mut [Part { file: &mut self.file, bytes }]);
+        advance_one(&self.plan, &mut self.file, bytes);
     }
 
     /// The digests of all bytes taken.

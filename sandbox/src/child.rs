@@ -76,10 +76,14 @@ fn zygote(work: &mut dyn Work) -> io::Result<()> {
     tell(stdin.as_fd(), &FromZygote::Ready)?;
     let own = getpid();
     while let Some((message, sockets)) = hear_with(stdin.as_fd())? {
-        if matches!(message, ToZygote::End) {
-            // Nobody else would see to it that they are gone.
-            while !matches!(wait(WaitOptions::empty()), Err(rustix::io::Errno::CHILD)) {}
-            break;
+        match message {
+            ToZygote::Plant => {}
+            ToZygote::End => {
+                // Nobody else would see to it that they are gone.
+                while !matches!(wait(WaitOptions::empty()), Err(rustix::io::Errno::CHILD)) {}
+                break;
+            }
+            ToZygote::Prepare => return Err(io::ErrorKind::InvalidInput.into()),
         }
         while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
         match fork(&prepared.single) {

@@ -37,9 +37,6 @@ pub trait Answers {
     fn prepare(&mut self, databases: &[&[u8]]) -> Result<(), String>;
     /// Answers in a job process, in up to [`ANSWER_BYTES_MAX`] bytes.
     fn answer(&mut self, question: &[u8], content: &[u8]) -> Vec<u8>;
-    /// Answers about a member of the file while that is taken apart, in some kilobytes; nothing, if it is to be asked about again. Has no
-    /// deadline of its own, so that the question must be one that never takes long.
-    fn remark(&mut self, question: &[u8], content: &[u8]) -> Option<Vec<u8>>;
 }
 
 /// Detects and takes apart; and, if it was given something that does, answers questions.
@@ -83,10 +80,10 @@ impl Extraction {
         self.answers.as_mut().map(|answers| answers.answer(question, content)).unwrap_or_default()
     }
 
-    /// What is to be said of a member, if that is asked and it is short.
+    /// What is to be said of a member, if anything is asked and the answer is short.
     fn remark(&mut self, question: Option<&[u8]>, content: &[u8]) -> Option<Vec<u8>> {
-        let said = self.answers.as_mut()?.remark(question?, content)?;
-        (said.len() <= REMARK_BYTES_MAX).then_some(said)
+        let said = self.answer(question?, content);
+        (1..=REMARK_BYTES_MAX).contains(&said.len()).then_some(said)
     }
 }
 

@@ -9,12 +9,10 @@ use std::time::Duration;
 
 use lazaret_containers::container::display_name;
 use lazaret_containers::{ExtractionOutcome, Halt, Limit, Turn};
-use rustix_sandbox as rustix;
-
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
 use crate::channel::{MESSAGE_BYTES_MAX, hear, pair, tell, tell_at_once, wait};
 use crate::child::{EXIT_PANICKED, EXIT_UNCONFINED};
+use crate::memory::shared_memory;
 use crate::pool::{Sandbox, SandboxError, Template};
 use crate::wire::{BLOCK_BYTES, BLOCKS, Begin, Ending, FromJob, HEADER_BYTES_MAX, Record, Task, ToJob, WINDOW_BYTES};
 
@@ -110,6 +108,11 @@ impl Job {
             at: 0,
             buffer: vec![0; MESSAGE_BYTES_MAX],
         })
+    }
+
+    /// The sandbox that it is in.
+    pub fn sandbox(&self) -> &Sandbox {
+        &self.sandbox
     }
 
     /// Which of the things that the sandbox was given it has at hand; 0 once it is over.
@@ -298,14 +301,6 @@ impl Drop for Job {
             self.give_back();
         }
     }
-}
-
-/// Shared memory of a fixed size.
-pub(crate) fn shared_memory(name: &str, bytes: u64) -> io::Result<File> {
-    let memory = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    ftruncate(&memory, bytes)?;
-    fcntl_add_seals(&memory, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
-    Ok(File::from(memory))
 }
 
 /// What the end of a job process means.

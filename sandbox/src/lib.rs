@@ -26,6 +26,7 @@ pub mod child;
 mod confine;
 mod extraction;
 mod job;
+mod memory;
 mod opening;
 mod output;
 mod pool;

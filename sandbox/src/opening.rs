@@ -7,8 +7,9 @@ use lazaret_containers::container::{display_name, hand_out};
 use lazaret_containers::format::{CLAIMS_MAX, Found};
 use lazaret_containers::{Budget, ExtractionOutcome, FileType, Halt, Limits, Passwords, Remark, Sink};
 
-use crate::job::{Check, Ended, Input, Job, shared_memory};
-use crate::pool::{Sandbox, SandboxError, sealed_memory};
+use crate::job::{Check, Ended, Input, Job};
+use crate::memory::{sealed_memory, shared_memory};
+use crate::pool::{Sandbox, SandboxError};
 use crate::wire::{REMARK_BYTES_MAX, Record, Task, Terms, ToJob, WINDOW_BYTES};
 
 /// Processor time that a job may take beyond the seconds of its rule: to detect types and answer questions, and to find out that
@@ -34,13 +35,13 @@ pub struct Request<'r> {
     pub limits: &'r Limits,
     /// The passwords to try.
     pub passwords: &'r Passwords,
-    /// A question that is to be answered about each short member on the way. See [`crate::Answers::remark`].
+    /// A question that is to be answered about each short member on the way, in some kilobytes: without an answer it is to be asked
+    /// again. The answers have no deadline but the archive's, so that it must be one that never takes long.
     pub standing: Option<Vec<u8>>,
 }
 
 /// A file that is open in a job process.
 pub struct Opening<'o> {
-    sandbox: Sandbox,
     job: Job,
     input: &'o dyn Input,
 }
@@ -57,7 +58,7 @@ impl Sandbox {
         };
         let cpu_seconds = request.limits.archive_seconds.saturating_add(CPU_SECONDS_MORE);
         let job = Job::begin(self, &task, input_memory(input).map_err(failed)?, cpu_seconds)?;
-        Ok(Opening { sandbox: self.clone(), job, input })
+        Ok(Opening { job, input })
     }
 
     /// Starts a process that answers questions about many contents, which must all be one submitter's.
@@ -159,7 +160,7 @@ impl Opening<'_> {
                 return outcome;
             }
             let request = Request { containers: Some(found), ..request.clone() };
-            match self.sandbox.open(&request, self.input) {
+            match self.job.sandbox().open(&request, self.input) {
                 Ok(opening) => self = opening,
                 Err(error) => {
                     outcome.note_broken(error.to_string());

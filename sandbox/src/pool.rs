@@ -8,7 +8,6 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -17,11 +16,11 @@ use std::time::Duration;
 
 use rustix_sandbox as rustix;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::channel::{DESCRIPTORS_MAX, MESSAGE_BYTES_MAX, hear, hear_with, pair, tell, tell_with, wait};
 use crate::child::ARGUMENT;
+use crate::memory::sealed_memory;
 use crate::wire::{Begin, Ended, Ending, FromZygote, ToZygote};
 
 /// What they cost together is a hundred times what starting a zygote does.
@@ -215,14 +214,6 @@ impl Sandbox {
             drop(template);
         }
     }
-}
-
-/// Shared memory with a content that can't change any more.
-pub(crate) fn sealed_memory(name: &str, content: &[u8]) -> io::Result<File> {
-    let memory = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
-    memory.write_all_at(content, 0)?;
-    fcntl_add_seals(&memory, SealFlags::GROW | SealFlags::SHRINK | SealFlags::WRITE | SealFlags::SEAL)?;
-    Ok(memory)
 }
 
 /// Something that jobs are to have at hand, in memory that the sandbox shares.

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lazaret_analysis::YaraHit;
 use lazaret_sandbox::{ANSWER_BYTES_MAX, Answers, Database, Sandbox};
@@ -42,8 +42,8 @@ pub(crate) enum Question<'q> {
     Members(#[serde(borrow)] Vec<&'q str>),
 }
 
-/// What is said of a member on the way: how long it took in microseconds, and which rules of each set match.
-type Said = (u64, BTreeMap<String, Result<Vec<YaraHit>, String>>);
+/// What is said of a member on the way: which rules of each set match.
+type Said = BTreeMap<String, Result<Vec<YaraHit>, String>>;
 
 /// A file that can be asked about.
 pub trait Confined {
@@ -52,12 +52,6 @@ pub trait Confined {
 
     /// What was said of the file when it came out of its container, if the rules are still those.
     fn remark(&self) -> Option<&[u8]>;
-}
-
-/// How long finding out took what was said of a file when it came out of its container.
-pub(crate) fn remark_took(remark: Option<&[u8]>) -> Duration {
-    let said: Option<Said> = remark.and_then(|remark| serde_json::from_slice(remark).ok());
-    said.map_or(Duration::ZERO, |(took_us, _)| Duration::from_micros(took_us))
 }
 
 /// Which rules of a set match.
@@ -70,7 +64,7 @@ pub fn matches(
 ) -> Result<Vec<YaraHit>, String> {
     let piece = matches!(about, About::Piece(_));
     if let Some(remark) = confined.remark().filter(|_| !piece)
-        && let Ok((_, mut said)) = serde_json::from_slice::<Said>(remark)
+        && let Ok(mut said) = serde_json::from_slice::<Said>(remark)
         && let Some(said) = said.remove(set)
     {
         return bounded(said);
@@ -166,11 +160,8 @@ impl Answering {
         content: &[u8],
     ) -> Result<Vec<YaraHit>, String> {
         let set = self.sets.iter_mut().find(|one| one.name == set).ok_or("its rules are not in the sandbox")?;
-        for (name, value) in externals {
-            set.scanner.set_global(name, *value).map_err(|error| format!("cannot set {name}: {error}"))?;
-        }
         // Who asked looks at the clock: yara-x does so on a thread of its own, which can't be here.
-        hits(&mut set.scanner, content, piece.then_some(&set.by_pieces))
+        hits(&mut set.scanner, externals.iter().copied(), content, piece.then_some(&set.by_pieces))
     }
 }
 
@@ -183,7 +174,7 @@ impl Answers for Answering {
             let mut scanner = Scanner::new(Box::leak(Box::new(rules)));
             scanner.fast_scan(true);
             // What the first scan prepares is there for every job.
-            hits(&mut scanner, b"to be ready", None)?;
+            hits(&mut scanner, [], b"to be ready", None)?;
             self.sets.push(Set { name: sealed.name.to_owned(), scanner, by_pieces: sealed.by_pieces });
         }
         Ok(())
@@ -197,20 +188,13 @@ impl Answers for Answering {
                 Ok(hits) => fitting(hits, |hits| serde_json::to_vec(&Ok::<_, String>(hits))).unwrap_or_default(),
                 Err(reason) => serde_json::to_vec(&Err::<Vec<YaraHit>, _>(reason)).unwrap_or_default(),
             },
-            Ok(Question::Members(_)) | Err(_) => Vec::new(),
+            Ok(Question::Members(sets)) => {
+                let said: Said =
+                    sets.into_iter().map(|set| (set.to_owned(), self.matches(set, &[], false, content))).collect();
+                serde_json::to_vec(&said).unwrap_or_default()
+            }
+            Err(_) => Vec::new(),
         }
-    }
-
-    fn remark(&mut self, question: &[u8], content: &[u8]) -> Option<Vec<u8>> {
-        let Ok(Question::Members(sets)) = postcard::from_bytes(question) else { return None };
-        let began = Instant::now();
-        let mut said = BTreeMap::new();
-        for set in sets {
-            said.insert(set.to_owned(), self.matches(set, &[], false, content));
-        }
-        let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-        // Always can be written. One that is too long is left out, and asked for again.
-        serde_json::to_vec(&(took_us, said)).ok()
     }
 }
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::state::{Aftermath, Key, Outcome};
 use super::{Lost, Pool, SHORT_BYTES};
-use crate::file::{BLOCK_BYTES, File, Part, Run, advance, advance_blake3, close_one};
+use crate::file::{BLOCK_BYTES, File, advance_one, close_one};
 use crate::{Digests, Selection};
 
 /// Pieces shorter than this are copied together before they are handed on, so that the way to a thread is a small part of
@@ -192,8 +192,7 @@ fn digest_here(pool: &Pool, mut file: Box<File>, pieces: &VecDeque<Bytes>, rest:
     let plan = &pool.shared().plan;
     file.stays_alone();
     for bytes in pieces {
-        advance_blake3(plan, std::iter::once(Run { file: &mut file, bytes, more: false }));
-        advance(plan, &mut [Part { file: &mut file, bytes }]);
+        advance_one(plan, &mut file, bytes);
     }
     close_one(plan, &mut file, rest)
 }

@@ -126,7 +126,7 @@ fn scan_here(rules: &'static Rules, content: &[u8], most: Duration) -> Result<Ve
         let mut scanner = slot.borrow_mut().take().unwrap_or_else(|| Scanner::new(rules));
         // yara-x counts whole seconds. Whether a rule matches is all that is asked.
         scanner.fast_scan(true).set_timeout(most.max(Duration::from_secs(1)));
-        let found = hits(&mut scanner, content, None);
+        let found = hits(&mut scanner, [], content, None);
         *slot.borrow_mut() = Some(scanner);
         found
     })

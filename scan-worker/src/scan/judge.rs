@@ -19,7 +19,7 @@ use super::opening::{FileOpening, SandboxInput};
 use super::verdicts::{Asked, take_over};
 use super::{Tree, ms_since};
 use crate::budget::StopReason;
-use crate::confined::{Confined, remark_took};
+use crate::confined::Confined;
 use crate::engine::Subject;
 use crate::examine::{self, examine, panic_text};
 use crate::sample::Sample;
@@ -134,8 +134,7 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     judged.findings = examined.findings;
     judged.failure = [judged.failure, examined.failure].into_iter().flatten().reduce(worst);
     if containers.is_empty() {
-        let remark = confined.and_then(|confined| confined.remark());
-        shared.leaf_cost.note(began.elapsed() + remark_took(remark));
+        shared.leaf_cost.note(began.elapsed());
     }
 
     // Where its content decided, what is in it is not looked at.

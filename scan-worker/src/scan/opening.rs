@@ -243,14 +243,14 @@ impl ConfinedFile<'_, '_> {
             if answer.is_err() {
                 *begun = None;
             }
-            return answer.map_err(|ended| in_words(&ended));
+            return answer.map_err(in_words);
         }
         drop(begun);
         match opening.sample.bytes() {
             Some(content) if content.len() as u64 <= CONTENT_BYTES_MAX => self.ask_another(question, content, check),
             _ => {
                 let mut other = begin(self.sandbox, &opening.request(Some(&[])), opening.input)?;
-                other.ask(question, check).map_err(|ended| in_words(&ended))
+                other.ask(question, check).map_err(in_words)
             }
         }
     }
@@ -268,7 +268,7 @@ impl ConfinedFile<'_, '_> {
         let idle = idle.filter(Respondent::is_current);
         let begun = idle.map_or_else(|| self.sandbox.respondent(), Ok);
         let mut respondent = begun.map_err(|error| error.to_string())?;
-        let answer = respondent.ask(question, content, check).map_err(|ended| in_words(&ended))?;
+        let answer = respondent.ask(question, content, check).map_err(in_words)?;
         lock(respondents).push(respondent);
         Ok(answer)
     }
@@ -294,11 +294,11 @@ impl Confined for ConfinedFile<'_, '_> {
 }
 
 /// Why there is no answer.
-fn in_words(ended: &Ended) -> String {
+fn in_words(ended: Ended) -> String {
     match ended {
         Ended::Halted(Halt::Stopped) => Halt::Stopped.to_string(),
         Ended::Halted(Halt::Limit(_)) => "the scan took longer than it may".to_owned(),
-        Ended::Failed(_, reason) => reason.clone(),
+        Ended::Failed(_, reason) => reason,
     }
 }
 

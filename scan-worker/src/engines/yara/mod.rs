@@ -3,9 +3,9 @@
 //! - Rules are compiled on the thread that watches their files, then swapped in. A set that does not compile is refused and
 //!   the former one stays.
 //!   What compiling took is given back to the operating system once nobody uses the former set.
-//! - With a sandbox files are matched there, and the rules are nowhere else. Without one they are scanned by threads of the engine's own, as many as may scan at once. Each keeps a scanner, which is much
-//!   dearer to make than a small file is to scan; it gives up the scanner of a former set as soon as there is a new one, so
-//!   that the former set's memory comes back at once.
+//! - With a sandbox files are matched there, and the rules are nowhere else. Without one they are scanned by threads of the
+//!   engine's own, as many as may scan at once. Each keeps a scanner, which is much dearer to make than a small file is to scan;
+//!   it gives up the scanner of a former set as soon as there is a new one, so that the former set's memory comes back at once.
 //! - A file that is not in memory is cut into overlapping pieces. Rules that may be judged by pieces (`windows`) are; if there
 //!   are others, a file in which nothing was found is Not Scanned, never clean.
 
@@ -171,9 +171,8 @@ impl YaraEngine {
     fn scan_bytes(&self, subject: &Subject<'_>, content: Bytes, piece: bool, context: &ScanContext) -> Answer {
         let limit = context.limit.min(self.shared.options.timeout);
         if let Some(confined) = subject.confined {
-            let externals = externals(subject.file);
-            let externals: Vec<_> =
-                compile::EXTERNALS.iter().zip(&externals).map(|(name, value)| (*name, value.as_str())).collect();
+            let values = externals(subject.file);
+            let externals: Vec<_> = named(&values).collect();
             let about = if piece { About::Piece(&content) } else { About::File };
             let result = matches(confined, ENGINE_ID, &externals, about, limit.max(Duration::from_secs(1)));
             return Answer { result, waited: Duration::ZERO };
@@ -380,18 +379,24 @@ impl Shared {
 
 fn scan(scanner: &mut Scanner<'_>, compiled: &Compiled, job: &Job) -> Result<Vec<YaraHit>, String> {
     scanner.set_timeout(job.limit.max(Duration::from_secs(1)));
-    for (name, value) in compile::EXTERNALS.iter().zip(&job.externals) {
-        scanner.set_global(name, value.as_str()).map_err(|error| format!("cannot set {name}: {error}"))?;
-    }
-    hits(scanner, &job.content, job.piece.then_some(&compiled.by_pieces))
+    hits(scanner, named(&job.externals), &job.content, job.piece.then_some(&compiled.by_pieces))
 }
 
-/// Which rules match a content: all, or those of a list.
-pub(crate) fn hits(
+/// What rules may ask of a file, with the names by which they do.
+fn named(externals: &[String; 4]) -> impl Iterator<Item = (&str, &str)> {
+    compile::EXTERNALS.into_iter().zip(externals.iter().map(String::as_str))
+}
+
+/// Which rules match a content, if what they may ask of it has these values: all, or those of a list.
+pub(crate) fn hits<'e>(
     scanner: &mut Scanner<'_>,
+    externals: impl IntoIterator<Item = (&'e str, &'e str)>,
     content: &[u8],
     only: Option<&HashSet<(String, String)>>,
 ) -> Result<Vec<YaraHit>, String> {
+    for (name, value) in externals {
+        scanner.set_global(name, value).map_err(|error| format!("cannot set {name}: {error}"))?;
+    }
     let results = scanner.scan(content).map_err(|error| match error {
         ScanError::Timeout => "the scan took longer than it may".to_owned(),
         other => other.to_string(),
