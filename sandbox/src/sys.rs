@@ -39,31 +39,6 @@ pub(crate) fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Gives memory that was freed back to the operating system. The allocator keeps it for later otherwise, and what a large job took
-/// once stays with the process.
-pub fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it looks at the allocator's own lists under its own locks, and touches nothing that is in use.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
-/// Has the allocator give back at once what is freed of large blocks, from 1 MiB on. By itself it learns from the first such block
-/// to keep them all, on lists of their own for every few threads, so that a burst of uploads stays with the process as memory
-/// that nothing uses. It costs a tenth of what a storage node alone can do with blobs of 4 MiB, so that it is for processes in which
-/// storage is not what all wait for.
-pub fn keep_no_large_blocks() {
-    const LARGE_BYTES: libc::c_int = 1 << 20;
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it sets a number of the allocator's own, under its own lock.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BYTES);
-    }
-    #[cfg(not(target_env = "gnu"))]
-    let _ = LARGE_BYTES;
-}
-
 /// A file in shared memory that can't change any more, as bytes.
 pub(crate) struct Mapped {
     address: std::ptr::NonNull<u8>,
