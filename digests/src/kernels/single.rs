@@ -29,12 +29,14 @@ pub(super) fn md5(state: &mut [u32; 4], bytes: &[u8]) {
     }
 }
 
-/// MD5 and SHA-1, one after the other.
+/// MD5 and SHA-1, block by block: each of MD5's rounds waits for the one before, and meanwhile the processor goes on with SHA-1.
 pub(super) fn md5_sha1(state: &mut [u32; 9], bytes: &[u8]) {
     let [a, b, c, d, p, q, r, s, t] = *state;
     let (mut of_md5, mut of_sha1) = ([a, b, c, d], [p, q, r, s, t]);
-    md5(&mut of_md5, bytes);
-    sha1(&mut of_sha1, bytes);
+    for block in bytes.as_chunks::<64>().0 {
+        md5(&mut of_md5, block);
+        sha1(&mut of_sha1, block);
+    }
     for (word, new) in state.iter_mut().zip(of_md5.into_iter().chain(of_sha1)) {
         *word = new;
     }
