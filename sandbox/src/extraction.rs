@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use lazaret_containers::format::Found;
-use lazaret_containers::{Budget, ExtractionOutcome, FileType, Guarded, Member, ReadSeek, Refused, TreeBudget, detect};
+use lazaret_containers::{
+    Budget, ExtractionOutcome, FileType, Guarded, Member, ReadSeek, Refused, TreeBudget, detect, detect_content,
+};
 
 use crate::child::Work;
 use crate::output::Output;
@@ -264,7 +266,7 @@ fn fill<'s>(content: &mut dyn Read, scratch: &'s mut [u8]) -> (&'s [u8], Option<
 
 fn type_of(content: &[u8]) -> Option<FileType> {
     // Without one the worker asks for it, and hears of what went wrong.
-    detect(&mut Cursor::new(content), content.len() as u64).ok()
+    detect_content(content).ok()
 }
 
 /// A file that the input holds as a whole.
