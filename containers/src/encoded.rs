@@ -62,7 +62,9 @@ const MAGIC: [&[u8]; 22] = [
 /// Whether a file that begins like this is a text, if with some odd characters in it.
 pub(crate) fn is_text(head: &[u8]) -> bool {
     let head = head.get(..TOLD_BY_BYTES).unwrap_or(head);
-    let controls = head.iter().filter(|byte| matches!(byte, 0..=8 | 14..=26 | 28..=31)).count();
+    // In pieces whose sum is one byte, so that many are counted by each instruction.
+    let is_control = |byte: &u8| u8::from(matches!(byte, 0..=8 | 14..=26 | 28..=31));
+    let controls: usize = head.chunks(128).map(|piece| usize::from(piece.iter().map(is_control).sum::<u8>())).sum();
     controls * CONTROLS_OF_TEXT <= head.len().max(2 * CONTROLS_OF_TEXT)
 }
 
@@ -339,31 +341,38 @@ pub(crate) fn characters(text: &[u8]) -> impl Iterator<Item = (usize, u8, usize)
     })
 }
 
-/// Made once: for a short text making them would take longer than to search.
-static UU_BEGIN: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"begin"));
-static YENC_BEGIN: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"=ybegin "));
+/// Made once: for a short text making it would take longer than to search.
+static BEGIN: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"begin"));
+
+/// Whether a text has the word that a file of uuencode or yEnc begins with.
+pub(crate) fn has_begin(text: &[u8]) -> bool {
+    BEGIN.find(text).is_some()
+}
 
 /// Whether a file of uuencode or yEnc begins somewhere in a text.
 pub(crate) fn begins_file_of_lines(text: &[u8]) -> (bool, bool) {
-    let lines = |finder: &Finder<'_>, is_one: fn(&[u8], &[u8]) -> bool| {
-        finder.find_iter(text).any(|at| {
-            let begins = at
-                .checked_sub(1)
-                .and_then(|before| text.get(before))
-                .is_none_or(|before| matches!(before, b'\n' | b'\r'));
-            if !begins {
-                return false;
-            }
-            let rest = text.get(at..).unwrap_or_default();
-            let rest = rest.get(..LINE_BYTES_MAX).unwrap_or(rest);
-            let (line, next) = rest.split_at_checked(memchr(b'\n', rest).unwrap_or(rest.len())).unwrap_or_default();
-            is_one(line, next.strip_prefix(b"\n").unwrap_or(next))
-        })
-    };
-    let is_uuencode = lines(&UU_BEGIN, |line, next| {
-        transfer::uu_begin(line).is_some_and(|begin| begin.is_sure || begin.is_base64 || is_uuencoded(next))
-    });
-    let is_yenc = lines(&YENC_BEGIN, |line, _| find(line, b" name=").is_some() && find(line, b"size=").is_some());
+    let (mut is_uuencode, mut is_yenc) = (false, false);
+    for word in BEGIN.find_iter(text) {
+        let before = text.get(..word).unwrap_or_default();
+        let (before, is_y) = before.strip_suffix(b"=y").map_or((before, false), |before| (before, true));
+        if !matches!(before.last(), None | Some(b'\n' | b'\r')) {
+            continue;
+        }
+        let rest = text.get(before.len()..).unwrap_or_default();
+        let rest = rest.get(..LINE_BYTES_MAX).unwrap_or(rest);
+        let (line, next) = rest.split_at_checked(memchr(b'\n', rest).unwrap_or(rest.len())).unwrap_or_default();
+        if is_y {
+            is_yenc |=
+                line.starts_with(b"=ybegin ") && find(line, b" name=").is_some() && find(line, b"size=").is_some();
+        } else {
+            let next = next.strip_prefix(b"\n").unwrap_or(next);
+            is_uuencode |=
+                transfer::uu_begin(line).is_some_and(|begin| begin.is_sure || begin.is_base64 || is_uuencoded(next));
+        }
+        if is_uuencode && is_yenc {
+            break;
+        }
+    }
     (is_uuencode, is_yenc)
 }
 
