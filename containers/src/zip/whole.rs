@@ -4,7 +4,7 @@
 //! decode like this, since the header lies or the data is broken or cut off, is decoded from its beginning as a stream: whatever comes
 //! out before the fault comes out as ever.
 
-use std::io::{self, BufReader, Cursor, Read};
+use std::io::{self, Cursor, Read};
 
 use flate2::bufread::DeflateDecoder;
 use libdeflater::Decompressor;
@@ -35,7 +35,7 @@ pub(super) struct Short<'b, R> {
 
 enum State<R> {
     Packed(R),
-    Streamed(DeflateDecoder<BufReader<Cursor<Vec<u8>>>>),
+    Streamed(Box<DeflateDecoder<Cursor<Vec<u8>>>>),
     End,
 }
 
@@ -66,8 +66,8 @@ impl<R: Read> Read for Short<'_, R> {
                 self.state = State::End;
                 return Ok(bytes);
             }
-            let packed = BufReader::new(Cursor::new(std::mem::take(&mut self.bench.packed)));
-            self.state = State::Streamed(DeflateDecoder::new(packed));
+            let packed = Cursor::new(std::mem::take(&mut self.bench.packed));
+            self.state = State::Streamed(Box::new(DeflateDecoder::new(packed)));
         }
         match &mut self.state {
             State::Streamed(stream) => stream.read(into),
