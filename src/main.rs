@@ -1,5 +1,6 @@
 //! The `lazaret` binary: parses the command line, starts telemetry, runs the command, turns its outcome into an exit code.
 
+mod allocator;
 mod backup;
 mod bench;
 mod blob;

@@ -32,8 +32,6 @@ const MAX_REPLICA: u8 = 3;
 /// Runs a cluster until SIGINT or SIGTERM.
 pub async fn run(options: UpOptions) -> anyhow::Result<ExitCode> {
     let terminated = components::terminated();
-    // Uploads are held in the gateway and in every node, here all at once, and digests take longer than mapping memory does.
-    lazaret_sandbox::keep_no_large_blocks();
     let config = config(&options)?;
     logging::start(&config.log)?;
     let cluster = EmbeddedCluster::start_with(&options, config).await?;

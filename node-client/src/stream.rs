@@ -21,6 +21,8 @@ const LOCAL_PIECES_MAX: usize = 16;
 const QUIC_CHUNKS_AT_ONCE: usize = 32;
 /// What is set aside for bytes that a peer announced but has not sent yet.
 const UNPROVEN_BYTES_MAX: usize = 64 * 1024;
+/// Shorter pieces are copied together.
+const SHORT_PIECE_BYTES: usize = 1024;
 /// The application error code of an abandoned stream; it carries no meaning beyond that.
 const ABANDONED: quinn::VarInt = quinn::VarInt::from_u32(1);
 
@@ -52,6 +54,84 @@ pub fn local_pair() -> ((SendHalf, RecvHalf), (SendHalf, RecvHalf)) {
         (SendHalf { kind: SendKind::Local(send), closed: false }, RecvHalf::new(RecvKind::Local(receive)))
     };
     (halves(request, answer_receiver), halves(answer, request_receiver))
+}
+
+/// Bytes in the pieces in which they came. A clone is the same bytes. Short pieces are copied together, so that their number
+/// is bounded by their length and none keeps a whole datagram alive.
+#[derive(Debug, Clone, Default)]
+pub struct Pieces {
+    long: VecDeque<Bytes>,
+    /// The short ones since the last long one.
+    short: BytesMut,
+    length: usize,
+}
+
+impl Pieces {
+    /// How many bytes there are.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// The bytes in order.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.long.iter().map(|piece| &piece[..]).chain(std::iter::once(&self.short[..]))
+    }
+
+    /// Puts a piece behind the others.
+    pub fn push(&mut self, piece: Bytes) {
+        self.length += piece.len();
+        if piece.len() < SHORT_PIECE_BYTES {
+            self.short.extend_from_slice(&piece);
+        } else {
+            self.end_short();
+            self.long.push_back(piece);
+        }
+    }
+
+    /// Puts all of `other` behind.
+    pub fn extend(&mut self, other: Self) {
+        other.long.into_iter().for_each(|piece| self.push(piece));
+        self.push(other.short.freeze());
+    }
+
+    /// Takes the first `count` bytes away, or all if there are fewer.
+    pub fn split_to(&mut self, count: usize) -> Self {
+        if count >= self.length {
+            return std::mem::take(self);
+        }
+        self.end_short();
+        let mut front = Self::default();
+        while front.length < count
+            && let Some(mut piece) = self.long.pop_front()
+        {
+            let taken = piece.split_to(piece.len().min(count - front.length));
+            self.length -= taken.len();
+            front.push(taken);
+            if !piece.is_empty() {
+                self.long.push_front(piece);
+            }
+        }
+        front
+    }
+
+    fn end_short(&mut self) {
+        if !self.short.is_empty() {
+            self.long.push_back(self.short.split().freeze());
+        }
+    }
+}
+
+impl From<Bytes> for Pieces {
+    fn from(bytes: Bytes) -> Self {
+        let mut pieces = Self::default();
+        pieces.push(bytes);
+        pieces
+    }
 }
 
 /// The sending half of a stream.
@@ -213,6 +293,17 @@ impl RecvHalf {
         }
     }
 
+    /// Exactly `count` bytes, in the pieces in which they come. Nothing is set aside for what has not come.
+    pub async fn read_pieces(&mut self, count: usize) -> Result<Pieces, StreamError> {
+        let mut pieces = Pieces::default();
+        while pieces.len() < count {
+            let mut piece = self.recv().await?.ok_or(StreamError::EndedEarly)?;
+            pieces.push(piece.split_to(piece.len().min(count - pieces.len())));
+            self.put_back(piece);
+        }
+        Ok(pieces)
+    }
+
     /// One message.
     pub async fn recv_message<M: DeserializeOwned>(&mut self) -> Result<M, StreamError> {
         let mut length = [0; 4];
@@ -230,10 +321,10 @@ impl RecvHalf {
     }
 
     /// The next body frame; `None` at the body's end.
-    pub async fn recv_body_frame(&mut self) -> Result<Option<Bytes>, StreamError> {
+    pub async fn recv_body_frame(&mut self) -> Result<Option<Pieces>, StreamError> {
         match self.recv_body_frame_length().await? {
             0 => Ok(None),
-            length => self.read_exact(length).await.map(Some),
+            length => self.read_pieces(length).await.map(Some),
         }
     }
 
@@ -288,12 +379,37 @@ mod tests {
             send.finish().await.unwrap();
         });
         assert_eq!(recv.recv_message::<Vec<u32>>().await.unwrap(), [1, 2, 3]);
-        assert_eq!(recv.recv_body_frame().await.unwrap().unwrap(), body);
-        assert_eq!(recv.recv_body_frame().await.unwrap(), None);
+        let frame = recv.recv_body_frame().await.unwrap().unwrap();
+        assert_eq!((frame.len(), frame.iter().collect::<Vec<_>>().concat()), (body.len(), body.to_vec()));
+        assert!(recv.recv_body_frame().await.unwrap().is_none());
         assert_eq!(recv.recv_message::<String>().await.unwrap(), "in single bytes");
         assert_eq!(recv.recv().await.unwrap(), None);
         assert_eq!(recv.read_exact(1).await.unwrap_err(), StreamError::EndedEarly);
         sender.await.unwrap();
+    }
+
+    #[test]
+    fn pieces_are_split_where_asked_and_short_ones_lie_together() {
+        let bytes: Vec<u8> = (0..20_000u32).map(|at| at as u8).collect();
+        let lengths = [1, 2, 3_000, 500, 700, 1, 5_000, 1_024, 1_023];
+        let mut pieces = Pieces::default();
+        let mut rest = Bytes::from(bytes.clone());
+        lengths.into_iter().for_each(|length| pieces.push(rest.split_to(length)));
+        pieces.push(rest);
+        assert_eq!((pieces.len(), pieces.iter().filter(|piece| !piece.is_empty()).count()), (20_000, 7));
+        for cut in [0, 1, 3, 4, 3_003, 4_000, 19_999, 20_000, 30_000] {
+            let mut back = pieces.clone();
+            let front = back.split_to(cut);
+            let (front_bytes, back_bytes) = (front.iter().collect::<Vec<_>>(), back.iter().collect::<Vec<_>>());
+            assert_eq!((front.len(), back.len()), (front_bytes.concat().len(), back_bytes.concat().len()));
+            assert_eq!((front_bytes.concat(), back_bytes.concat()), {
+                let (front, back) = bytes.split_at(cut.min(20_000));
+                (front.to_vec(), back.to_vec())
+            });
+            let mut joined = front;
+            joined.extend(back);
+            assert_eq!(joined.iter().collect::<Vec<_>>().concat(), bytes);
+        }
     }
 
     #[tokio::test]

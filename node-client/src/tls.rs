@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use lazaret_protocol::name::NodeId;
@@ -39,6 +39,10 @@ const IDLE_TIMEOUT_MS: u32 = 15_000;
 /// loopback and jumbo frames it halves the cost of a byte. Ten of them (what one GSO send holds) stay under the kernel's
 /// 65,507 bytes.
 const DATAGRAM_BYTES_MAX: u16 = 6000;
+
+/// What a socket may have received and not handed over: every peer's bursts meanwhile. Where the kernel allows less, what does not fit
+/// is lost and sent again, by a sender that has become careful.
+const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 
 /// Why certificates, keys or sockets cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -159,7 +163,33 @@ fn endpoint(
 ) -> io::Result<quinn::Endpoint> {
     // The peer discovers no larger datagrams than we say we take. Fails only under QUIC's own minimum of 1,200.
     config.max_udp_payload_size(DATAGRAM_BYTES_MAX).map_err(io::Error::other)?;
-    quinn::Endpoint::new(config, server, UdpSocket::bind(address)?, Arc::new(quinn::TokioRuntime))
+    let socket = UdpSocket::bind(address)?;
+    enlarge_buffers(&socket);
+    quinn::Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime))
+}
+
+/// Gives a socket the buffers that the kernel allows, and says once if that is less than it should be.
+fn enlarge_buffers(socket: &UdpSocket) {
+    static SAID: Once = Once::new();
+    let socket = socket2::SockRef::from(socket);
+    let asked = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES).and_then(|()| {
+        // What one call sends has to fit as well.
+        socket.set_send_buffer_size(SOCKET_BUFFER_BYTES)?;
+        socket.recv_buffer_size()
+    });
+    match asked {
+        Ok(granted) if granted >= SOCKET_BUFFER_BYTES => {}
+        Ok(granted) => SAID.call_once(|| {
+            let wanted = SOCKET_BUFFER_BYTES;
+            tracing::warn!(
+                granted,
+                wanted,
+                "UDP sockets get smaller buffers than storage traffic needs under load: \
+                 raise net.core.rmem_max and net.core.wmem_max"
+            );
+        }),
+        Err(error) => SAID.call_once(|| tracing::warn!(%error, "the buffers of UDP sockets stay as they are")),
+    }
 }
 
 fn transport_config() -> Arc<quinn::TransportConfig> {

@@ -195,10 +195,19 @@ pub fn encode(
     range: Option<ByteRange>,
     content: impl ReadAt,
     tree: impl ReadAt,
-    encoded: impl io::Write,
+    mut encoded: impl io::Write,
 ) -> Result<(), TreeError> {
     use bao_tree::io::EncodeError;
     let ranges = answered_ranges(length, range)?;
+    if length <= GROUP_BYTES as u64 {
+        // One group, whatever the range, and no tree.
+        let mut group = vec![0; length as usize];
+        content.read_exact_at(0, &mut group)?;
+        if blake3::hash(&group) != name.hash() {
+            return Err(TreeError::Mismatch { name, offset: 0 });
+        }
+        return Ok(encoded.write_all(&group)?);
+    }
     let outboard = PostOrderOutboard { root: name.hash(), tree: bao_tree_of(length), data: tree };
     bao_tree::io::sync::encode_ranges_validated(content, outboard, &ranges, encoded).map_err(|error| match error {
         EncodeError::ParentHashMismatch(node) => {

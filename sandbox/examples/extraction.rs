@@ -17,6 +17,10 @@ use common::Bytes;
 use lazaret_containers::{Budget, Limits, Member, Passwords, TreeBudget, detect, detect_content};
 use lazaret_sandbox::{Extraction, Request, Sandbox, SandboxOptions};
 
+/// The same as the whole program's.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 #[derive(Default)]
 struct Total {
     members: AtomicU64,

@@ -19,7 +19,7 @@ use lazaret_containers::{
 
 use crate::child::Work;
 use crate::output::Output;
-use crate::sys::{Mapped, Writable, keep_freed_memory};
+use crate::sys::{Mapped, Writable};
 use crate::wire::{BLOCK_BYTES, BLOCKS, PIECE_BYTES, REMARK_BYTES_MAX, Record, Task, Terms, ToJob, WINDOW_BYTES};
 
 /// How much of the input is read ahead when little is asked for: short enough that a reader that jumps about wastes little.
@@ -55,7 +55,6 @@ impl Extraction {
 
 impl Work for Extraction {
     fn prepare(&mut self, databases: &[&[u8]]) -> Result<(), String> {
-        keep_freed_memory();
         // What it is matters to nobody.
         let _ = type_of(WARMING);
         self.answers.as_mut().map_or(Ok(()), |answers| answers.prepare(databases))

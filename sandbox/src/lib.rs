@@ -37,4 +37,3 @@ pub use extraction::{ANSWER_BYTES_MAX, Answers, Extraction};
 pub use job::{Ended, Input};
 pub use opening::{CONTENT_BYTES_MAX, Opening, Request, Respondent};
 pub use pool::{DATABASES_MAX, Database, Sandbox, SandboxError, SandboxOptions};
-pub use sys::{give_back_memory, keep_no_large_blocks};

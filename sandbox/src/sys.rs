@@ -39,31 +39,6 @@ pub(crate) fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Gives memory that was freed back to the operating system. The allocator keeps it for later otherwise, and what a large job took
-/// once stays with the process.
-pub fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it looks at the allocator's own lists under its own locks, and touches nothing that is in use.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
-/// Has the allocator give back at once what is freed of large blocks, from 1 MiB on. By itself it learns from the first such block
-/// to keep them all, on lists of their own for every few threads, so that a burst of uploads stays with the process as memory
-/// that nothing uses. It costs a tenth of what a storage node alone can do with blobs of 4 MiB, so that it is for processes in which
-/// storage is not what all wait for.
-pub fn keep_no_large_blocks() {
-    const LARGE_BYTES: libc::c_int = 1 << 20;
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it sets a number of the allocator's own, under its own lock.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BYTES);
-    }
-    #[cfg(not(target_env = "gnu"))]
-    let _ = LARGE_BYTES;
-}
-
 /// A file in shared memory that can't change any more, as bytes.
 pub(crate) struct Mapped {
     address: std::ptr::NonNull<u8>,
@@ -158,22 +133,6 @@ impl Drop for Writable {
         // SAFETY: the mapping is this one's own, and no slice of it outlives it.
         unsafe { libc::munmap(self.address.as_ptr().cast(), self.length) };
     }
-}
-
-/// Has the allocator keep what is freed for what comes next, which is soon in a process that takes an archive apart member by member. By
-/// itself it gives back whatever lies at the end of its memory and makes each buffer a mapping of its own, and memory that the
-/// kernel has to clear anew costs more than what is done with it.
-pub(crate) fn keep_freed_memory() {
-    /// Beyond what a reader's buffers have together; dictionaries are larger, and given back.
-    const KEPT_BYTES: libc::c_int = 8 << 20;
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it sets numbers of the allocator's own, under its own lock.
-    unsafe {
-        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
-        libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT_BYTES / 2);
-    }
-    #[cfg(not(target_env = "gnu"))]
-    let _ = KEPT_BYTES;
 }
 
 /// Which side of a fork this is.

@@ -187,9 +187,10 @@ fn store_section(replicas: &str, store: &Value) -> String {
         let megabytes = |key: &str| number(&limits[key]) / 1e6;
         let _ = write!(
             section,
-            "<p>The machine allows: raw QUIC {:.0} MB/s, fdatasync {:.0}/s, BLAKE3 {:.0} MB/s, salt {:.0} MB/s.</p>",
+            "<p>The machine allows: raw QUIC {:.0} MB/s, fdatasync {:.0}/s, disk {:.0} MB/s, BLAKE3 {:.0} MB/s, salt {:.0} MB/s.</p>",
             megabytes("quic_bytes_per_second"),
             number(&limits["fdatasync_per_second"]),
+            megabytes("disk_bytes_per_second"),
             megabytes("blake3_bytes_per_second"),
             megabytes("salt_bytes_per_second"),
         );

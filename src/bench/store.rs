@@ -131,9 +131,10 @@ fn table(report: &Report) -> String {
     let mut text = table.to_string();
     if let Some(limits) = &report.limits {
         text += &format!(
-            "\nlimits: raw QUIC {:.0} MB/s, fdatasync {:.0}/s, BLAKE3 {:.0} MB/s, salt {:.0} MB/s",
+            "\nlimits: raw QUIC {:.0} MB/s, fdatasync {:.0}/s, disk {:.0} MB/s, BLAKE3 {:.0} MB/s, salt {:.0} MB/s",
             limits.quic_bytes_per_second / 1e6,
             limits.fdatasync_per_second,
+            limits.disk_bytes_per_second / 1e6,
             limits.blake3_bytes_per_second / 1e6,
             limits.salt_bytes_per_second / 1e6
         );

@@ -180,7 +180,7 @@ impl MemoryNode {
         }
         let mut body = Vec::new();
         while let Some(frame) = recv.recv_body_frame().await? {
-            body.extend_from_slice(&frame);
+            frame.iter().for_each(|piece| body.extend_from_slice(piece));
             match fault {
                 Fault::DropsPutAfter(bytes) if body.len() >= bytes => return Ok(None),
                 Fault::StallsPutAfter(bytes) if body.len() >= bytes => return std::future::pending().await,

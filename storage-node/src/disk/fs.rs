@@ -8,18 +8,26 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, IoSlice, Write};
+use std::io::{self, Write};
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use lazaret_protocol::limits::KIB;
+
+use super::recent::{Range, Recent};
+use super::segment::{Blocks, FsSegment};
 use super::{Disk, DiskError, SegmentFile, Space};
 use crate::record::SegmentAddress;
 
 /// Most segments kept open for reading: far fewer than the 1,024 files that a process may usually open.
 const READ_FILES_MAX: usize = 256;
-/// Most pieces that one `pwritev` takes (`IOV_MAX` on Linux).
-const PIECES_MAX: usize = 1024;
+/// Of shorter pieces it is left to the kernel how long it keeps them: to read one again costs as long as a hundred times as many
+/// bytes of a long one.
+pub(super) const LONG_BYTES: usize = 64 * KIB as usize;
+/// What the page cache is made of, or a divisor of it where pages are longer.
+const PAGE_BYTES: u64 = 4 * KIB;
 
 /// What a node puts into its directory; the small files' names are those of whoever writes them.
 const OWN_FILES: [&str; 9] =
@@ -32,15 +40,80 @@ pub struct FsDisk {
     root: PathBuf,
     /// Holds the lock; the kernel lets go of it when the process ends, however it ends.
     _lock: Option<File>,
-    read_files: Mutex<ReadFiles>,
+    segments: Arc<Segments>,
     /// Held while a small file is replaced: two writers of one would take each other's new file away.
     writing_small: Mutex<()>,
+}
+
+/// The segments' files, and what of them the page cache keeps.
+pub(super) struct Segments {
+    directory: PathBuf,
+    read_files: Mutex<ReadFiles>,
+    recent: Mutex<Recent>,
+    /// What goes around the page cache lies here on its way.
+    pub(super) blocks: Mutex<Blocks>,
 }
 
 #[derive(Default)]
 struct ReadFiles {
     open: HashMap<SegmentAddress, (Arc<File>, u64)>,
     clock: u64,
+}
+
+impl Segments {
+    fn new(root: &Path) -> Arc<Self> {
+        Arc::new(Self {
+            directory: root.join("segments"),
+            read_files: Mutex::default(),
+            recent: Mutex::default(),
+            blocks: Mutex::default(),
+        })
+    }
+
+    fn bucket_path(&self, bucket: u32) -> PathBuf {
+        self.directory.join(bucket.to_string())
+    }
+
+    pub(super) fn path(&self, address: SegmentAddress) -> PathBuf {
+        self.bucket_path(address.bucket).join(format!("{:016x}.seg", address.id))
+    }
+
+    fn read_file(&self, address: SegmentAddress) -> Result<Arc<File>, DiskError> {
+        let mut files = self.read_files.lock().unwrap_or_else(PoisonError::into_inner);
+        files.clock += 1;
+        let now = files.clock;
+        if let Some((file, used)) = files.open.get_mut(&address) {
+            *used = now;
+            return Ok(Arc::clone(file));
+        }
+        let path = self.path(address);
+        let file = File::open(&path).map_err(|source| DiskError::new("open", path.display(), source))?;
+        if files.open.len() >= READ_FILES_MAX {
+            let oldest = files.open.iter().min_by_key(|(_, (_, used))| *used).map(|(&address, _)| address);
+            oldest.and_then(|address| files.open.remove(&address));
+        }
+        let file = Arc::new(file);
+        files.open.insert(address, (Arc::clone(&file), now));
+        Ok(file)
+    }
+
+    /// Has the page cache keep what was just used, if it is long, and let go of what was used longest ago.
+    pub(super) fn keep(&self, segment: SegmentAddress, offset: u64, length: usize) {
+        if length < LONG_BYTES {
+            return;
+        }
+        let length = length as u64;
+        let former = self.recent.lock().unwrap_or_else(PoisonError::into_inner).note(Range { segment, offset, length });
+        for Range { segment, offset, length } in former {
+            // A page at the end is shared with what follows, which lets go of it; a segment may be gone meanwhile.
+            let start = offset - offset % PAGE_BYTES;
+            let end = (offset + length) - (offset + length) % PAGE_BYTES;
+            if let (Ok(file), Some(length)) = (self.read_file(segment), NonZeroU64::new(end.saturating_sub(start))) {
+                // Advice: if it is not taken the kernel keeps the pages until it needs the memory.
+                let _ = rustix::fs::fadvise(&*file, start, Some(length), rustix::fs::Advice::DontNeed);
+            }
+        }
+    }
 }
 
 impl FsDisk {
@@ -62,7 +135,7 @@ impl FsDisk {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(source) => return Err(DiskError::new("open", lock_path.display(), source)),
         };
-        Ok(Self { root, _lock: lock, read_files: Mutex::default(), writing_small: Mutex::default() })
+        Ok(Self { segments: Segments::new(&root), root, _lock: lock, writing_small: Mutex::default() })
     }
 
     /// Files in the directory that no node puts there.
@@ -105,34 +178,7 @@ impl FsDisk {
             .open(&lock_path)
             .map_err(|source| DiskError::new("open", lock_path.display(), source))?;
         let lock = Some(lock_file(lock, &root)?);
-        Ok(Self { root, _lock: lock, read_files: Mutex::default(), writing_small: Mutex::default() })
-    }
-
-    fn bucket_path(&self, bucket: u32) -> PathBuf {
-        self.root.join("segments").join(bucket.to_string())
-    }
-
-    fn segment_path(&self, address: SegmentAddress) -> PathBuf {
-        self.bucket_path(address.bucket).join(format!("{:016x}.seg", address.id))
-    }
-
-    fn read_file(&self, address: SegmentAddress) -> Result<Arc<File>, DiskError> {
-        let mut files = self.read_files.lock().unwrap_or_else(PoisonError::into_inner);
-        files.clock += 1;
-        let now = files.clock;
-        if let Some((file, used)) = files.open.get_mut(&address) {
-            *used = now;
-            return Ok(Arc::clone(file));
-        }
-        let path = self.segment_path(address);
-        let file = File::open(&path).map_err(|source| DiskError::new("open", path.display(), source))?;
-        if files.open.len() >= READ_FILES_MAX {
-            let oldest = files.open.iter().min_by_key(|(_, (_, used))| *used).map(|(&address, _)| address);
-            oldest.and_then(|address| files.open.remove(&address));
-        }
-        let file = Arc::new(file);
-        files.open.insert(address, (Arc::clone(&file), now));
-        Ok(file)
+        Ok(Self { segments: Segments::new(&root), root, _lock: lock, writing_small: Mutex::default() })
     }
 }
 
@@ -142,50 +188,43 @@ impl Disk for FsDisk {
     }
 
     fn create_segment(&self, address: SegmentAddress) -> Result<Box<dyn SegmentFile>, DiskError> {
-        let bucket = self.bucket_path(address.bucket);
+        let bucket = self.segments.bucket_path(address.bucket);
         fs::create_dir_all(&bucket).map_err(|source| DiskError::new("create", bucket.display(), source))?;
         // Even if the bucket was there: whoever created it may have failed before it was durable.
-        sync_directory(&self.root.join("segments"))?;
-        let path = self.segment_path(address);
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(|source| DiskError::new("create", path.display(), source))?;
+        sync_directory(&self.segments.directory)?;
+        let segment = FsSegment::create(&self.segments, address)?;
         sync_directory(&bucket)?;
-        Ok(Box::new(FsSegment { file, path }))
+        Ok(Box::new(segment))
     }
 
     fn open_segment(&self, address: SegmentAddress) -> Result<Box<dyn SegmentFile>, DiskError> {
-        let path = self.segment_path(address);
-        let opened = OpenOptions::new().write(true).open(&path);
-        let file = opened.map_err(|source| DiskError::new("open", path.display(), source))?;
-        Ok(Box::new(FsSegment { file, path }))
+        Ok(Box::new(FsSegment::open(&self.segments, address)?))
     }
 
     fn read_at(&self, address: SegmentAddress, offset: u64, bytes: &mut [u8]) -> Result<usize, DiskError> {
-        let file = self.read_file(address)?;
+        let file = self.segments.read_file(address)?;
         let mut filled = 0;
         while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
             match file.read_at(rest, offset + filled as u64) {
                 Ok(0) => break,
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(DiskError::new("read", self.segment_path(address).display(), source)),
+                Err(source) => return Err(DiskError::new("read", self.segments.path(address).display(), source)),
             }
         }
+        self.segments.keep(address, offset, filled);
         Ok(filled)
     }
 
     fn read_ahead(&self, address: SegmentAddress, offset: u64, length: u64) {
-        if let (Ok(file), Some(length)) = (self.read_file(address), std::num::NonZeroU64::new(length)) {
+        if let (Ok(file), Some(length)) = (self.segments.read_file(address), NonZeroU64::new(length)) {
             // Advice: whether it was taken shows in how long the read takes.
             let _ = rustix::fs::fadvise(&*file, offset, Some(length), rustix::fs::Advice::WillNeed);
         }
     }
 
     fn length(&self, address: SegmentAddress) -> Result<u64, DiskError> {
-        let path = self.segment_path(address);
+        let path = self.segments.path(address);
         fs::metadata(&path)
             .map(|metadata| metadata.len())
             .map_err(|source| DiskError::new("look at", path.display(), source))
@@ -193,27 +232,27 @@ impl Disk for FsDisk {
 
     fn remove_segments(&self, addresses: &[SegmentAddress]) -> Result<(), DiskError> {
         {
-            let mut files = self.read_files.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut files = self.segments.read_files.lock().unwrap_or_else(PoisonError::into_inner);
             addresses.iter().for_each(|address| drop(files.open.remove(address)));
         }
         for &address in addresses {
-            let path = self.segment_path(address);
+            let path = self.segments.path(address);
             gone(fs::remove_file(&path)).map_err(|source| DiskError::new("remove", path.display(), source))?;
         }
         let buckets: BTreeSet<u32> = addresses.iter().map(|address| address.bucket).collect();
         for bucket in buckets {
-            let path = self.bucket_path(bucket);
+            let path = self.segments.bucket_path(bucket);
             match fs::remove_dir(&path) {
                 Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => sync_directory(&path)?,
                 removed => gone(removed).map_err(|source| DiskError::new("remove", path.display(), source))?,
             }
         }
-        sync_directory(&self.root.join("segments"))
+        sync_directory(&self.segments.directory)
     }
 
     fn segments(&self) -> Result<Vec<SegmentAddress>, DiskError> {
         let mut found = Vec::new();
-        for (bucket_path, bucket) in entries(&self.root.join("segments"), bucket_of_name)? {
+        for (bucket_path, bucket) in entries(&self.segments.directory, bucket_of_name)? {
             found.extend(entries(&bucket_path, id_of_name)?.into_iter().map(|(_, id)| SegmentAddress { bucket, id }));
         }
         Ok(found)
@@ -248,37 +287,6 @@ impl Disk for FsDisk {
         // What the file system keeps for root (f_bfree - f_bavail) is not ours.
         let bytes = |blocks: u64| blocks.saturating_mul(space.f_frsize);
         Ok(Space { free_bytes: bytes(space.f_bavail), total_bytes: bytes(space.f_blocks) })
-    }
-}
-
-struct FsSegment {
-    file: File,
-    path: PathBuf,
-}
-
-impl SegmentFile for FsSegment {
-    fn write_at(&mut self, mut offset: u64, pieces: &[IoSlice<'_>]) -> Result<(), DiskError> {
-        let failed = |source| DiskError::new("write", self.path.display(), source);
-        for some in pieces.chunks(PIECES_MAX) {
-            let mut rest: Vec<IoSlice<'_>> = some.to_vec();
-            let mut rest = rest.as_mut_slice();
-            while !rest.is_empty() {
-                match rustix::io::pwritev(&self.file, rest, offset) {
-                    Ok(0) => return Err(failed(io::ErrorKind::WriteZero.into())),
-                    Ok(count) => {
-                        offset += count as u64;
-                        IoSlice::advance_slices(&mut rest, count);
-                    }
-                    Err(rustix::io::Errno::INTR) => {}
-                    Err(error) => return Err(failed(error.into())),
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn sync(&mut self) -> Result<(), DiskError> {
-        self.file.sync_data().map_err(|source| DiskError::new("sync", self.path.display(), source))
     }
 }
 
@@ -329,6 +337,8 @@ fn sync_directory(path: &Path) -> Result<(), DiskError> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::IoSlice;
+
     use super::*;
 
     #[test]

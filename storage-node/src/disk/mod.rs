@@ -4,6 +4,8 @@
 //! [`Disk::write_small`] did is durable when they return. Reads see what was written, synced or not. All of it blocks.
 
 mod fs;
+mod recent;
+mod segment;
 mod sim;
 
 use std::io::{self, IoSlice};

@@ -23,13 +23,13 @@ mod upload;
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use bytes::Bytes;
 pub(crate) use counters::Counters;
 pub use error::EngineError;
 use lazaret_node_client::environment::Environment;
+use lazaret_node_client::stream::Pieces;
 use lazaret_protocol::limits::{GROUP_BYTES, HELD_BYTES_MAX, KIB, MIB, PUT_TIME_SKEW_MAX_MS, UPLOAD_LEASE_MAX_MS};
 use lazaret_protocol::message::{BlobStat, DiskReport, NodeStatus, PutDone, PutLocator};
-use lazaret_protocol::tree::TreeBuilder;
+use lazaret_protocol::tree::{TreeBuilder, tree_bytes};
 use lazaret_protocol::{BlobName, ClusterId, NodeId, PlacementKey, StorageType, UploadId};
 pub(crate) use ledger::{Changed, Changes, Ledger, Progress};
 pub use reader::BlobReader;
@@ -44,7 +44,7 @@ pub(crate) use retention::Retention;
 
 use crate::disk::Disk;
 use crate::index::{BlobEntry, Entry, Index, LocatorEntry};
-use crate::record::{PreparedRecord, RecordKind, encode_locator, record_buffer};
+use crate::record::{PreparedRecord, RECORD_HEADER_BYTES, RecordKind, encode_locator, record_buffer};
 use crate::recovery::{self, Recovered};
 use crate::salt::SaltKey;
 use crate::segments::SegmentSource;
@@ -63,7 +63,7 @@ const QUEUE_BYTES_MAX: u64 = 64 * MIB;
 /// What the queue's bytes are counted in, since a semaphore counts to 2^29 only on small machines.
 const QUEUE_UNIT_BYTES: u64 = KIB;
 /// Up to so many bytes are hashed and salted where they are: that takes less than the way to another thread and back.
-const INLINE_BYTES_MAX: usize = GROUP_BYTES;
+const INLINE_BYTES_MAX: usize = 4 * GROUP_BYTES;
 
 /// What an engine is told about itself.
 #[derive(Debug, Clone)]
@@ -208,10 +208,11 @@ impl Engine {
     pub async fn put_whole(
         &self,
         name: BlobName,
-        content: Bytes,
+        content: impl Into<Pieces>,
         put_time_ms: u64,
         origin: Origin,
     ) -> Result<PutDone, EngineError> {
+        let content = content.into();
         let length = content.len() as u64;
         if content.len() > HELD_BYTES_MAX {
             return Err(EngineError::BodyTooLong(length));
@@ -501,19 +502,20 @@ pub(crate) fn refuse_damaged(name: BlobName, blob: &BlobEntry) -> Result<(), Eng
 /// Hashes a whole blob, checks its name, and makes its record.
 fn prepare_whole(
     name: BlobName,
-    content: &[u8],
+    content: &Pieces,
     put_time_ms: u64,
     salt: Option<SaltKey>,
 ) -> Result<PreparedRecord, EngineError> {
+    let length = content.len() as u64;
+    let mut buffer = record_buffer(content.len() + tree_bytes(length) as usize);
+    content.iter().for_each(|piece| buffer.extend_from_slice(piece));
     let mut builder = TreeBuilder::new();
-    builder.push(content);
+    // Hashed where it lies together: pieces are shorter than what is fastest to hash.
+    builder.push(buffer.get(RECORD_HEADER_BYTES..).unwrap_or_default());
     let (actual_name, pairs) = builder.finish();
     if actual_name != name {
-        let length = content.len() as u64;
         return Err(EngineError::NameMismatch { name, length, actual_name, actual_length: length });
     }
-    let mut buffer = record_buffer(content.len() + pairs.len());
-    buffer.extend_from_slice(content);
     buffer.extend_from_slice(&pairs);
     Ok(PreparedRecord::new(RecordKind::Blob, name.into(), 0, put_time_ms, pairs.len(), salt, buffer))
 }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use lazaret_node_client::stream::Pieces;
 use lazaret_protocol::limits::{BLOB_BYTES_MAX, EXTENT_BYTES_MAX};
 use lazaret_protocol::message::PutDone;
 use lazaret_protocol::tree::{TreeBuilder, tree_bytes};
@@ -52,11 +52,14 @@ impl Content {
         self.extent.len() - RECORD_HEADER_BYTES
     }
 
-    fn push(&mut self, piece: &[u8]) {
-        self.builder.push(piece);
+    fn push(&mut self, pieces: &Pieces) {
+        let begin = self.extent.len();
+        self.extent.reserve(pieces.len());
+        pieces.iter().for_each(|piece| self.extent.extend_from_slice(piece));
+        // Hashed where it lies together: pieces are shorter than what is fastest to hash.
+        self.builder.push(self.extent.get(begin..).unwrap_or_default());
         let more = self.builder.take_pairs();
         self.pairs.extend_from_slice(&more);
-        self.extent.extend_from_slice(piece);
     }
 }
 
@@ -79,11 +82,12 @@ impl EngineUpload {
         }
     }
 
-    /// Takes the next piece of content, of any length.
-    pub async fn append(&mut self, mut piece: Bytes) -> Result<(), EngineError> {
-        while !piece.is_empty() {
+    /// Takes what comes next of the content, of any length.
+    pub async fn append(&mut self, more: impl Into<Pieces>) -> Result<(), EngineError> {
+        let mut more = more.into();
+        while !more.is_empty() {
             let content = self.content.as_ref().ok_or(EngineError::UploadLost { upload: self.upload })?;
-            if content.builder.length() + piece.len() as u64 > BLOB_BYTES_MAX {
+            if content.builder.length() + more.len() as u64 > BLOB_BYTES_MAX {
                 return Err(EngineError::BlobTooLong);
             }
             let space = EXTENT_BYTES_MAX - content.extent_bytes();
@@ -92,7 +96,7 @@ impl EngineUpload {
                 self.send_extent().await?;
                 continue;
             }
-            let taken = piece.split_to(piece.len().min(space));
+            let taken = more.split_to(space);
             self.with_content(taken.len(), move |content| content.push(&taken)).await?;
         }
         Ok(())

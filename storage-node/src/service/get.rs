@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 use lazaret_node_client::stream::SendHalf;
 use lazaret_protocol::message::{Absent, ByteRange, ErrorCode, GetHeader, GetRequest, Locator, Response};
 use lazaret_protocol::name::BlobName;
+use lazaret_protocol::tree::tree_bytes;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -102,7 +103,9 @@ fn read_blob(store: &Store, request: GetRequest, sender: &mpsc::Sender<Read>) ->
     let Some(blob) = store.open_blob(name)? else { return absent(store, name) };
     // Nobody may be there any more; writing the first chunk then fails as well.
     hand_over(sender, Read::Header(blob.header()));
-    let mut chunks = Chunks { sender, gathered: BytesMut::with_capacity(CHUNK_BYTES) };
+    let length = blob.header().length;
+    let encoded_bytes = usize::try_from(length.saturating_add(tree_bytes(length))).unwrap_or(CHUNK_BYTES);
+    let mut chunks = Chunks { sender, gathered: BytesMut::with_capacity(encoded_bytes.min(CHUNK_BYTES)) };
     blob.encode(range, &mut chunks)?;
     chunks.flush_chunk();
     Ok(Read::Done)

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use lazaret_node_client::stream::RecvHalf;
+use lazaret_node_client::stream::{Pieces, RecvHalf};
 use lazaret_protocol::limits::{BLOB_BYTES_MAX, HELD_BYTES_MAX, PUT_TIME_SKEW_MAX_MS, UPLOAD_LEASE_MAX_MS};
 use lazaret_protocol::message::{ErrorCode, PutDone, PutHeader, PutTarget, PutTrailer, Response};
 use lazaret_protocol::name::{BlobName, PlacementKey, UploadId};
@@ -59,30 +58,19 @@ impl Inner {
         Ok(self.store.put_whole(name, content, put_time_ms, origin).await?)
     }
 
-    /// A body of exactly `length` bytes. One that comes in one frame is not copied.
-    async fn whole_body(&self, length: usize, recv: &mut RecvHalf) -> Result<Bytes, Refusal> {
-        let mut first = Bytes::new();
-        let mut gathered = BytesMut::new();
-        let mut received = 0;
+    /// A body of exactly `length` bytes.
+    async fn whole_body(&self, length: usize, recv: &mut RecvHalf) -> Result<Pieces, Refusal> {
+        let mut body = Pieces::default();
         while let Some(frame) = self.step("sending the body", recv.recv_body_frame()).await? {
-            received += frame.len();
-            if received > length {
+            body.extend(frame);
+            if body.len() > length {
                 return Err(Refusal::bad_request(format!("the body is longer than the {length} bytes announced")));
             }
-            if received == frame.len() {
-                first = frame;
-                continue;
-            }
-            if gathered.is_empty() {
-                gathered.reserve(length);
-                gathered.extend_from_slice(&std::mem::take(&mut first));
-            }
-            gathered.extend_from_slice(&frame);
         }
-        if received < length {
-            return Err(Refusal::bad_request(format!("the body has {received} bytes, {length} were announced")));
+        if body.len() < length {
+            return Err(Refusal::bad_request(format!("the body has {} bytes, {length} were announced", body.len())));
         }
-        Ok(if gathered.is_empty() { first } else { gathered.freeze() })
+        Ok(body)
     }
 
     async fn put_streamed(
@@ -109,7 +97,7 @@ impl Inner {
                 }
                 // Taken before the frame is read, so that what waits for the writer waits with the peer.
                 let _share = self.body_share(frame_length).await?;
-                let frame = self.step("sending the body", recv.read_exact(frame_length)).await?;
+                let frame = self.step("sending the body", recv.read_pieces(frame_length)).await?;
                 engine_upload.append(frame).await?;
             }
         });

@@ -22,8 +22,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use lazaret_node_client::environment::Environment;
+use lazaret_node_client::stream::Pieces;
 use lazaret_protocol::limits::BUCKET_MS;
 use lazaret_protocol::message::{DiskReport, Expirable, Hold, NodeStatus, PutDone, PutLocator, Tombstone};
 use lazaret_protocol::{BlobName, PlacementKey, UploadId};
@@ -91,11 +91,12 @@ impl Store {
     pub async fn put_whole(
         &self,
         name: BlobName,
-        content: Bytes,
+        content: impl Into<Pieces>,
         put_time_ms: u64,
         origin: Origin,
     ) -> Result<PutDone, EngineError> {
         self.check_horizon(name, put_time_ms)?;
+        let content = content.into();
         let put = |engine: Engine| {
             let content = content.clone();
             async move { engine.put_whole(name, content, put_time_ms, origin).await }

@@ -1,6 +1,6 @@
 //! A streamed upload on one of a node's disks.
 
-use bytes::Bytes;
+use lazaret_node_client::stream::Pieces;
 use lazaret_protocol::BlobName;
 use lazaret_protocol::message::PutDone;
 
@@ -20,9 +20,9 @@ impl StoreUpload {
         Self { store, slot, engine, upload }
     }
 
-    /// Takes the next piece of content, of any length.
-    pub async fn append(&mut self, piece: Bytes) -> Result<(), EngineError> {
-        let appended = self.upload.append(piece).await;
+    /// Takes what comes next of the content, of any length.
+    pub async fn append(&mut self, more: impl Into<Pieces>) -> Result<(), EngineError> {
+        let appended = self.upload.append(more).await;
         if let Err(error) = &appended {
             self.store.note(self.slot, &self.engine, error);
         }

@@ -118,7 +118,6 @@ impl YaraEngine {
     pub fn start(options: YaraOptions) -> Result<Self, LoadError> {
         let files = reload::list(&options.rules)?;
         let compiled = compile::compile(&files, &options.rules)?;
-        lazaret_sandbox::give_back_memory();
         let shared = Arc::new(Shared {
             loaded: RwLock::new(Arc::new(compiled)),
             generation: AtomicU64::new(0),
@@ -331,7 +330,6 @@ impl Shared {
             thread::sleep(LET_GO_INTERVAL);
         }
         drop(former);
-        lazaret_sandbox::give_back_memory();
     }
 
     /// What each thread of the engine does.

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
-use bytes::BytesMut;
 use futures_util::{StreamExt, stream};
+use lazaret_node_client::stream::Pieces;
 use lazaret_protocol::limits::{BUCKET_MS, HELD_BYTES_MAX};
 use lazaret_protocol::message::{RepairItem, RepairItems, RepairPage, RepairScope, Request, Response};
 use lazaret_protocol::{BlobName, NodeId, PlacementKey, UploadId};
@@ -144,11 +144,11 @@ async fn fetch(shared: &Shared, peer: NodeId, wanted: Wanted) -> Result<(), Stri
         return Err(format!("{} bytes are offered, {length} were announced", download.length()));
     }
     let stored = if length <= HELD_BYTES_MAX as u64 {
-        let mut content = BytesMut::with_capacity(length as usize);
+        let mut content = Pieces::default();
         while let Some(piece) = download.next().await.map_err(|error| error.to_string())? {
-            content.extend_from_slice(&piece);
+            content.push(piece);
         }
-        shared.store.put_whole(name, content.freeze(), put_time_ms, Origin::Peer).await
+        shared.store.put_whole(name, content, put_time_ms, Origin::Peer).await
     } else {
         let upload = UploadId(shared.environment.random_bytes());
         let mut upload = shared
