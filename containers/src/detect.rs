@@ -3,7 +3,7 @@
 //! The `file-format` crate names the type; the formats that can be taken apart are recognised here by their structure, since
 //! what is not recognised as a container is not looked into.
 
-use std::io::{self, Read, SeekFrom};
+use std::io::{self, Cursor, Read, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use file_format::{FileFormat, Kind};
@@ -50,7 +50,31 @@ pub fn detect(input: &mut dyn ReadSeek, length: u64) -> io::Result<FileType> {
     if length == 0 {
         return Ok(FileType::of(FileFormat::Empty));
     }
-    let (containers, suspicious) = containers(input, length)?;
+    let head = read_part(input, 0, HEAD_BYTES)?;
+    let tail = read_part(input, length.saturating_sub(TAIL_BYTES as u64), TAIL_BYTES)?;
+    let probe = Probe::new(&head, &tail, length, &mut *input);
+    type_of(probe, |input, head_is_bare| text::search(input, head_is_bare))
+}
+
+/// The same for a file in memory, of which nothing is copied.
+pub fn detect_content(content: &[u8]) -> io::Result<FileType> {
+    if content.is_empty() {
+        return Ok(FileType::of(FileFormat::Empty));
+    }
+    let head = content.get(..HEAD_BYTES).unwrap_or(content);
+    let tail = content.get(content.len().saturating_sub(TAIL_BYTES)..).unwrap_or_default();
+    let mut input = Cursor::new(content);
+    let probe = Probe::new(head, tail, content.len() as u64, &mut input);
+    type_of(probe, |input, head_is_bare| text::search_content(content, input, head_is_bare))
+}
+
+/// `search` looks through all of the file for what lies hidden in it; it is told whether that was done with the head, in vain.
+fn type_of(
+    mut probe: Probe<'_>,
+    search: impl FnOnce(&mut dyn ReadSeek, bool) -> io::Result<text::Hidden>,
+) -> io::Result<FileType> {
+    let (containers, suspicious) = containers(&mut probe, search)?;
+    let input = probe.input;
     input.seek(SeekFrom::Start(0))?;
     // A parser of other people's, over hostile input: if it fails or panics the type is unknown, and what the structure
     // says still holds.
@@ -73,14 +97,13 @@ pub fn detect(input: &mut dyn ReadSeek, length: u64) -> io::Result<FileType> {
 }
 
 /// The containers that a file is, and what is suspicious about them.
-fn containers(input: &mut dyn ReadSeek, length: u64) -> io::Result<(Vec<Found>, Option<String>)> {
-    let head = read_part(input, 0, HEAD_BYTES)?;
-    let tail_start = length.saturating_sub(TAIL_BYTES as u64);
-    let tail = read_part(input, tail_start, TAIL_BYTES)?;
+fn containers(
+    probe: &mut Probe<'_>,
+    search: impl FnOnce(&mut dyn ReadSeek, bool) -> io::Result<text::Hidden>,
+) -> io::Result<(Vec<Found>, Option<String>)> {
     let (mut whole, mut inside) = (Vec::new(), Vec::new());
     for format in ContainerFormat::all() {
-        let mut probe = Probe { head: &head, tail: &tail, length, input: &mut *input };
-        for claim in (format.format().probe)(&mut probe)? {
+        for claim in (format.format().probe)(probe)? {
             let found = Found { format, offset: claim.offset() };
             let list = if matches!(claim, Claim::Whole(_)) { &mut whole } else { &mut inside };
             if !list.contains(&found) {
@@ -89,7 +112,7 @@ fn containers(input: &mut dyn ReadSeek, length: u64) -> io::Result<(Vec<Found>, 
         }
     }
     if whole.is_empty() {
-        let hidden = text::search(input)?;
+        let hidden = search(probe.input, probe.head_is_bare)?;
         let names = [(hidden.uuencode, "uuencode"), (hidden.yenc, "yenc"), (hidden.data, "text")];
         let names = names.into_iter().filter(|(is_there, _)| *is_there).map(|(_, name)| (name, 0));
         for (name, offset) in hidden.archives.into_iter().chain(names) {
@@ -150,12 +173,12 @@ fn category(format: FileFormat) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Cursor;
-
     use super::*;
 
     fn of(content: &[u8]) -> FileType {
-        detect(&mut Cursor::new(content), content.len() as u64).unwrap()
+        let detected = detect(&mut Cursor::new(content), content.len() as u64).unwrap();
+        assert_eq!(detect_content(content).unwrap(), detected, "in memory it is the same");
+        detected
     }
 
     fn containers(content: &[u8]) -> Vec<(&'static str, u64)> {

@@ -136,9 +136,21 @@ pub struct Probe<'p> {
     pub length: u64,
     /// All of it, positioned anywhere.
     pub input: &'p mut dyn ReadSeek,
+    /// The head is text that was searched, and no data lies in it. Noted, so that it is not searched again with the rest of the file.
+    pub(crate) head_is_bare: bool,
 }
 
-impl Probe<'_> {
+impl<'p> Probe<'p> {
+    /// A file of `length` bytes, with its first and its last ones.
+    pub fn new(head: &'p [u8], tail: &'p [u8], length: u64, input: &'p mut dyn ReadSeek) -> Self {
+        Self { head, tail, length, input, head_is_bare: false }
+    }
+
+    /// Whether the head is all of it, and the tail the same.
+    pub(crate) fn is_short(&self) -> bool {
+        self.length <= self.head.len() as u64
+    }
+
     /// Where the tail begins.
     pub fn tail_offset(&self) -> u64 {
         self.length.saturating_sub(self.tail.len() as u64)

@@ -75,7 +75,7 @@ mod zip;
 
 pub use budget::{Budget, Stop, TreeBudget, TreeUse, Turn, Turns};
 pub use container::{Container, Extractor, Guarded, Member, ReadSeek, Refused, Remark, Sink};
-pub use detect::{FileType, detect};
+pub use detect::{FileType, detect, detect_content};
 pub use format::{Claim, Claims, ContainerFormat, Format, Probe};
 pub use limits::{Halt, Limit, Limits};
 pub use outcome::{ExtractionOutcome, Protection};

@@ -14,8 +14,9 @@
 //! An OpenDocument file under a password is a ZIP archive with a manifest that says so: the manifest is told as protected.
 
 use std::io::{self, Read, SeekFrom};
+use std::sync::LazyLock;
 
-use memchr::memmem;
+use memchr::memmem::Finder;
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, hand_out, read_full};
@@ -24,7 +25,7 @@ use crate::encoded::{
     begins_file_of_lines, characters, escaped, is_text, joint, next_data,
 };
 use crate::fields::{find, le32};
-use crate::format::{CLAIMS_MAX, Claim, Claims, Format, Probe};
+use crate::format::{CLAIMS_MAX, Claim, Claims, Format, HEAD_BYTES, Probe};
 use crate::outcome::{ExtractionOutcome, Protection};
 use crate::transfer::{Base64, digit};
 
@@ -47,11 +48,14 @@ pub(crate) static FORMAT: Format = Format {
 
 /// Only what is seen at once: the rest of a file is searched if nothing claims it, see [`search`].
 fn probe(probe: &mut Probe<'_>) -> io::Result<Claims> {
-    let is_text = is_text(probe.head);
+    if !is_text(probe.head) {
+        return Ok(Vec::new());
+    }
     let head = probe.head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(probe.head).trim_ascii_start();
     let markup = matches!(head, [b'<', b'!' | b'?' | b'a'..=b'z' | b'A'..=b'Z', ..]);
     let has_data = |text: &[u8]| !matches!(next_data(text, true, true), Found::Nothing(_));
-    let is_one = is_text && (markup || has_data(probe.head) || has_data(probe.tail));
+    let is_one = markup || has_data(probe.head) || !probe.is_short() && has_data(probe.tail);
+    probe.head_is_bare = !is_one;
     Ok(if is_one { vec![Claim::Inside(0)] } else { Vec::new() })
 }
 
@@ -65,45 +69,88 @@ pub(crate) struct Hidden {
     pub(crate) archives: Vec<(&'static str, u64)>,
 }
 
-/// Searches all of a file.
-pub(crate) fn search(input: &mut dyn ReadSeek) -> io::Result<Hidden> {
-    let mut hidden = Hidden::default();
+/// Searches all of a file. Its head, the first [`HEAD_BYTES`], may be text that was searched for data in vain.
+pub(crate) fn search(input: &mut dyn ReadSeek, head_is_bare: bool) -> io::Result<Hidden> {
+    let mut search = Search::new(head_is_bare);
     input.seek(SeekFrom::Start(0))?;
-    let (mut bytes, mut plain) = (vec![0; WINDOW_BYTES], Vec::new());
+    let mut bytes = vec![0; WINDOW_BYTES];
     let mut kept = 0;
-    let (mut kind, mut is_script) = (None, None);
-    let mut start = 0u64;
     loop {
         let filled = kept + read_full(input, bytes.get_mut(kept..).unwrap_or_default())?;
-        let is_last = filled < bytes.len();
-        let text = bytes.get(..filled).unwrap_or_default();
-        let is_text = *kind.get_or_insert_with(|| is_text(text));
+        let next = search.window(bytes.get(..filled).unwrap_or_default());
+        if filled < bytes.len() {
+            break;
+        }
+        bytes.copy_within(next..filled, 0);
+        kept = filled - next;
+    }
+    search.end(input)
+}
+
+/// The same for a file in memory.
+pub(crate) fn search_content(content: &[u8], input: &mut dyn ReadSeek, head_is_bare: bool) -> io::Result<Hidden> {
+    let mut search = Search::new(head_is_bare);
+    let mut rest = content;
+    while let Some(window) = rest.get(..WINDOW_BYTES) {
+        rest = rest.get(search.window(window)..).unwrap_or_default();
+    }
+    search.window(rest);
+    search.end(input)
+}
+
+// The first window is the head.
+const _: () = assert!(WINDOW_BYTES == HEAD_BYTES);
+
+/// A search, window by window.
+struct Search {
+    hidden: Hidden,
+    plain: Vec<u8>,
+    is_text: Option<bool>,
+    is_script: bool,
+    /// In the next window no data lies, but for what is written as escapes.
+    is_bare: bool,
+    /// Where the next window begins in the file.
+    start: u64,
+}
+
+impl Search {
+    fn new(head_is_bare: bool) -> Self {
+        let (hidden, plain) = (Hidden::default(), Vec::new());
+        Self { hidden, plain, is_text: None, is_script: false, is_bare: head_is_bare, start: 0 }
+    }
+
+    /// Searches the next window. Tells from where in it on it is searched again with what follows.
+    fn window(&mut self, text: &[u8]) -> usize {
+        if self.is_text.is_none() {
+            self.is_script = text.starts_with(b"#!");
+        }
+        let is_text = *self.is_text.get_or_insert_with(|| is_text(text));
+        let hidden = &mut self.hidden;
         let has_data = |text: &[u8]| !matches!(next_data(text, true, is_text), Found::Nothing(_));
-        hidden.data = hidden.data || has_data(text);
+        hidden.data = hidden.data || !std::mem::take(&mut self.is_bare) && has_data(text);
         if !hidden.data && characters(text).next().is_some() {
-            plain.clear();
-            unescape(text, text.len(), |part, _| plain.extend_from_slice(part));
-            hidden.data = has_data(&plain);
+            self.plain.clear();
+            unescape(text, text.len(), |part, _| self.plain.extend_from_slice(part));
+            hidden.data = has_data(&self.plain);
         }
         let (uuencode, yenc) = begins_file_of_lines(text);
         hidden.uuencode |= uuencode;
         hidden.yenc |= yenc;
-        let is_script = *is_script.get_or_insert_with(|| text.starts_with(b"#!"));
-        for found in archives(text, is_script).map(|(name, at)| (name, start + at as u64)) {
+        for found in archives(text, self.is_script).map(|(name, at)| (name, self.start + at as u64)) {
             if hidden.archives.len() <= CLAIMS_MAX && !hidden.archives.contains(&found) {
                 hidden.archives.push(found);
             }
         }
-        if is_last {
-            break;
-        }
-        let from = filled.saturating_sub(SEARCH_AGAIN_BYTES);
-        start += from as u64;
-        bytes.copy_within(from..filled, 0);
-        kept = filled - from;
+        let next = text.len().saturating_sub(SEARCH_AGAIN_BYTES);
+        self.start += next as u64;
+        next
     }
-    confirm(input, &mut hidden.archives)?;
-    Ok(hidden)
+
+    fn end(self, input: &mut dyn ReadSeek) -> io::Result<Hidden> {
+        let mut hidden = self.hidden;
+        confirm(input, &mut hidden.archives)?;
+        Ok(hidden)
+    }
 }
 
 /// What an archive begins with that programs look for, and whether they look for it behind any script, or anywhere.
@@ -116,14 +163,19 @@ const ARCHIVES: [(&str, &[u8], bool); 6] = [
     ("zstd", b"\n\x28\xb5\x2f\xfd", false),
 ];
 
+/// Made once: for a short text making them would take longer than to search.
+static ARCHIVE_FINDERS: LazyLock<[Finder<'static>; ARCHIVES.len()]> =
+    LazyLock::new(|| ARCHIVES.map(|(_, magic, _)| Finder::new(magic)));
+
 /// Where archives begin, or end, in a part of a file.
 fn archives(text: &[u8], is_script: bool) -> impl Iterator<Item = (&'static str, usize)> {
-    let formats = ARCHIVES.into_iter().filter(move |(_, _, anywhere)| is_script || *anywhere);
-    formats.flat_map(move |(name, magic, _)| {
+    let formats = ARCHIVES.into_iter().zip(ARCHIVE_FINDERS.iter());
+    let formats = formats.filter(move |((_, _, anywhere), _)| is_script || *anywhere);
+    formats.flat_map(move |((name, magic, _), finder)| {
         // The line break before it belongs to the script.
         let skip = usize::from(magic.starts_with(b"\n"));
         let most = if skip == 0 { CLAIMS_MAX } else { 1 };
-        memmem::find_iter(text, magic).map(move |at| (name, at + skip)).take(most)
+        finder.find_iter(text).map(move |at| (name, at + skip)).take(most)
     })
 }
 

@@ -7,6 +7,7 @@ use std::io::{self, BufRead, BufReader, Read};
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name};
+use crate::encoded::has_begin;
 use crate::fields::invalid;
 use crate::format::{Claim, Claims, Format, Probe};
 use crate::outcome::ExtractionOutcome;
@@ -47,6 +48,9 @@ const SEARCHED_BYTES: usize = 4096;
 /// A text that begins with a file is one for whoever opens it; one that holds a file somewhere may be anything.
 fn claims(probe: &Probe<'_>, begins: impl Fn(&[u8]) -> bool) -> Claims {
     let head = probe.head.get(..SEARCHED_BYTES).unwrap_or(probe.head);
+    if !has_begin(head) {
+        return Vec::new();
+    }
     let mut lines = head.split(|byte| *byte == b'\n');
     if lines.next().is_some_and(&begins) {
         return vec![Claim::Whole(0)];

@@ -59,7 +59,7 @@ fn probe(probe: &mut Probe<'_>) -> io::Result<Claims> {
     let mut input = Cursor::new(head.as_bytes());
     let length = head.len() as u64;
     for kind in KINDS {
-        let mut inner = Probe { head: head.as_bytes(), tail: tail.as_bytes(), length, input: &mut input };
+        let mut inner = Probe::new(head.as_bytes(), tail.as_bytes(), length, &mut input);
         if !(kind.probe)(&mut inner)?.is_empty() {
             return Ok(vec![Claim::Inside(0)]);
         }

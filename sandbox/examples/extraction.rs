@@ -14,8 +14,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::Bytes;
-use lazaret_containers::{Budget, Limits, Member, Passwords, TreeBudget, detect};
+use lazaret_containers::{Budget, Limits, Member, Passwords, TreeBudget, detect, detect_content};
 use lazaret_sandbox::{Extraction, Request, Sandbox, SandboxOptions};
+
+/// The same as the whole program's.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 #[derive(Default)]
 struct Total {
@@ -79,7 +83,7 @@ fn in_process(file: &[u8], total: &Total, buffer: &mut [u8]) {
             member.content.read_to_end(&mut content).unwrap();
             // The sandbox tells the type of each member too.
             if content.len() < 512 * 1024 {
-                detect(&mut Cursor::new(&content), content.len() as u64).unwrap();
+                detect_content(&content).unwrap();
             }
             total.take(&mut content.as_slice(), buffer);
             Ok(())

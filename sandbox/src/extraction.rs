@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -12,15 +13,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use lazaret_containers::format::Found;
-use lazaret_containers::{Budget, ExtractionOutcome, FileType, Guarded, Member, ReadSeek, Refused, TreeBudget, detect};
+use lazaret_containers::{
+    Budget, ExtractionOutcome, FileType, Guarded, Member, ReadSeek, Refused, TreeBudget, detect, detect_content,
+};
 
 use crate::child::Work;
 use crate::output::Output;
-use crate::sys::Mapped;
-use crate::wire::{BLOCK_BYTES, REMARK_BYTES_MAX, Record, Task, Terms, ToJob, WINDOW_BYTES};
+use crate::sys::{Mapped, Writable};
+use crate::wire::{BLOCK_BYTES, BLOCKS, PIECE_BYTES, REMARK_BYTES_MAX, Record, Task, Terms, ToJob, WINDOW_BYTES};
 
-/// Members are shown to their types' detection up to this length, and told in pieces of it.
-const PIECE_BYTES: usize = BLOCK_BYTES / 2;
 /// How much of the input is read ahead when little is asked for: short enough that a reader that jumps about wastes little.
 const READ_AHEAD_BYTES: usize = 16 * 1024;
 
@@ -61,7 +62,8 @@ impl Work for Extraction {
 
     fn work(&mut self, input: &File, mut output: Output) -> io::Result<()> {
         let task = output.task()?;
-        let job = Job { task: &task, output: Rc::new(RefCell::new(output)) };
+        let blocks = RefCell::new(Writable::of(output.memory(), BLOCK_BYTES * BLOCKS as usize)?);
+        let job = Job { task: &task, output: Rc::new(RefCell::new(output)), blocks };
         if task.whole {
             let mapped = Mapped::sealed(input)?;
             let content = mapped.as_ref();
@@ -114,6 +116,8 @@ impl About<'_> {
 struct Job<'j> {
     task: &'j Task,
     output: Rc<RefCell<Output>>,
+    /// Where contents go. Apart from the output, which is needed while one is written: for what it is read from.
+    blocks: RefCell<Writable>,
 }
 
 impl Job<'_> {
@@ -133,8 +137,7 @@ impl Job<'_> {
             };
             let mut answer = extraction.answer(&question, &about.content(bytes)?);
             answer.truncate(ANSWER_BYTES_MAX);
-            self.put(&Record::Answer(answer.len() as u32), &answer)?;
-            self.flush()?;
+            self.answer(&answer)?;
         }
     }
 
@@ -149,15 +152,15 @@ impl Job<'_> {
         for found in containers.iter().skip(terms.skip as usize) {
             let outcome = self.take_apart(found, input, terms, &budget, extraction);
             let over = outcome.is_over();
-            self.put(&Record::Outcome(outcome), &[])?;
+            self.put(&Record::Outcome(outcome))?;
             if terms.shared && !over {
-                self.put(&Record::Walked(budget.walked()), &[])?;
+                self.put(&Record::Walked(budget.walked()))?;
             }
             if over {
                 break;
             }
         }
-        self.put(&Record::Done, &[])?;
+        self.put(&Record::Done)?;
         self.flush()
     }
 
@@ -165,8 +168,16 @@ impl Job<'_> {
         self.output.borrow_mut().flush()
     }
 
-    fn put(&self, record: &Record, content: &[u8]) -> io::Result<()> {
-        self.output.borrow_mut().put(record, content)
+    fn put(&self, record: &Record) -> io::Result<()> {
+        self.output.borrow_mut().put(record)
+    }
+
+    fn answer(&self, mut answer: &[u8]) -> io::Result<()> {
+        let mut output = self.output.borrow_mut();
+        let mut blocks = self.blocks.borrow_mut();
+        let (piece, _) = fill(&mut answer, place(&mut blocks, output.room()?));
+        output.put_content(&[Record::Answer(piece.len() as u32)], piece.len())?;
+        output.flush()
     }
 
     /// Tells what the file is.
@@ -178,7 +189,7 @@ impl Job<'_> {
             }
             Err(error) => (Record::NoType(error.to_string()), Vec::new()),
         };
-        self.put(&record, &[])?;
+        self.put(&record)?;
         self.flush()?;
         Ok(containers)
     }
@@ -204,12 +215,11 @@ impl Job<'_> {
         budget: &Budget,
         extraction: &mut Extraction,
     ) -> ExtractionOutcome {
-        let mut scratch = vec![0; PIECE_BYTES];
         let mut input = Guarded { input, budget, on_read: |_| () };
         let task = self.task;
         let extracted = catch_unwind(AssertUnwindSafe(|| {
             found.extract(&task.name, task.length, &mut input, &terms.passwords, budget, &mut |member| {
-                self.hand_on(member, &mut scratch, budget, terms, extraction).map_err(|_| Refused)
+                self.hand_on(member, budget, terms, extraction).map_err(|_| Refused)
             })
         }));
         extracted.unwrap_or_else(|panic| {
@@ -221,30 +231,36 @@ impl Job<'_> {
         })
     }
 
+    /// Tells a member, whose content is read into the place where the worker takes it from.
     fn hand_on(
         &self,
         member: Member<'_>,
-        scratch: &mut [u8],
         budget: &Budget,
         terms: &Terms,
         extraction: &mut Extraction,
     ) -> io::Result<()> {
         let Member { name, length_hint, content, .. } = member;
-        let (mut piece, mut ended) = fill(content, scratch);
-        let file_type = ended.as_ref().and_then(|_| type_of(piece));
+        let mut blocks = self.blocks.borrow_mut();
         // Answers, and waiting for the worker, are not this container's time.
-        budget.pause(|| {
-            let standing = terms.standing.as_deref();
-            let remark = file_type.as_ref().and_then(|_| extraction.remark(standing, piece));
-            self.put(&Record::Member { name, length_hint, file_type, remark }, &[])?;
-            self.put(&Record::Data(piece.len() as u32), piece)
-        })?;
+        let room = || budget.pause(|| self.output.borrow_mut().room());
+        let (piece, mut ended) = fill(content, place(&mut blocks, room()?));
+        let file_type = ended.as_ref().and_then(|_| type_of(piece));
+        let standing = terms.standing.as_deref();
+        let remark = file_type.as_ref().and_then(|_| budget.pause(|| extraction.remark(standing, piece)));
+        let head = Record::Member { name, length_hint, file_type, remark };
+        self.output.borrow_mut().put_content(&[head, Record::Data(piece.len() as u32)], piece.len())?;
         while ended.is_none() {
-            (piece, ended) = fill(content, scratch);
-            budget.pause(|| self.put(&Record::Data(piece.len() as u32), piece))?;
+            let piece;
+            (piece, ended) = fill(content, place(&mut blocks, room()?));
+            self.output.borrow_mut().put_content(&[Record::Data(piece.len() as u32)], piece.len())?;
         }
-        self.put(&Record::MemberEnd(ended.flatten()), &[])
+        budget.pause(|| self.put(&Record::MemberEnd(ended.flatten())))
     }
+}
+
+/// A place in the blocks.
+fn place(blocks: &mut Writable, place: Range<usize>) -> &mut [u8] {
+    blocks.as_mut().get_mut(place).unwrap_or_default()
 }
 
 /// Reads a piece, as much as there is room for; tells whether the member ended with it, and what broke it.
@@ -264,7 +280,7 @@ fn fill<'s>(content: &mut dyn Read, scratch: &'s mut [u8]) -> (&'s [u8], Option<
 
 fn type_of(content: &[u8]) -> Option<FileType> {
     // Without one the worker asks for it, and hears of what went wrong.
-    detect(&mut Cursor::new(content), content.len() as u64).ok()
+    detect_content(content).ok()
 }
 
 /// A file that the input holds as a whole.

@@ -14,7 +14,9 @@ use crate::channel::{MESSAGE_BYTES_MAX, hear, pair, tell, tell_at_once, wait};
 use crate::child::{EXIT_PANICKED, EXIT_UNCONFINED};
 use crate::memory::shared_memory;
 use crate::pool::{Sandbox, SandboxError, Template};
-use crate::wire::{BLOCK_BYTES, BLOCKS, Begin, Ending, FromJob, HEADER_BYTES_MAX, Record, Task, ToJob, WINDOW_BYTES};
+use crate::wire::{
+    BLOCK_BYTES, BLOCKS, Begin, Ending, FromJob, RECORD_BYTES_MAX, Record, Records, Task, ToJob, WINDOW_BYTES,
+};
 
 /// How often a wait looks up to see whether the job is still wanted.
 const LOOK_UP: Duration = Duration::from_millis(50);
@@ -74,10 +76,16 @@ pub(crate) struct Job {
     length: u64,
     /// Whether it waits for a command.
     waits: bool,
-    /// Blocks that were taken.
-    taken: u64,
-    pub block: Vec<u8>,
-    pub at: usize,
+    /// What came last: records, and how many of them were looked at.
+    records: Vec<u8>,
+    at: usize,
+    /// Blocks that were told of. All but the last were taken.
+    told: u64,
+    /// What is left of the last: where it begins, and how long it is.
+    content_offset: u64,
+    content_bytes: usize,
+    /// Whether the job process was told that it may write there again.
+    gave_back: bool,
     buffer: Vec<u8>,
 }
 
@@ -103,9 +111,12 @@ impl Job {
             length: task.length,
             // What its file is, it tells unasked.
             waits: task.containers.is_some(),
-            taken: 0,
-            block: Vec::new(),
+            records: Vec::new(),
             at: 0,
+            told: 0,
+            content_offset: 0,
+            content_bytes: 0,
+            gave_back: true,
             buffer: vec![0; MESSAGE_BYTES_MAX],
         })
     }
@@ -139,9 +150,14 @@ impl Job {
     /// What it answers to what it was asked.
     pub fn answer(&mut self, input: &dyn Input, check: Check<'_>) -> Result<Vec<u8>, Ended> {
         let Record::Answer(bytes) = self.record(input, check)? else { return Err(self.confused()) };
-        let rest = self.block.get(self.at..).unwrap_or_default();
-        let Some(answer) = rest.get(..bytes as usize).map(<[u8]>::to_vec) else { return Err(self.confused()) };
-        self.at += answer.len();
+        let bytes = bytes as usize;
+        if bytes > self.content_bytes {
+            return Err(self.confused());
+        }
+        let mut answer = vec![0; bytes];
+        if self.take_content(&mut answer).is_err() {
+            return Err(self.confused());
+        }
         self.waits = true;
         Ok(answer)
     }
@@ -166,19 +182,19 @@ impl Job {
         self.template = None;
     }
 
-    /// The next record's head.
+    /// The next record.
     pub fn record(&mut self, input: &dyn Input, check: Check<'_>) -> Result<Record, Ended> {
-        if self.at >= self.block.len() {
+        if self.at >= self.records.len() {
             self.next_block(input, check)?;
         }
-        let rest = self.block.get(self.at..).unwrap_or_default();
-        let header = rest.split_first_chunk().and_then(|(length, rest)| {
+        let rest = self.records.get(self.at..).unwrap_or_default();
+        let record = rest.split_first_chunk().and_then(|(length, rest)| {
             let length = u32::from_le_bytes(*length) as usize;
-            rest.get(..length).filter(|_| length <= HEADER_BYTES_MAX)
+            rest.get(..length).filter(|_| length <= RECORD_BYTES_MAX)
         });
-        let Some(header) = header else { return Err(self.confused()) };
-        let length = header.len();
-        match postcard::from_bytes(header) {
+        let Some(record) = record else { return Err(self.confused()) };
+        let length = record.len();
+        match postcard::from_bytes(record) {
             Ok(record) => {
                 self.at += 4 + length;
                 Ok(record)
@@ -187,28 +203,50 @@ impl Job {
         }
     }
 
-    /// Copies the next block out of the shared memory.
+    /// How much content is left in the block of the last record.
+    pub fn content_bytes(&self) -> usize {
+        self.content_bytes
+    }
+
+    /// Copies so much of the content out of the shared memory. An error if there is less.
+    pub fn take_content(&mut self, into: &mut [u8]) -> io::Result<()> {
+        if into.len() > self.content_bytes {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.output_memory.read_exact_at(into, self.content_offset)?;
+        self.pass_over(into.len());
+        Ok(())
+    }
+
+    /// Leaves so much of the content where it is.
+    pub fn pass_over(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.content_bytes);
+        self.content_bytes -= bytes;
+        self.content_offset += bytes as u64;
+    }
+
+    /// Gives back the last block, and waits for the next.
     fn next_block(&mut self, input: &dyn Input, check: Check<'_>) -> Result<(), Ended> {
+        if !std::mem::replace(&mut self.gave_back, true) {
+            // A process that is gone needs no answer: it may have said all that it had to.
+            let _ = tell_at_once(&self.socket, &ToJob::Copied);
+        }
         loop {
             if self.template.is_none() {
                 return Err(Ended::Failed(None, "the sandboxed process ended before".to_owned()));
             }
             match self.heard(check)? {
-                FromJob::Block(bytes, input_read) => {
+                FromJob::Block(Records(records), content_bytes, input_read) => {
                     input.was_read(input_read);
-                    let bytes = bytes as usize;
-                    if bytes == 0 || bytes > BLOCK_BYTES {
+                    let content_bytes = content_bytes as usize;
+                    if records.is_empty() || content_bytes > BLOCK_BYTES {
                         return Err(self.confused());
                     }
-                    self.block.resize(bytes, 0);
-                    self.at = 0;
-                    let offset = self.taken % BLOCKS * BLOCK_BYTES as u64;
-                    if self.output_memory.read_exact_at(&mut self.block, offset).is_err() {
-                        return Err(self.confused());
-                    }
-                    self.taken += 1;
-                    // A process that is gone needs no answer: it may have said all that it had to.
-                    let _ = tell_at_once(&self.socket, &ToJob::Copied);
+                    (self.records, self.at) = (records, 0);
+                    self.content_offset = self.told % BLOCKS * BLOCK_BYTES as u64;
+                    self.content_bytes = content_bytes;
+                    self.told += 1;
+                    self.gave_back = false;
                     return Ok(());
                 }
                 FromJob::Read(offset) => self.fill(input, offset)?,

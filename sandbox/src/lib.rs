@@ -11,8 +11,8 @@
 //!   zygote says so and the sandbox does not start: it fails closed.
 //! - A job process has no right to a path, a socket, another process or executable memory, and no capability. It has its
 //!   job's socket, its input, its output, and a few kilobytes for its last words.
-//! - The worker believes nothing that comes out: it counts every member and byte itself, copies out of the shared memory
-//!   before it looks, and ends a job that does not answer in time.
+//! - The worker believes nothing that comes out: it counts every member and byte itself, looks at nothing but copies of what
+//!   is in shared memory, and ends a job that does not answer in time.
 //! - Memory, processor time, open files and output of a job process are limited by the kernel too.
 //!
 //! It deliberately knows nothing of queues, stores, engines and result codes. Address space layout is the zygote's, so that

@@ -249,7 +249,7 @@ impl Content<'_, '_> {
     }
 
     fn skip(&mut self) {
-        self.opening.job.at += std::mem::take(&mut self.left);
+        self.opening.job.pass_over(std::mem::take(&mut self.left));
         // What it says is heard by whoever asks for the end.
         let _ = self.next_piece();
     }
@@ -259,8 +259,7 @@ impl Content<'_, '_> {
         match self.opening.job.record(self.opening.input, self.check) {
             Ok(Record::Data(bytes)) => {
                 self.left = bytes as usize;
-                let there = self.opening.job.block.len().saturating_sub(self.opening.job.at);
-                if self.left > there {
+                if self.left > self.opening.job.content_bytes() {
                     self.left = 0;
                     self.ended = Some(Err(self.opening.job.confused()));
                     return Err(io::Error::other("the sandboxed process said something senseless"));
@@ -294,11 +293,9 @@ impl Read for Content<'_, '_> {
                 return Ok(0);
             }
         }
-        let piece = self.opening.job.block.get(self.opening.job.at..).unwrap_or_default();
-        let mut piece = piece.get(..self.left).unwrap_or_default();
-        let read = piece.read(into)?;
-        self.left -= read;
-        self.opening.job.at += read;
-        Ok(read)
+        let most = self.left.min(into.len());
+        self.opening.job.take_content(into.get_mut(..most).unwrap_or_default())?;
+        self.left -= most;
+        Ok(most)
     }
 }

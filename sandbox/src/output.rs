@@ -1,21 +1,32 @@
-//! A job process's side of its channel: what it tells goes into blocks of shared memory.
+//! A job process's side of its channel: what it tells goes in messages, and contents into blocks of shared memory.
+//!
+//! Invariant: nothing is written into a block before the worker has said of it that it copied what it needs.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 
 use lazaret_containers::Turn;
 
 use crate::channel::{MESSAGE_BYTES_MAX, hear, tell};
-use crate::wire::{BLOCK_BYTES, BLOCKS, FromJob, HEADER_BYTES_MAX, Record, Task, ToJob};
+use crate::wire::{
+    BLOCK_BYTES, BLOCKS, FromJob, PIECE_BYTES, RECORD_BYTES_MAX, RECORDS_BYTES_MAX, Record, Records, Task, ToJob,
+};
 
-/// Writes records into blocks, and tells the worker of each that is full.
+/// From how many bytes of records on they are told before another piece begins, so that what is said of that piece fits in as well.
+const RECORDS_TOLD_BYTES: usize = RECORDS_BYTES_MAX / 4;
+/// How long a record's length is.
+const LENGTH_BYTES: usize = size_of::<u32>();
+const _: () = assert!(RECORDS_TOLD_BYTES + RECORD_BYTES_MAX + 64 <= RECORDS_BYTES_MAX);
+
+/// Tells the worker of records, and where to put contents.
 pub struct Output {
     socket: OwnedFd,
     memory: File,
-    block: Vec<u8>,
+    /// What the next message tells, and how much of the current block it speaks of.
+    records: Records,
+    filled: usize,
     /// Blocks that were told of, and those that the worker has copied.
     told: u64,
     copied: u64,
@@ -31,7 +42,8 @@ impl Output {
         Self {
             socket,
             memory,
-            block: Vec::new(),
+            records: Records::default(),
+            filled: 0,
             told: 0,
             copied: 0,
             buffer: vec![0; MESSAGE_BYTES_MAX],
@@ -40,7 +52,7 @@ impl Output {
         }
     }
 
-    /// The shared memory, for tests of what can't be done with it.
+    /// The shared memory.
     #[doc(hidden)]
     pub fn memory(&self) -> &File {
         &self.memory
@@ -106,34 +118,76 @@ impl Output {
         self.input_read = self.input_read.saturating_add(bytes);
     }
 
-    /// Writes a record, and what follows it.
-    pub(crate) fn put(&mut self, record: &Record, content: &[u8]) -> io::Result<()> {
-        let header = postcard::to_allocvec(record).map_err(io::Error::other)?;
-        debug_assert!(header.len() <= HEADER_BYTES_MAX && content.len() <= BLOCK_BYTES / 2);
-        if self.block.len() + 4 + header.len() + content.len() > BLOCK_BYTES {
+    /// Where in the shared memory the next piece of content is to be written, [`PIECE_BYTES`] of it. Waits if too many blocks are on their
+    /// way.
+    pub(crate) fn room(&mut self) -> io::Result<Range<usize>> {
+        if self.filled > BLOCK_BYTES - PIECE_BYTES || self.records.0.len() > RECORDS_TOLD_BYTES {
             self.flush()?;
         }
-        self.block.extend_from_slice(&(header.len() as u32).to_le_bytes());
-        self.block.extend_from_slice(&header);
-        self.block.extend_from_slice(content);
+        self.wait_for_block()?;
+        let start = (self.told % BLOCKS) as usize * BLOCK_BYTES + self.filled;
+        Ok(start..start + PIECE_BYTES)
+    }
+
+    /// Tells a record that speaks of no content.
+    pub(crate) fn put(&mut self, record: &Record) -> io::Result<()> {
+        let before = self.records.0.len();
+        self.append(record)?;
+        if self.records.0.len() > RECORDS_BYTES_MAX {
+            let late = self.records.0.split_off(before);
+            self.flush()?;
+            self.records.0 = late;
+        }
+        Ok(())
+    }
+
+    /// Tells records that speak of so many bytes of content, which were written where there was [`Output::room`] last.
+    pub(crate) fn put_content(&mut self, records: &[Record], bytes: usize) -> io::Result<()> {
+        for record in records {
+            self.append(record)?;
+        }
+        self.filled += bytes;
+        debug_assert!(self.filled <= BLOCK_BYTES && self.records.0.len() <= RECORDS_BYTES_MAX, "there was room");
+        Ok(())
+    }
+
+    /// Adds a record, behind its length.
+    fn append(&mut self, record: &Record) -> io::Result<()> {
+        let mut records = std::mem::take(&mut self.records.0);
+        let before = records.len();
+        records.extend_from_slice(&[0; LENGTH_BYTES]);
+        let mut records = postcard::to_extend(record, records).map_err(io::Error::other)?;
+        let length = records.len() - before - LENGTH_BYTES;
+        debug_assert!(length <= RECORD_BYTES_MAX, "{record:?}");
+        if let Some(head) = records.get_mut(before..).and_then(<[u8]>::first_chunk_mut) {
+            *head = (length as u32).to_le_bytes();
+        }
+        self.records.0 = records;
         Ok(())
     }
 
     /// Tells the worker of what was written. Waits if too many blocks are on their way.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
-        if self.block.is_empty() {
+        if self.records.0.is_empty() {
             return Ok(());
         }
+        self.wait_for_block()?;
+        let records = std::mem::take(&mut self.records);
+        let message = FromJob::Block(records, self.filled as u32, self.came_to());
+        tell(&self.socket, &message)?;
+        self.told += 1;
+        self.filled = 0;
+        Ok(())
+    }
+
+    /// Waits until the current block is nobody else's.
+    fn wait_for_block(&mut self) -> io::Result<()> {
         while self.told - self.copied >= BLOCKS {
             match hear(&self.socket, &mut self.buffer)?.ok_or_else(gone)? {
                 ToJob::Copied => self.copied += 1,
                 _ => return Err(unexpected()),
             }
         }
-        self.memory.write_all_at(&self.block, self.told % BLOCKS * BLOCK_BYTES as u64)?;
-        tell(&self.socket, &FromJob::Block(self.block.len() as u32, self.came_to()))?;
-        self.told += 1;
-        self.block.clear();
         Ok(())
     }
 }

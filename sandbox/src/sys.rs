@@ -89,6 +89,52 @@ impl Drop for Mapped {
     }
 }
 
+/// A file in shared memory that this process alone writes, as bytes.
+///
+/// The worker reads it by system calls, when it was told that what it reads is written; it maps nothing and writes nothing.
+pub(crate) struct Writable {
+    address: std::ptr::NonNull<u8>,
+    length: usize,
+}
+
+impl Writable {
+    /// Maps the first `length` bytes of a file whose seals forbid that it is shortened, and which has as many.
+    pub fn of(file: &std::fs::File, length: usize) -> io::Result<Self> {
+        let seals = rustix_sandbox::fs::fcntl_get_seals(file)?;
+        let mut end = file;
+        if !seals.contains(SealFlags::SHRINK) || end.seek(io::SeekFrom::End(0))? < length as u64 || length == 0 {
+            return Err(io::Error::other("the file may be shorter than what is to be mapped of it"));
+        }
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let address = unsafe {
+            let rights = libc::PROT_READ | libc::PROT_WRITE;
+            libc::mmap(std::ptr::null_mut(), length, rights, libc::MAP_SHARED, file.as_raw_fd(), 0)
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        std::ptr::NonNull::new(address.cast())
+            .map(|address| Self { address, length })
+            .ok_or_else(|| io::Error::other("nothing was mapped"))
+    }
+}
+
+impl AsMut<[u8]> for Writable {
+    fn as_mut(&mut self) -> &mut [u8] {
+        // SAFETY: the mapping is that long, lives as long as `self`, and is initialised, being a file's. It is borrowed as often as
+        // `self` is. No other process writes the file: it is a job's output, which the worker made for this one process and only
+        // reads. What it reads meanwhile by system calls changes nothing here.
+        unsafe { std::slice::from_raw_parts_mut(self.address.as_ptr(), self.length) }
+    }
+}
+
+impl Drop for Writable {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this one's own, and no slice of it outlives it.
+        unsafe { libc::munmap(self.address.as_ptr().cast(), self.length) };
+    }
+}
+
 /// Which side of a fork this is.
 pub(crate) enum Forked {
     Child,

@@ -2,19 +2,24 @@
 
 use lazaret_containers::format::Found;
 use lazaret_containers::{ExtractionOutcome, FileType, Limits, Passwords, TreeUse, Turn};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// How much of the output goes into one block of the shared memory. A member that is shorter is shown whole to its type's
-/// detection.
+use crate::channel::MESSAGE_BYTES_MAX;
+
+/// How much content goes into one block of the shared memory.
 pub(crate) const BLOCK_BYTES: usize = 1 << 20;
 /// So many blocks may be on their way: the job process works on while the worker looks at what came.
 pub(crate) const BLOCKS: u64 = 4;
+/// Members are shown to their types' detection up to this length, and told in pieces of it. Each begins in a block's first half.
+pub(crate) const PIECE_BYTES: usize = BLOCK_BYTES / 2;
 /// How much of a file that is not in memory is handed in at once.
 pub(crate) const WINDOW_BYTES: u64 = 4 << 20;
 /// The longest answer about a member that is told with it.
 pub(crate) const REMARK_BYTES_MAX: usize = 16 * 1024;
-/// The longest header of a record: the longest name, and a type with as many containers as there may be.
-pub(crate) const HEADER_BYTES_MAX: usize = 64 * 1024;
+/// The longest record: the longest name, and a type with as many containers as there may be.
+pub(crate) const RECORD_BYTES_MAX: usize = 64 * 1024;
+/// The longest list of records: what goes into a message beside their count and the like.
+pub(crate) const RECORDS_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 64;
 
 /// The worker to a zygote.
 #[derive(Debug, Serialize, Deserialize)]
@@ -99,7 +104,7 @@ pub(crate) enum ToJob {
     Ask(Vec<u8>),
     /// It is to answer this about so many bytes of the input, whatever the file is.
     AskAbout(u64, Vec<u8>),
-    /// It has copied the oldest block.
+    /// It has copied what it needs of the oldest block.
     Copied,
     /// The input holds this much of the file, from the asked place on.
     Filled(u64),
@@ -112,15 +117,32 @@ pub(crate) enum ToJob {
 /// A job process to the worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum FromJob {
-    /// So many bytes are in the next block, and so much of the file was read up to now.
-    Block(u32, u64),
+    /// These records follow, so many bytes of content are in the next block, and so much of the file was read up to now.
+    Block(Records, u32, u64),
     /// It needs the file from this place on.
     Read(u64),
     /// It asks which members are wanted, having read so much of the file up to now.
     Turn(Turn, u64),
 }
 
-/// The head of a record in a job's output. Contents follow it.
+/// Records, each behind its length in 32 bits.
+#[derive(Debug, Default)]
+pub(crate) struct Records(pub Vec<u8>);
+
+impl Serialize for Records {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Records {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // Borrowed from the message, whose length is bounded: as bytes one by one it would take ten times as long.
+        <&[u8]>::deserialize(deserializer).map(|records| Self(records.to_vec()))
+    }
+}
+
+/// A record of a job's output. Contents that it speaks of are in the block that it comes with, in the order of the records.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Record {
     /// What the file is.
@@ -129,13 +151,13 @@ pub(crate) enum Record {
     NoType(String),
     /// A member begins. The remark is the answer about it, if one was to be given.
     Member { name: String, length_hint: Option<u64>, file_type: Option<FileType>, remark: Option<Vec<u8>> },
-    /// So many bytes of the member follow.
+    /// So many bytes of the member are next in the block.
     Data(u32),
     /// The member ends, with what broke it.
     MemberEnd(Option<String>),
     /// One container came apart, or did not.
     Outcome(ExtractionOutcome),
-    /// The answer to what was asked, in so many bytes that follow.
+    /// The answer to what was asked, in so many bytes that are next in the block.
     Answer(u32),
     /// A shared container had so many members, those of others included. Told if the walk came to its end.
     Walked(u32),

@@ -134,6 +134,32 @@ fn files_come_apart_as_they_do_without_it() {
 }
 
 #[test]
+fn members_fill_blocks_and_messages_in_any_order() {
+    let sandbox = sandbox();
+    let mut random = conformance::Random(11);
+    // Lengths around those of pieces and blocks; and names so long that a message is full before a block is.
+    const PIECE: usize = 512 << 10;
+    let lengths = [0, 1, 300, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE - 1, 2 * PIECE, 3 * PIECE + 7];
+    let mut members: Vec<(String, Vec<u8>)> = Vec::new();
+    for at in 0..600 {
+        let length = if at % 20 == 0 { lengths[random.next() as usize % lengths.len()] } else { at };
+        let name = format!("{at:0>width$}", width = if at % 3 == 0 { 1000 } else { 4 });
+        // None like another, so that none can pass for another.
+        let mut content = conformance::Random(at as u64 + 1);
+        members.push((name, (0..length).map(|_| content.next() as u8).collect()));
+    }
+    let borrowed: Vec<(&str, &[u8])> =
+        members.iter().map(|(name, content)| (name.as_str(), content.as_slice())).collect();
+    let file = zip(&borrowed);
+    for whole in [true, false] {
+        let opened = open_within(&sandbox, &Bytes(&file, whole), file.len() as u64, conformance::limits()).unwrap();
+        assert_eq!(brief(&opened.members), brief(&members));
+        assert!(opened.members == members);
+        assert_eq!(opened.outcome, ExtractionOutcome::default());
+    }
+}
+
+#[test]
 fn a_process_that_reaches_out_is_stopped() {
     for deed in ["open", "create", "socket", "unix", "exec", "thread", "signal", "executable"] {
         let (limit, reason) = subvert(deed);

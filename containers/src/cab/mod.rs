@@ -13,7 +13,7 @@ use lzxd::{Lzxd, WindowSize};
 
 use self::quantum::Quantum;
 use crate::budget::Budget;
-use crate::container::{Container, Extractor, ReadSeek, Sink, display_name};
+use crate::container::{Container, Extractor, ReadSeek, Sink, display_name, read_full};
 use crate::fields::{invalid, le16, le32, unsupported};
 use crate::format::{Format, whole_if};
 use crate::outcome::ExtractionOutcome;
@@ -77,12 +77,12 @@ fn cabinet(input: &mut dyn ReadSeek, length: u64, out: &mut Out<'_, '_>) -> io::
     let files_offset = le32(&header, 16).map(u64::from).ok_or_else(cut_off)?;
     let (folder_count, file_count, flags) = (half(26)?, half(28)?, half(30)? as u16);
     let mut offset = HEADER_BYTES;
-    let (mut folder_reserve, mut data_reserve) = (0, 0);
+    let (mut folder_reserve, mut data_reserve) = (0, 0u8);
     if flags & HAS_RESERVE != 0 {
         let reserve: [u8; 4] = read_array(input, offset)?;
         let [low, high, folder, data] = reserve;
         offset += 4 + u64::from(u16::from_le_bytes([low, high]));
-        (folder_reserve, data_reserve) = (u64::from(folder), u64::from(data));
+        (folder_reserve, data_reserve) = (u64::from(folder), data);
     }
     for flag in [HAS_PREVIOUS, HAS_NEXT] {
         // The name of a cabinet, and of the disk that it is on.
@@ -172,7 +172,7 @@ fn name(raw: &[u8], attributes: u16) -> String {
 }
 
 /// Hands out files of one folder, which are in the order in which they lie there.
-fn folder_files(input: &mut dyn ReadSeek, folder: &Folder, data_reserve: u64, files: &[File], out: &mut Out<'_, '_>) {
+fn folder_files(input: &mut dyn ReadSeek, folder: &Folder, data_reserve: u8, files: &[File], out: &mut Out<'_, '_>) {
     let mut reader = match FolderReader::new(input, folder, data_reserve) {
         Ok(reader) => reader,
         Err(error) => return out.outcome.note_error("a folder can't be decoded", &error),
@@ -211,11 +211,15 @@ enum Decoder {
 struct FolderReader<'i> {
     input: &'i mut dyn ReadSeek,
     folder: &'i Folder,
-    data_reserve: u64,
+    data_reserve: u8,
     decoder: Decoder,
     offset: u64,
     blocks_left: u16,
+    /// The block as it is packed, behind what is reserved before it.
+    packed: Vec<u8>,
     block: Vec<u8>,
+    /// The one before, whose memory the next one takes.
+    former: Vec<u8>,
     /// How much of the block was read.
     read: usize,
     /// The same, of the whole folder.
@@ -223,7 +227,7 @@ struct FolderReader<'i> {
 }
 
 impl<'i> FolderReader<'i> {
-    fn new(input: &'i mut dyn ReadSeek, folder: &'i Folder, data_reserve: u64) -> io::Result<Self> {
+    fn new(input: &'i mut dyn ReadSeek, folder: &'i Folder, data_reserve: u8) -> io::Result<Self> {
         let mut reader = Self {
             input,
             folder,
@@ -231,7 +235,9 @@ impl<'i> FolderReader<'i> {
             decoder: Decoder::Stored,
             offset: 0,
             blocks_left: 0,
+            packed: Vec::new(),
             block: Vec::new(),
+            former: Vec::new(),
             read: 0,
             position: 0,
         };
@@ -279,44 +285,47 @@ impl<'i> FolderReader<'i> {
         if length > BLOCK_BYTES {
             return Err(invalid("a block longer than the format allows"));
         }
-        let data_offset = self.offset + 8 + self.data_reserve;
-        let packed = read_vec(self.input, data_offset, u64::from(packed_bytes), u64::from(u16::MAX))?;
-        let claimed = u32::from_le_bytes([a, b, c, d]);
-        if claimed != 0 {
-            let reserve = read_vec(self.input, self.offset + 8, self.data_reserve, u64::from(u8::MAX))?;
-            let lengths = u32::from_le_bytes([packed_low, packed_high, low, high]);
-            if checksum(&[&reserve, packed.as_slice()].concat()) ^ lengths != claimed {
-                return Err(invalid("a block's checksum is wrong"));
-            }
+        // At most some 64 KiB together; the memory is every block's.
+        let reserve = usize::from(self.data_reserve);
+        self.packed.resize(reserve + usize::from(packed_bytes), 0);
+        if read_full(self.input, &mut self.packed)? < self.packed.len() {
+            return Err(cut_off());
         }
-        self.decode(packed, length)?;
+        let claimed = u32::from_le_bytes([a, b, c, d]);
+        let lengths = u32::from_le_bytes([packed_low, packed_high, low, high]);
+        if claimed != 0 && checksum(&self.packed) ^ lengths != claimed {
+            return Err(invalid("a block's checksum is wrong"));
+        }
+        self.decode(reserve, length)?;
         (self.blocks_left, self.read) = (blocks_left, 0);
-        self.offset = data_offset + u64::from(packed_bytes);
+        self.offset += 8 + self.packed.len() as u64;
         Ok(true)
     }
 
-    fn decode(&mut self, packed: Vec<u8>, length: usize) -> io::Result<()> {
+    /// Decodes the block, which is packed behind what is reserved.
+    fn decode(&mut self, reserve: usize, length: usize) -> io::Result<()> {
+        let packed = self.packed.get(reserve..).unwrap_or_default();
         match &mut self.decoder {
-            Decoder::Stored => self.block = packed,
+            Decoder::Stored => packed.clone_into(&mut self.block),
             Decoder::MsZip(inflate) => {
                 let deflated = packed.strip_prefix(b"CK").ok_or_else(|| invalid("a block that is not MSZIP"))?;
+                std::mem::swap(&mut self.block, &mut self.former);
                 inflate.reset(false);
-                if !self.block.is_empty() {
+                if !self.former.is_empty() {
                     // Each block may refer to the one before.
-                    inflate.set_dictionary(&self.block).map_err(|error| invalid(error.to_string()))?;
+                    inflate.set_dictionary(&self.former).map_err(|error| invalid(error.to_string()))?;
                 }
-                let mut block = vec![0; length];
-                let status = inflate.decompress(deflated, &mut block, FlushDecompress::Finish);
+                self.block.resize(length, 0);
+                let status = inflate.decompress(deflated, &mut self.block, FlushDecompress::Finish);
                 let whole = matches!(status, Ok(Status::StreamEnd)) && inflate.total_out() == length as u64;
-                self.block = block;
                 if !whole {
                     return Err(invalid("a block doesn't decode"));
                 }
             }
-            Decoder::Quantum(quantum) => self.block = quantum.block(&packed, length)?,
+            Decoder::Quantum(quantum) => self.block = quantum.block(packed, length)?,
             Decoder::Lzx(lzx) => {
                 // The crate asserts what a hostile block may break.
-                let block = catch_unwind(AssertUnwindSafe(|| lzx.decompress_next(&packed, length).map(<[u8]>::to_vec)));
+                let block = catch_unwind(AssertUnwindSafe(|| lzx.decompress_next(packed, length).map(<[u8]>::to_vec)));
                 self.block = match block {
                     Ok(Ok(block)) => block,
                     Ok(Err(error)) => return Err(invalid(format!("a block doesn't decode: {error}"))),

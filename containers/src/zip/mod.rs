@@ -13,6 +13,7 @@ mod decode;
 mod format;
 mod legacy;
 mod probe;
+mod whole;
 
 use std::io::{self, BufReader, Read, SeekFrom};
 
@@ -56,6 +57,7 @@ impl Extractor for Zip {
             covered: Vec::new(),
             passwords: container.passwords,
             last_password: 0,
+            bench: whole::Bench::default(),
         };
         if let Err(error) = walk.run() {
             walk.outcome.note_error("the archive is broken", &error);
@@ -81,6 +83,7 @@ struct Walk<'w, 's> {
     passwords: &'w Passwords,
     /// Which of them opened the last encrypted member.
     last_password: usize,
+    bench: whole::Bench,
 }
 
 impl Walk<'_, '_> {
@@ -175,6 +178,10 @@ impl Walk<'_, '_> {
             Some(key) => {
                 let method = key.method;
                 decode::decoder(method, entry.flags, entry.size_bytes, crypt::Decrypting::new(&mut *self.input, key))
+            }
+            None if entry.method == decode::DEFLATED && whole::is_short(entry.compressed_bytes, entry.size_bytes) => {
+                let data = (&mut *self.input).take(entry.compressed_bytes);
+                Ok(Box::new(whole::Short::new(&mut self.bench, data, entry.size_bytes)) as Box<dyn Read + '_>)
             }
             None => {
                 let data = BufReader::with_capacity(BUFFER_BYTES, (&mut *self.input).take(entry.compressed_bytes));
