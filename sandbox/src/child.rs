@@ -2,19 +2,18 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use rustix_sandbox as rustix;
 
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, getpid, getppid, pidfd_open, set_child_subreaper,
-    set_parent_process_death_signal, wait, waitpid,
+    Pid, Signal, WaitOptions, getpid, getppid, set_child_subreaper, set_parent_process_death_signal, wait, waitpid,
 };
 use rustix::stdio::{dup2_stderr, dup2_stdin};
 
-use crate::channel::{hear_with, tell, tell_with};
+use crate::channel::{hear_with, tell};
 use crate::confine::{Filters, data_bytes};
 pub use crate::output::Output;
 use crate::sys::{Forked, Mapped, SingleThreaded, close_inherited, exit_now, fork};
@@ -90,7 +89,8 @@ fn zygote(work: &mut dyn Work) -> io::Result<()> {
             Ok(Forked::Child) => exit_now(i32::from(template(work, &prepared, own, sockets).is_err())),
             Ok(Forked::Parent(pid)) => {
                 drop(sockets);
-                tell_planted(stdin.as_fd(), pid.get())?;
+                // Not by a descriptor: a process without rights may send none while others on their way are more than it may open.
+                tell(stdin.as_fd(), &FromZygote::Planted(pid.get()))?;
             }
             Err(error) => tell(stdin.as_fd(), &FromZygote::NotPlanted(error.to_string()))?,
         }
@@ -112,16 +112,6 @@ fn prepare(work: &mut dyn Work, given: Vec<OwnedFd>) -> Result<Prepared, String>
     let filters = Filters::compile()?;
     filters.confine_template()?;
     Ok(Prepared { single, filters, own_bytes })
-}
-
-fn tell_planted(socket: BorrowedFd<'_>, pid: i32) -> io::Result<()> {
-    // It can't be another process's number: this one's children keep theirs until it has waited for them.
-    let process =
-        Pid::from_raw(pid).ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-    match process {
-        Ok(process) => tell_with(socket, &FromZygote::Planted, &[process.as_fd()]),
-        Err(error) => tell(socket, &FromZygote::NotPlanted(error.to_string())),
-    }
 }
 
 /// A template: forks a job process for each job that is told on its socket.

@@ -46,13 +46,11 @@ const JOB_CALLS: &[i64] = &[
     libc::SYS_exit_group,
 ];
 
-/// What a zygote and its templates need besides: to take jobs, to fork, to wait, to tell what a template can be killed by, and to
-/// confine a job process further.
+/// What a zygote and its templates need besides: to take jobs, to fork, to wait, and to confine a job process further.
 const TEMPLATE_CALLS: &[i64] = &[
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
     libc::SYS_wait4,
-    libc::SYS_pidfd_open,
     libc::SYS_prlimit64,
     libc::SYS_prctl,
     libc::SYS_seccomp,

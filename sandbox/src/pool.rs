@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use rustix_sandbox as rustix;
 
-use rustix::process::{Signal, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::channel::{DESCRIPTORS_MAX, MESSAGE_BYTES_MAX, hear, hear_with, pair, tell, tell_with, wait};
 use crate::child::ARGUMENT;
@@ -273,8 +273,8 @@ impl Zygote {
         // One that ended at once says so by what it does not say.
         let heard = told.and_then(|()| heard(&zygote.control(), START_MAX));
         match heard.map_err(failed)? {
-            Some((FromZygote::Ready, _)) => Ok(zygote),
-            Some((FromZygote::Refused(reason), _)) => Err(SandboxError::Start(reason)),
+            Some(FromZygote::Ready) => Ok(zygote),
+            Some(FromZygote::Refused(reason)) => Err(SandboxError::Start(reason)),
             _ => Err(SandboxError::Start("it ended before it was ready".to_owned())),
         }
     }
@@ -295,22 +295,24 @@ impl Zygote {
         let heard = told.and_then(|()| heard(&zygotes, PLANT_MAX));
         self.broken.store(!matches!(heard, Ok(Some(_))), Ordering::Relaxed);
         match heard.map_err(failed)? {
-            Some((FromZygote::Planted, mut descriptors)) => {
-                let process = descriptors.pop().ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
+            Some(FromZygote::Planted(pid)) => {
+                // Still under the lock: the zygote waits for its children when it is told the next thing, and not before.
+                let pid = Pid::from_raw(pid).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
+                let process = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| failed(error.into()))?;
                 let buffer = vec![0; MESSAGE_BYTES_MAX];
                 Ok(Template { zygote: self.clone(), process, control, buffer, busy: false })
             }
-            Some((FromZygote::NotPlanted(reason), _)) => Err(SandboxError::Start(reason)),
+            Some(FromZygote::NotPlanted(reason)) => Err(SandboxError::Start(reason)),
             _ => Err(failed(io::ErrorKind::BrokenPipe.into())),
         }
     }
 }
 
-fn heard(control: &OwnedFd, most: Duration) -> io::Result<Option<(FromZygote, Vec<OwnedFd>)>> {
+fn heard(control: &OwnedFd, most: Duration) -> io::Result<Option<FromZygote>> {
     if !wait(control, most)? {
         return Err(io::ErrorKind::TimedOut.into());
     }
-    hear_with(control)
+    Ok(hear_with(control)?.map(|(message, _)| message))
 }
 
 impl Drop for Zygote {

@@ -39,8 +39,8 @@ pub(crate) enum FromZygote {
     Ready,
     /// It can't be confined, or can't do its work.
     Refused(String),
-    /// A template was forked. What it can be killed by travels along.
-    Planted,
+    /// It forked one with this process id, which is no other process's until the zygote is told the next thing.
+    Planted(i32),
     /// No template could be forked.
     NotPlanted(String),
 }

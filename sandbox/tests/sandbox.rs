@@ -218,6 +218,32 @@ fn what_is_no_longer_wanted_ends_at_once() {
 }
 
 #[test]
+fn what_others_have_on_their_way_costs_nothing() {
+    use rustix_sandbox::net::{
+        AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg,
+        socketpair,
+    };
+    // The kernel counts a user's descriptors that were sent and not received, and lets nobody send more than it may have open itself
+    // while there are as many: job processes, and what they come of, may have few.
+    let (from, _to) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    for _ in 0..64 {
+        let mut space = [0; rustix_sandbox::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [std::os::fd::AsFd::as_fd(&from)];
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        sendmsg(&from, &[io::IoSlice::new(b"x")], &mut ancillary, SendFlags::empty()).unwrap();
+    }
+    let sandbox = sandbox();
+    let archive = zip(&[("eicar.com", &eicar())]);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| assert_eq!(open(&sandbox, &archive).members, [("eicar.com".to_owned(), eicar())]));
+        }
+    });
+    assert_eq!(sandbox.lost(), 0);
+}
+
+#[test]
 fn it_fails_closed() {
     let options = SandboxOptions { program: "/bin/true".into(), ..options() };
     assert!(matches!(Sandbox::start(options), Err(SandboxError::Start(_))));
