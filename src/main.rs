@@ -24,8 +24,12 @@ mod user;
 use std::process::ExitCode;
 
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use cli::{Cli, Command};
+
+/// More than this nothing here has open at once.
+const OPEN_FILES_MAX: u64 = 65_536;
 
 fn main() -> ExitCode {
     // The scan worker starts this program again for what reads hostile bytes: nothing else may happen before.
@@ -37,6 +41,7 @@ fn main() -> ExitCode {
         Err(error) => return cli::usage_error(&error),
     };
     start_telemetry(&cli.command);
+    allow_open_files();
     let outcome = run(cli.command);
     logging::flush();
     match outcome {
@@ -45,6 +50,18 @@ fn main() -> ExitCode {
             output::complain(one_line(&error));
             ExitCode::from(2)
         }
+    }
+}
+
+/// A node has hundreds of files open for each of its disks, and a gateway thousands of connections. Shells allow 1,024 unless asked for
+/// what the system allows.
+fn allow_open_files() {
+    let limits = getrlimit(Resource::Nofile);
+    let wanted = limits.maximum.map_or(OPEN_FILES_MAX, |most| most.min(OPEN_FILES_MAX));
+    if limits.current.is_some_and(|now| now < wanted)
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limits.maximum })
+    {
+        tracing::warn!(%error, "the limit on open files stays as it is");
     }
 }
 

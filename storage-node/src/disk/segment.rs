@@ -128,6 +128,9 @@ impl FsSegment {
                 filled += taken;
                 IoSlice::advance_slices(&mut rest, taken);
             }
+            if filled == 0 {
+                return Ok(written);
+            }
             let mut step = step.get(..filled).unwrap_or_default();
             while !step.is_empty() {
                 match file.write_at(step, at + written as u64) {
@@ -193,23 +196,19 @@ mod tests {
         let content =
             |length: usize, seed: usize| -> Vec<u8> { (0..length).map(|at| ((at * 31 + seed) >> 3) as u8).collect() };
         let block = BLOCK_BYTES;
-        let lengths = [
-            64,
-            DIRECT_BYTES_MIN,
-            1,
-            DIRECT_BYTES_MIN - 1,
-            2 * DIRECT_BYTES_MIN + 5,
-            0,
-            3 * block,
-            block - 70,
-            DIRECT_BYTES_MIN + 2 * block,
-            4 << 20,
-            4 << 20,
-            100,
+        let (direct, long) = (DIRECT_BYTES_MIN, LONG_BYTES);
+        // What is written at once: long pieces alone and together, enough of them or not, short ones between them, ends anywhere.
+        let groups: [&[usize]; 6] = [
+            &[64, direct, 1, direct - 1, 2 * direct + 5, 0],
+            &[3 * block, block - 70, direct + 2 * block, 4 << 20, 4 << 20, 100],
+            &[140_000, 300_001, 700_002, 99_999, long, long - 1, 200_000],
+            &[long; 15],
+            &[long; 16],
+            &[long + 1; 40],
         ];
         let mut expected = Vec::new();
-        for (seed, some) in lengths.chunks(5).enumerate() {
-            let pieces: Vec<Vec<u8>> = some.iter().map(|&length| content(length, seed)).collect();
+        for (seed, lengths) in groups.into_iter().enumerate() {
+            let pieces: Vec<Vec<u8>> = lengths.iter().map(|&length| content(length, seed)).collect();
             let slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
             file.write_at(expected.len() as u64, &slices).unwrap();
             expected.extend(pieces.concat());
