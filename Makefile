@@ -20,7 +20,7 @@ run: build
 build: system-packages claim-target
 	cargo build --release --locked
 
-# What tests need besides: clocks that are wrong, networks that are cut, clamd, a program of the site's own as an engine.
+# What tests need besides: networks that are cut, clamd, a program of the site's own as an engine.
 TEST_PACKAGES := clamav-daemon iproute2 openssl python3 python3-venv
 test: claim-target
 	scripts/system-packages $(TEST_PACKAGES)

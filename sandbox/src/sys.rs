@@ -39,11 +39,40 @@ pub(crate) fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// A file in shared memory that can't change any more, as bytes.
-pub(crate) struct Mapped {
+/// The beginning of a file, mapped. Whoever makes one sees to it that the file is not shortened.
+struct Mapping {
     address: std::ptr::NonNull<u8>,
     length: usize,
 }
+
+impl Mapping {
+    fn of(file: &std::fs::File, length: usize, rights: libc::c_int, flags: libc::c_int) -> io::Result<Self> {
+        if length == 0 {
+            return Ok(Self { address: std::ptr::NonNull::dangling(), length });
+        }
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let address =
+            unsafe { libc::mmap(std::ptr::null_mut(), length, rights, libc::MAP_SHARED | flags, file.as_raw_fd(), 0) };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        std::ptr::NonNull::new(address.cast())
+            .map(|address| Self { address, length })
+            .ok_or_else(|| io::Error::other("nothing was mapped"))
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if self.length > 0 {
+            // SAFETY: the mapping is this one's own, and no slice of it outlives it.
+            unsafe { libc::munmap(self.address.as_ptr().cast(), self.length) };
+        }
+    }
+}
+
+/// A file in shared memory that can't change any more, as bytes.
+pub(crate) struct Mapped(Mapping);
 
 impl Mapped {
     /// Maps the whole of a file whose seals forbid that it is written or shortened; any other is refused.
@@ -55,20 +84,7 @@ impl Mapped {
         }
         let mut end = file;
         let length = usize::try_from(end.seek(io::SeekFrom::End(0))?).map_err(io::Error::other)?;
-        if length == 0 {
-            return Ok(Self { address: std::ptr::NonNull::dangling(), length });
-        }
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let address = unsafe {
-            let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
-            libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, flags, file.as_raw_fd(), 0)
-        };
-        if address == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        std::ptr::NonNull::new(address.cast())
-            .map(|address| Self { address, length })
-            .ok_or_else(|| io::Error::other("nothing was mapped"))
+        Mapping::of(file, length, libc::PROT_READ, libc::MAP_POPULATE).map(Self)
     }
 }
 
@@ -76,26 +92,14 @@ impl AsRef<[u8]> for Mapped {
     fn as_ref(&self) -> &[u8] {
         // SAFETY: the mapping is that long, lives as long as `self`, and is initialised, being a file's. Its seals keep
         // every process from changing or shortening the file, so that the bytes are as constant as a slice's must be.
-        unsafe { std::slice::from_raw_parts(self.address.as_ptr(), self.length) }
-    }
-}
-
-impl Drop for Mapped {
-    fn drop(&mut self) {
-        if self.length > 0 {
-            // SAFETY: the mapping is this one's own, and no slice of it outlives it.
-            unsafe { libc::munmap(self.address.as_ptr().cast(), self.length) };
-        }
+        unsafe { std::slice::from_raw_parts(self.0.address.as_ptr(), self.0.length) }
     }
 }
 
 /// A file in shared memory that this process alone writes, as bytes.
 ///
 /// The worker reads it by system calls, when it was told that what it reads is written; it maps nothing and writes nothing.
-pub(crate) struct Writable {
-    address: std::ptr::NonNull<u8>,
-    length: usize,
-}
+pub(crate) struct Writable(Mapping);
 
 impl Writable {
     /// Maps the first `length` bytes of a file whose seals forbid that it is shortened, and which has as many.
@@ -105,17 +109,7 @@ impl Writable {
         if !seals.contains(SealFlags::SHRINK) || end.seek(io::SeekFrom::End(0))? < length as u64 || length == 0 {
             return Err(io::Error::other("the file may be shorter than what is to be mapped of it"));
         }
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let address = unsafe {
-            let rights = libc::PROT_READ | libc::PROT_WRITE;
-            libc::mmap(std::ptr::null_mut(), length, rights, libc::MAP_SHARED, file.as_raw_fd(), 0)
-        };
-        if address == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        std::ptr::NonNull::new(address.cast())
-            .map(|address| Self { address, length })
-            .ok_or_else(|| io::Error::other("nothing was mapped"))
+        Mapping::of(file, length, libc::PROT_READ | libc::PROT_WRITE, 0).map(Self)
     }
 }
 
@@ -124,14 +118,7 @@ impl AsMut<[u8]> for Writable {
         // SAFETY: the mapping is that long, lives as long as `self`, and is initialised, being a file's. It is borrowed as often as
         // `self` is. No other process writes the file: it is a job's output, which the worker made for this one process and only
         // reads. What it reads meanwhile by system calls changes nothing here.
-        unsafe { std::slice::from_raw_parts_mut(self.address.as_ptr(), self.length) }
-    }
-}
-
-impl Drop for Writable {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is this one's own, and no slice of it outlives it.
-        unsafe { libc::munmap(self.address.as_ptr().cast(), self.length) };
+        unsafe { std::slice::from_raw_parts_mut(self.0.address.as_ptr(), self.0.length) }
     }
 }
 

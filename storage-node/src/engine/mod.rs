@@ -62,7 +62,8 @@ pub const URGENT_RESERVE_BYTES_DEFAULT: u64 = 64 * MIB;
 const QUEUE_BYTES_MAX: u64 = 64 * MIB;
 /// What the queue's bytes are counted in, since a semaphore counts to 2^29 only on small machines.
 const QUEUE_UNIT_BYTES: u64 = KIB;
-/// Up to so many bytes are hashed and salted where they are: that takes less than the way to another thread and back.
+/// Up to so many bytes are hashed and salted where they are, for a tenth of a millisecond at most: on a busy machine the way to another
+/// thread and back takes longer.
 const INLINE_BYTES_MAX: usize = 4 * GROUP_BYTES;
 
 /// What an engine is told about itself.
