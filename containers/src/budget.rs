@@ -26,6 +26,13 @@ impl Stop for AtomicBool {
     }
 }
 
+/// So much of a tree may be read again in other ways than the first, and as many times its root's length: what can be read in two
+/// ways, and in each contains something that can, doubles with each step.
+const REREAD_FREE_BYTES: u64 = 4 << 20;
+const REREAD_TIMES: u64 = 16;
+/// What a short one counts for: what comes of it costs more than its bytes.
+const REREAD_BYTES_LEAST: u64 = 4 << 10;
+
 /// How much of a tree's budget is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TreeUse {
@@ -35,6 +42,8 @@ pub struct TreeUse {
     pub files: u64,
     /// How many bytes came out.
     pub produced_bytes: u64,
+    /// How many bytes were read again, in other ways than the first.
+    pub reread_bytes: u64,
 }
 
 /// What one submission may cost in all.
@@ -44,6 +53,7 @@ pub struct TreeBudget {
     root_bytes: u64,
     files: AtomicU64,
     produced_bytes: AtomicU64,
+    reread_bytes: AtomicU64,
     /// The limit that was hit first; 0 for none.
     hit: AtomicU8,
 }
@@ -51,15 +61,21 @@ pub struct TreeBudget {
 impl TreeBudget {
     /// The budget of a root of so many bytes.
     pub fn new(limits: Limits, root_bytes: u64) -> Self {
-        Self { limits, root_bytes, files: AtomicU64::new(0), produced_bytes: AtomicU64::new(0), hit: AtomicU8::new(0) }
+        let none = TreeUse { root_bytes, files: 0, produced_bytes: 0, reread_bytes: 0 };
+        Self::resumed(limits, none)
     }
 
     /// A budget of which so much is used: another process's, or this one's at another time.
     pub fn resumed(limits: Limits, used: TreeUse) -> Self {
-        let mut budget = Self::new(limits, used.root_bytes);
-        *budget.files.get_mut() = used.files;
-        *budget.produced_bytes.get_mut() = used.produced_bytes;
-        budget
+        let TreeUse { root_bytes, files, produced_bytes, reread_bytes } = used;
+        Self {
+            limits,
+            root_bytes,
+            files: files.into(),
+            produced_bytes: produced_bytes.into(),
+            reread_bytes: reread_bytes.into(),
+            hit: AtomicU8::new(0),
+        }
     }
 
     /// What is used of it.
@@ -68,6 +84,7 @@ impl TreeBudget {
             root_bytes: self.root_bytes,
             files: self.files.load(Ordering::Relaxed),
             produced_bytes: self.produced_bytes(),
+            reread_bytes: self.reread_bytes.load(Ordering::Relaxed),
         }
     }
 
@@ -293,6 +310,22 @@ impl Budget {
             return Err(Halt::Limit(Limit::Size));
         }
         self.check()
+    }
+
+    /// Whether something of the tree may be read once more, in another way. What is read so is counted when that is done.
+    pub fn admits_rereading(&self) -> bool {
+        let most = REREAD_FREE_BYTES.saturating_add(REREAD_TIMES.saturating_mul(self.tree.root_bytes));
+        self.tree.reread_bytes.load(Ordering::Relaxed) < most
+    }
+
+    /// Counts something that is read once more.
+    pub fn count_rereading(&self, bytes: u64) {
+        self.tree.reread_bytes.fetch_add(bytes.max(REREAD_BYTES_LEAST), Ordering::Relaxed);
+    }
+
+    /// Counts what another process read once more.
+    pub fn add_reread(&self, bytes: u64) {
+        self.tree.reread_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// What is used of the tree's budget.

@@ -160,7 +160,8 @@ impl Job<'_> {
                 break;
             }
         }
-        self.put(&Record::Done)?;
+        let reread_bytes = budget.tree_use().reread_bytes.saturating_sub(terms.used.reread_bytes);
+        self.put(&Record::Done { reread_bytes })?;
         self.flush()
     }
 

@@ -201,7 +201,8 @@ impl Opening<'_> {
                     *done += 1;
                 }
                 Record::Walked(members) => self.input.walked(members),
-                Record::Done => {
+                Record::Done { reread_bytes } => {
+                    budget.add_reread(reread_bytes);
                     self.job.give_back();
                     return Ok(());
                 }

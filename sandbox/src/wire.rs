@@ -161,6 +161,6 @@ pub(crate) enum Record {
     Answer(u32),
     /// A shared container had so many members, those of others included. Told if the walk came to its end.
     Walked(u32),
-    /// It was taken apart.
-    Done,
+    /// It was taken apart. So much was read again in other ways than the first.
+    Done { reread_bytes: u64 },
 }

@@ -33,6 +33,8 @@ const BUFFER_BYTES: usize = 64 * 1024;
 const READINGS_MAX: usize = 16;
 /// In how many ways a part is decoded at most, apart from the rules of base64.
 const PART_READINGS_MAX: usize = 8;
+/// What is said where that is not all.
+const MORE_WAYS: &str = "the message can be read in more ways than are tried";
 /// How many fields of a mail the beginning of one has at least.
 const FIELDS_MIN: usize = 2;
 /// Fields that mails have and other texts with fields don't.
@@ -204,6 +206,13 @@ impl Extractor for Eml {
         let mut outcome = ExtractionOutcome::default();
         let mut next = 0;
         while let Some(reading) = readings.get(next).copied().filter(|_| !outcome.is_over()) {
+            if next > 0 {
+                if !budget.admits_rereading() {
+                    outcome.note_suspicious(MORE_WAYS);
+                    break;
+                }
+                budget.count_rereading(container.length);
+            }
             let (read, others) = read_message(container, reading, budget, sink);
             if next == 0 {
                 outcome = read;
@@ -216,7 +225,7 @@ impl Extractor for Eml {
                 if readings.len() < READINGS_MAX && !readings.contains(&other) {
                     readings.push(other);
                 } else if !readings.contains(&other) {
-                    outcome.note_suspicious("the message can be read in more ways than are tried");
+                    outcome.note_suspicious(MORE_WAYS);
                 }
             }
             next += 1;
@@ -431,6 +440,11 @@ impl Message<'_, '_, '_> {
                 continue;
             }
             if !done.is_empty() {
+                if !self.budget.admits_rereading() {
+                    self.outcome.note_suspicious(MORE_WAYS);
+                    break;
+                }
+                self.budget.count_rereading(self.lines.offset().saturating_sub(start));
                 self.lines.seek(start)?;
             }
             done.push(encoding.clone());
