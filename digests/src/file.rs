@@ -39,11 +39,9 @@ impl File {
         Self::with(Tree::alone(), selection)
     }
 
-    /// Says that there is no company for this file after all.
-    pub(crate) fn stays_alone(&mut self) {
-        if self.length == 0 {
-            self.blake3 = Tree::alone();
-        }
+    /// What is wanted of it.
+    pub(crate) fn selection(&self) -> Selection {
+        self.selection
     }
 
     fn with(blake3: Tree, selection: Selection) -> Self {

@@ -100,8 +100,8 @@ impl Seat {
 pub(super) enum Outcome {
     /// Digests, or the news that there will be none.
     There(Result<Digests, Lost>),
-    /// The file itself, to digest it: its pieces, and the rest behind them.
-    Yours(Box<File>, VecDeque<Bytes>, Bytes),
+    /// The file's bytes, to digest them: its pieces, and the rest behind them.
+    Yours(Selection, VecDeque<Bytes>, Bytes),
     /// It is to be woken.
     Wait,
 }
@@ -275,6 +275,27 @@ impl State {
         self.make_ready(key)
     }
 
+    /// Takes a file out of the pool again that has brought nothing yet, if it is the only one. Returns what is wanted of it.
+    pub(super) fn leave_if_alone(&mut self, key: Key) -> Option<Selection> {
+        let entry = self.files.get_mut(key).filter(|_| self.open == 1)?;
+        let is_new = entry.place == Place::Idle && entry.taken_bytes == 0 && entry.outcome.is_none();
+        let file = entry.file.take_if(|_| is_new)?;
+        self.files.remove(key);
+        self.open -= 1;
+        let selection = file.selection();
+        drop(self.spare(file));
+        Some(selection)
+    }
+
+    /// Keeps a file that nobody needs any more for others to begin in.
+    fn spare(&mut self, file: Box<File>) -> Option<Box<File>> {
+        if self.spare.len() >= SPARE_FILES_MAX {
+            return Some(file);
+        }
+        self.spare.push(file);
+        None
+    }
+
     fn make_ready(&mut self, key: Key) -> bool {
         let Some(entry) = self.files.get_mut(key) else { return false };
         if entry.place != Place::Idle {
@@ -318,7 +339,9 @@ impl State {
             // The only file's key, and perhaps those of files that were dropped.
             self.fresh.retain(|other| *other != key);
             self.note_empty();
-            return (Outcome::Yours(file, pieces, rest), false);
+            let selection = file.selection();
+            aftermath.files.extend(self.spare(file).map(Some));
+            return (Outcome::Yours(selection, pieces, rest), false);
         }
         let first = entry.waker.is_none();
         aftermath.retired.extend(entry.waker.replace(waker));
@@ -497,11 +520,7 @@ impl State {
         self.in_lanes -= 1;
         self.free(piece.len(), aftermath);
         aftermath.pieces.push(piece);
-        if self.spare.len() < SPARE_FILES_MAX {
-            self.spare.push(file);
-        } else {
-            aftermath.files.push(Some(file));
-        }
+        aftermath.files.extend(self.spare(file).map(Some));
         let Some(entry) = self.files.get_mut(key) else { return };
         if entry.dropped {
             self.files.remove(key);

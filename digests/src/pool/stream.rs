@@ -1,6 +1,5 @@
 //! One file of a pool, as its owner sees it.
 
-use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -66,6 +65,30 @@ impl Stream {
 
     /// Says that the file is at its end. Returns at once; its digests are computed whether anybody waits for them or not.
     pub fn end(mut self) -> Pending {
+        let (pieces, rest) = self.last();
+        self.place.end(pieces, rest, self.held_bytes.is_some());
+        Pending { place: self.place }
+    }
+
+    /// Ends the file and waits for its digests. A short file that is the only one is digested here and now, and no thread
+    /// hears of it.
+    pub async fn finish(mut self) -> Result<Digests, Lost> {
+        let (pieces, rest) = self.last();
+        let short = self.held_bytes.is_some();
+        if short && let Some(selection) = self.place.leave_if_alone() {
+            return Ok(digest_here(&self.place.pool, selection, &pieces, &rest));
+        }
+        self.place.end(pieces, rest, short);
+        Pending { place: self.place }.await
+    }
+
+    /// [`Stream::finish`] for threads that may block.
+    pub fn finish_blocking(self) -> Result<Digests, Lost> {
+        block_on(self.finish())
+    }
+
+    /// What was not handed on yet: whole units, and the rest behind them.
+    fn last(&mut self) -> (Vec<Bytes>, Bytes) {
         let mut rest = std::mem::take(&mut self.tail);
         let mut pieces = std::mem::take(&mut self.held);
         if rest.is_empty() {
@@ -73,18 +96,7 @@ impl Stream {
             let units = rest.split_to(rest.len() - rest.len() % BLOCK_BYTES);
             pieces.extend(Some(units).filter(|units| !units.is_empty()));
         }
-        self.place.end(pieces, rest, self.held_bytes.is_some());
-        Pending { place: self.place }
-    }
-
-    /// Ends the file and waits for its digests.
-    pub async fn finish(self) -> Result<Digests, Lost> {
-        self.end().await
-    }
-
-    /// [`Stream::finish`] for threads that may block.
-    pub fn finish_blocking(self) -> Result<Digests, Lost> {
-        self.end().wait()
+        (pieces, rest)
     }
 
     /// Cuts what was gathered and a new piece into whole units: of what was gathered, made up to a unit, and of the piece
@@ -164,6 +176,13 @@ impl Place {
         self.tell(look);
     }
 
+    /// What is wanted of a file that brought nothing yet and is the only one. The pool knows nothing of it from then on.
+    fn leave_if_alone(&mut self) -> Option<Selection> {
+        let selection = self.pool.shared().lock().leave_if_alone(self.key?)?;
+        self.key = None;
+        Some(selection)
+    }
+
     fn tell(&self, look: bool) {
         if look {
             self.pool.shared().work.notify_one();
@@ -181,16 +200,17 @@ impl Place {
         let digests = match outcome {
             Outcome::Wait => return Poll::Pending,
             Outcome::There(outcome) => outcome,
-            Outcome::Yours(file, pieces, rest) => Ok(digest_here(&self.pool, file, &pieces, &rest)),
+            Outcome::Yours(selection, mut pieces, rest) => {
+                Ok(digest_here(&self.pool, selection, pieces.make_contiguous(), &rest))
+            }
         };
         self.key = None;
         Poll::Ready(digests)
     }
 }
 
-fn digest_here(pool: &Pool, mut file: Box<File>, pieces: &VecDeque<Bytes>, rest: &[u8]) -> Digests {
-    let plan = &pool.shared().plan;
-    file.stays_alone();
+fn digest_here(pool: &Pool, selection: Selection, pieces: &[Bytes], rest: &[u8]) -> Digests {
+    let (plan, mut file) = (&pool.shared().plan, File::alone(selection));
     for bytes in pieces {
         advance_one(plan, &mut file, bytes);
     }
