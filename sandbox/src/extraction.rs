@@ -125,7 +125,7 @@ impl Job<'_> {
     fn serve(&self, input: &mut dyn ReadSeek, about: &About<'_>, extraction: &mut Extraction) -> io::Result<()> {
         let containers = match &self.task.containers {
             Some(containers) => containers.clone(),
-            None => self.detect(input)?,
+            None => self.detect(input, about)?,
         };
         loop {
             let command = self.output.borrow_mut().command()?;
@@ -182,8 +182,12 @@ impl Job<'_> {
     }
 
     /// Tells what the file is.
-    fn detect(&self, input: &mut dyn ReadSeek) -> io::Result<Vec<Found>> {
-        let (record, containers) = match detect(input, self.task.length) {
+    fn detect(&self, input: &mut dyn ReadSeek, about: &About<'_>) -> io::Result<Vec<Found>> {
+        let detected = match about {
+            About::File(content) => detect_content(content),
+            About::Input(_) => detect(input, self.task.length),
+        };
+        let (record, containers) = match detected {
             Ok(file_type) => {
                 let containers = file_type.containers.clone();
                 (Record::Type(file_type), containers)

@@ -128,11 +128,17 @@ pub(crate) enum Forked {
     Parent(NonZeroI32),
 }
 
-/// Forks.
+unsafe extern "C" {
+    /// glibc's fork without the handlers that libraries registered for one.
+    fn _Fork() -> libc::pid_t;
+}
+
+/// Forks. No library is told: what they would do is take and renew all their locks, the allocator's alone in some thirty pages,
+/// each of which the kernel would have to copy twice.
 pub(crate) fn fork(_: &SingleThreaded) -> io::Result<Forked> {
-    // SAFETY: with a single thread no lock can be held by a thread that the copy lacks, so that the copy is as
-    // consistent as the original, and both may go on to use all of Rust.
-    match unsafe { libc::fork() } {
+    // SAFETY: with a single thread no lock is held when this is called, and none by a thread that the copy lacks, so that the copy
+    // is as consistent as the original without anybody's help, and both may go on to use all of Rust.
+    match unsafe { _Fork() } {
         -1 => Err(io::Error::last_os_error()),
         pid => Ok(NonZeroI32::new(pid).map_or(Forked::Child, Forked::Parent)),
     }
