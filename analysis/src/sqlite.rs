@@ -4,7 +4,7 @@
 //! - A write returns after its transaction's log was synced (WAL, `synchronous=FULL`). Many writes that wait share one
 //!   transaction and so one sync: see `writer`.
 //! - Every write transaction begins IMMEDIATE, so that none fails half-way because another process wrote.
-//! - Reads have connections of their own and never wait for a write.
+//! - Reads have connections of their own and never wait for a write: see `readers`.
 //! - The schema is changed under a file lock, `<path>.lock`, by one process; a file of a newer schema is refused.
 //!
 //! It does not spread over hosts (SQLite's locks don't hold over network file systems), and it
@@ -13,10 +13,12 @@
 pub mod backup;
 mod batches;
 mod borrowed;
+mod connection;
 mod history;
 mod lookup;
 mod progress;
 mod queue;
+mod readers;
 mod reports;
 mod results;
 mod shares;
@@ -29,38 +31,27 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use rusqlite::types::{FromSql, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use sqlx::ConnectOptions;
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
-};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use tokio::sync::Notify;
 
 use crate::id::DataId;
 use crate::store::{StoreError, StoreFault};
 use borrowed::Places;
+use readers::Readers;
 use writer::Writer;
 
 /// How long a write waits for another process' write transaction. Those are short; whoever holds one longer hangs.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Memory for pages while writing. Indexes over digests are touched all over; with SQLite's own 2 MiB a large container's
-/// rows spend most of their time fetching index pages again.
-const WRITE_CACHE_KIB: u32 = 64 * 1024;
-
-/// Connections for reads. Each is a thread that answers in well under a millisecond.
-const READERS_MAX: u32 = 4;
-
-/// How long a read waits for one of them before it is refused.
-const READER_WAIT: Duration = Duration::from_secs(30);
 
 static MIGRATOR: Migrator = sqlx::migrate!();
 
 /// The embedded back-end of all three seams. Clones share its connections.
 #[derive(Clone)]
 pub struct SqliteBackend {
-    readers: SqlitePool,
-    read_options: Arc<SqliteConnectOptions>,
+    readers: Readers,
     writer: Writer,
     /// Told when a task became leasable in this process.
     leasable: Arc<Notify>,
@@ -77,7 +68,7 @@ pub struct SqliteBackend {
 
 impl SqliteBackend {
     /// Opens the file at `path`, which is created if it is missing; its directory is not. Must be called within a tokio
-    /// runtime, whose end is the back-end's end too.
+    /// runtime.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let path = path.as_ref();
         Self::open_file(path).await.map_err(|source| StoreError {
@@ -88,33 +79,29 @@ impl SqliteBackend {
     }
 
     async fn open_file(path: &Path) -> Result<Self, StoreFault> {
-        let write_options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(BUSY_TIMEOUT)
-            .pragma("cache_size", format!("-{WRITE_CACHE_KIB}"))
-            .disable_statement_logging();
         // SQLite has no lock that holds over several migrations, and switching to WAL needs the file alone.
         let lock = lock_schema(path).await?;
         let shared = path.to_owned();
         let open =
             tokio::task::spawn_blocking(move || backup::share(&shared)).await.map_err(|_| StoreFault::Closed)??;
-        let mut connection = migrated_connection(&write_options).await?;
-        let places = Places::load(&mut connection).await?;
+        let options = migration_options(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .pragma("cache_size", format!("-{}", connection::WRITE_CACHE_KIB));
+        migrate(options).await?;
+        let file = path.to_owned();
+        let starting = tokio::task::spawn_blocking(move || {
+            let connection = connection::open_to_write(&file)?;
+            let places = Places::load(&connection)?;
+            Ok::<_, StoreFault>((Writer::spawn(connection, file)?, places))
+        });
+        let (writer, places) = starting.await.map_err(|_| StoreFault::Closed)??;
         drop(lock);
 
-        let read_options = SqliteConnectOptions::new()
-            .filename(path)
-            .busy_timeout(BUSY_TIMEOUT)
-            .pragma("query_only", "ON")
-            .disable_statement_logging();
         Ok(Self {
-            readers: connect_readers(&read_options).await?,
-            read_options: Arc::new(read_options),
-            writer: Writer::spawn(connection, write_options),
+            readers: Readers::open(path.to_owned()).await?,
+            writer,
             leasable: Arc::new(Notify::new()),
             leases: Arc::default(),
             places,
@@ -127,9 +114,10 @@ impl SqliteBackend {
     /// The same back-end over connections of its own for reads. A gateway and a worker of one process share the rest; but
     /// clients that poll by the thousand would take all connections, and the worker's every read would wait behind theirs.
     pub async fn with_own_readers(&self) -> Result<Self, StoreError> {
-        let readers = connect_readers(&self.read_options).await.map_err(|source| StoreError {
+        let path = self.readers.path();
+        let readers = Readers::open(path.to_owned()).await.map_err(|source| StoreError {
             operation: "open for reading",
-            object: self.read_options.get_filename().display().to_string(),
+            object: path.display().to_string(),
             source,
         })?;
         Ok(Self { readers, ..self.clone() })
@@ -146,18 +134,6 @@ impl std::fmt::Debug for SqliteBackend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("SqliteBackend")
     }
-}
-
-async fn connect_readers(options: &SqliteConnectOptions) -> Result<SqlitePool, StoreFault> {
-    let connecting = SqlitePoolOptions::new()
-        .max_connections(READERS_MAX)
-        .acquire_timeout(READER_WAIT)
-        .idle_timeout(None)
-        .max_lifetime(None)
-        // The connections lead to a file, not over a network: none goes stale.
-        .test_before_acquire(false)
-        .connect_with(options.clone());
-    Ok(connecting.await?)
 }
 
 /// Waits until no other process changes the schema. The lock is held until the file is dropped.
@@ -184,16 +160,42 @@ async fn lock_schema(path: &Path) -> Result<File, StoreFault> {
     .map_err(|_| StoreFault::Closed)?
 }
 
-/// A connection to the file, whose schema was brought up to this build's.
-async fn migrated_connection(options: &SqliteConnectOptions) -> Result<SqliteConnection, StoreFault> {
+fn migration_options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_TIMEOUT).disable_statement_logging()
+}
+
+/// Brings the schema of a file up to this build's. That is all that sqlx does here, on a connection of its own.
+async fn migrate(options: SqliteConnectOptions) -> Result<(), StoreFault> {
     // The migrator takes a bare connection only in a future that can't be sent to another thread.
-    let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
+    let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
     let known = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0);
-    MIGRATOR.run(&pool).await.map_err(|error| match error {
+    let migrated = MIGRATOR.run(&pool).await.map_err(|error| match error {
         MigrateError::VersionMissing(found) if found > known => StoreFault::NewerSchema { found, known },
         other => StoreFault::Backend(Arc::new(other)),
-    })?;
-    Ok(pool.acquire().await?.detach())
+    });
+    pool.close().await;
+    migrated
+}
+
+/// Starts a thread that lives as long as there is work for it.
+fn spawn_thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), StoreFault> {
+    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+    spawned.map(drop).map_err(|error| StoreFault::Backend(Arc::new(error)))
+}
+
+/// What became of a read or a change that has a bug. The panic itself is in the log.
+fn panicked() -> StoreFault {
+    fault("the operation on the database panicked".to_owned())
+}
+
+fn fault(message: String) -> StoreFault {
+    StoreFault::Backend(Arc::from(Box::<dyn std::error::Error + Send + Sync>::from(message)))
+}
+
+impl From<rusqlite::Error> for StoreFault {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Backend(Arc::new(error))
+    }
 }
 
 impl From<sqlx::Error> for StoreFault {
@@ -223,14 +225,21 @@ fn to_u64(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }
 
-/// An id as SQLite kept it.
-fn to_id(bytes: Vec<u8>) -> Result<DataId, StoreFault> {
-    let length = bytes.len();
-    bytes.try_into().map(DataId).map_err(|_| StoreFault::Malformed(format!("an id of {length} bytes")))
+impl ToSql for DataId {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        self.0.to_sql()
+    }
+}
+
+impl FromSql for DataId {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        FromSql::column_result(value).map(Self)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::readers::{READER_WAIT, READERS_MAX};
     use super::*;
     use crate::conformance;
     use crate::store::ResultStore;
@@ -242,13 +251,19 @@ mod tests {
         let own = backend.with_own_readers().await.unwrap();
         let new = conformance::sample_analysis(DataId::random());
         backend.create(&new).await.unwrap();
-        let mut held = Vec::new();
+        let (mut releases, mut held) = (Vec::new(), tokio::task::JoinSet::new());
         for _ in 0..READERS_MAX {
-            held.push(backend.readers.acquire().await.unwrap());
+            let (release, released) = std::sync::mpsc::channel::<()>();
+            let readers = backend.readers.clone();
+            held.spawn(async move { readers.read(move |_| Ok(released.recv().is_ok())).await });
+            releases.push(release);
         }
+        tokio::task::yield_now().await;
         let read = tokio::time::timeout(READER_WAIT / 2, ResultStore::get(&own, new.data_id));
         assert_eq!(read.await.unwrap().unwrap().unwrap().new, new);
-        drop(held);
+        assert!(held.try_join_next().is_none());
+        drop(releases);
+        held.join_all().await;
         assert!(ResultStore::get(&backend, new.data_id).await.unwrap().is_some());
     }
 }

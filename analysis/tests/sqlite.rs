@@ -10,8 +10,7 @@ use lazaret_analysis::{
     DataId, KeptVerdict, NESTED_BATCH_MAX, ResultCode, ResultStore, SqliteBackend, StoreFault, Task, TaskQueue,
     VerdictKey, conformance,
 };
-use sqlx::Connection;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use rusqlite::{Connection, TransactionBehavior};
 
 #[tokio::test]
 async fn result_store_conforms() {
@@ -69,12 +68,8 @@ async fn a_newer_schema_is_refused_by_name() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a.db");
     drop(SqliteBackend::open(&path).await.unwrap());
-    let mut connection = SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&path)).await.unwrap();
-    sqlx::query("INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (9999, 'later', 1, x'00', 0)")
-        .execute(&mut connection)
-        .await
-        .unwrap();
-    connection.close().await.unwrap();
+    let later = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (9999, 'later', 1, x'00', 0)";
+    Connection::open(&path).unwrap().execute(later, ()).unwrap();
     let error = SqliteBackend::open(&path).await.unwrap_err();
     assert!(matches!(error.source, StoreFault::NewerSchema { found: 9999, .. }), "{error}");
     assert!(error.to_string().contains("a.db") && error.to_string().contains("9999"), "{error}");
@@ -188,9 +183,9 @@ async fn reads_do_not_wait_for_writes() {
     let backend = SqliteBackend::open(&path).await.unwrap();
     let new = conformance::sample_analysis(DataId::random());
     backend.create(&new).await.unwrap();
-    let mut other = SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&path)).await.unwrap();
-    let mut writing = other.begin_with("BEGIN IMMEDIATE").await.unwrap();
-    sqlx::query("UPDATE analysis SET state = 1").execute(&mut *writing).await.unwrap();
+    let mut other = Connection::open(&path).unwrap();
+    let writing = other.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+    writing.execute("UPDATE analysis SET state = 1", ()).unwrap();
 
     let waiting = conformance::sample_analysis(DataId::random());
     let create = backend.create(&waiting);
@@ -206,7 +201,7 @@ async fn reads_do_not_wait_for_writes() {
         created = &mut create => panic!("written while another process holds the lock: {created:?}"),
         () = reads => {}
     }
-    writing.commit().await.unwrap();
+    writing.commit().unwrap();
     create.await.unwrap();
     assert!(ResultStore::get(&backend, waiting.data_id).await.unwrap().is_some());
 }
@@ -257,9 +252,8 @@ async fn verdicts_are_bounded_and_the_longest_unused_go() {
         // The very first one stays of use, later than its batch.
         assert!(backend.verdicts(&[key(0)], hour(2 * batch + 1)).await.unwrap()[0].is_some(), "after batch {batch}");
     }
-    let options = SqliteConnectOptions::new().filename(&path);
-    let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
-    let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM verdict").fetch_one(&mut connection).await.unwrap();
+    let connection = Connection::open(&path).unwrap();
+    let rows: i64 = connection.query_row("SELECT count(*) FROM verdict", (), |row| row.get(0)).unwrap();
     assert_eq!(rows as u64, MAX, "what came last was counted");
     let found = backend.verdicts(&[key(0), key(1), key(1_999), key(2_001), key(2_999)], hour(12)).await.unwrap();
     let found: Vec<bool> = found.iter().map(Option::is_some).collect();

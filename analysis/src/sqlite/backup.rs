@@ -17,10 +17,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{ConnectOptions, Connection};
+use rusqlite::Connection;
 
-use super::{BUSY_TIMEOUT, MIGRATOR, lock_schema, migrated_connection, to_u64};
+use super::{MIGRATOR, connection, lock_schema, migrate, migration_options, to_u64};
 use crate::store::{StoreError, StoreFault};
 
 /// The longest users' file that goes along, below the longest value that SQLite takes (10^9 bytes). It is read whole; one of a
@@ -41,25 +40,35 @@ pub struct Copied {
 /// Copies the results at `path`, and the SQLite file `users` with them, to `target`, which must not be there yet. Both may
 /// be in use.
 pub async fn backup(path: &Path, users: Option<&Path>, target: &Path) -> Result<Copied, StoreError> {
-    on("back up the results to", target, try_backup(path, users, target).await)
+    let (path, users, to) = (path.to_owned(), users.map(Path::to_owned), target.to_owned());
+    on("back up the results to", target, blocking(move || try_backup(&path, users.as_deref(), &to)).await)
 }
 
 /// Writes the users' file that the backup `from` carries to `to`, which must not be there yet, and checks it. False if it carries
 /// none, as those of older builds.
 pub async fn users_in(from: &Path, to: &Path) -> Result<bool, StoreError> {
-    on("read the users from", from, try_users_in(from, to).await)
+    let (backup, to) = (from.to_owned(), to.to_owned());
+    on("read the users from", from, blocking(move || try_users_in(&backup, &to)).await)
 }
 
 /// Puts the SQLite file `prepared` in the place of the one at `path`, which nobody may have open, in one step. Returns under which
 /// name the former one is kept, if there was one.
 pub async fn put_in_place(path: &Path, prepared: &Path) -> Result<Option<PathBuf>, StoreError> {
-    on("replace", path, replace(path, prepared).await)
+    let (place, prepared) = (path.to_owned(), prepared.to_owned());
+    on("replace", path, blocking(move || replace(&place, &prepared)).await)
 }
 
 /// Puts the backup `from` in the place of the results at `path`, which nobody may have open. Also returns under which name
 /// the former results are kept, if there were any.
 pub async fn restore(path: &Path, from: &Path) -> Result<(Copied, Option<PathBuf>), StoreError> {
     on("restore the results from", from, try_restore(path, from).await)
+}
+
+/// Off the threads that must not block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreFault> + Send + 'static,
+) -> Result<T, StoreFault> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| StoreFault::Closed)?
 }
 
 fn on<T>(operation: &'static str, object: &Path, outcome: Result<T, StoreFault>) -> Result<T, StoreError> {
@@ -94,7 +103,7 @@ fn refused(path: &Path, lock: &Path, error: TryLockError, why: &'static str) -> 
     }
 }
 
-async fn try_backup(path: &Path, users: Option<&Path>, target: &Path) -> Result<Copied, StoreFault> {
+fn try_backup(path: &Path, users: Option<&Path>, target: &Path) -> Result<Copied, StoreFault> {
     if target.exists() {
         return Err(StoreFault::TargetExists(target.display().to_string()));
     }
@@ -102,7 +111,7 @@ async fn try_backup(path: &Path, users: Option<&Path>, target: &Path) -> Result<
     // For its owner's eyes alone, as the results are. What an earlier attempt left is begun anew.
     let made = File::options().create(true).write(true).truncate(true).mode(0o600).open(&partial);
     made.map_err(|error| io_fault(&partial, error))?;
-    let copied = fill(path, users, &partial).await;
+    let copied = fill(path, users, &partial);
     if copied.is_ok() {
         // Unlike a rename this replaces nothing.
         fs::hard_link(&partial, target).map_err(|error| io_fault(target, error))?;
@@ -113,68 +122,63 @@ async fn try_backup(path: &Path, users: Option<&Path>, target: &Path) -> Result<
     Ok(copied)
 }
 
-async fn fill(path: &Path, users: Option<&Path>, partial: &Path) -> Result<Copied, StoreFault> {
-    copy_into(path, partial).await?;
+fn fill(path: &Path, users: Option<&Path>, partial: &Path) -> Result<Copied, StoreFault> {
+    copy_into(path, partial)?;
     if let Some(users) = users {
         let copy = beside(partial, ".users");
-        let carried = carry(users, &copy, partial).await;
+        let carried = carry(users, &copy, partial);
         let _ = fs::remove_file(&copy);
         carried?;
     }
-    let copied = check(partial).await?;
+    let copied = check(partial)?;
     sync(partial)?;
     Ok(copied)
 }
 
 /// Fills the empty file `to` with what is in a SQLite file at one moment.
-async fn copy_into(path: &Path, to: &Path) -> Result<(), StoreFault> {
-    let mut connection = connect(path).await?;
+fn copy_into(path: &Path, to: &Path) -> Result<(), StoreFault> {
     // The name goes in as a value; an empty file is filled, anything else refused.
-    sqlx::query("VACUUM INTO $1").bind(to.display().to_string()).execute(&mut connection).await?;
-    Ok(connection.close().await?)
+    connect(path)?.execute("VACUUM INTO ?1", (to.display().to_string(),))?;
+    Ok(())
 }
 
 /// Puts a copy of the users' file into the backup, by way of the file `copy`.
-async fn carry(users: &Path, copy: &Path, backup: &Path) -> Result<(), StoreFault> {
+fn carry(users: &Path, copy: &Path, backup: &Path) -> Result<(), StoreFault> {
     let _ = fs::remove_file(copy);
     make(copy)?;
-    copy_into(users, copy).await?;
-    check_pages(&mut connect(copy).await?, copy).await?;
+    copy_into(users, copy)?;
+    check_pages(&connect(copy)?, copy)?;
     let length = fs::metadata(copy).map_err(|error| io_fault(copy, error))?.len();
     if length > USERS_BYTES_MAX {
         let longer = format!("{} has {length} bytes, more than {USERS_BYTES_MAX}", users.display());
         return Err(StoreFault::NoBackup(longer));
     }
     let content = fs::read(copy).map_err(|error| io_fault(copy, error))?;
-    let mut connection = connect(backup).await?;
-    sqlx::query("CREATE TABLE users_file (content BLOB NOT NULL)").execute(&mut connection).await?;
-    sqlx::query("INSERT INTO users_file (content) VALUES ($1)").bind(content).execute(&mut connection).await?;
-    Ok(connection.close().await?)
+    let connection = connect(backup)?;
+    connection.execute("CREATE TABLE users_file (content BLOB NOT NULL)", ())?;
+    connection.execute("INSERT INTO users_file (content) VALUES (?1)", (content,))?;
+    close(connection)
 }
 
-async fn try_users_in(from: &Path, to: &Path) -> Result<bool, StoreFault> {
+fn try_users_in(from: &Path, to: &Path) -> Result<bool, StoreFault> {
     // A damaged backup is refused before anything is believed that is in it.
-    check(from).await?;
-    let mut connection = connect(from).await?;
-    if !carries_users(&mut connection).await? {
+    check(from)?;
+    let connection = connect(from)?;
+    if !carries_users(&connection)? {
         return Ok(false);
     }
-    let content: Option<Vec<u8>> =
-        sqlx::query_scalar("SELECT content FROM users_file LIMIT 1").fetch_optional(&mut connection).await?;
-    connection.close().await?;
+    let text = "SELECT content FROM users_file LIMIT 1";
+    let content = connection::one(&connection, text, (), |row| Ok(row.get::<_, Vec<u8>>(0)?))?;
+    close(connection)?;
     let Some(content) = content else { return Ok(false) };
     make(to)?.write_all(&content).map_err(|error| io_fault(to, error))?;
-    check_pages(&mut connect(to).await?, to).await?;
+    check_pages(&connect(to)?, to)?;
     sync(to)?;
     Ok(true)
 }
 
-async fn carries_users(backup: &mut SqliteConnection) -> Result<bool, StoreFault> {
-    let tables: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'users_file'")
-            .fetch_one(backup)
-            .await?;
-    Ok(tables > 0)
+fn carries_users(backup: &Connection) -> Result<bool, StoreFault> {
+    connection::any(backup, "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'users_file'", ())
 }
 
 /// A new file for its owner's eyes alone.
@@ -184,10 +188,8 @@ fn make(path: &Path) -> Result<File, StoreFault> {
 }
 
 /// That every page of a SQLite file is sound.
-async fn check_pages(connection: &mut SqliteConnection, path: &Path) -> Result<(), StoreFault> {
-    let findings: Vec<String> = sqlx::query_scalar("PRAGMA integrity_check(10)")
-        .fetch_all(connection)
-        .await
+fn check_pages(connection: &Connection, path: &Path) -> Result<(), StoreFault> {
+    let findings = connection::all(connection, "PRAGMA integrity_check(10)", (), |row| Ok(row.get::<_, String>(0)?))
         .map_err(|error| not_one_of_ours(path, &error.to_string()))?;
     if findings == ["ok"] {
         return Ok(());
@@ -200,13 +202,12 @@ fn not_one_of_ours(path: &Path, reason: &str) -> StoreFault {
 }
 
 /// That a file is sound results of this build or an earlier one; what is in it.
-async fn check(path: &Path) -> Result<Copied, StoreFault> {
+fn check(path: &Path) -> Result<Copied, StoreFault> {
     let not_results = |reason: String| not_one_of_ours(path, &reason);
-    let mut connection = connect(path).await?;
-    check_pages(&mut connection, path).await?;
-    let found: Option<i64> = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
-        .fetch_one(&mut connection)
-        .await
+    let connection = connect(path)?;
+    check_pages(&connection, path)?;
+    let found: Option<i64> = connection
+        .query_row("SELECT max(version) FROM _sqlx_migrations WHERE success", (), |row| row.get(0))
         .map_err(|error| not_results(error.to_string()))?;
     let known = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0);
     match found {
@@ -214,12 +215,11 @@ async fn check(path: &Path) -> Result<Copied, StoreFault> {
         Some(found) if found > known => return Err(StoreFault::NewerSchema { found, known }),
         Some(_) => {}
     }
-    let (analyses, unfinished): (i64, i64) =
-        sqlx::query_as("SELECT count(*), count(*) FILTER (WHERE state < 2) FROM analysis")
-            .fetch_one(&mut connection)
-            .await
-            .map_err(|error| not_results(error.to_string()))?;
-    connection.close().await?;
+    let text = "SELECT count(*), count(*) FILTER (WHERE state < 2) FROM analysis";
+    let (analyses, unfinished) = connection
+        .query_row(text, (), |row| Ok((row.get(0)?, row.get(1)?)))
+        .map_err(|error| not_results(error.to_string()))?;
+    close(connection)?;
     let bytes = fs::metadata(path).map_err(|error| io_fault(path, error))?.len();
     Ok(Copied { analyses: to_u64(analyses), unfinished: to_u64(unfinished), bytes })
 }
@@ -228,11 +228,14 @@ async fn try_restore(path: &Path, from: &Path) -> Result<(Copied, Option<PathBuf
     // Whoever starts waits for the first lock, or is refused by the second.
     let _starting = lock_schema(path).await?;
     let _alone = alone(path)?;
-    check(from).await?;
     let restoring = beside(path, ".restoring");
-    let prepared = prepare(from, &restoring).await;
-    let kept = match prepared {
-        Ok(copied) => replace(path, &restoring).await.map(|kept| (copied, kept)),
+    let (backup, copy) = (from.to_owned(), restoring.clone());
+    blocking(move || check(&backup)).await?;
+    let kept = match prepare(from, &restoring).await {
+        Ok(copied) => {
+            let path = path.to_owned();
+            blocking(move || replace(&path, &copy)).await.map(|kept| (copied, kept))
+        }
         Err(fault) => Err(fault),
     };
     if kept.is_err() {
@@ -243,29 +246,38 @@ async fn try_restore(path: &Path, from: &Path) -> Result<(Copied, Option<PathBuf
 
 /// A copy of the backup beside the results, of this build's schema, sound and durable.
 async fn prepare(from: &Path, restoring: &Path) -> Result<Copied, StoreFault> {
-    let _ = fs::remove_file(restoring);
-    make(restoring)?;
+    let (backup, copy) = (from.to_owned(), restoring.to_owned());
+    blocking(move || copy_results(&backup, &copy)).await?;
+    migrate(migration_options(restoring)).await?;
+    let copy = restoring.to_owned();
+    let checked = blocking(move || {
+        let copied = check(&copy)?;
+        sync(&copy)?;
+        Ok(copied)
+    });
+    checked.await
+}
+
+/// Makes the file `copy` of the backup, without the users.
+fn copy_results(backup: &Path, copy: &Path) -> Result<(), StoreFault> {
+    let _ = fs::remove_file(copy);
+    make(copy)?;
     // Rather than the bytes of one file: what was restored may have a log beside it that belongs to it.
-    copy_into(from, restoring).await?;
-    let mut connection = connect(restoring).await?;
-    if carries_users(&mut connection).await? {
+    copy_into(backup, copy)?;
+    let connection = connect(copy)?;
+    if carries_users(&connection)? {
         // They go to a file of their own, and leave nothing of theirs here.
-        sqlx::query("DROP TABLE users_file").execute(&mut connection).await?;
-        sqlx::query("VACUUM").execute(&mut connection).await?;
+        connection.execute_batch("DROP TABLE users_file; VACUUM")?;
     }
-    connection.close().await?;
-    migrated_connection(&options(restoring)).await?.close().await?;
-    let copied = check(restoring).await?;
-    sync(restoring)?;
-    Ok(copied)
+    close(connection)
 }
 
 /// Puts `restoring` in the place of the results, which are kept under another name.
-async fn replace(path: &Path, restoring: &Path) -> Result<Option<PathBuf>, StoreFault> {
+fn replace(path: &Path, restoring: &Path) -> Result<Option<PathBuf>, StoreFault> {
     let kept = if path.exists() {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let kept = beside(path, &format!(".before-{}", now.as_millis()));
-        settle(path).await;
+        settle(path);
         fs::hard_link(path, &kept).map_err(|error| io_fault(&kept, error))?;
         // What can't be settled, since the results are damaged, goes with them: it must not be taken for the backup's.
         for suffix in ["-wal", "-shm"] {
@@ -285,26 +297,24 @@ async fn replace(path: &Path, restoring: &Path) -> Result<Option<PathBuf>, Store
 }
 
 /// Brings what is only in the log into the file, as far as that is possible.
-async fn settle(path: &Path) {
-    let settled = async {
-        let mut connection = connect(path).await?;
-        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut connection).await?;
-        connection.close().await?;
-        Ok::<_, StoreFault>(())
-    };
-    if let Err(error) = settled.await {
+fn settle(path: &Path) {
+    let settled = connect(path).and_then(|connection| {
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(()))?;
+        close(connection)
+    });
+    if let Err(error) = settled {
         tracing::warn!(path = %path.display(), %error, "the log of the former results stays beside them");
     }
 }
 
-fn options(path: &Path) -> SqliteConnectOptions {
-    SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_TIMEOUT).disable_statement_logging()
-}
-
-async fn connect(path: &Path) -> Result<SqliteConnection, StoreFault> {
+fn connect(path: &Path) -> Result<Connection, StoreFault> {
     // SQLite says of a file that is missing no more than that it can't be opened.
     fs::metadata(path).map_err(|error| io_fault(path, error))?;
-    Ok(options(path).connect().await?)
+    connection::open(path)
+}
+
+fn close(connection: Connection) -> Result<(), StoreFault> {
+    Ok(connection.close().map_err(|(_, error)| error)?)
 }
 
 fn sync(path: &Path) -> Result<(), StoreFault> {

@@ -12,10 +12,10 @@
 
 use aes::Aes128;
 use aes::cipher::{Block, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{QueryBuilder, Row};
+use rusqlite::{Connection, Row};
 
-use super::{to_id, to_u64};
+use super::connection::{any, execute, from_json, one};
+use super::to_u64;
 use crate::analysis::{FileResult, NestedRecord, State};
 use crate::id::{DataId, random_bytes};
 use crate::store::StoreFault;
@@ -29,13 +29,11 @@ pub(super) struct Places(Aes128);
 
 impl Places {
     /// The station's. The first process makes the key; call it while the schema is locked.
-    pub async fn load(connection: &mut SqliteConnection) -> Result<Self, StoreFault> {
-        sqlx::query("INSERT INTO secret (name, value) VALUES ('places', $1) ON CONFLICT (name) DO NOTHING")
-            .bind(random_bytes().to_vec())
-            .execute(&mut *connection)
-            .await?;
+    pub fn load(connection: &Connection) -> Result<Self, StoreFault> {
+        let insert = "INSERT INTO secret (name, value) VALUES ('places', ?1) ON CONFLICT (name) DO NOTHING";
+        execute(connection, insert, (random_bytes(),))?;
         let key: Vec<u8> =
-            sqlx::query_scalar("SELECT value FROM secret WHERE name = 'places'").fetch_one(connection).await?;
+            connection.query_row("SELECT value FROM secret WHERE name = 'places'", (), |row| row.get(0))?;
         let cipher = Aes128::new_from_slice(&key);
         Ok(Self(cipher.map_err(|_| StoreFault::Malformed("the key of places has a wrong length".to_owned()))?))
     }
@@ -79,17 +77,15 @@ pub(super) struct Borrower {
 }
 
 impl Borrower {
-    const COLUMNS: &str = "id, data_id, members_of, members_root, members_path, submission";
-
-    fn of(row: &SqliteRow) -> Result<Option<Self>, StoreFault> {
-        let Some(lender) = row.try_get::<Option<Vec<u8>>, _>("members_of")? else { return Ok(None) };
+    fn of(row: &Row<'_>) -> Result<Option<Self>, StoreFault> {
+        let Some(lender) = row.get("members_of")? else { return Ok(None) };
         Ok(Some(Self {
-            row: row.try_get("id")?,
-            data_id: to_id(row.try_get("data_id")?)?,
-            lender: to_id(lender)?,
-            lender_root: to_id(row.try_get("members_root")?)?,
-            lender_path: row.try_get("members_path")?,
-            submission: row.try_get("submission")?,
+            row: row.get("id")?,
+            data_id: row.get("data_id")?,
+            lender,
+            lender_root: row.get("members_root")?,
+            lender_path: row.get("members_path")?,
+            submission: row.get("submission")?,
         }))
     }
 
@@ -117,15 +113,11 @@ pub(super) enum Members {
 }
 
 /// Finds out whose rows answer for the members of `parent`.
-pub(super) async fn members(
-    reading: &mut SqliteConnection,
-    places: &Places,
-    parent: DataId,
-) -> Result<Members, StoreFault> {
-    let query = format!("SELECT {} FROM analysis WHERE data_id = $1", Borrower::COLUMNS);
-    let row = sqlx::query(sqlx::AssertSqlSafe(query)).bind(parent.0.to_vec()).fetch_optional(&mut *reading).await?;
-    if let Some(row) = row {
-        return Ok(match Borrower::of(&row)? {
+pub(super) fn members(reading: &Connection, places: &Places, parent: DataId) -> Result<Members, StoreFault> {
+    let text =
+        "SELECT id, data_id, members_of, members_root, members_path, submission FROM analysis WHERE data_id = ?1";
+    if let Some(borrower) = one(reading, text, (parent,), Borrower::of)? {
+        return Ok(match borrower {
             None => Members::Own,
             Some(borrower) => {
                 let lender = borrower.lender;
@@ -133,11 +125,10 @@ pub(super) async fn members(
             }
         });
     }
-    let nested = sqlx::query("SELECT 1 FROM nested WHERE data_id = $1").bind(parent.0.to_vec());
-    if nested.fetch_optional(&mut *reading).await?.is_some() {
+    if any(reading, "SELECT 1 FROM nested WHERE data_id = ?1", (parent,))? {
         return Ok(Members::Own);
     }
-    Ok(match find(reading, places, parent).await? {
+    Ok(match find(reading, places, parent)? {
         Some((borrower, found)) => Members::Of(borrower, found.record.data_id),
         None => Members::Own,
     })
@@ -150,60 +141,40 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// The columns that it is made of.
-    pub const COLUMNS: &str = "id, data_id, root, parent, ordinal, path, result";
-
-    pub fn of(row: &SqliteRow) -> Result<Self, StoreFault> {
+    pub fn of(row: &Row<'_>) -> Result<Self, StoreFault> {
         let record = NestedRecord {
-            data_id: to_id(row.try_get("data_id")?)?,
-            root: to_id(row.try_get("root")?)?,
-            parent: to_id(row.try_get("parent")?)?,
-            ordinal: row.try_get("ordinal")?,
-            path: row.try_get("path")?,
-            result: serde_json::from_str(row.try_get("result")?)?,
+            data_id: row.get("data_id")?,
+            root: row.get("root")?,
+            parent: row.get("parent")?,
+            ordinal: row.get("ordinal")?,
+            path: row.get("path")?,
+            result: from_json(row, "result")?,
         };
-        Ok(Self { row: row.try_get("id")?, record })
+        Ok(Self { row: row.get("id")?, record })
     }
 }
 
 /// The borrower and the lender's row that an id stands for, if it does.
-async fn find(
-    reading: &mut SqliteConnection,
-    places: &Places,
-    id: DataId,
-) -> Result<Option<(Borrower, Found)>, StoreFault> {
+fn find(reading: &Connection, places: &Places, id: DataId) -> Result<Option<(Borrower, Found)>, StoreFault> {
     let (analysis, nested) = places.rows(id);
-    let query = format!("SELECT {} FROM analysis WHERE id = $1 AND expired = 0", Borrower::COLUMNS);
-    let row = sqlx::query(sqlx::AssertSqlSafe(query)).bind(analysis).fetch_optional(&mut *reading).await?;
-    let Some(borrower) = row.map(|row| Borrower::of(&row)).transpose()?.flatten() else { return Ok(None) };
-    let query = format!("SELECT {} FROM nested WHERE id = $1 AND root = $2", Found::COLUMNS);
-    let row = sqlx::query(sqlx::AssertSqlSafe(query))
-        .bind(nested)
-        .bind(borrower.lender_root.0.to_vec())
-        .fetch_optional(&mut *reading)
-        .await?;
-    let Some(found) = row.map(|row| Found::of(&row)).transpose()? else { return Ok(None) };
-    let lent = is_below(reading, found.record.parent, borrower.lender, borrower.lender_root).await?;
+    let text = "SELECT id, data_id, members_of, members_root, members_path, submission FROM analysis
+         WHERE id = ?1 AND expired = 0";
+    let Some(borrower) = one(reading, text, (analysis,), Borrower::of)?.flatten() else { return Ok(None) };
+    let text = "SELECT id, data_id, root, parent, ordinal, path, result FROM nested WHERE id = ?1 AND root = ?2";
+    let Some(found) = one(reading, text, (nested, borrower.lender_root), Found::of)? else { return Ok(None) };
+    let lent = is_below(reading, found.record.parent, borrower.lender, borrower.lender_root)?;
     Ok(lent.then_some((borrower, found)))
 }
 
 /// Whether what lies directly in `parent` lies in `lender`.
-async fn is_below(
-    reading: &mut SqliteConnection,
-    mut parent: DataId,
-    lender: DataId,
-    root: DataId,
-) -> Result<bool, StoreFault> {
+fn is_below(reading: &Connection, mut parent: DataId, lender: DataId, root: DataId) -> Result<bool, StoreFault> {
     for _ in 0..ANCESTORS_MAX {
         if parent == lender || parent == root {
             break;
         }
-        let above: Option<Vec<u8>> = sqlx::query_scalar("SELECT parent FROM nested WHERE data_id = $1")
-            .bind(parent.0.to_vec())
-            .fetch_optional(&mut *reading)
-            .await?;
+        let above = one(reading, "SELECT parent FROM nested WHERE data_id = ?1", (parent,), |row| Ok(row.get(0)?))?;
         match above {
-            Some(above) => parent = to_id(above)?,
+            Some(above) => parent = above,
             None => return Ok(false),
         }
     }
@@ -211,33 +182,33 @@ async fn is_below(
 }
 
 /// A borrowed file by its id, with its borrower.
-pub(super) async fn get(
-    reading: &mut SqliteConnection,
+pub(super) fn get(
+    reading: &Connection,
     places: &Places,
     id: DataId,
 ) -> Result<Option<(Borrower, NestedRecord)>, StoreFault> {
-    let Some((borrower, found)) = find(reading, places, id).await? else { return Ok(None) };
+    let Some((borrower, found)) = find(reading, places, id)? else { return Ok(None) };
     let parent = if found.record.parent == borrower.lender {
         borrower.data_id
     } else {
-        let rows = Rows::of(reading, &[found.record.parent]).await?;
+        let rows = Rows::of(reading, &[found.record.parent])?;
         let Some(row) = rows.row(found.record.parent) else { return Ok(None) };
         places.id(borrower.row, row)
     };
-    let ids = Rows::named_by(reading, std::slice::from_ref(&found)).await?;
+    let ids = Rows::named_by(reading, std::slice::from_ref(&found))?;
     let record = borrower.borrow(places, found.record, found.row, parent, &ids);
     Ok(Some((borrower, record)))
 }
 
 /// A page of a lender's records as the borrower's.
-pub(super) async fn borrow_page(
-    reading: &mut SqliteConnection,
+pub(super) fn borrow_page(
+    reading: &Connection,
     places: &Places,
     borrower: &Borrower,
     parent: DataId,
     page: Vec<Found>,
 ) -> Result<Vec<NestedRecord>, StoreFault> {
-    let ids = Rows::named_by(reading, &page).await?;
+    let ids = Rows::named_by(reading, &page)?;
     Ok(page.into_iter().map(|found| borrower.borrow(places, found.record, found.row, parent, &ids)).collect())
 }
 
@@ -249,25 +220,18 @@ impl Rows {
         self.0.binary_search_by_key(&id, |(known, _)| *known).ok().and_then(|at| self.0.get(at)).map(|(_, row)| *row)
     }
 
-    /// Of those that the records of a page name. A page is bounded, and so is the statement.
-    async fn named_by(reading: &mut SqliteConnection, page: &[Found]) -> Result<Self, StoreFault> {
+    /// Of those that the records of a page name. A page is bounded, and so is what is read here.
+    fn named_by(reading: &Connection, page: &[Found]) -> Result<Self, StoreFault> {
         let named = |found: &Found| found.record.result.container.as_ref().and_then(|container| container.worst_child);
         let ids: Vec<DataId> = page.iter().filter_map(named).collect();
-        Self::of(reading, &ids).await
+        Self::of(reading, &ids)
     }
 
-    async fn of(reading: &mut SqliteConnection, ids: &[DataId]) -> Result<Self, StoreFault> {
+    fn of(reading: &Connection, ids: &[DataId]) -> Result<Self, StoreFault> {
         let mut rows = Vec::with_capacity(ids.len());
-        if !ids.is_empty() {
-            let mut query = QueryBuilder::new("SELECT data_id, id FROM nested WHERE data_id IN (");
-            let mut list = query.separated(", ");
-            for id in ids {
-                list.push_bind(id.0.to_vec());
-            }
-            query.push(")");
-            for row in query.build().persistent(false).fetch_all(reading).await? {
-                rows.push((to_id(row.try_get("data_id")?)?, row.try_get("id")?));
-            }
+        for id in ids {
+            let row = one(reading, "SELECT id FROM nested WHERE data_id = ?1", (id,), |row| Ok(row.get(0)?))?;
+            rows.extend(row.map(|row| (*id, row)));
         }
         rows.sort_unstable();
         Ok(Self(rows))
@@ -275,70 +239,61 @@ impl Rows {
 }
 
 /// Finishes an analysis whose members are the lender's. One statement writes; the others find out what.
-pub(super) async fn finish(
-    connection: &mut SqliteConnection,
+pub(super) fn finish(
+    connection: &Connection,
     places: &Places,
     (data_id, lender): (DataId, DataId),
     mut result: FileResult,
     now_ms: i64,
 ) -> Result<bool, StoreFault> {
-    let own: Option<i64> = sqlx::query_scalar("SELECT id FROM analysis WHERE data_id = $1 AND state < 2")
-        .bind(data_id.0.to_vec())
-        .fetch_optional(&mut *connection)
-        .await?;
-    let (Some(own), Some((root, path))) = (own, lender_place(connection, lender).await?) else { return Ok(false) };
+    let text = "SELECT id FROM analysis WHERE data_id = ?1 AND state < 2";
+    let own = one(connection, text, (data_id,), |row| Ok(row.get(0)?))?;
+    let (Some(own), Some((root, path))) = (own, lender_place(connection, lender)?) else { return Ok(false) };
     if let Some(container) = &mut result.container {
-        let recorded: Option<i64> = sqlx::query_scalar("SELECT max(ordinal) FROM nested WHERE parent = $1")
-            .bind(lender.0.to_vec())
-            .fetch_one(&mut *connection)
-            .await?;
-        if recorded.map_or(0, |highest| to_u64(highest) + 1) != container.extracted_count {
+        let recorded = members_recorded(connection, lender)?;
+        if recorded != container.extracted_count {
             return Ok(false);
         }
         if let Some(worst) = container.worst_child {
-            let Some(row) = Rows::of(connection, &[worst]).await?.row(worst) else { return Ok(false) };
+            let Some(row) = Rows::of(connection, &[worst])?.row(worst) else { return Ok(false) };
             container.worst_child = Some(places.id(own, row));
         }
     }
-    let update = sqlx::query(
-        "UPDATE analysis SET state = 2, result = $1, started_ms = coalesce(started_ms, $2), finished_ms = $2,
-             members_of = $3, members_root = $4, members_path = $5, passwords = NULL, overall = $8
-         WHERE id = $6 AND state < 2 AND NOT EXISTS (SELECT 1 FROM nested WHERE root = $7)",
-    )
-    .bind(serde_json::to_string(&result)?)
-    .bind(now_ms)
-    .bind(lender.0.to_vec())
-    .bind(root.0.to_vec())
-    .bind(path)
-    .bind(own)
-    .bind(data_id.0.to_vec())
-    .bind(i64::from(result.overall.code()));
-    Ok(update.execute(connection).await?.rows_affected() > 0)
+    let overall = i64::from(result.overall.code());
+    let changed = execute(
+        connection,
+        "UPDATE analysis SET state = 2, result = ?1, started_ms = coalesce(started_ms, ?2), finished_ms = ?2,
+             members_of = ?3, members_root = ?4, members_path = ?5, passwords = NULL, overall = ?8
+         WHERE id = ?6 AND state < 2 AND NOT EXISTS (SELECT 1 FROM nested WHERE root = ?7)",
+        (serde_json::to_string(&result)?, now_ms, lender, root, path, own, data_id, overall),
+    )?;
+    Ok(changed > 0)
+}
+
+/// How many files directly in `parent` are recorded. Ordinals have no gaps, so the highest one tells the number without a walk
+/// over all rows.
+pub(super) fn members_recorded(connection: &Connection, parent: DataId) -> Result<u64, StoreFault> {
+    let text = "SELECT max(ordinal) FROM nested WHERE parent = ?1";
+    let highest = one(connection, text, (parent,), |row| Ok(row.get::<_, Option<i64>>(0)?))?;
+    Ok(highest.flatten().map_or(0, |highest| to_u64(highest) + 1))
 }
 
 /// The analysis that a lender lies in, and its place there; none unless that is finished and the lender's members are its own.
-async fn lender_place(
-    connection: &mut SqliteConnection,
-    lender: DataId,
-) -> Result<Option<(DataId, String)>, StoreFault> {
+fn lender_place(connection: &Connection, lender: DataId) -> Result<Option<(DataId, String)>, StoreFault> {
     let done = super::results::state_to_i64(State::Done);
-    let root: Option<(i64, Option<Vec<u8>>)> =
-        sqlx::query_as("SELECT state, members_of FROM analysis WHERE data_id = $1 AND expired = 0")
-            .bind(lender.0.to_vec())
-            .fetch_optional(&mut *connection)
-            .await?;
-    if let Some((state, members_of)) = root {
-        return Ok((state == done && members_of.is_none()).then(|| (lender, String::new())));
+    let text = "SELECT state, members_of IS NULL AS own FROM analysis WHERE data_id = ?1 AND expired = 0";
+    let lends =
+        one(connection, text, (lender,), |row| Ok(row.get::<_, i64>("state")? == done && row.get::<_, bool>("own")?))?;
+    if let Some(lends) = lends {
+        return Ok(lends.then(|| (lender, String::new())));
     }
-    let nested: Option<(Vec<u8>, String)> = sqlx::query_as(
+    one(
+        connection,
         "SELECT nested.root, nested.path FROM nested JOIN analysis ON analysis.data_id = nested.root
-         WHERE nested.data_id = $1 AND analysis.state = $2 AND analysis.expired = 0",
+         WHERE nested.data_id = ?1 AND analysis.state = ?2 AND analysis.expired = 0",
+        (lender, done),
+        |row| Ok((row.get(0)?, row.get(1)?)),
     )
-    .bind(lender.0.to_vec())
-    .bind(done)
-    .fetch_optional(connection)
-    .await?;
-    nested.map(|(root, path)| Ok((to_id(root)?, path))).transpose()
 }
 
 #[cfg(test)]

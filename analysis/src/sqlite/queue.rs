@@ -10,10 +10,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
+use rusqlite::Row;
 
-use super::{SqliteBackend, on, to_i64, to_id, to_u64};
+use super::connection::{all, any, one};
+use super::{SqliteBackend, on, to_i64, to_u64};
 use crate::id::{DataId, random_bytes};
 use crate::store::{
     Lease, LeaseToken, OLDEST_EVERY, QueueDepth, SMALL_FILE_BYTES, StoreError, StoreFault, Task, TaskKind, TaskQueue,
@@ -35,70 +35,80 @@ fn on_lease(operation: &'static str, token: &LeaseToken) -> impl FnOnce(StoreFau
     move |source| StoreError { operation, object, source }
 }
 
-fn to_lease(row: &SqliteRow) -> Result<Lease, StoreFault> {
-    let attempts = row.try_get("attempts")?;
+fn to_lease(row: &Row<'_>) -> Result<Lease, StoreFault> {
+    let attempts = row.get("attempts")?;
     Ok(Lease {
         task: Task {
-            data_id: to_id(row.try_get("data_id")?)?,
+            data_id: row.get("data_id")?,
             // The schema admits no other.
             kind: TaskKind::Scan,
             attempts,
-            enqueued_ms: to_u64(row.try_get("enqueued_ms")?),
-            owner: row.try_get("owner")?,
-            priority: row.try_get("priority")?,
-            size_bytes: to_u64(row.try_get("size_bytes")?),
+            enqueued_ms: to_u64(row.get("enqueued_ms")?),
+            owner: row.get("owner")?,
+            priority: row.get("priority")?,
+            size_bytes: to_u64(row.get("size_bytes")?),
         },
-        token: LeaseToken(row.try_get("token")?),
+        token: LeaseToken(row.get("token")?),
         attempts,
-        releases: row.try_get("releases")?,
+        releases: row.get("releases")?,
     })
 }
 
-/// Which tasks are leased, and in what order. Each is the whole rest of a statement, so that each has its index.
-const BY_TURN: &str = "FROM task WHERE ready_ms <= $1 ORDER BY priority DESC, turn, id";
-const SMALL_BY_TURN: &str = "FROM task WHERE ready_ms <= $1 AND size_bytes <= 1048576 ORDER BY priority DESC, turn, id";
-const BY_AGE: &str = "FROM task WHERE ready_ms <= $1 ORDER BY enqueued_ms, id";
+/// A way to lease tasks.
+struct Which {
+    /// Whether there are any.
+    any: &'static str,
+    /// Leases them.
+    lease: &'static str,
+}
+
+/// Both statements over the tasks that `$which` names, which is a whole rest of a statement, so that it has its index.
+macro_rules! which {
+    ($which:literal) => {
+        Which {
+            any: concat!("SELECT 1 ", $which, " LIMIT 1"),
+            lease: concat!(
+                "UPDATE task SET attempts = attempts + 1, ready_ms = ?2, worker = ?3, token = ?4 || '-' || id
+                 WHERE id IN (SELECT id ",
+                $which,
+                " LIMIT ?5)
+                 RETURNING data_id, attempts, releases, enqueued_ms, token, owner, priority, size_bytes, turn"
+            ),
+        }
+    };
+}
+
+/// Which tasks are leased, and in what order.
+const BY_TURN: Which = which!("FROM task WHERE ready_ms <= ?1 ORDER BY priority DESC, turn, id");
+const SMALL_BY_TURN: Which =
+    which!("FROM task WHERE ready_ms <= ?1 AND size_bytes <= 1048576 ORDER BY priority DESC, turn, id");
+const BY_AGE: Which = which!("FROM task WHERE ready_ms <= ?1 ORDER BY enqueued_ms, id");
 const _: () = assert!(SMALL_FILE_BYTES == 1_048_576, "it stands in SMALL_BY_TURN and in the index's definition");
 
 impl SqliteBackend {
-    async fn any_leasable(&self, which: &'static str, now_ms: u64) -> Result<bool, StoreFault> {
-        let row = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT 1 {which} LIMIT 1")))
-            .bind(to_i64(now_ms))
-            .fetch_optional(&self.readers)
-            .await?;
-        Ok(row.is_some())
-    }
-
     async fn lease_which(
         &self,
-        which: &'static str,
+        which: Which,
         worker: &str,
         max: usize,
         lease_ms: u64,
         now_ms: u64,
     ) -> Result<Vec<Lease>, StoreError> {
-        // An idle worker asks often; it should not take the write lock for that.
-        if max == 0 || !self.any_leasable(which, now_ms).await.map_err(on_queue("look into"))? {
+        let now = to_i64(now_ms);
+        if max == 0 {
             return Ok(Vec::new());
         }
-        let update = format!(
-            "UPDATE task SET attempts = attempts + 1, ready_ms = $2, worker = $3, token = $4 || '-' || id
-             WHERE id IN (SELECT id {which} LIMIT $5)
-             RETURNING data_id, attempts, releases, enqueued_ms, token, owner, priority, size_bytes, turn"
-        );
-        let update = sqlx::query(sqlx::AssertSqlSafe(update))
-            .bind(to_i64(now_ms))
-            .bind(to_i64(now_ms.saturating_add(lease_ms)))
-            .bind(worker.to_owned())
-            .bind(hex::encode(random_bytes()))
-            .bind(max.min(LEASE_MAX) as i64);
-        let leasing = self.writer.write(|connection| {
-            Box::pin(async move {
-                let rows = update.fetch_all(connection).await?;
-                rows.iter().map(|row| Ok((row.try_get::<i64, _>("turn")?, to_lease(row)?))).collect()
-            })
+        // An idle worker asks often; it should not take the write lock for that.
+        let looking = self.readers.read(move |connection| any(connection, which.any, (now,)));
+        if !looking.await.map_err(on_queue("look into"))? {
+            return Ok(Vec::new());
+        }
+        let until = to_i64(now_ms.saturating_add(lease_ms));
+        let values = (now, until, worker.to_owned(), hex::encode(random_bytes()), max.min(LEASE_MAX) as i64);
+        let leasing = self.writer.write(move |connection| {
+            all(connection, which.lease, values, |row| Ok((row.get::<_, i64>("turn")?, to_lease(row)?)))
         });
-        let mut leases: Vec<(i64, Lease)> = leasing.await.map_err(on_queue("lease tasks from"))?;
+        let mut leases = leasing.await.map_err(on_queue("lease tasks from"))?;
         // RETURNING promises no order.
         leases.sort_by_key(|(turn, lease)| (u8::MAX - lease.task.priority, *turn));
         Ok(leases.into_iter().map(|(_, lease)| lease).collect())
@@ -112,22 +122,24 @@ impl TaskQueue for SqliteBackend {
         let kind = match task.kind {
             TaskKind::Scan => "scan",
         };
-        let insert = sqlx::query(
+        let insert = self.writer.execute(
             "INSERT INTO task (data_id, kind, attempts, enqueued_ms, owner, priority, size_bytes, turn)
-             SELECT $1, $2, $3, $4, $5, $6, $7, max(
-                 coalesce((SELECT max(turn) + 1 FROM task WHERE priority = $6 AND owner = $5), 0),
-                 coalesce((SELECT turn FROM task WHERE priority = $6 AND token IS NULL ORDER BY turn LIMIT 1),
-                          (SELECT max(turn) FROM task WHERE priority = $6), 0))
+             SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, max(
+                 coalesce((SELECT max(turn) + 1 FROM task WHERE priority = ?6 AND owner = ?5), 0),
+                 coalesce((SELECT turn FROM task WHERE priority = ?6 AND token IS NULL ORDER BY turn LIMIT 1),
+                          (SELECT max(turn) FROM task WHERE priority = ?6), 0))
              WHERE true ON CONFLICT (data_id) DO NOTHING",
-        )
-        .bind(task.data_id.0.to_vec())
-        .bind(kind)
-        .bind(i64::from(task.attempts))
-        .bind(to_i64(task.enqueued_ms))
-        .bind(task.owner)
-        .bind(i64::from(task.priority))
-        .bind(to_i64(task.size_bytes));
-        let queued = self.writer.execute(insert).await.map_err(on("queue task", data_id))?;
+            (
+                data_id,
+                kind,
+                task.attempts,
+                to_i64(task.enqueued_ms),
+                task.owner,
+                task.priority,
+                to_i64(task.size_bytes),
+            ),
+        );
+        let queued = insert.await.map_err(on("queue task", data_id))?;
         if queued {
             self.leasable.notify_one();
         }
@@ -151,28 +163,23 @@ impl TaskQueue for SqliteBackend {
     }
 
     async fn extend(&self, token: &LeaseToken, lease_ms: u64, now_ms: u64) -> Result<bool, StoreError> {
-        let held = token.0.clone();
-        let update = sqlx::query("UPDATE task SET ready_ms = $1 WHERE token = $2")
-            .bind(to_i64(now_ms.saturating_add(lease_ms)))
-            .bind(held);
-        self.writer.execute(update).await.map_err(on_lease("extend lease", token))
+        let until = to_i64(now_ms.saturating_add(lease_ms));
+        let update = self.writer.execute("UPDATE task SET ready_ms = ?1 WHERE token = ?2", (until, token.0.clone()));
+        update.await.map_err(on_lease("extend lease", token))
     }
 
     async fn ack(&self, token: &LeaseToken) -> Result<bool, StoreError> {
-        let held = token.0.clone();
-        let delete = sqlx::query("DELETE FROM task WHERE token = $1").bind(held);
-        self.writer.execute(delete).await.map_err(on_lease("acknowledge lease", token))
+        let delete = self.writer.execute("DELETE FROM task WHERE token = ?1", (token.0.clone(),));
+        delete.await.map_err(on_lease("acknowledge lease", token))
     }
 
     async fn release(&self, token: &LeaseToken, delay_ms: u64, now_ms: u64) -> Result<bool, StoreError> {
-        let held = token.0.clone();
-        let update = sqlx::query(
+        let update = self.writer.execute(
             "UPDATE task SET token = NULL, worker = NULL, attempts = attempts - 1, releases = releases + 1,
-                 ready_ms = $1 WHERE token = $2",
-        )
-        .bind(to_i64(now_ms.saturating_add(delay_ms)))
-        .bind(held);
-        let released = self.writer.execute(update).await.map_err(on_lease("release lease", token))?;
+                 ready_ms = ?1 WHERE token = ?2",
+            (to_i64(now_ms.saturating_add(delay_ms)), token.0.clone()),
+        );
+        let released = update.await.map_err(on_lease("release lease", token))?;
         if released && delay_ms == 0 {
             self.leasable.notify_one();
         }
@@ -181,41 +188,43 @@ impl TaskQueue for SqliteBackend {
 
     async fn survived(&self, data_id: DataId) -> Result<(), StoreError> {
         // Whoever has the task now keeps its own attempt.
-        let update = sqlx::query(
+        let update = self.writer.execute(
             "UPDATE task SET attempts = attempts - 1, releases = releases + 1
-             WHERE data_id = $1 AND attempts > (token IS NOT NULL)",
-        )
-        .bind(data_id.0.to_vec());
-        self.writer.execute(update).await.map(drop).map_err(on("forgive task", data_id))
+             WHERE data_id = ?1 AND attempts > (token IS NOT NULL)",
+            (data_id,),
+        );
+        update.await.map(drop).map_err(on("forgive task", data_id))
     }
 
     async fn depth(&self) -> Result<QueueDepth, StoreError> {
-        let counts: Result<(i64, i64), _> =
-            sqlx::query_as("SELECT count(*), count(token) FROM task").fetch_one(&self.readers).await;
-        let (all, leased) = counts.map_err(|error| on_queue("count")(error.into()))?;
+        let counting = self.readers.read(|connection| {
+            let text = "SELECT count(*), count(token) FROM task";
+            one(connection, text, (), |row| Ok((row.get(0)?, row.get(1)?)))
+        });
+        let (all, leased): (i64, i64) = counting.await.map_err(on_queue("count"))?.unwrap_or_default();
         Ok(QueueDepth { queued: to_u64(all - leased), leased: to_u64(leased) })
     }
 
     async fn waiting_by_owner(&self) -> Result<Vec<(String, u64)>, StoreError> {
         // One walk along `task_owner`: some 20 ms for a hundred thousand tasks.
-        let counts: Result<Vec<(String, i64)>, _> =
-            sqlx::query_as("SELECT owner, count(*) FROM task GROUP BY owner").fetch_all(&self.readers).await;
-        let counts = counts.map_err(|error| on_queue("count by owner")(error.into()))?;
-        Ok(counts.into_iter().map(|(owner, count)| (owner, to_u64(count))).collect())
+        let counting = self.readers.read(|connection| {
+            let text = "SELECT owner, count(*) FROM task GROUP BY owner";
+            all(connection, text, (), |row| Ok((row.get(0)?, to_u64(row.get(1)?))))
+        });
+        counting.await.map_err(on_queue("count by owner"))
     }
 
     async fn oldest_ms(&self) -> Result<Option<u64>, StoreError> {
-        let oldest: Result<Option<i64>, _> =
-            sqlx::query_scalar("SELECT min(enqueued_ms) FROM task").fetch_one(&self.readers).await;
-        Ok(oldest.map_err(|error| on_queue("look into")(error.into()))?.map(to_u64))
+        let looking = self.readers.read(|connection| {
+            one(connection, "SELECT min(enqueued_ms) FROM task", (), |row| Ok(row.get::<_, Option<i64>>(0)?))
+        });
+        Ok(looking.await.map_err(on_queue("look into"))?.flatten().map(to_u64))
     }
 
     async fn contains(&self, data_id: DataId) -> Result<bool, StoreError> {
-        let row = sqlx::query("SELECT 1 FROM task WHERE data_id = $1")
-            .bind(data_id.0.to_vec())
-            .fetch_optional(&self.readers)
-            .await;
-        row.map(|row| row.is_some()).map_err(|error| on("look for task", data_id)(error.into()))
+        let looking =
+            self.readers.read(move |connection| any(connection, "SELECT 1 FROM task WHERE data_id = ?1", (data_id,)));
+        looking.await.map_err(on("look for task", data_id))
     }
 
     async fn wait(&self, timeout: Duration) {

@@ -1,12 +1,12 @@
 //! Analyses and nested files in SQLite.
 
 use async_trait::async_trait;
+use rusqlite::{Connection, Row, params};
 use serde::Serialize;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{QueryBuilder, Row};
 
-use super::borrowed::{self, Found, Members};
-use super::{SqliteBackend, on, to_i64, to_id, to_u64};
+use super::borrowed::{self, Found, Members, Places};
+use super::connection::{all, all_or_none, any, at_one_moment, execute, from_json, one};
+use super::{SqliteBackend, on, to_i64, to_u64};
 use crate::analysis::{AnalysisRecord, FileInfo, FileResult, NestedRecord, NewAnalysis, State};
 use crate::batch::{BatchRecord, NewBatch};
 use crate::cache::{KeptVerdict, VerdictKey};
@@ -56,39 +56,42 @@ impl NestedRow {
     }
 }
 
+/// Adds a nested file. What is to happen to one that is in its way is said by how the statement begins. REPLACE alone would do,
+/// but it keeps a copy of each page that it changes, in case that it fails: half as much again in time.
+macro_rules! insert_row {
+    ($begin:literal) => {
+        concat!(
+            $begin,
+            " INTO nested (data_id, root, parent, ordinal, path, md5, sha1, sha256, sha512, result)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"
+        )
+    };
+}
+
 /// Inserts all rows or none. False if one of their roots takes none.
-async fn insert_nested(connection: &mut SqliteConnection, rows: Vec<NestedRow>) -> Result<bool, StoreFault> {
+fn insert_nested(connection: &Connection, rows: Vec<NestedRow>) -> Result<bool, StoreFault> {
     let mut roots: Vec<DataId> = rows.iter().map(|row| row.root).collect();
     roots.sort_unstable();
     roots.dedup();
     for root in roots {
-        let unfinished = sqlx::query("SELECT 1 FROM analysis WHERE data_id = $1 AND state < 2").bind(root.0.to_vec());
-        if unfinished.fetch_optional(&mut *connection).await?.is_none() {
+        if !any(connection, "SELECT 1 FROM analysis WHERE data_id = ?1 AND state < 2", (root,))? {
             return Ok(false);
         }
     }
-    // REPLACE also clears the way where the same place has another id, which happens when the key of nested ids changed.
-    let mut insert = QueryBuilder::new(
-        "REPLACE INTO nested (data_id, root, parent, ordinal, path, md5, sha1, sha256, sha512, result) ",
-    );
-    // One statement for the batch: a statement a row spends most of its time on the way to the connection's thread.
-    insert.push_values(rows, |mut values, row| {
-        let Digests([md5, sha1, sha256, sha512]) = row.digests;
-        values
-            .push_bind(row.data_id.0.to_vec())
-            .push_bind(row.root.0.to_vec())
-            .push_bind(row.parent.0.to_vec())
-            .push_bind(i64::from(row.ordinal))
-            .push_bind(row.path)
-            .push_bind(md5)
-            .push_bind(sha1)
-            .push_bind(sha256)
-            .push_bind(sha512)
-            .push_bind(row.result);
-    });
-    // Its text differs with the number of rows, so that keeping it prepared would only fill the cache.
-    insert.build().persistent(false).execute(connection).await?;
-    Ok(true)
+    // A loop over short statements takes as long as one long statement for all rows, whose text would be another for each
+    // number of rows.
+    all_or_none(connection, || {
+        for row in rows {
+            let Digests([md5, sha1, sha256, sha512]) = row.digests;
+            let NestedRow { data_id, root, parent, ordinal, path, result, .. } = row;
+            let values = params![data_id, root, parent, ordinal, path, md5, sha1, sha256, sha512, result];
+            if execute(connection, insert_row!("INSERT OR IGNORE"), values)? == 0 {
+                // It is recorded already, or the same place has another id, which happens when the key of nested ids changed.
+                execute(connection, insert_row!("REPLACE"), values)?;
+            }
+        }
+        Ok(true)
+    })
 }
 
 fn on_verdicts(operation: &'static str) -> impl FnOnce(StoreFault) -> StoreError {
@@ -119,151 +122,137 @@ fn state_from_i64(state: i64) -> Result<State, StoreFault> {
 }
 
 /// An analysis as its row has it.
-pub(super) fn to_record(row: &SqliteRow) -> Result<AnalysisRecord, StoreFault> {
-    let data_id = to_id(row.try_get("data_id")?)?;
-    let result: Option<String> = row.try_get("result")?;
+pub(super) fn to_record(row: &Row<'_>) -> Result<AnalysisRecord, StoreFault> {
+    let data_id = row.get("data_id")?;
+    let result: Option<String> = row.get("result")?;
     Ok(AnalysisRecord {
         data_id,
         new: NewAnalysis {
-            passwords: row.try_get::<Option<Vec<u8>>, _>("passwords")?.map(SealedPasswords),
-            ..serde_json::from_str(row.try_get("submission")?)?
+            passwords: row.get::<_, Option<Vec<u8>>>("passwords")?.map(SealedPasswords),
+            ..from_json(row, "submission")?
         },
-        state: state_from_i64(row.try_get("state")?)?,
-        cancel_requested: row.try_get::<i64, _>("cancel_requested")? != 0,
-        sanitized_blob: row.try_get("sanitized_blob")?,
-        started_ms: row.try_get::<Option<i64>, _>("started_ms")?.map(to_u64),
+        state: state_from_i64(row.get("state")?)?,
+        cancel_requested: row.get("cancel_requested")?,
+        sanitized_blob: row.get("sanitized_blob")?,
+        started_ms: row.get::<_, Option<i64>>("started_ms")?.map(to_u64),
         result: result.map(|json| serde_json::from_str(&json)).transpose()?,
         root: data_id,
         parent: None,
     })
 }
 
-impl SqliteBackend {
-    async fn get_root(&self, data_id: DataId) -> Result<Option<AnalysisRecord>, StoreFault> {
-        let row = sqlx::query(
-            "SELECT id, data_id, submission, passwords, state, cancel_requested, sanitized_blob, started_ms, result
-             FROM analysis WHERE data_id = $1 AND expired = 0",
-        )
-        .bind(data_id.0.to_vec())
-        .fetch_optional(&self.readers)
-        .await?;
-        row.as_ref().map(to_record).transpose()
-    }
-
-    async fn exists(&self, data_id: DataId) -> bool {
-        matches!(self.get_root(data_id).await, Ok(Some(_)))
-    }
-
-    async fn get_nested(&self, data_id: DataId) -> Result<Option<AnalysisRecord>, StoreFault> {
-        let row = sqlx::query(
-            "SELECT nested.root, nested.parent, nested.result, analysis.submission
-             FROM nested JOIN analysis ON analysis.data_id = nested.root AND analysis.expired = 0
-             WHERE nested.data_id = $1",
-        )
-        .bind(data_id.0.to_vec())
-        .fetch_optional(&self.readers)
-        .await?;
-        let Some(row) = row else { return Ok(None) };
-        let result: FileResult = serde_json::from_str(row.try_get("result")?)?;
-        let submission: NewAnalysis = serde_json::from_str(row.try_get("submission")?)?;
-        Ok(Some(AnalysisRecord {
-            data_id,
-            new: NewAnalysis { data_id, blob: String::new(), file: result.file.clone(), ..submission },
-            state: State::Done,
-            cancel_requested: false,
-            sanitized_blob: None,
-            started_ms: Some(result.times.start_ms),
-            result: Some(result),
-            root: to_id(row.try_get("root")?)?,
-            parent: Some(to_id(row.try_get("parent")?)?),
-        }))
-    }
-
-    /// A borrowed file.
-    async fn get_borrowed(&self, data_id: DataId) -> Result<Option<AnalysisRecord>, StoreFault> {
-        let mut reading = self.readers.begin().await?;
-        let Some((borrower, record)) = borrowed::get(&mut reading, &self.places, data_id).await? else {
-            return Ok(None);
-        };
-        let submission: NewAnalysis = serde_json::from_str(&borrower.submission)?;
-        let NestedRecord { root, parent, result, .. } = record;
-        Ok(Some(AnalysisRecord {
-            data_id,
-            new: NewAnalysis { data_id, blob: String::new(), file: result.file.clone(), ..submission },
-            state: State::Done,
-            cancel_requested: false,
-            sanitized_blob: None,
-            started_ms: Some(result.times.start_ms),
-            result: Some(result),
-            root,
-            parent: Some(parent),
-        }))
-    }
-
-    async fn page(&self, parent: DataId, first: u32, size: u32) -> Result<Page, StoreFault> {
-        // Ordinals have no gaps, so the highest one tells the number without a walk over all rows. The statements see one
-        // state of the database only in a transaction.
-        let mut reading = self.readers.begin().await?;
-        let members = borrowed::members(&mut reading, &self.places, parent).await?;
-        let recorded_under = match &members {
-            Members::Own => parent,
-            Members::Of(_, lender) => *lender,
-        };
-        let highest: Option<i64> = sqlx::query_scalar("SELECT max(ordinal) FROM nested WHERE parent = $1")
-            .bind(recorded_under.0.to_vec())
-            .fetch_one(&mut *reading)
-            .await?;
-        let end = i64::from(first) + i64::from(size.min(PAGE_RECORDS_MAX));
-        let query = format!(
-            "SELECT {} FROM nested WHERE parent = $1 AND ordinal >= $2 AND ordinal < $3 ORDER BY ordinal",
-            Found::COLUMNS
-        );
-        let rows = sqlx::query(sqlx::AssertSqlSafe(query))
-            .bind(recorded_under.0.to_vec())
-            .bind(i64::from(first))
-            .bind(end)
-            .fetch_all(&mut *reading)
-            .await?;
-        let found = rows.iter().map(Found::of).collect::<Result<Vec<_>, StoreFault>>()?;
-        let records = match &members {
-            Members::Own => found.into_iter().map(|found| found.record).collect(),
-            Members::Of(borrower, _) => {
-                borrowed::borrow_page(&mut reading, &self.places, borrower, parent, found).await?
-            }
-        };
-        Ok(Page { records, total: highest.map_or(0, |ordinal| to_u64(ordinal) + 1) })
+/// A nested file, own or borrowed, of what was submitted.
+fn nested_record(
+    data_id: DataId,
+    submission: NewAnalysis,
+    result: FileResult,
+    (root, parent): (DataId, DataId),
+) -> AnalysisRecord {
+    AnalysisRecord {
+        data_id,
+        new: NewAnalysis { data_id, blob: String::new(), file: result.file.clone(), ..submission },
+        state: State::Done,
+        cancel_requested: false,
+        sanitized_blob: None,
+        started_ms: Some(result.times.start_ms),
+        result: Some(result),
+        root,
+        parent: Some(parent),
     }
 }
 
+fn root_of(connection: &Connection, data_id: DataId) -> Result<Option<AnalysisRecord>, StoreFault> {
+    one(
+        connection,
+        "SELECT id, data_id, submission, passwords, state, cancel_requested, sanitized_blob, started_ms, result
+         FROM analysis WHERE data_id = ?1 AND expired = 0",
+        (data_id,),
+        to_record,
+    )
+}
+
+fn nested_of(connection: &Connection, data_id: DataId) -> Result<Option<AnalysisRecord>, StoreFault> {
+    one(
+        connection,
+        "SELECT nested.root, nested.parent, nested.result, analysis.submission
+         FROM nested JOIN analysis ON analysis.data_id = nested.root AND analysis.expired = 0
+         WHERE nested.data_id = ?1",
+        (data_id,),
+        |row| {
+            let place = (row.get("root")?, row.get("parent")?);
+            Ok(nested_record(data_id, from_json(row, "submission")?, from_json(row, "result")?, place))
+        },
+    )
+}
+
+fn borrowed_of(
+    connection: &Connection,
+    places: &Places,
+    data_id: DataId,
+) -> Result<Option<AnalysisRecord>, StoreFault> {
+    let found = at_one_moment(connection, || borrowed::get(connection, places, data_id))?;
+    let Some((borrower, NestedRecord { root, parent, result, .. })) = found else { return Ok(None) };
+    Ok(Some(nested_record(data_id, serde_json::from_str(&borrower.submission)?, result, (root, parent))))
+}
+
+/// Part of the files in `parent`, from index `first`. The statements must see one state of the database.
+fn page_of(
+    connection: &Connection,
+    places: &Places,
+    parent: DataId,
+    (first, size): (u32, u32),
+) -> Result<Page, StoreFault> {
+    let members = borrowed::members(connection, places, parent)?;
+    let recorded_under = match &members {
+        Members::Own => parent,
+        Members::Of(_, lender) => *lender,
+    };
+    let total = borrowed::members_recorded(connection, recorded_under)?;
+    let end = i64::from(first) + i64::from(size.min(PAGE_RECORDS_MAX));
+    let found = all(
+        connection,
+        "SELECT id, data_id, root, parent, ordinal, path, result FROM nested
+         WHERE parent = ?1 AND ordinal >= ?2 AND ordinal < ?3 ORDER BY ordinal",
+        (recorded_under, first, end),
+        Found::of,
+    )?;
+    let records = match &members {
+        Members::Own => found.into_iter().map(|found| found.record).collect(),
+        Members::Of(borrower, _) => borrowed::borrow_page(connection, places, borrower, parent, found)?,
+    };
+    Ok(Page { records, total })
+}
+
 /// Notes a claim and looks who else has one. One statement writes.
-async fn claim(
-    connection: &mut SqliteConnection,
+fn claim(
+    connection: &Connection,
     data_id: DataId,
     key: VerdictKey,
     until_ms: i64,
     now_ms: i64,
 ) -> Result<Claim, StoreFault> {
-    let claimed: Option<i64> = sqlx::query_scalar(
-        "UPDATE analysis SET state = 1, claim_key = $1, claim_until_ms = $2, started_ms = $3,
-             claim_order = CASE WHEN claim_key = $1 AND claim_until_ms > $3 THEN claim_order ELSE
-                 (SELECT coalesce(max(claim_order), 0) + 1 FROM analysis WHERE claim_key = $1 AND state = 1) END
-         WHERE data_id = $4 AND state < 2 RETURNING claim_order",
-    )
-    .bind(key.0.to_vec())
-    .bind(until_ms)
-    .bind(now_ms)
-    .bind(data_id.0.to_vec())
-    .fetch_optional(&mut *connection)
-    .await?;
+    let claimed = one(
+        connection,
+        "UPDATE analysis SET state = 1, claim_key = ?1, claim_until_ms = ?2, started_ms = ?3,
+             claim_order = CASE WHEN claim_key = ?1 AND claim_until_ms > ?3 THEN claim_order ELSE
+                 (SELECT coalesce(max(claim_order), 0) + 1 FROM analysis WHERE claim_key = ?1 AND state = 1) END
+         WHERE data_id = ?4 AND state < 2 RETURNING claim_order",
+        (key.0, until_ms, now_ms, data_id),
+        |row| Ok(row.get::<_, i64>(0)?),
+    )?;
     let Some(order) = claimed else { return Ok(Claim::Nothing) };
-    let twin = sqlx::query(
-        "SELECT 1 FROM analysis WHERE claim_key = $1 AND state = 1 AND claim_until_ms > $2 AND claim_order < $3 LIMIT 1",
-    )
-    .bind(key.0.to_vec())
-    .bind(now_ms)
-    .bind(order);
-    let twin = twin.fetch_optional(connection).await?;
-    Ok(if twin.is_some() { Claim::Twin } else { Claim::Yours })
+    let twin = any(
+        connection,
+        "SELECT 1 FROM analysis WHERE claim_key = ?1 AND state = 1 AND claim_until_ms > ?2 AND claim_order < ?3 LIMIT 1",
+        (key.0, now_ms, order),
+    )?;
+    Ok(if twin { Claim::Twin } else { Claim::Yours })
+}
+
+impl SqliteBackend {
+    async fn exists(&self, data_id: DataId) -> bool {
+        matches!(self.readers.read(move |connection| root_of(connection, data_id)).await, Ok(Some(_)))
+    }
 }
 
 #[async_trait]
@@ -272,36 +261,36 @@ impl ResultStore for SqliteBackend {
         let operation = "record analysis";
         let submission = to_json(new).map_err(on(operation, new.data_id))?;
         let Digests([md5, sha1, sha256, sha512]) = Digests::of(&new.file);
-        let batch = new.sent_along.batch.map(|batch| batch.0.to_vec());
+        let batch = new.sent_along.batch;
         let allowed = to_json(&new.rule.allowed_codes).map_err(on(operation, new.data_id))?;
         // One statement, so that a batch can't be closed between the look at it and the insert.
-        let insert = sqlx::query(
+        let insert = self.writer.execute(
             "INSERT INTO analysis (data_id, state, blob, md5, sha1, sha256, sha512, queued_ms, submission, user_id,
                  batch_id, batch_ordinal, allowed_codes, callback_ms, passwords)
-             SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
-                 $11, (SELECT coalesce(max(batch_ordinal) + 1, 0) FROM analysis WHERE batch_id = $11), $12, $13, $14
-             WHERE $11 IS NULL OR EXISTS (SELECT 1 FROM batch WHERE batch_id = $11 AND closed_ms IS NULL)
+             SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10,
+                 ?11, (SELECT coalesce(max(batch_ordinal) + 1, 0) FROM analysis WHERE batch_id = ?11), ?12, ?13, ?14
+             WHERE ?11 IS NULL OR EXISTS (SELECT 1 FROM batch WHERE batch_id = ?11 AND closed_ms IS NULL)
              ON CONFLICT (data_id) DO NOTHING",
-        )
-        .bind(new.data_id.0.to_vec())
-        .bind(state_to_i64(State::Queued))
-        .bind(new.blob.clone())
-        .bind(md5)
-        .bind(sha1)
-        .bind(sha256)
-        .bind(sha512)
-        .bind(to_i64(new.queued_ms))
-        .bind(submission)
-        .bind(new.principal.user_id.clone())
-        .bind(batch)
-        .bind(new.sent_along.batch.map(|_| allowed))
-        .bind(new.sent_along.callback_url.as_ref().map(|_| to_i64(new.queued_ms)))
-        .bind(new.passwords.as_ref().map(|sealed| sealed.0.clone()));
-        let created = match self.writer.execute(insert).await {
+            (
+                new.data_id,
+                state_to_i64(State::Queued),
+                new.blob.clone(),
+                md5,
+                sha1,
+                sha256,
+                sha512,
+                to_i64(new.queued_ms),
+                submission,
+                new.principal.user_id.clone(),
+                batch,
+                batch.map(|_| allowed),
+                new.sent_along.callback_url.as_ref().map(|_| to_i64(new.queued_ms)),
+                new.passwords.as_ref().map(|sealed| sealed.0.clone()),
+            ),
+        );
+        let created = match insert.await {
             Ok(true) => Ok(()),
-            Ok(false) if new.sent_along.batch.is_some() && !self.exists(new.data_id).await => {
-                Err(StoreFault::BatchClosed)
-            }
+            Ok(false) if batch.is_some() && !self.exists(new.data_id).await => Err(StoreFault::BatchClosed),
             Ok(false) => Err(StoreFault::Exists),
             Err(fault) => Err(fault),
         };
@@ -309,24 +298,25 @@ impl ResultStore for SqliteBackend {
     }
 
     async fn start(&self, data_id: DataId, now_ms: u64) -> Result<bool, StoreError> {
-        let update = sqlx::query("UPDATE analysis SET state = $1, started_ms = $2 WHERE data_id = $3 AND state < 2")
-            .bind(state_to_i64(State::Running))
-            .bind(to_i64(now_ms))
-            .bind(data_id.0.to_vec());
-        self.writer.execute(update).await.map_err(on("start analysis", data_id))
+        let update = self.writer.execute(
+            "UPDATE analysis SET state = ?1, started_ms = ?2 WHERE data_id = ?3 AND state < 2",
+            (state_to_i64(State::Running), to_i64(now_ms), data_id),
+        );
+        update.await.map_err(on("start analysis", data_id))
     }
 
     async fn claim(&self, data_id: DataId, key: VerdictKey, until_ms: u64, now_ms: u64) -> Result<Claim, StoreError> {
         let (until_ms, now_ms) = (to_i64(until_ms), to_i64(now_ms));
-        let claiming = self.writer.write(move |connection| Box::pin(claim(connection, data_id, key, until_ms, now_ms)));
+        let claiming = self.writer.write(move |connection| claim(connection, data_id, key, until_ms, now_ms));
         claiming.await.map_err(on("start analysis", data_id))
     }
 
     async fn extend_claim(&self, data_id: DataId, until_ms: u64) -> Result<(), StoreError> {
-        let update = sqlx::query("UPDATE analysis SET claim_until_ms = $1 WHERE data_id = $2 AND state = 1")
-            .bind(to_i64(until_ms))
-            .bind(data_id.0.to_vec());
-        self.writer.execute(update).await.map(drop).map_err(on("extend the claim of", data_id))
+        let update = self.writer.execute(
+            "UPDATE analysis SET claim_until_ms = ?1 WHERE data_id = ?2 AND state = 1",
+            (to_i64(until_ms), data_id),
+        );
+        update.await.map(drop).map_err(on("extend the claim of", data_id))
     }
 
     async fn verdicts(&self, keys: &[VerdictKey], now_ms: u64) -> Result<Vec<Option<KeptVerdict>>, StoreError> {
@@ -345,9 +335,9 @@ impl ResultStore for SqliteBackend {
         now_ms: u64,
     ) -> Result<bool, StoreError> {
         let (places, result, now_ms) = (self.places.clone(), result.clone(), to_i64(now_ms));
-        let finishing = self.writer.write(move |connection| {
-            Box::pin(async move { borrowed::finish(connection, &places, (data_id, source), result, now_ms).await })
-        });
+        let finishing = self
+            .writer
+            .write(move |connection| borrowed::finish(connection, &places, (data_id, source), result, now_ms));
         finishing.await.map_err(on("finish analysis", data_id))
     }
 
@@ -359,7 +349,7 @@ impl ResultStore for SqliteBackend {
             }
             // Encoded here, so that the writing connection has only to write.
             let rows = records.iter().map(NestedRow::of).collect::<Result<Vec<_>, _>>()?;
-            self.writer.write(|connection| Box::pin(insert_nested(connection, rows))).await
+            self.writer.write(|connection| insert_nested(connection, rows)).await
         };
         recorded.await.map_err(on("record files nested in", first.root))
     }
@@ -368,70 +358,74 @@ impl ResultStore for SqliteBackend {
         let operation = "finish analysis";
         let json = to_json(result).map_err(on(operation, data_id))?;
         let state = if result.own == ResultCode::CANCELLED { State::Cancelled } else { State::Done };
-        let update = sqlx::query(
-            "UPDATE analysis SET state = $1, result = $2, finished_ms = $3, overall = $4, passwords = NULL
-             WHERE data_id = $5 AND state < 2",
-        )
-        .bind(state_to_i64(state))
-        .bind(json)
-        .bind(to_i64(now_ms))
-        .bind(i64::from(result.overall.code()))
-        .bind(data_id.0.to_vec());
-        self.writer.execute(update).await.map_err(on(operation, data_id))
+        let update = self.writer.execute(
+            "UPDATE analysis SET state = ?1, result = ?2, finished_ms = ?3, overall = ?4, passwords = NULL
+             WHERE data_id = ?5 AND state < 2",
+            (state_to_i64(state), json, to_i64(now_ms), i64::from(result.overall.code()), data_id),
+        );
+        update.await.map_err(on(operation, data_id))
     }
 
     async fn get(&self, data_id: DataId) -> Result<Option<AnalysisRecord>, StoreError> {
-        let mut record = self.get_root(data_id).await;
-        if let Ok(None) = record {
-            record = self.get_nested(data_id).await;
-        }
-        if let Ok(None) = record {
-            record = self.get_borrowed(data_id).await;
-        }
-        record.map_err(on("read analysis", data_id))
+        let places = self.places.clone();
+        let reading = self.readers.read(move |connection| {
+            let mut record = root_of(connection, data_id)?;
+            if record.is_none() {
+                record = nested_of(connection, data_id)?;
+            }
+            if record.is_none() {
+                record = borrowed_of(connection, &places, data_id)?;
+            }
+            Ok(record)
+        });
+        reading.await.map_err(on("read analysis", data_id))
     }
 
     async fn nested(&self, parent: DataId, first: u32, size: u32) -> Result<Page, StoreError> {
-        self.page(parent, first, size).await.map_err(on("read files nested in", parent))
+        let places = self.places.clone();
+        let reading = self
+            .readers
+            .read(move |connection| at_one_moment(connection, || page_of(connection, &places, parent, (first, size))));
+        reading.await.map_err(on("read files nested in", parent))
     }
 
     async fn unfinished(&self, before_ms: u64, limit: u32) -> Result<Vec<DataId>, StoreError> {
-        let ids = sqlx::query_scalar(
-            "SELECT data_id FROM analysis WHERE state < 2 AND queued_ms < $1 ORDER BY queued_ms, id LIMIT $2",
-        )
-        .bind(to_i64(before_ms))
-        .bind(i64::from(limit))
-        .fetch_all(&self.readers)
-        .await
-        .map_err(StoreFault::from)
-        .and_then(|ids: Vec<Vec<u8>>| ids.into_iter().map(to_id).collect());
-        ids.map_err(|source| StoreError { operation: "list", object: "unfinished analyses".to_owned(), source })
+        let reading = self.readers.read(move |connection| {
+            let text =
+                "SELECT data_id FROM analysis WHERE state < 2 AND queued_ms < ?1 ORDER BY queued_ms, id LIMIT ?2";
+            all(connection, text, (to_i64(before_ms), limit), |row| Ok(row.get(0)?))
+        });
+        reading.await.map_err(|source| StoreError {
+            operation: "list",
+            object: "unfinished analyses".to_owned(),
+            source,
+        })
     }
 
     async fn request_cancel(&self, data_id: DataId) -> Result<bool, StoreError> {
-        let update = sqlx::query("UPDATE analysis SET cancel_requested = 1 WHERE data_id = $1 AND state < 2")
-            .bind(data_id.0.to_vec());
-        self.writer.execute(update).await.map_err(on("cancel analysis", data_id))
+        let text = "UPDATE analysis SET cancel_requested = 1 WHERE data_id = ?1 AND state < 2";
+        self.writer.execute(text, (data_id,)).await.map_err(on("cancel analysis", data_id))
     }
 
     async fn cancel_requested(&self, data_id: DataId) -> Result<bool, StoreError> {
-        let flag: Result<Option<i64>, _> =
-            sqlx::query_scalar("SELECT cancel_requested FROM analysis WHERE data_id = $1")
-                .bind(data_id.0.to_vec())
-                .fetch_optional(&self.readers)
-                .await;
-        flag.map(|flag| flag == Some(1)).map_err(|error| on("read analysis", data_id)(error.into()))
+        let reading = self.readers.read(move |connection| {
+            any(connection, "SELECT 1 FROM analysis WHERE data_id = ?1 AND cancel_requested = 1", (data_id,))
+        });
+        reading.await.map_err(on("read analysis", data_id))
     }
 
     async fn count_unfinished(&self) -> Result<u64, StoreError> {
-        let count: Result<i64, _> =
-            sqlx::query_scalar("SELECT count(*) FROM analysis WHERE state < 2").fetch_one(&self.readers).await;
-        count.map(to_u64).map_err(|error| StoreError {
+        let counting = self.readers.read(|connection| {
+            one(connection, "SELECT count(*) FROM analysis WHERE state < 2", (), |row| Ok(to_u64(row.get(0)?)))
+        });
+        let count = counting.await.map_err(|source| StoreError {
             operation: "count",
             object: "unfinished analyses".to_owned(),
-            source: error.into(),
-        })
+            source,
+        });
+        Ok(count?.unwrap_or(0))
     }
+
     async fn find_by_digest(&self, query: &DigestQuery, limit: u32) -> Result<Vec<DataId>, StoreError> {
         let found = self.find(query, limit).await;
         found.map_err(|source| StoreError {
@@ -484,13 +478,12 @@ impl ResultStore for SqliteBackend {
     }
 
     async fn callback_tried(&self, data_id: DataId, next_ms: Option<u64>) -> Result<bool, StoreError> {
-        let update = sqlx::query(
-            "UPDATE analysis SET callback_ms = $1, callback_attempts = callback_attempts + 1
-             WHERE data_id = $2 AND callback_ms IS NOT NULL",
-        )
-        .bind(next_ms.map(to_i64))
-        .bind(data_id.0.to_vec());
-        self.writer.execute(update).await.map_err(on("note a callback of analysis", data_id))
+        let update = self.writer.execute(
+            "UPDATE analysis SET callback_ms = ?1, callback_attempts = callback_attempts + 1
+             WHERE data_id = ?2 AND callback_ms IS NOT NULL",
+            (next_ms.map(to_i64), data_id),
+        );
+        update.await.map_err(on("note a callback of analysis", data_id))
     }
 
     async fn expire(&self, before_ms: u64, limit: u32) -> Result<u64, StoreError> {

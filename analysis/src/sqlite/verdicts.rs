@@ -6,8 +6,7 @@
 
 use std::sync::atomic::Ordering;
 
-use sqlx::{QueryBuilder, Row};
-
+use super::connection::{all_or_none, at_one_moment, execute, from_json, one};
 use super::{SqliteBackend, to_i64, to_u64};
 use crate::cache::{KeptVerdict, VERDICT_BATCH_MAX, VerdictKey};
 use crate::store::StoreFault;
@@ -30,35 +29,31 @@ impl SqliteBackend {
         keys: &[VerdictKey],
         now_ms: u64,
     ) -> Result<Vec<Option<KeptVerdict>>, StoreFault> {
-        let mut found = vec![None; keys.len()];
         if keys.is_empty() {
-            return Ok(found);
+            return Ok(Vec::new());
         }
         if keys.len() > VERDICT_BATCH_MAX {
             return Err(StoreFault::BatchTooLarge(keys.len()));
         }
-        let mut query = QueryBuilder::new("SELECT id, key, used_hour, kept FROM verdict WHERE key IN (");
-        let mut list = query.separated(", ");
-        for key in keys {
-            list.push_bind(key.0.to_vec());
-        }
-        query.push(")");
-        // The usual question is about one; texts for other numbers would only fill the cache of statements.
-        let rows = query.build().persistent(keys.len() == 1).fetch_all(&self.readers).await?;
-        let hour = to_i64(now_ms / HOUR_MS);
-        let mut used = Vec::new();
-        for row in rows {
-            let key: Vec<u8> = row.try_get("key")?;
-            let kept: KeptVerdict = serde_json::from_str(row.try_get("kept")?)?;
-            if row.try_get::<i64, _>("used_hour")? < hour {
-                used.push(row.try_get::<i64, _>("id")?);
-            }
-            for (at, _) in keys.iter().enumerate().filter(|(_, asked)| asked.0[..] == key[..]) {
-                if let Some(place) = found.get_mut(at) {
-                    *place = Some(kept.clone());
-                }
-            }
-        }
+        let (keys, hour) = (keys.to_vec(), to_i64(now_ms / HOUR_MS));
+        let reading = self.readers.read(move |connection| {
+            let mut used = Vec::new();
+            let mut look_up = |key: &VerdictKey| {
+                one(connection, "SELECT id, used_hour, kept FROM verdict WHERE key = ?1", (key.0,), |row| {
+                    if row.get::<_, i64>("used_hour")? < hour {
+                        used.push(row.get("id")?);
+                    }
+                    from_json(row, "kept")
+                })
+            };
+            let found = match keys.as_slice() {
+                // The usual question is about one.
+                [key] => vec![look_up(key)?],
+                keys => at_one_moment(connection, || keys.iter().map(look_up).collect())?,
+            };
+            Ok((found, used))
+        });
+        let (found, used) = reading.await?;
         if !used.is_empty()
             && let Err(error) = self.note_use(used, hour).await
         {
@@ -70,17 +65,11 @@ impl SqliteBackend {
 
     async fn note_use(&self, rows: Vec<i64>, hour: i64) -> Result<(), StoreFault> {
         let noting = self.writer.write(move |connection| {
-            Box::pin(async move {
-                let mut update = QueryBuilder::new("UPDATE verdict SET used_hour = ");
-                update.push_bind(hour).push(" WHERE id IN (");
-                let mut list = update.separated(", ");
-                for row in rows {
-                    list.push_bind(row);
-                }
-                update.push(")");
-                update.build().persistent(false).execute(connection).await?;
-                Ok(())
-            })
+            // Each of them may stand alone.
+            for row in rows {
+                execute(connection, "UPDATE verdict SET used_hour = ?1 WHERE id = ?2", (hour, row))?;
+            }
+            Ok(())
         });
         noting.await
     }
@@ -95,17 +84,19 @@ impl SqliteBackend {
         let hour = to_i64(now_ms / HOUR_MS);
         let mut rows = Vec::with_capacity(verdicts.len());
         for (key, kept) in verdicts {
-            rows.push((key.0.to_vec(), serde_json::to_string(kept)?));
+            rows.push((key.0, serde_json::to_string(kept)?));
         }
         let kept = rows.len() as u64;
         let keeping = self.writer.write(move |connection| {
-            Box::pin(async move {
-                let mut insert = QueryBuilder::new("INSERT INTO verdict (key, used_hour, kept) ");
-                insert.push_values(rows, |mut values, (key, kept)| {
-                    values.push_bind(key).push_bind(hour).push_bind(kept);
-                });
-                insert.push(" ON CONFLICT (key) DO UPDATE SET used_hour = excluded.used_hour, kept = excluded.kept");
-                insert.build().persistent(false).execute(connection).await?;
+            all_or_none(connection, || {
+                for (key, kept) in rows {
+                    execute(
+                        connection,
+                        "INSERT INTO verdict (key, used_hour, kept) VALUES (?1, ?2, ?3)
+                         ON CONFLICT (key) DO UPDATE SET used_hour = excluded.used_hour, kept = excluded.kept",
+                        (key, hour, kept),
+                    )?;
+                }
                 Ok(())
             })
         });
@@ -119,14 +110,17 @@ impl SqliteBackend {
 
     /// Lets the longest unused go until there are no more than there may be.
     async fn evict(&self) -> Result<(), StoreFault> {
-        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM verdict").fetch_one(&self.readers).await?;
-        let mut surplus = to_u64(count).saturating_sub(self.verdicts_max);
+        let counting = self
+            .readers
+            .read(|connection| one(connection, "SELECT count(*) FROM verdict", (), |row| Ok(row.get::<_, i64>(0)?)));
+        let mut surplus = to_u64(counting.await?.unwrap_or(0)).saturating_sub(self.verdicts_max);
         while surplus > 0 {
             let step = surplus.min(u64::from(EVICT_STEP));
-            let delete =
-                sqlx::query("DELETE FROM verdict WHERE id IN (SELECT id FROM verdict ORDER BY used_hour, id LIMIT $1)")
-                    .bind(to_i64(step));
-            if !self.writer.execute(delete).await? {
+            let delete = self.writer.execute(
+                "DELETE FROM verdict WHERE id IN (SELECT id FROM verdict ORDER BY used_hour, id LIMIT ?1)",
+                (to_i64(step),),
+            );
+            if !delete.await? {
                 break;
             }
             surplus -= step;
