@@ -325,7 +325,8 @@ impl Budget {
 
     /// Counts what another process read once more.
     pub fn add_reread(&self, bytes: u64) {
-        self.tree.reread_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let add = |sum: u64| Some(sum.saturating_add(bytes));
+        let _ = self.tree.reread_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 
     /// What is used of the tree's budget.

@@ -30,6 +30,8 @@ pub struct ExtractionOutcome {
     pub stopped: bool,
     /// Nothing more may come out: the tree is no longer scanned, or a limit of the whole container was hit.
     pub over: bool,
+    /// Something was left unread for what the rest of the tree had used up: by itself the container may be found to be more.
+    pub unrepeatable: bool,
 }
 
 impl ExtractionOutcome {
@@ -97,6 +99,7 @@ impl ExtractionOutcome {
         self.suspicious = self.suspicious.take().or(other.suspicious);
         self.stopped |= other.stopped;
         self.over |= other.over;
+        self.unrepeatable |= other.unrepeatable;
     }
 
     /// What there is to say, in words; empty if it is complete.

@@ -214,7 +214,7 @@ impl Load {
         let mut pause = POLL_PAUSE_FIRST;
         loop {
             tokio::time::sleep(pause).await;
-            pause = pause.mul_f64(POLL_PAUSE_GROWTH);
+            pause = pause.mul_f64(POLL_PAUSE_GROWTH).min(DRAIN_MAX / 8);
             let request = self.http.get(format!("{}/file/{data_id}", self.url)).header("apikey", &self.key);
             let document: Value = request.send().await?.error_for_status()?.json().await?;
             if document["scan_results"]["progress_percentage"] == 100 {

@@ -108,6 +108,12 @@ impl Headers {
         encodings
     }
 
+    /// Whether there are more than are told.
+    pub(super) fn has_more_encodings(&self) -> bool {
+        let told: Vec<&[u8]> = self.all("content-transfer-encoding").take(ENCODINGS_MAX).collect();
+        self.all("content-transfer-encoding").any(|value| !told.contains(&value))
+    }
+
     /// The name of a part as its sender gave it.
     pub(super) fn file_name(&self) -> Option<String> {
         let of = |field, name| parameter(self.get(field)?, name);

@@ -208,17 +208,17 @@ impl Extractor for Eml {
         while let Some(reading) = readings.get(next).copied().filter(|_| !outcome.is_over()) {
             if next > 0 {
                 if !budget.admits_rereading() {
-                    outcome.note_suspicious(MORE_WAYS);
+                    note_more_ways(&mut outcome);
                     break;
                 }
                 budget.count_rereading(container.length);
             }
-            let (read, others) = read_message(container, reading, budget, sink);
+            let (read, missed, others) = read_message(container, reading, budget, sink);
             if next == 0 {
                 outcome = read;
             } else {
-                // Read like this it may be broken, which it is not for the others.
-                let (broken, suspicious) = (None, None);
+                // Read like this it may be broken, which it is not for the others. What was not looked into counts all the same.
+                let (broken, suspicious) = (missed.broken, missed.suspicious);
                 outcome.merge(ExtractionOutcome { broken, suspicious, ..read });
             }
             for other in others {
@@ -234,33 +234,40 @@ impl Extractor for Eml {
     }
 }
 
-/// Reads a message in one way; tells in which other ways it can be read.
+/// Notes that something can be read in more ways than the tree has an allowance for.
+fn note_more_ways(outcome: &mut ExtractionOutcome) {
+    outcome.note_suspicious(MORE_WAYS);
+    outcome.unrepeatable = true;
+}
+
+/// Reads a message in one way; tells what of that was not looked into, and in which other ways it can be read.
 fn read_message(
     container: &mut Container<'_>,
     reading: Reading,
     budget: &Budget,
     sink: &mut Sink<'_>,
-) -> (ExtractionOutcome, Vec<Reading>) {
+) -> (ExtractionOutcome, ExtractionOutcome, Vec<Reading>) {
     let mut outcome = ExtractionOutcome::default();
     let input: &mut dyn ReadSeek = &mut *container.input;
     let start = match begin(input) {
         Ok(start) => start,
         Err(error) => {
             outcome.note_error("the message can't be read", &error);
-            return (outcome, Vec::new());
+            return (outcome, ExtractionOutcome::default(), Vec::new());
         }
     };
     let input = BufReader::with_capacity(BUFFER_BYTES, input);
     let lines = Lines::new(input, start, reading.returns_end);
     let boundaries = Vec::new();
-    let mut message = Message { lines, reading, others: Vec::new(), boundaries, parts: 0, budget, sink, outcome };
+    let (others, missed) = (Vec::new(), ExtractionOutcome::default());
+    let mut message = Message { lines, reading, others, boundaries, parts: 0, budget, sink, outcome, missed };
     if let Err(error) = message.run() {
         message.outcome.note_error("the message is broken", &error);
     }
     if message.lines.has_lone_return() {
         message.note_other(Reading { returns_end: true, ..reading });
     }
-    (message.outcome, message.others)
+    (message.outcome, message.missed, message.others)
 }
 
 /// Goes to where the text begins.
@@ -295,6 +302,8 @@ struct Message<'m, 's, 'i> {
     budget: &'m Budget,
     sink: &'m mut Sink<'s>,
     outcome: ExtractionOutcome,
+    /// What was not looked into, which is in the outcome too.
+    missed: ExtractionOutcome,
 }
 
 impl Message<'_, '_, '_> {
@@ -345,7 +354,7 @@ impl Message<'_, '_, '_> {
                 self.boundaries.push(boundary);
                 return self.text_around("preamble");
             }
-            self.outcome.note_broken(format!("parts lie more than {DEPTH_MAX} deep"));
+            self.miss(|outcome| outcome.note_broken(format!("parts lie more than {DEPTH_MAX} deep")));
         }
         self.part(&headers)
     }
@@ -361,6 +370,12 @@ impl Message<'_, '_, '_> {
             }
         }
         Some(boundary)
+    }
+
+    /// Notes that something is not looked into, whichever reading this is.
+    fn miss(&mut self, note: impl Fn(&mut ExtractionOutcome)) {
+        note(&mut self.outcome);
+        note(&mut self.missed);
     }
 
     fn note_other(&mut self, reading: Reading) {
@@ -407,7 +422,7 @@ impl Message<'_, '_, '_> {
                 }
             }
             if headers.kept_bytes() > HEADERS_BYTES_MAX {
-                self.outcome.note_broken("headers longer than any real message has");
+                self.miss(|outcome| outcome.note_broken("headers longer than any real message has"));
                 return Ok((headers, None));
             }
         }
@@ -419,6 +434,9 @@ impl Message<'_, '_, '_> {
         let media_type = headers.media_type();
         let mut encodings = headers.encodings();
         encodings.truncate(PART_READINGS_MAX);
+        if headers.has_more_encodings() {
+            self.miss(|outcome| outcome.note_suspicious(MORE_WAYS));
+        }
         let mut readings: Vec<_> = encodings.iter().map(|name| Encoding::named(name)).collect();
         // Messages may not be encoded, and for some programs therefore are not.
         if readings.is_empty() || media_type.starts_with("message/") {
@@ -441,7 +459,7 @@ impl Message<'_, '_, '_> {
             }
             if !done.is_empty() {
                 if !self.budget.admits_rereading() {
-                    self.outcome.note_suspicious(MORE_WAYS);
+                    self.miss(note_more_ways);
                     break;
                 }
                 self.budget.count_rereading(self.lines.offset().saturating_sub(start));
@@ -585,7 +603,46 @@ impl Read for MessageOfMailbox<'_, '_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
+    use crate::budget::{TreeBudget, TreeUse};
+
+    /// What becomes of a message in a tree of which so much was read again already.
+    fn read_after(reread_bytes: u64, text: &str) -> ExtractionOutcome {
+        let length = text.len() as u64;
+        let used = TreeUse { root_bytes: length, files: 0, produced_bytes: 0, reread_bytes };
+        let tree = Arc::new(TreeBudget::resumed(crate::conformance::limits(), used));
+        let stop: Arc<AtomicBool> = Arc::default();
+        let budget = Budget::new(tree, stop, length);
+        let mut input = Cursor::new(text.as_bytes());
+        let mut container = Container { name: "a.eml", length, input: &mut input, passwords: &crate::Passwords::NONE };
+        Eml.extract(&mut container, &budget, &mut |member| {
+            io::copy(member.content, &mut io::sink()).map(drop).map_err(|_| crate::Refused)
+        })
+    }
+
+    #[test]
+    fn what_is_not_looked_into_is_told_whichever_reading_comes_to_it() {
+        // For the first reading the lone return ends no line, and the text is not encoded.
+        let head = "Subject: a\r\nFrom: b\r\nX: y\r";
+        let disputed = format!("{head}Content-Transfer-Encoding: base64\r\n\r\naGV-sbG8=\r\n");
+        assert!(read_after(0, &disputed).is_complete());
+        let all = (4 << 20) + 16 * disputed.len() as u64;
+        for reread_bytes in [all - 1, all] {
+            let outcome = read_after(reread_bytes, &disputed);
+            assert_eq!(outcome.suspicious.as_deref(), Some(MORE_WAYS), "after {reread_bytes}");
+            assert!(outcome.unrepeatable);
+        }
+        let five: String = (0..5).map(|n| format!("Content-Transfer-Encoding: x-{n}\r")).collect();
+        let outcome = read_after(0, &format!("{head}{five}\r\n\r\ntext\r\n"));
+        assert_eq!((outcome.suspicious.as_deref(), outcome.unrepeatable), (Some(MORE_WAYS), false));
+        let deep: String =
+            (0..=DEPTH_MAX).map(|n| format!("Content-Type: multipart/mixed; boundary={n}\r\r--{n}\r")).collect();
+        let outcome = read_after(0, &format!("{head}{deep}\r\n"));
+        assert!(outcome.broken.is_some_and(|reason| reason.contains("deep")));
+    }
 
     #[test]
     fn mail_is_told_by_its_fields() {

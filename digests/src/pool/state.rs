@@ -325,8 +325,8 @@ impl State {
         if alone
             && entry.short
             && entry.place == Place::Ready
-            // Of a file that lanes have begun with, BLAKE3 may be ahead of the others.
-            && entry.ahead_bytes == 0
+            // No lane has begun with it: what is handed over are its bytes, all of them.
+            && entry.taken_bytes == 0
             && let (Some(file), Some(rest)) = (entry.file.take(), entry.rest.take())
         {
             let pieces = std::mem::take(&mut entry.pieces);
@@ -698,6 +698,21 @@ mod tests {
         assert_eq!((state.queued_bytes, state.in_lanes, state.spare.len()), (0, 0, 1));
         let next = open(&mut state);
         assert!(state.spare.is_empty() && state.files[next].file.is_some());
+    }
+
+    #[test]
+    fn what_lanes_have_begun_with_is_theirs_to_end() {
+        let mut state = state(usize::MAX);
+        let key = open(&mut state);
+        let mut aftermath = Aftermath::default();
+        state.end(key, (0..4).map(|_| piece(16 << 10)).collect(), Bytes::new(), true);
+        state.begin_running();
+        let mut seat = state.take(0, &mut aftermath).unwrap();
+        (seat.done, seat.hashed) = (16 << 10, 16 << 10);
+        assert!(matches!(state.next(seat, true, &mut aftermath), Next::Gone), "it gives way at a piece's end");
+        assert_eq!((state.open, state.files[key].ahead_bytes), (1, 0));
+        let outcome = state.outcome(key, Waker::noop().clone(), &mut aftermath).0;
+        assert!(matches!(outcome, Outcome::Wait), "the rest alone has other digests");
     }
 
     #[test]

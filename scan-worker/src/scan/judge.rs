@@ -101,7 +101,7 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
 
     if node.parent.is_none() && tree.shared.as_ref().is_some_and(|shared| !shared.leads()) {
         // Whoever leads judges the root itself. Here it is only taken apart.
-        judged.container = opening.take_apart(&containers);
+        judged.came_apart(opening.take_apart(&containers));
         return judged;
     }
 
@@ -140,7 +140,7 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     // Where its content decided, what is in it is not looked at.
     if !examined.closed {
         let began = Instant::now();
-        judged.container = opening.take_apart(&containers);
+        judged.came_apart(opening.take_apart(&containers));
         judged.times.extraction_ms = ms_since(began);
     }
     settle_digests(&mut judged);

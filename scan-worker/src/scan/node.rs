@@ -108,6 +108,14 @@ pub(super) struct Judged {
     pub taken: Option<(FileResult, TreeTotals)>,
 }
 
+impl Judged {
+    /// Takes in what came of taking the file apart.
+    pub fn came_apart(&mut self, opened: Option<Opened>) {
+        self.unkeepable |= opened.as_ref().is_some_and(|opened| opened.unkeepable);
+        self.container = opened;
+    }
+}
+
 /// What came of taking it apart.
 #[derive(Default)]
 pub(super) struct Opened {
@@ -115,6 +123,8 @@ pub(super) struct Opened {
     pub reason: Option<ResultCode>,
     pub detail: String,
     pub encrypted: bool,
+    /// In another tree it may come apart further.
+    pub unkeepable: bool,
 }
 
 impl Node {

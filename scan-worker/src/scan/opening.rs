@@ -131,7 +131,7 @@ impl<'o> FileOpening<'o> {
         }
         if !self.admits_depth() {
             let reason = Some(limit_code(Limit::Depth, &self.tree.rule));
-            return Some(Opened { reason, detail: Limit::Depth.to_string(), encrypted: false });
+            return Some(Opened { reason, detail: Limit::Depth.to_string(), ..Opened::default() });
         }
         if self.node.parent.is_none() {
             self.tree.progress.begin_extraction();
@@ -146,8 +146,13 @@ impl<'o> FileOpening<'o> {
             }
             None => self.take_apart_here(containers),
         };
-        let encrypted = outcome.protected.is_some();
-        Some(Opened { reason: outcome_code(&outcome, &self.tree.rule), detail: outcome.detail(), encrypted })
+        let (encrypted, unkeepable) = (outcome.protected.is_some(), outcome.unrepeatable);
+        Some(Opened {
+            reason: outcome_code(&outcome, &self.tree.rule),
+            detail: outcome.detail(),
+            encrypted,
+            unkeepable,
+        })
     }
 
     fn take_apart_in(&self, sandbox: &Sandbox, begun: Option<Opening<'_>>, containers: &[Found]) -> ExtractionOutcome {
