@@ -22,11 +22,29 @@ fn one_thread(linger: Duration) -> Pool {
 #[test]
 fn a_file_alone_does_not_wait_for_company() {
     let pool = one_thread(NEVER);
-    for length in [0, 10, 1000, 65_536, 65_537, 3_000_000] {
+    for length in [0, 10, 1000, 65_536, 65_537, 262_144, 262_145, 3_000_000] {
         let content = content(length);
         let mut stream = pool.stream(Selection::ALL);
         stream.update_blocking(content.clone());
         assert_eq!(stream.finish_blocking().unwrap(), Set::digest(Selection::ALL, &content));
+    }
+}
+
+#[test]
+fn a_file_that_is_joined_by_others_is_handed_on_to_the_last_byte() {
+    let pool = one_thread(NEVER);
+    let content = content(140_000);
+    for joined_after in [0, 60_000, 100_000, 140_000] {
+        let mut others = Vec::new();
+        let mut stream = pool.stream(Selection::ALL);
+        for at in (0..140_000).step_by(10_000) {
+            if at >= joined_after && others.is_empty() {
+                others.push(pool.stream(Selection::ALL));
+            }
+            stream.update_blocking(content.slice(at..at + 10_000));
+        }
+        others.push(pool.stream(Selection::ALL));
+        assert_eq!(stream.finish_blocking().unwrap(), Set::digest(Selection::ALL, &content), "{joined_after}");
     }
 }
 

@@ -6,6 +6,10 @@
 
 use super::words::{LANES_MAX, Rounds, Words};
 
+/// How far ahead of each lane's block its bytes are asked for: eight blocks, several hundred nanoseconds. The processor does
+/// that by itself for a few files and up to the end of a page, and sixteen lanes cross pages all the time.
+const AHEAD_BYTES: usize = 512;
+
 /// One file's next blocks and the state that they are to be mixed into.
 pub(crate) struct Lane<'a, S> {
     /// The digest's state so far.
@@ -43,6 +47,9 @@ pub(super) unsafe fn drive<R: Rounds<V, STATE>, V: Words, const STATE: usize>(
         *word = unsafe { V::load(column.as_ptr()) };
     }
     for block in 0..blocks {
+        for pointer in &pointers[..V::LANES] {
+            prefetch(pointer.wrapping_add(block * R::BLOCK_BYTES + AHEAD_BYTES));
+        }
         // SAFETY: every pointer is of a slice that has a whole block there, by the assertion above.
         let words = unsafe { V::gather(&pointers, block * R::BLOCK_BYTES, R::LITTLE) };
         R::block(&mut state, words);
@@ -52,6 +59,18 @@ pub(super) unsafe fn drive<R: Rounds<V, STATE>, V: Words, const STATE: usize>(
         unsafe { word.store(column.as_mut_ptr()) };
     }
     put_back(lanes, &columns);
+}
+
+/// Has the processor bring what lies there, if anything does, into its caches.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "there is no stable intrinsic for it"))]
+fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: an address where nothing is, or nothing may be read, is ignored.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+    }
 }
 
 /// Where each lane's bytes are, and the states' words side by side. Lanes without a file point where the first does.

@@ -32,9 +32,11 @@ use state::State;
 const URGENT: Duration = Duration::from_micros(200);
 /// The bytes of one file that may wait: a few pieces of an upload, so that the next is there when a lane has done one.
 const FILE_BYTES_MAX: usize = 1024 * 1024;
-/// A file that ends within this is handed on whole, at its end. If it is the only one, whoever waits for it digests it: half
-/// a millisecond at most, not much more than the way through a thread and back.
+/// A file that ends within this is handed on whole, at its end.
 const SHORT_BYTES: usize = 64 * 1024;
+/// A file that is the only one and ends within this is digested by whoever waits for its end: a millisecond at most, of which
+/// waking a thread, and being woken, would be a noticeable part.
+const ALONE_BYTES: usize = 256 * 1024;
 
 /// What can be set on a pool.
 #[derive(Debug, Clone)]

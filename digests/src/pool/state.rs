@@ -275,6 +275,11 @@ impl State {
         self.make_ready(key)
     }
 
+    /// Whether no more than one file is open.
+    pub(super) fn is_alone(&self) -> bool {
+        self.open <= 1
+    }
+
     /// Takes a file out of the pool again that has brought nothing yet, if it is the only one. Returns what is wanted of it.
     pub(super) fn leave_if_alone(&mut self, key: Key) -> Option<Selection> {
         let entry = self.files.get_mut(key).filter(|_| self.open == 1)?;
@@ -316,7 +321,7 @@ impl State {
     /// The file's digests, or `waker` is told when they are there. Also whether a thread should look.
     pub(super) fn outcome(&mut self, key: Key, waker: Waker, aftermath: &mut Aftermath) -> (Outcome, bool) {
         let lost = Outcome::There(Err(Lost));
-        let alone = self.open == 1;
+        let alone = self.is_alone();
         let Some(entry) = self.files.get_mut(key) else { return (lost, false) };
         if let Some(outcome) = entry.outcome.take() {
             self.files.remove(key);

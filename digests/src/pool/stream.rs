@@ -9,7 +9,7 @@ use std::thread::Thread;
 use bytes::Bytes;
 
 use super::state::{Aftermath, Key, Outcome};
-use super::{Lost, Pool, SHORT_BYTES};
+use super::{ALONE_BYTES, Lost, Pool, SHORT_BYTES};
 use crate::file::{BLOCK_BYTES, File, advance_one, close_one};
 use crate::{Digests, Selection};
 
@@ -45,12 +45,11 @@ impl Stream {
     pub async fn update(&mut self, piece: Bytes) {
         let (first, second) = self.cut(piece);
         let cut_bytes = first.len() + second.len();
-        if self.held_bytes.is_some_and(|held_bytes| held_bytes + cut_bytes <= SHORT_BYTES) {
-            self.held_bytes = self.held_bytes.map(|held_bytes| held_bytes + cut_bytes);
+        self.held_bytes = self.held_bytes.map(|held_bytes| held_bytes + cut_bytes).filter(|bytes| self.may_hold(*bytes));
+        if self.held_bytes.is_some() {
             self.held.extend([first, second].into_iter().filter(|piece| !piece.is_empty()));
             return;
         }
-        self.held_bytes = None;
         let held = std::mem::take(&mut self.held);
         for piece in held.into_iter().chain([first, second]).filter(|piece| !piece.is_empty()) {
             self.place.room().await;
@@ -66,25 +65,35 @@ impl Stream {
     /// Says that the file is at its end. Returns at once; its digests are computed whether anybody waits for them or not.
     pub fn end(mut self) -> Pending {
         let (pieces, rest) = self.last();
-        self.place.end(pieces, rest, self.held_bytes.is_some());
+        self.place.end(pieces, rest, self.is_short());
         Pending { place: self.place }
     }
 
-    /// Ends the file and waits for its digests. A short file that is the only one is digested here and now, and no thread
+    /// Ends the file and waits for its digests. One that is not long and the only one is digested here and now, and no thread
     /// hears of it.
     pub async fn finish(mut self) -> Result<Digests, Lost> {
         let (pieces, rest) = self.last();
-        let short = self.held_bytes.is_some();
-        if short && let Some(selection) = self.place.leave_if_alone() {
+        if self.held_bytes.is_some() && let Some(selection) = self.place.leave_if_alone() {
             return Ok(digest_here(&self.place.pool, selection, &pieces, &rest));
         }
-        self.place.end(pieces, rest, short);
+        self.place.end(pieces, rest, self.is_short());
         Pending { place: self.place }.await
     }
 
     /// [`Stream::finish`] for threads that may block.
     pub fn finish_blocking(self) -> Result<Digests, Lost> {
         block_on(self.finish())
+    }
+
+    /// Whether so many bytes may be held until the file's end. More than a short file's only by one that is alone, so that it is
+    /// the only one that does.
+    fn may_hold(&self, bytes: usize) -> bool {
+        bytes <= SHORT_BYTES || (bytes <= ALONE_BYTES && self.place.is_alone())
+    }
+
+    /// Whether the file came whole, at its end, and is short.
+    fn is_short(&self) -> bool {
+        self.held_bytes.is_some_and(|bytes| bytes <= SHORT_BYTES)
     }
 
     /// What was not handed on yet: whole units, and the rest behind them.
@@ -174,6 +183,11 @@ impl Place {
         let Some(key) = self.key else { return };
         let look = self.pool.shared().lock().end(key, pieces, rest, short);
         self.tell(look);
+    }
+
+    /// Whether this is the pool's only file.
+    fn is_alone(&self) -> bool {
+        self.pool.shared().lock().is_alone()
     }
 
     /// What is wanted of a file that brought nothing yet and is the only one. The pool knows nothing of it from then on.
