@@ -44,7 +44,7 @@ SOAK_SECONDS ?= 600
 soak: build
 	"$(CARGO_TARGET_DIR)/release/lazaret" simulate --seed $(SEED) --seeds $(SEEDS)
 	LAZARET_CRASH_SEEDS=$(SEEDS) cargo test --release --locked --workspace --test storage_engine $(CHECKED)
-	LAZARET_SOAK_SECONDS=$(SOAK_SECONDS) cargo test --release --locked -p lazaret-containers --test soak $(CHECKED) -- --ignored --nocapture
+	LAZARET_SOAK_SECONDS=$(SOAK_SECONDS) cargo test --release --locked --workspace --test soak $(CHECKED) -- --ignored --nocapture
 	LAZARET_KILL_ROUNDS=$(KILL_ROUNDS) cargo test --release --locked --workspace --test e2e $(CHECKED) -- --nocapture killed_nodes
 	cargo test --release --locked --workspace --test bombs $(CHECKED) -- --include-ignored --nocapture --test-threads 1
 

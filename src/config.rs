@@ -553,10 +553,8 @@ impl Config for ScanWorkerConfig {
 pub fn load<C: Config>(path: &Path) -> anyhow::Result<C> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read the configuration {}", path.display()))?;
     let refused = |reason: String| anyhow!("configuration {}: {reason}", path.display());
-    // First as the struct itself, since only that tells the line of an unknown or malformed key.
-    serde_saphyr::from_str::<C>(&text).map_err(|error| refused(first_line(&error.to_string())))?;
-    let file: figment::value::Value =
-        serde_saphyr::from_str(&text).map_err(|error| refused(first_line(&error.to_string())))?;
+    // As the struct itself: only that tells the line of an unknown or malformed key, and that an `off` is no boolean.
+    let file: C = serde_saphyr::from_str(&text).map_err(|error| refused(first_line(&error.to_string())))?;
     let mut config: C = Figment::new()
         .merge(Serialized::defaults(file))
         .merge(Env::prefixed(C::ENV_PREFIX))

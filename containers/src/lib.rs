@@ -23,6 +23,7 @@ pub mod formats;
 pub mod limits;
 pub mod outcome;
 pub mod passwords;
+pub mod windows;
 
 mod activemime;
 mod ar;

@@ -13,14 +13,16 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use lazaret_containers::format::Found;
+use lazaret_containers::windows::{WINDOW_BYTES_MAX, Windows};
 use lazaret_containers::{
     Budget, ExtractionOutcome, FileType, Guarded, Member, ReadSeek, Refused, TreeBudget, detect, detect_content,
 };
 
 use crate::child::Work;
+use crate::opening::CONTENT_BYTES_MAX;
 use crate::output::Output;
 use crate::sys::{Mapped, Writable};
-use crate::wire::{BLOCK_BYTES, BLOCKS, PIECE_BYTES, REMARK_BYTES_MAX, Record, Task, Terms, ToJob, WINDOW_BYTES};
+use crate::wire::{BLOCK_BYTES, BLOCKS, PIECE_BYTES, REMARK_BYTES_MAX, Record, Task, Terms, ToJob};
 
 /// How much of the input is read ahead when little is asked for: short enough that a reader that jumps about wastes little.
 const READ_AHEAD_BYTES: usize = 16 * 1024;
@@ -104,7 +106,7 @@ impl About<'_> {
             (Self::File(content), None) => Ok(Cow::Borrowed(content)),
             (Self::Input(input), Some(bytes)) => {
                 // A copy: the worker may write there, though it does not.
-                let mut content = vec![0; usize::try_from(bytes.min(WINDOW_BYTES)).unwrap_or(0)];
+                let mut content = vec![0; usize::try_from(bytes.min(CONTENT_BYTES_MAX)).unwrap_or(0)];
                 input.read_exact_at(&mut content, 0)?;
                 Ok(Cow::Owned(content))
             }
@@ -308,13 +310,12 @@ impl Seek for Mapping<'_> {
     }
 }
 
-/// A file of which the input holds a part, which the worker replaces on demand.
+/// A file of which the input holds windows, which the worker fills on demand.
 struct OnDemand<'i> {
     file: &'i File,
     job: &'i Job<'i>,
     position: u64,
-    /// The part of the file that the input holds.
-    window: (u64, u64),
+    windows: Windows,
     /// The part that was read ahead.
     ahead: Vec<u8>,
     ahead_offset: u64,
@@ -322,20 +323,32 @@ struct OnDemand<'i> {
 
 impl<'i> OnDemand<'i> {
     fn new(file: &'i File, job: &'i Job<'i>) -> Self {
-        Self { file, job, position: 0, window: (0, 0), ahead: Vec::new(), ahead_offset: 0 }
+        Self { file, job, position: 0, windows: Windows::default(), ahead: Vec::new(), ahead_offset: 0 }
     }
 
     /// Reads at the position, from the input alone.
     fn read_input(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        if !(self.window.0..self.window.1).contains(&self.position) {
-            let filled = self.job.output.borrow_mut().fill(self.position)?;
-            self.window = (self.position, self.position.saturating_add(filled));
-        }
-        let most = usize::try_from(self.window.1.saturating_sub(self.position)).unwrap_or(usize::MAX).min(into.len());
-        let offset = self.position.saturating_sub(self.window.0);
+        let (window, part) = match self.windows.at(self.position) {
+            Some(there) => there,
+            None => self.fill()?,
+        };
+        let most = usize::try_from(part.end - self.position).unwrap_or(usize::MAX).min(into.len());
+        let offset = window as u64 * WINDOW_BYTES_MAX + (self.position - part.start);
         let read = self.file.read_at(into.get_mut(..most).unwrap_or_default(), offset)?;
         self.job.output.borrow_mut().count_input(read as u64);
         Ok(read)
+    }
+
+    /// Has a window filled with the part of the file where the position is.
+    fn fill(&mut self) -> io::Result<(usize, Range<u64>)> {
+        let (window, wanted) = self.windows.move_to(self.position, self.job.task.length);
+        let filled = self.job.output.borrow_mut().fill(window, &wanted)?;
+        let part = wanted.start..wanted.start + filled.min(wanted.end - wanted.start);
+        if !part.contains(&self.position) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.windows.moved(window, part.clone());
+        Ok((window, part))
     }
 }
 

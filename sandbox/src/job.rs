@@ -8,15 +8,14 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use lazaret_containers::container::display_name;
+use lazaret_containers::windows::{WINDOW_BYTES_MAX, WINDOWS};
 use lazaret_containers::{ExtractionOutcome, Halt, Limit, Turn};
 
 use crate::channel::{MESSAGE_BYTES_MAX, hear, pair, tell, tell_at_once, wait};
 use crate::child::{EXIT_PANICKED, EXIT_UNCONFINED};
 use crate::memory::shared_memory;
 use crate::pool::{Sandbox, SandboxError, Template};
-use crate::wire::{
-    BLOCK_BYTES, BLOCKS, Begin, Ending, FromJob, RECORD_BYTES_MAX, Record, Records, Task, ToJob, WINDOW_BYTES,
-};
+use crate::wire::{BLOCK_BYTES, BLOCKS, Begin, Ending, FromJob, RECORD_BYTES_MAX, Record, Records, Task, ToJob};
 
 /// How often a wait looks up to see whether the job is still wanted.
 const LOOK_UP: Duration = Duration::from_millis(50);
@@ -249,7 +248,7 @@ impl Job {
                     self.gave_back = false;
                     return Ok(());
                 }
-                FromJob::Read(offset) => self.fill(input, offset)?,
+                FromJob::Read(window, offset, bytes) => self.fill(input, window, offset, bytes)?,
                 FromJob::Turn(turn, input_read) => {
                     input.was_read(input_read);
                     let range = input.turn(turn).map(|range| (range.start, range.end));
@@ -280,16 +279,20 @@ impl Job {
     }
 
     /// Gives the job process the part of the file that it asks for.
-    fn fill(&mut self, input: &dyn Input, offset: u64) -> Result<(), Ended> {
-        let wanted = WINDOW_BYTES.min(self.length.saturating_sub(offset));
+    fn fill(&mut self, input: &dyn Input, window: u32, offset: u64, bytes: u64) -> Result<(), Ended> {
+        if window as usize >= WINDOWS || bytes > WINDOW_BYTES_MAX {
+            return Err(self.confused());
+        }
+        let wanted = bytes.min(self.length.saturating_sub(offset));
         let part = if input.whole().is_some() || wanted == 0 {
             Err(io::ErrorKind::InvalidInput.into())
         } else {
             input.read_at(offset, wanted)
         };
         let answer = match part {
-            Ok(part) if !part.is_empty() && part.len() as u64 <= WINDOW_BYTES => {
-                self.input_memory.write_all_at(&part, 0).map(|()| ToJob::Filled(part.len() as u64))
+            Ok(part) if !part.is_empty() && part.len() as u64 <= wanted => {
+                let place = u64::from(window) * WINDOW_BYTES_MAX;
+                self.input_memory.write_all_at(&part, place).map(|()| ToJob::Filled(part.len() as u64))
             }
             _ => Ok(ToJob::NotReadable),
         };

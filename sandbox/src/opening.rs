@@ -10,7 +10,7 @@ use lazaret_containers::{Budget, ExtractionOutcome, FileType, Halt, Limits, Pass
 use crate::job::{Check, Ended, Input, Job};
 use crate::memory::{sealed_memory, shared_memory};
 use crate::pool::{Sandbox, SandboxError};
-use crate::wire::{REMARK_BYTES_MAX, Record, Task, Terms, ToJob, WINDOW_BYTES};
+use crate::wire::{INPUT_BYTES, REMARK_BYTES_MAX, Record, Task, Terms, ToJob};
 
 /// Processor time that a job may take beyond the seconds of its rule: to detect types and answer questions, and to find out that
 /// the time is over.
@@ -18,7 +18,7 @@ const CPU_SECONDS_MORE: u64 = 60;
 /// Processor time that a process may take for all that it is asked about. Whoever asks looks at the clock.
 const CPU_SECONDS_OF_ANSWERS: u64 = 24 * 3600;
 /// The longest content that a process for many is asked about.
-pub const CONTENT_BYTES_MAX: u64 = WINDOW_BYTES;
+pub const CONTENT_BYTES_MAX: u64 = 4 << 20;
 
 /// What is to be opened.
 #[derive(Debug, Clone)]
@@ -71,7 +71,7 @@ impl Sandbox {
 }
 
 fn input_memory(input: &dyn Input) -> io::Result<File> {
-    input.whole().map_or_else(|| shared_memory("input", WINDOW_BYTES), |whole| sealed_memory("input", whole))
+    input.whole().map_or_else(|| shared_memory("input", INPUT_BYTES), |whole| sealed_memory("input", whole))
 }
 
 /// A process that answers questions about contents. Whatever one of them makes of it is of no good to the next one, so it is for

@@ -79,9 +79,9 @@ impl Output {
         }
     }
 
-    /// Asks for the file from `offset` on; tells how much of it the input then holds.
-    pub(crate) fn fill(&mut self, offset: u64) -> io::Result<u64> {
-        tell(&self.socket, &FromJob::Read(offset))?;
+    /// Asks for a part of the file in a window; tells how much of it that then has, from the part's beginning on.
+    pub(crate) fn fill(&mut self, window: usize, part: &Range<u64>) -> io::Result<u64> {
+        tell(&self.socket, &FromJob::Read(window as u32, part.start, part.end - part.start))?;
         loop {
             match hear(&self.socket, &mut self.buffer)?.ok_or_else(gone)? {
                 ToJob::Copied => self.copied += 1,

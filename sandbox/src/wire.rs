@@ -1,6 +1,7 @@
 //! What the processes tell each other.
 
 use lazaret_containers::format::Found;
+use lazaret_containers::windows::{WINDOW_BYTES_MAX, WINDOWS};
 use lazaret_containers::{ExtractionOutcome, FileType, Limits, Passwords, TreeUse, Turn};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -12,8 +13,8 @@ pub(crate) const BLOCK_BYTES: usize = 1 << 20;
 pub(crate) const BLOCKS: u64 = 4;
 /// Members are shown to their types' detection up to this length, and told in pieces of it. Each begins in a block's first half.
 pub(crate) const PIECE_BYTES: usize = BLOCK_BYTES / 2;
-/// How much of a file that is not in memory is handed in at once.
-pub(crate) const WINDOW_BYTES: u64 = 4 << 20;
+/// How much of a file that is not in memory is handed in: windows, which lie one behind the other in the input.
+pub(crate) const INPUT_BYTES: u64 = WINDOWS as u64 * WINDOW_BYTES_MAX;
 /// The longest answer about a member that is told with it.
 pub(crate) const REMARK_BYTES_MAX: usize = 16 * 1024;
 /// The longest record: the longest name, and a type with as many containers as there may be.
@@ -106,7 +107,7 @@ pub(crate) enum ToJob {
     AskAbout(u64, Vec<u8>),
     /// It has copied what it needs of the oldest block.
     Copied,
-    /// The input holds this much of the file, from the asked place on.
+    /// The window has this much of the file, from the asked place on.
     Filled(u64),
     /// That part of the file can't be had.
     NotReadable,
@@ -119,8 +120,8 @@ pub(crate) enum ToJob {
 pub(crate) enum FromJob {
     /// These records follow, so many bytes of content are in the next block, and so much of the file was read up to now.
     Block(Records, u32, u64),
-    /// It needs the file from this place on.
-    Read(u64),
+    /// It needs the file in this window: from this place on, so many bytes.
+    Read(u32, u64, u64),
     /// It asks which members are wanted, having read so much of the file up to now.
     Turn(Turn, u64),
 }

@@ -5,18 +5,17 @@
 //! sample declares is an error.
 
 use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use lazaret_containers::windows;
 use lazaret_protocol::BlobName;
 use lazaret_protocol::message::ByteRange;
 
 use crate::memory::Reservation;
 use crate::source::{BlobSource, SourceError};
 use crate::spool::Spooled;
-
-/// How much a reader of a sample that is not in memory fetches at once: one extent, so that a request reads one place of a disk.
-const READ_BYTES: u64 = 4 << 20;
 
 /// A file to be judged.
 pub struct Sample {
@@ -116,7 +115,7 @@ impl Sample {
 
     /// Reads it from the beginning.
     pub fn reader(&self) -> SampleReader<'_> {
-        SampleReader { sample: self, position: 0, block: Bytes::new(), block_offset: 0 }
+        SampleReader { sample: self, position: 0, windows: windows::Windows::default(), contents: Default::default() }
     }
 }
 
@@ -174,26 +173,42 @@ impl Iterator for Windows<'_> {
     }
 }
 
-/// Reads a sample, holding at most one fetched block.
+/// Reads a sample, of which it holds a few windows if it is not in memory.
 pub struct SampleReader<'s> {
     sample: &'s Sample,
     position: u64,
-    block: Bytes,
-    block_offset: u64,
+    windows: windows::Windows,
+    /// What is in each window.
+    contents: [Bytes; windows::WINDOWS],
 }
 
 impl SampleReader<'_> {
-    /// The bytes of the current block from the position on, fetched if need be; empty at the end.
+    /// Bytes from the position on, fetched if need be; empty at the end.
     fn available(&mut self) -> io::Result<&[u8]> {
-        let within =
-            |position: u64, offset: u64, length: usize| position >= offset && position < offset + length as u64;
-        if !within(self.position, self.block_offset, self.block.len()) {
-            let length = if self.sample.bytes().is_some() { u64::MAX } else { READ_BYTES };
-            self.block = self.sample.read_at(self.position, length).map_err(io::Error::other)?;
-            self.block_offset = self.position;
+        let (sample, position) = (self.sample, self.position);
+        let (start, content) = match sample.bytes() {
+            Some(content) => (0, Some(content)),
+            None => {
+                let (window, part) = match self.windows.at(position) {
+                    Some(there) => there,
+                    None => self.fetch()?,
+                };
+                (part.start, self.contents.get(window))
+            }
+        };
+        let skip = usize::try_from(position - start).unwrap_or(usize::MAX);
+        Ok(content.and_then(|content| content.get(skip..)).unwrap_or_default())
+    }
+
+    /// Fetches a part of the sample, where the position is.
+    fn fetch(&mut self) -> io::Result<(usize, Range<u64>)> {
+        let (window, part) = self.windows.move_to(self.position, self.sample.length);
+        let content = self.sample.read_at(part.start, part.end - part.start).map_err(io::Error::other)?;
+        if let Some(place) = self.contents.get_mut(window) {
+            *place = content;
         }
-        let skip = usize::try_from(self.position - self.block_offset).unwrap_or(usize::MAX);
-        Ok(self.block.get(skip..).unwrap_or_default())
+        self.windows.moved(window, part.clone());
+        Ok((window, part))
     }
 }
 
@@ -260,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_reader_reads_and_seeks_alike_in_memory_and_remote() {
-        let content: Vec<u8> = (0..READ_BYTES as u32 + 5000).map(|i| (i % 253) as u8).collect();
+        let content: Vec<u8> = (0..(5 << 20) + 5000u32).map(|i| (i % 253) as u8).collect();
         for sample in [remote(&content), Sample::memory("file", content.clone())] {
             let mut reader = sample.reader();
             let mut whole = Vec::new();

@@ -45,7 +45,8 @@ impl Stream {
     pub async fn update(&mut self, piece: Bytes) {
         let (first, second) = self.cut(piece);
         let cut_bytes = first.len() + second.len();
-        self.held_bytes = self.held_bytes.map(|held_bytes| held_bytes + cut_bytes).filter(|bytes| self.may_hold(*bytes));
+        self.held_bytes =
+            self.held_bytes.map(|held_bytes| held_bytes + cut_bytes).filter(|bytes| self.may_hold(*bytes));
         if self.held_bytes.is_some() {
             self.held.extend([first, second].into_iter().filter(|piece| !piece.is_empty()));
             return;
@@ -73,7 +74,9 @@ impl Stream {
     /// hears of it.
     pub async fn finish(mut self) -> Result<Digests, Lost> {
         let (pieces, rest) = self.last();
-        if self.held_bytes.is_some() && let Some(selection) = self.place.leave_if_alone() {
+        if self.held_bytes.is_some()
+            && let Some(selection) = self.place.leave_if_alone()
+        {
             return Ok(digest_here(&self.place.pool, selection, &pieces, &rest));
         }
         self.place.end(pieces, rest, self.is_short());
