@@ -81,10 +81,11 @@ fn configurations_are_checked_to_the_key_and_shown() {
     assert!(String::from_utf8(environment.stdout).unwrap().contains("inflight_uploads_max: 7"));
 
     // Not the boolean that YAML has it for.
-    let unconfined = fs::read_to_string(path("scan-worker.yml")).unwrap() + "sandbox: off\n";
+    let unconfined = fs::read_to_string(path("scan-worker.yml")).unwrap();
+    let unconfined = unconfined.replace("sandbox: required", "sandbox: off");
     fs::write(path("unconfined.yml"), unconfined).unwrap();
     let printed = lazaret(&["scan-worker", "--config", &path("unconfined.yml"), "--print-config"]).stdout;
-    assert!(String::from_utf8_lossy(&printed).contains("sandbox: off"), "{}", String::from_utf8_lossy(&printed));
+    assert!(String::from_utf8_lossy(&printed).contains("sandbox: \"off\""), "{}", String::from_utf8_lossy(&printed));
     fs::write(path("printed.yml"), &printed).unwrap();
     assert_eq!(lazaret(&["scan-worker", "--config", &path("printed.yml"), "--print-config"]).stdout, printed);
 }
