@@ -4,6 +4,7 @@
 //! each of which follows one of the places that a reader goes on from. Where it goes on, the window grows; where it does not
 //! come back, the window goes to another place.
 
+use std::io;
 use std::ops::Range;
 
 /// How many there are.
@@ -29,40 +30,46 @@ struct Window {
 }
 
 impl Windows {
-    /// The window that has this place of the file, and where it begins and ends.
-    pub fn at(&mut self, position: u64) -> Option<(usize, Range<u64>)> {
-        let (at, window) = self.windows.iter_mut().enumerate().find(|(_, window)| window.range.contains(&position))?;
+    /// Which window has this place of a file of this length, and the part of the file that it has. Where none does, `fetch` is
+    /// to bring a part into one, and tells how much of it came; an error leaves that window empty.
+    pub fn at(
+        &mut self,
+        position: u64,
+        length: u64,
+        fetch: impl FnOnce(usize, &Range<u64>) -> io::Result<u64>,
+    ) -> io::Result<(usize, Range<u64>)> {
         self.uses += 1;
-        window.last_use = self.uses;
-        Some((at, window.range.clone()))
+        let there = self.windows.iter_mut().enumerate().find(|(_, window)| window.range.contains(&position));
+        if let Some((at, window)) = there {
+            window.last_use = self.uses;
+            return Ok((at, window.range.clone()));
+        }
+        let (at, bytes) = self.next(position);
+        let start = position - position % GRAIN_BYTES;
+        let mut range = start..start.saturating_add(bytes).min(length);
+        if let Some(window) = self.windows.get_mut(at) {
+            *window = Window { range: 0..0, last_use: self.uses };
+            range.end = range.end.min(start.saturating_add(fetch(at, &range)?));
+            if !range.contains(&position) {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            window.range = range.clone();
+        }
+        Ok((at, range))
     }
 
-    /// Which window is to have this place, and from where to where in a file of this length. Until it has, it has nothing.
-    pub fn move_to(&mut self, position: u64, length: u64) -> (usize, Range<u64>) {
+    /// Which window is to go to this place, and how long it is to be: the one that a reader goes on from, or the one that was
+    /// not used for the longest time.
+    fn next(&self, position: u64) -> (usize, u64) {
         let bytes = |window: &Window| window.range.end - window.range.start;
-        let goes_on = |window: &&Window| {
-            (window.range.end..=window.range.end + bytes(window)).contains(&position) && bytes(window) > 0
+        let goes_on = |window: &Window| {
+            bytes(window) > 0 && (window.range.end..=window.range.end + bytes(window)).contains(&position)
         };
         let followed = self.windows.iter().enumerate().find(|(_, window)| goes_on(window));
-        let (at, wanted) = match followed {
+        let oldest = || self.windows.iter().enumerate().min_by_key(|(_, window)| window.last_use);
+        match followed {
             Some((at, window)) => (at, (2 * bytes(window)).min(WINDOW_BYTES_MAX)),
-            None => {
-                let oldest = self.windows.iter().enumerate().min_by_key(|(_, window)| window.last_use);
-                (oldest.map_or(0, |(at, _)| at), FIRST_BYTES)
-            }
-        };
-        if let Some(window) = self.windows.get_mut(at) {
-            window.range = 0..0;
-        }
-        let start = position - position % GRAIN_BYTES;
-        (at, start..start.saturating_add(wanted).min(length))
-    }
-
-    /// The window has these bytes of the file.
-    pub fn moved(&mut self, at: usize, range: Range<u64>) {
-        self.uses += 1;
-        if let Some(window) = self.windows.get_mut(at) {
-            *window = Window { range, last_use: self.uses };
+            None => (oldest().map_or(0, |(at, _)| at), FIRST_BYTES),
         }
     }
 }
@@ -77,17 +84,12 @@ mod tests {
         for (mut position, count) in reads {
             let end = (position + count).min(length);
             while position < end {
-                position = match windows.at(position) {
-                    Some((_, range)) => range.end.min(end),
-                    None => {
-                        let (at, range) = windows.move_to(position, length);
-                        assert!(range.contains(&position) && range.end - range.start <= WINDOW_BYTES_MAX);
-                        assert!(windows.at(position).is_none_or(|(other, _)| other != at), "it has nothing meanwhile");
-                        (bytes, times) = (bytes + range.end - range.start, times + 1);
-                        windows.moved(at, range);
-                        position
-                    }
-                }
+                let held = windows.at(position, length, |_, range| {
+                    assert!(range.contains(&position) && range.end - range.start <= WINDOW_BYTES_MAX);
+                    (bytes, times) = (bytes + range.end - range.start, times + 1);
+                    Ok(range.end - range.start)
+                });
+                position = held.unwrap().1.end.min(end);
             }
         }
         (bytes, times)
@@ -118,5 +120,23 @@ mod tests {
         assert!(times <= 100 && bytes <= 100 * FIRST_BYTES, "{bytes} bytes, {times} times");
         let (_, times) = fetched(LENGTH, (1..2_000).map(|step| (LENGTH - step * 512, 512)));
         assert!(times <= 17, "{times} times");
+    }
+
+    #[test]
+    fn what_could_not_be_fetched_is_asked_for_again() {
+        let mut windows = Windows::default();
+        assert_eq!(windows.at(0, LENGTH, |_, part| Ok(part.end)).unwrap(), (0, 0..FIRST_BYTES));
+        let refused = |_, _: &Range<u64>| Err(io::ErrorKind::TimedOut.into());
+        // Where a reader goes on, and elsewhere.
+        for position in [FIRST_BYTES, LENGTH - 1] {
+            assert_eq!(windows.at(position, LENGTH, refused).unwrap_err().kind(), io::ErrorKind::TimedOut);
+            assert_eq!(windows.at(position, LENGTH, refused).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        }
+        // The window that was to go on has nothing meanwhile.
+        assert_eq!(windows.at(0, LENGTH, refused).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        // Less than what the position needs is none of it.
+        let short = windows.at(GRAIN_BYTES - 1, LENGTH, |_, _| Ok(GRAIN_BYTES - 1));
+        assert_eq!(short.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(windows.at(GRAIN_BYTES - 1, LENGTH, |_, _| Ok(GRAIN_BYTES)).unwrap().1, 0..GRAIN_BYTES);
     }
 }

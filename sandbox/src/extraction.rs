@@ -328,27 +328,13 @@ impl<'i> OnDemand<'i> {
 
     /// Reads at the position, from the input alone.
     fn read_input(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let (window, part) = match self.windows.at(self.position) {
-            Some(there) => there,
-            None => self.fill()?,
-        };
+        let fill = |window, part: &_| self.job.output.borrow_mut().fill(window, part);
+        let (window, part) = self.windows.at(self.position, self.job.task.length, fill)?;
         let most = usize::try_from(part.end - self.position).unwrap_or(usize::MAX).min(into.len());
         let offset = window as u64 * WINDOW_BYTES_MAX + (self.position - part.start);
         let read = self.file.read_at(into.get_mut(..most).unwrap_or_default(), offset)?;
         self.job.output.borrow_mut().count_input(read as u64);
         Ok(read)
-    }
-
-    /// Has a window filled with the part of the file where the position is.
-    fn fill(&mut self) -> io::Result<(usize, Range<u64>)> {
-        let (window, wanted) = self.windows.move_to(self.position, self.job.task.length);
-        let filled = self.job.output.borrow_mut().fill(window, &wanted)?;
-        let part = wanted.start..wanted.start + filled.min(wanted.end - wanted.start);
-        if !part.contains(&self.position) {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.windows.moved(window, part.clone());
-        Ok((window, part))
     }
 }
 

@@ -27,7 +27,7 @@ const QUOTE_CHARS_MAX: usize = 200;
 pub trait Input {
     /// All of it, if it is in memory.
     fn whole(&self) -> Option<&[u8]>;
-    /// Up to `most_bytes` of it from `offset` on; at least one, unless it ends there.
+    /// `most_bytes` of it from `offset` on; fewer only where it ends.
     fn read_at(&self, offset: u64, most_bytes: u64) -> io::Result<Vec<u8>>;
     /// Is told now and then how many bytes of it the job process says it has read, which counts twice what it reads twice.
     fn was_read(&self, _bytes: u64) {}

@@ -5,7 +5,6 @@
 //! sample declares is an error.
 
 use std::io::{self, Read, Seek, SeekFrom};
-use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -185,30 +184,23 @@ pub struct SampleReader<'s> {
 impl SampleReader<'_> {
     /// Bytes from the position on, fetched if need be; empty at the end.
     fn available(&mut self) -> io::Result<&[u8]> {
-        let (sample, position) = (self.sample, self.position);
+        let Self { sample, position, windows, contents } = self;
         let (start, content) = match sample.bytes() {
             Some(content) => (0, Some(content)),
             None => {
-                let (window, part) = match self.windows.at(position) {
-                    Some(there) => there,
-                    None => self.fetch()?,
-                };
-                (part.start, self.contents.get(window))
+                let (window, part) = windows.at(*position, sample.length, |window, part| {
+                    let content = sample.read_at(part.start, part.end - part.start).map_err(io::Error::other)?;
+                    let bytes = content.len() as u64;
+                    if let Some(place) = contents.get_mut(window) {
+                        *place = content;
+                    }
+                    Ok(bytes)
+                })?;
+                (part.start, contents.get(window))
             }
         };
-        let skip = usize::try_from(position - start).unwrap_or(usize::MAX);
+        let skip = usize::try_from(*position - start).unwrap_or(usize::MAX);
         Ok(content.and_then(|content| content.get(skip..)).unwrap_or_default())
-    }
-
-    /// Fetches a part of the sample, where the position is.
-    fn fetch(&mut self) -> io::Result<(usize, Range<u64>)> {
-        let (window, part) = self.windows.move_to(self.position, self.sample.length);
-        let content = self.sample.read_at(part.start, part.end - part.start).map_err(io::Error::other)?;
-        if let Some(place) = self.contents.get_mut(window) {
-            *place = content;
-        }
-        self.windows.moved(window, part.clone());
-        Ok((window, part))
     }
 }
 

@@ -27,7 +27,7 @@ pub struct Stream {
     gathered: Vec<u8>,
     /// The same where nothing came after it yet, not copied.
     tail: Bytes,
-    /// Whole units that were not handed on yet, because the file may turn out to be short.
+    /// Whole units that were not handed on yet, because the file may turn out to be short, or to be alone to its end.
     held: Vec<Bytes>,
     /// Their bytes; none once pieces are handed on.
     held_bytes: Option<usize>,
