@@ -64,8 +64,8 @@ fn sandboxed(sandbox: &Sandbox, file: &[u8], total: &Total, buffer: &mut [u8]) {
         standing: None,
     };
     let mut opening = sandbox.open(&request, &input).unwrap();
-    let found = opening.file_type(&|| budget.check()).unwrap().unwrap().containers;
-    let outcome = opening.members(&request, &found, &budget, &mut |member: Member<'_>| {
+    let (file_type, _) = opening.file_type(&|| budget.check()).unwrap().unwrap();
+    let outcome = opening.members(&request, &file_type.containers, &budget, &mut |member: Member<'_>| {
         total.take(member.content, buffer);
         Ok(())
     });

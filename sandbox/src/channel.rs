@@ -9,7 +9,7 @@ use rustix_sandbox as rustix;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketFlags, SocketType, recv, recvmsg, send, sendmsg, socketpair,
+    SendFlags, SocketFlags, SocketType, recv_uninit, recvmsg, send, sendmsg, socketpair,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -57,15 +57,27 @@ pub(crate) fn tell_with(socket: impl AsFd, message: &impl Serialize, descriptors
     Ok(())
 }
 
+/// Room for one message, of which no more is touched than a message fills.
+pub(crate) struct Room(Vec<u8>);
+
+impl Room {
+    pub fn new() -> Self {
+        Self(Vec::with_capacity(MESSAGE_BYTES_MAX))
+    }
+}
+
 /// Receives a message; none at the end.
-pub(crate) fn hear<M: DeserializeOwned>(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Option<M>> {
-    let mut receive = || retry(|| recv(socket.as_fd(), &mut *buffer, RecvFlags::empty()));
-    let read = match receive() {
-        // Whoever ends without having read everything resets its socket; what it said before is behind that error.
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => receive()?,
-        read => read?,
-    };
-    decoded(buffer.get(..read).unwrap_or_default())
+pub(crate) fn hear<M: DeserializeOwned>(socket: impl AsFd, room: &mut Room) -> io::Result<Option<M>> {
+    let mut was_reset = false;
+    loop {
+        match recv_uninit(socket.as_fd(), room.0.spare_capacity_mut(), RecvFlags::empty()) {
+            Ok((message, _)) => return decoded(message),
+            Err(rustix::io::Errno::INTR) => {}
+            // Whoever ends without having read everything resets its socket; what it said before is behind that error.
+            Err(rustix::io::Errno::CONNRESET) if !was_reset => was_reset = true,
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Receives a message with descriptors; none at the end.

@@ -13,7 +13,7 @@ use rustix::process::{
 };
 use rustix::stdio::{dup2_stderr, dup2_stdin};
 
-use crate::channel::{hear_with, tell};
+use crate::channel::{Room, hear_with, tell};
 use crate::confine::{Filters, data_bytes};
 pub use crate::output::Output;
 use crate::sys::{Forked, Mapped, SingleThreaded, close_inherited, exit_now, fork};
@@ -127,9 +127,11 @@ fn template(work: &mut dyn Work, prepared: &Prepared, zygote: Pid, sockets: Vec<
     drop(socket);
     let stdin = io::stdin();
     let own = getpid();
+    // Each job process finds it made, and has it to itself.
+    let room = Room::new();
     while let Some((begin, descriptors)) = hear_with::<Begin>(stdin.as_fd())? {
         let ending = match fork(&prepared.single) {
-            Ok(Forked::Child) => exit_now(job(work, prepared, own, &begin, descriptors)),
+            Ok(Forked::Child) => exit_now(job(work, prepared, own, &begin, descriptors, room)),
             Ok(Forked::Parent(pid)) => {
                 drop(descriptors);
                 ending_of(pid.get())?
@@ -156,7 +158,14 @@ fn ending_of(pid: i32) -> io::Result<Ending> {
 }
 
 /// A job process: confines itself, does its work, and tells its exit code.
-fn job(work: &mut dyn Work, prepared: &Prepared, template: Pid, begin: &Begin, descriptors: Vec<OwnedFd>) -> i32 {
+fn job(
+    work: &mut dyn Work,
+    prepared: &Prepared,
+    template: Pid,
+    begin: &Begin,
+    descriptors: Vec<OwnedFd>,
+    room: Room,
+) -> i32 {
     let Ok([socket, input, memory, last_words]) = <[OwnedFd; 4]>::try_from(descriptors) else {
         return EXIT_UNCONFINED;
     };
@@ -174,7 +183,7 @@ fn job(work: &mut dyn Work, prepared: &Prepared, template: Pid, begin: &Begin, d
         eprintln!("{reason}");
         return EXIT_UNCONFINED;
     }
-    let output = Output::new(socket, File::from(memory));
+    let output = Output::new(socket, File::from(memory), room);
     let input = File::from(input);
     match catch_unwind(AssertUnwindSafe(|| work.work(&input, output))) {
         Ok(_) => 0,

@@ -70,7 +70,7 @@ pub(crate) struct Filters {
 
 impl Filters {
     pub fn compile() -> Result<Self, String> {
-        Ok(Self { template: filter(true)?, job: filter(false)? })
+        Ok(Self { template: template_filter()?, job: job_filter()? })
     }
 
     /// Confines a zygote, and with it every process that comes of it.
@@ -143,15 +143,15 @@ fn landlock() -> Result<(), String> {
     Ok(())
 }
 
-fn filter(for_template: bool) -> Result<BpfProgram, String> {
+/// What a zygote, its templates and their job processes may do.
+fn template_filter() -> Result<BpfProgram, String> {
     let words = |error: seccompiler::BackendError| format!("seccomp: {error}");
     let flags_clear = |argument: u8, flags: i32| {
         let condition =
             SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(flags as u64), 0)?;
         Ok(vec![SeccompRule::new(vec![condition])?])
     };
-    let mut rules = std::collections::BTreeMap::new();
-    rules.extend(JOB_CALLS.iter().map(|call| (*call, Vec::new())));
+    let mut rules: Rules = JOB_CALLS.iter().chain(TEMPLATE_CALLS).map(|call| (*call, Vec::new())).collect();
     // Memory that can't be executed.
     rules.insert(libc::SYS_mmap, flags_clear(2, libc::PROT_EXEC).map_err(words)?);
     rules.insert(libc::SYS_mprotect, flags_clear(2, libc::PROT_EXEC).map_err(words)?);
@@ -163,13 +163,22 @@ fn filter(for_template: bool) -> Result<BpfProgram, String> {
         asks.push(asked.and_then(|asked| SeccompRule::new(vec![asked])).map_err(words)?);
     }
     rules.insert(libc::SYS_fcntl, asks);
-    if for_template {
-        rules.extend(TEMPLATE_CALLS.iter().map(|call| (*call, Vec::new())));
-        // Processes, but no threads.
-        rules.insert(libc::SYS_clone, flags_clear(0, libc::CLONE_VM).map_err(words)?);
-    }
+    // Processes, but no threads.
+    rules.insert(libc::SYS_clone, flags_clear(0, libc::CLONE_VM).map_err(words)?);
+    compiled(rules, SeccompAction::KillProcess, SeccompAction::Allow)
+}
+
+/// What of that a job process may not. Both filters are asked, and the stricter one counts: a list of what it may would be four times
+/// as long, for the kernel to translate for each job and to go through for each call.
+fn job_filter() -> Result<BpfProgram, String> {
+    let rules = TEMPLATE_CALLS.iter().chain(&[libc::SYS_clone]).map(|call| (*call, Vec::new())).collect();
+    compiled(rules, SeccompAction::Allow, SeccompAction::KillProcess)
+}
+
+type Rules = std::collections::BTreeMap<i64, Vec<SeccompRule>>;
+
+fn compiled(rules: Rules, otherwise: SeccompAction, listed: SeccompAction) -> Result<BpfProgram, String> {
+    let words = |error: seccompiler::BackendError| format!("seccomp: {error}");
     let architecture = std::env::consts::ARCH.try_into().map_err(words)?;
-    SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, architecture)
-        .and_then(TryInto::try_into)
-        .map_err(words)
+    SeccompFilter::new(rules, otherwise, listed, architecture).and_then(TryInto::try_into).map_err(words)
 }

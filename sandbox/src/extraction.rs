@@ -64,8 +64,7 @@ impl Work for Extraction {
 
     fn work(&mut self, input: &File, mut output: Output) -> io::Result<()> {
         let task = output.task()?;
-        let blocks = RefCell::new(Writable::of(output.memory(), BLOCK_BYTES * BLOCKS as usize)?);
-        let job = Job { task: &task, output: Rc::new(RefCell::new(output)), blocks };
+        let job = Job { task: &task, output: Rc::new(RefCell::new(output)), blocks: RefCell::default() };
         if task.whole {
             let mapped = Mapped::sealed(input)?;
             let content = mapped.as_ref();
@@ -119,7 +118,21 @@ struct Job<'j> {
     task: &'j Task,
     output: Rc<RefCell<Output>>,
     /// Where contents go. Apart from the output, which is needed while one is written: for what it is read from.
-    blocks: RefCell<Writable>,
+    blocks: RefCell<Blocks>,
+}
+
+/// The output's shared memory, mapped at first use: most files hand no content out.
+#[derive(Default)]
+struct Blocks(Option<Writable>);
+
+impl Blocks {
+    /// A place in it.
+    fn place(&mut self, output: &RefCell<Output>, place: Range<usize>) -> io::Result<&mut [u8]> {
+        if self.0.is_none() {
+            self.0 = Some(Writable::of(output.borrow().memory(), BLOCK_BYTES * BLOCKS as usize)?);
+        }
+        Ok(self.0.as_mut().and_then(|blocks| blocks.as_mut().get_mut(place)).unwrap_or_default())
+    }
 }
 
 impl Job<'_> {
@@ -127,7 +140,7 @@ impl Job<'_> {
     fn serve(&self, input: &mut dyn ReadSeek, about: &About<'_>, extraction: &mut Extraction) -> io::Result<()> {
         let containers = match &self.task.containers {
             Some(containers) => containers.clone(),
-            None => self.detect(input, about)?,
+            None => self.detect(input, about, extraction)?,
         };
         loop {
             let command = self.output.borrow_mut().command()?;
@@ -176,15 +189,21 @@ impl Job<'_> {
     }
 
     fn answer(&self, mut answer: &[u8]) -> io::Result<()> {
-        let mut output = self.output.borrow_mut();
+        let room = self.output.borrow_mut().room()?;
         let mut blocks = self.blocks.borrow_mut();
-        let (piece, _) = fill(&mut answer, place(&mut blocks, output.room()?));
+        let (piece, _) = fill(&mut answer, blocks.place(&self.output, room)?);
+        let mut output = self.output.borrow_mut();
         output.put_content(&[Record::Answer(piece.len() as u32)], piece.len())?;
         output.flush()
     }
 
-    /// Tells what the file is.
-    fn detect(&self, input: &mut dyn ReadSeek, about: &About<'_>) -> io::Result<Vec<Found>> {
+    /// Tells what the file is, and what is to be said of it unasked.
+    fn detect(
+        &self,
+        input: &mut dyn ReadSeek,
+        about: &About<'_>,
+        extraction: &mut Extraction,
+    ) -> io::Result<Vec<Found>> {
         let detected = match about {
             About::File(content) => detect_content(content),
             About::Input(_) => detect(input, self.task.length),
@@ -192,7 +211,13 @@ impl Job<'_> {
         let (record, containers) = match detected {
             Ok(file_type) => {
                 let containers = file_type.containers.clone();
-                (Record::Type(file_type), containers)
+                let remark = match about {
+                    About::File(content) if content.len() as u64 <= CONTENT_BYTES_MAX => {
+                        extraction.remark(self.task.standing.as_deref(), content)
+                    }
+                    _ => None,
+                };
+                (Record::Type { file_type, remark }, containers)
             }
             Err(error) => (Record::NoType(error.to_string()), Vec::new()),
         };
@@ -250,7 +275,7 @@ impl Job<'_> {
         let mut blocks = self.blocks.borrow_mut();
         // Answers, and waiting for the worker, are not this container's time.
         let room = || budget.pause(|| self.output.borrow_mut().room());
-        let (piece, mut ended) = fill(content, place(&mut blocks, room()?));
+        let (piece, mut ended) = fill(content, blocks.place(&self.output, room()?)?);
         let file_type = ended.as_ref().and_then(|_| type_of(piece));
         let standing = terms.standing.as_deref();
         let remark = file_type.as_ref().and_then(|_| budget.pause(|| extraction.remark(standing, piece)));
@@ -258,16 +283,11 @@ impl Job<'_> {
         self.output.borrow_mut().put_content(&[head, Record::Data(piece.len() as u32)], piece.len())?;
         while ended.is_none() {
             let piece;
-            (piece, ended) = fill(content, place(&mut blocks, room()?));
+            (piece, ended) = fill(content, blocks.place(&self.output, room()?)?);
             self.output.borrow_mut().put_content(&[Record::Data(piece.len() as u32)], piece.len())?;
         }
         budget.pause(|| self.put(&Record::MemberEnd(ended.flatten())))
     }
-}
-
-/// A place in the blocks.
-fn place(blocks: &mut Writable, place: Range<usize>) -> &mut [u8] {
-    blocks.as_mut().get_mut(place).unwrap_or_default()
 }
 
 /// Reads a piece, as much as there is room for; tells whether the member ended with it, and what broke it.

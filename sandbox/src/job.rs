@@ -11,7 +11,7 @@ use lazaret_containers::container::display_name;
 use lazaret_containers::windows::{WINDOW_BYTES_MAX, WINDOWS};
 use lazaret_containers::{ExtractionOutcome, Halt, Limit, Turn};
 
-use crate::channel::{MESSAGE_BYTES_MAX, hear, pair, tell, tell_at_once, wait};
+use crate::channel::{Room, hear, pair, tell, tell_at_once, wait};
 use crate::child::{EXIT_PANICKED, EXIT_UNCONFINED};
 use crate::memory::shared_memory;
 use crate::pool::{Sandbox, SandboxError, Template};
@@ -85,7 +85,7 @@ pub(crate) struct Job {
     content_bytes: usize,
     /// Whether the job process was told that it may write there again.
     gave_back: bool,
-    buffer: Vec<u8>,
+    room: Room,
 }
 
 impl Job {
@@ -116,7 +116,7 @@ impl Job {
             content_offset: 0,
             content_bytes: 0,
             gave_back: true,
-            buffer: vec![0; MESSAGE_BYTES_MAX],
+            room: Room::new(),
         })
     }
 
@@ -271,7 +271,7 @@ impl Job {
                 Err(_) => return Err(self.gone()),
             }
         }
-        match hear(&self.socket, &mut self.buffer) {
+        match hear(&self.socket, &mut self.room) {
             Ok(Some(message)) => Ok(message),
             Ok(None) => Err(self.gone()),
             Err(_) => Err(self.confused()),

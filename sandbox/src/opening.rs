@@ -35,8 +35,9 @@ pub struct Request<'r> {
     pub limits: &'r Limits,
     /// The passwords to try.
     pub passwords: &'r Passwords,
-    /// A question that is to be answered about each short member on the way, in some kilobytes: without an answer it is to be asked
-    /// again. The answers have no deadline but the archive's, so that it must be one that never takes long.
+    /// A question that is to be answered unasked, in some kilobytes: as the file's type is told, about the file, and as it is taken
+    /// apart, about each short member on the way. Without an answer it is to be asked again. The answers have no deadline but the
+    /// file's, so that it must be one that never takes long.
     pub standing: Option<Vec<u8>>,
 }
 
@@ -55,6 +56,7 @@ impl Sandbox {
             length: request.length,
             whole: input.whole().is_some(),
             containers: request.containers.map(<[Found]>::to_vec),
+            standing: request.standing.clone().filter(|_| request.containers.is_none()),
         };
         let cpu_seconds = request.limits.archive_seconds.saturating_add(CPU_SECONDS_MORE);
         let job = Job::begin(self, &task, input_memory(input).map_err(failed)?, cpu_seconds)?;
@@ -64,7 +66,7 @@ impl Sandbox {
     /// Starts a process that answers questions about many contents, which must all be one submitter's.
     pub fn respondent(&self) -> Result<Respondent, SandboxError> {
         let failed = |source| SandboxError::Channel { operation: "prepare the input of", source };
-        let task = Task { name: String::new(), length: 0, whole: false, containers: Some(Vec::new()) };
+        let task = Task { name: String::new(), length: 0, whole: false, containers: Some(Vec::new()), standing: None };
         let input_memory = shared_memory("input", CONTENT_BYTES_MAX).map_err(failed)?;
         Ok(Respondent { job: Job::begin(self, &task, input_memory, CPU_SECONDS_OF_ANSWERS)? })
     }
@@ -108,10 +110,15 @@ impl Input for Nothing {
 }
 
 impl Opening<'_> {
-    /// What the file is. An error in words if that can't be told. Asked first, if the type was not known before.
-    pub fn file_type(&mut self, check: Check<'_>) -> Result<Result<FileType, String>, Ended> {
+    /// What the file is, and what is said of it unasked. An error in words if that can't be told. Asked first, if the type was not
+    /// known before.
+    pub fn file_type(&mut self, check: Check<'_>) -> Result<Result<(FileType, Option<Remark>), String>, Ended> {
+        let version = self.job.generation();
         let told = match self.job.record(self.input, check)? {
-            Record::Type(file_type) if file_type.containers.len() <= CLAIMS_MAX => Ok(file_type),
+            Record::Type { file_type, remark } if file_type.containers.len() <= CLAIMS_MAX => {
+                let remark = remark.filter(|said| said.len() <= REMARK_BYTES_MAX);
+                Ok((file_type, remark.map(|said| Remark { version, said })))
+            }
             Record::NoType(reason) => Err(reason),
             _ => return Err(self.job.confused()),
         };
@@ -206,7 +213,11 @@ impl Opening<'_> {
                     self.job.give_back();
                     return Ok(());
                 }
-                Record::Type(_) | Record::NoType(_) | Record::Data(_) | Record::MemberEnd(_) | Record::Answer(_) => {
+                Record::Type { .. }
+                | Record::NoType(_)
+                | Record::Data(_)
+                | Record::MemberEnd(_)
+                | Record::Answer(_) => {
                     return Err(self.job.confused());
                 }
             }

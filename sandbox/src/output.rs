@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 
 use lazaret_containers::Turn;
 
-use crate::channel::{MESSAGE_BYTES_MAX, hear, tell};
+use crate::channel::{Room, hear, tell};
 use crate::wire::{
     BLOCK_BYTES, BLOCKS, FromJob, PIECE_BYTES, RECORD_BYTES_MAX, RECORDS_BYTES_MAX, Record, Records, Task, ToJob,
 };
@@ -30,7 +30,7 @@ pub struct Output {
     /// Blocks that were told of, and those that the worker has copied.
     told: u64,
     copied: u64,
-    buffer: Vec<u8>,
+    message: Room,
     /// How much of the file was read up to now.
     input_read: u64,
     /// How much of it need not be read, since it is others'.
@@ -38,7 +38,7 @@ pub struct Output {
 }
 
 impl Output {
-    pub(crate) fn new(socket: OwnedFd, memory: File) -> Self {
+    pub(crate) fn new(socket: OwnedFd, memory: File, message: Room) -> Self {
         Self {
             socket,
             memory,
@@ -46,7 +46,7 @@ impl Output {
             filled: 0,
             told: 0,
             copied: 0,
-            buffer: vec![0; MESSAGE_BYTES_MAX],
+            message,
             input_read: 0,
             passed: 0,
         }
@@ -66,13 +66,13 @@ impl Output {
 
     /// The task. Asked once.
     pub(crate) fn task(&mut self) -> io::Result<Task> {
-        hear(&self.socket, &mut self.buffer)?.ok_or_else(gone)
+        hear(&self.socket, &mut self.message)?.ok_or_else(gone)
     }
 
     /// What is to be done next; none at the end.
     pub(crate) fn command(&mut self) -> io::Result<Option<ToJob>> {
         loop {
-            match hear(&self.socket, &mut self.buffer)? {
+            match hear(&self.socket, &mut self.message)? {
                 Some(ToJob::Copied) => self.copied += 1,
                 other => return Ok(other),
             }
@@ -83,7 +83,7 @@ impl Output {
     pub(crate) fn fill(&mut self, window: usize, part: &Range<u64>) -> io::Result<u64> {
         tell(&self.socket, &FromJob::Read(window as u32, part.start, part.end - part.start))?;
         loop {
-            match hear(&self.socket, &mut self.buffer)?.ok_or_else(gone)? {
+            match hear(&self.socket, &mut self.message)?.ok_or_else(gone)? {
                 ToJob::Copied => self.copied += 1,
                 ToJob::Filled(bytes) => return Ok(bytes),
                 ToJob::NotReadable => return Err(io::Error::other("the file can't be read")),
@@ -100,7 +100,7 @@ impl Output {
         self.flush()?;
         tell(&self.socket, &FromJob::Turn(turn, self.came_to()))?;
         loop {
-            match hear(&self.socket, &mut self.buffer)?.ok_or_else(gone)? {
+            match hear(&self.socket, &mut self.message)?.ok_or_else(gone)? {
                 ToJob::Copied => self.copied += 1,
                 ToJob::Turn(range) => return Ok(range.map(|(start, end)| start..end)),
                 _ => return Err(unexpected()),
@@ -183,7 +183,7 @@ impl Output {
     /// Waits until the current block is nobody else's.
     fn wait_for_block(&mut self) -> io::Result<()> {
         while self.told - self.copied >= BLOCKS {
-            match hear(&self.socket, &mut self.buffer)?.ok_or_else(gone)? {
+            match hear(&self.socket, &mut self.message)?.ok_or_else(gone)? {
                 ToJob::Copied => self.copied += 1,
                 _ => return Err(unexpected()),
             }

@@ -18,7 +18,7 @@ use rustix_sandbox as rustix;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::channel::{DESCRIPTORS_MAX, MESSAGE_BYTES_MAX, hear, hear_with, pair, tell, tell_with, wait};
+use crate::channel::{DESCRIPTORS_MAX, Room, hear, hear_with, pair, tell, tell_with, wait};
 use crate::child::ARGUMENT;
 use crate::memory::sealed_memory;
 use crate::wire::{Begin, Ended, Ending, FromZygote, ToZygote};
@@ -299,8 +299,7 @@ impl Zygote {
                 // Still under the lock: the zygote waits for its children when it is told the next thing, and not before.
                 let pid = Pid::from_raw(pid).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
                 let process = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| failed(error.into()))?;
-                let buffer = vec![0; MESSAGE_BYTES_MAX];
-                Ok(Template { zygote: self.clone(), process, control, buffer, busy: false })
+                Ok(Template { zygote: self.clone(), process, control, room: Room::new(), busy: false })
             }
             Some(FromZygote::NotPlanted(reason)) => Err(SandboxError::Start(reason)),
             _ => Err(failed(io::ErrorKind::BrokenPipe.into())),
@@ -334,7 +333,7 @@ pub(crate) struct Template {
     zygote: Arc<Zygote>,
     process: OwnedFd,
     control: OwnedFd,
-    buffer: Vec<u8>,
+    room: Room,
     /// A job was begun, and its end was not heard of.
     busy: bool,
 }
@@ -359,7 +358,7 @@ impl Template {
         if !wait(self.control.as_fd(), END_MAX)? {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        match hear(&self.control, &mut self.buffer)? {
+        match hear(&self.control, &mut self.room)? {
             Some(Ended(ending)) => {
                 self.busy = false;
                 Ok(ending)

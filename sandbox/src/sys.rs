@@ -46,13 +46,12 @@ struct Mapping {
 }
 
 impl Mapping {
-    fn of(file: &std::fs::File, length: usize, rights: libc::c_int, flags: libc::c_int) -> io::Result<Self> {
+    fn of(file: &std::fs::File, length: usize, rights: libc::c_int, sharing: libc::c_int) -> io::Result<Self> {
         if length == 0 {
             return Ok(Self { address: std::ptr::NonNull::dangling(), length });
         }
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let address =
-            unsafe { libc::mmap(std::ptr::null_mut(), length, rights, libc::MAP_SHARED | flags, file.as_raw_fd(), 0) };
+        let address = unsafe { libc::mmap(std::ptr::null_mut(), length, rights, sharing, file.as_raw_fd(), 0) };
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -84,7 +83,9 @@ impl Mapped {
         }
         let mut end = file;
         let length = usize::try_from(end.seek(io::SeekFrom::End(0))?).map_err(io::Error::other)?;
-        Mapping::of(file, length, libc::PROT_READ, libc::MAP_POPULATE).map(Self)
+        // Private, which for a mapping that nobody writes is the same: before 6.7 Linux took any other of a sealed file for one that
+        // is to be written.
+        Mapping::of(file, length, libc::PROT_READ, libc::MAP_PRIVATE).map(Self)
     }
 }
 
@@ -109,7 +110,7 @@ impl Writable {
         if !seals.contains(SealFlags::SHRINK) || end.seek(io::SeekFrom::End(0))? < length as u64 || length == 0 {
             return Err(io::Error::other("the file may be shorter than what is to be mapped of it"));
         }
-        Mapping::of(file, length, libc::PROT_READ | libc::PROT_WRITE, 0).map(Self)
+        Mapping::of(file, length, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED).map(Self)
     }
 }
 

@@ -15,7 +15,7 @@ pub(crate) const BLOCKS: u64 = 4;
 pub(crate) const PIECE_BYTES: usize = BLOCK_BYTES / 2;
 /// How much of a file that is not in memory is handed in: windows, which lie one behind the other in the input.
 pub(crate) const INPUT_BYTES: u64 = WINDOWS as u64 * WINDOW_BYTES_MAX;
-/// The longest answer about a member that is told with it.
+/// The longest answer about a file or a member that is told with its type.
 pub(crate) const REMARK_BYTES_MAX: usize = 16 * 1024;
 /// The longest record: the longest name, and a type with as many containers as there may be.
 pub(crate) const RECORD_BYTES_MAX: usize = 64 * 1024;
@@ -79,6 +79,8 @@ pub(crate) struct Task {
     pub whole: bool,
     /// What the file is, if that is known already. Otherwise it is told first of all.
     pub containers: Option<Vec<Found>>,
+    /// What is to be answered about the file as it tells what that is, if it is short.
+    pub standing: Option<Vec<u8>>,
 }
 
 /// How a file is to be taken apart.
@@ -146,8 +148,8 @@ impl<'de> Deserialize<'de> for Records {
 /// A record of a job's output. Contents that it speaks of are in the block that it comes with, in the order of the records.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Record {
-    /// What the file is.
-    Type(FileType),
+    /// What the file is. The remark is the answer about it, if one was to be given.
+    Type { file_type: FileType, remark: Option<Vec<u8>> },
     /// Its type could not be told.
     NoType(String),
     /// A member begins. The remark is the answer about it, if one was to be given.

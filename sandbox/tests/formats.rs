@@ -45,7 +45,7 @@ fn open(
     let request =
         Request { name: "file", length, containers: None, shared: false, limits: &limits, passwords, standing: None };
     let mut opening = sandbox.open(&request, input).unwrap();
-    let file_type = opening.file_type(&|| budget.check()).unwrap().unwrap();
+    let (file_type, _) = opening.file_type(&|| budget.check()).unwrap().unwrap();
     let mut members = Vec::new();
     let mut outcome = opening.members(&request, &file_type.containers, &budget, &mut |member: Member<'_>| {
         let mut content = Vec::new();

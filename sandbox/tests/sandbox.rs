@@ -53,7 +53,7 @@ fn open_within(sandbox: &Sandbox, input: &dyn Input, length: u64, limits: Limits
     let file_type = opening.file_type(&check)?;
     let mut opened = Opened { mime: Ok(String::new()), members: vec![], types: vec![], outcome: Default::default() };
     let found = match file_type {
-        Ok(file_type) => {
+        Ok((file_type, _)) => {
             opened.mime = Ok(file_type.mime);
             file_type.containers
         }
@@ -161,7 +161,7 @@ fn members_fill_blocks_and_messages_in_any_order() {
 
 #[test]
 fn a_process_that_reaches_out_is_stopped() {
-    for deed in ["open", "create", "socket", "unix", "exec", "thread", "signal", "executable"] {
+    for deed in ["open", "create", "socket", "unix", "exec", "fork", "thread", "signal", "limit", "executable"] {
         let (limit, reason) = subvert(deed);
         assert!(limit.is_none() && reason.contains("forbidden system call"), "{deed}: {limit:?} {reason}");
     }

@@ -290,3 +290,15 @@ fn members_are_judged_by_their_archives_process_when_there_are_as_many_archives_
         assert!(scanned.without_times() == alone.without_times());
     }
 }
+
+#[test]
+fn a_file_is_judged_by_the_built_in_rules_wherever_in_it_they_match_and_whatever_its_length() {
+    let station = station("rule never { condition: false }");
+    // Up to 4 MiB the process that tells the type answers unasked; longer files are asked about.
+    for bytes in [0, 1000, 4 << 20, (4 << 20) + 1, 6 << 20] {
+        let scanned = station.scan("marker", around(marker().as_bytes(), bytes));
+        assert_eq!(scanned.root.own, ResultCode::INFECTED, "{bytes} bytes around it");
+        let scanned = station.scan("nothing", around(b"nothing", bytes));
+        assert_eq!(scanned.root.own, ResultCode::NO_THREAT, "{bytes} bytes around it");
+    }
+}

@@ -38,6 +38,18 @@ fn misbehave(deed: &str, output: &Output) {
         "socket" => drop(std::net::TcpStream::connect("127.0.0.1:9")),
         "unix" => drop(std::os::unix::net::UnixStream::connect("/run/dbus/system_bus_socket")),
         "exec" => drop(std::process::Command::new("/bin/true").spawn()),
+        // Its template may fork, and limit what it forks.
+        // SAFETY: the copy, if there is one, ends at once.
+        "fork" => unsafe {
+            if libc::fork() == 0 {
+                libc::_exit(0);
+            }
+        },
+        "limit" => {
+            let none = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+            // SAFETY: a plain system call.
+            unsafe { libc::setrlimit(libc::RLIMIT_CPU, &raw const none) };
+        }
         "thread" => drop(std::thread::Builder::new().spawn(|| ())),
         "signal" => {
             // The template, which lies outside of the job.

@@ -328,11 +328,15 @@ impl Tree {
     /// process matches its members itself, which spares handing every one of them to another; with fewer, members are matched by as
     /// many processes as there are threads. The operator's own rules are always matched there: one that takes long must cost its
     /// file, and not the archive.
+    fn question_about_members(&self) -> Option<Vec<u8>> {
+        let scanner = &self.scanner;
+        let all_busy = scanner.trees.load(Ordering::Relaxed) >= scanner.options.scan_threads;
+        if all_busy { self.standing_question() } else { None }
+    }
+
+    /// What a process in the sandbox is to answer unasked: by the rules that never take long.
     fn standing_question(&self) -> Option<Vec<u8>> {
         let scanner = &self.scanner;
-        if scanner.trees.load(Ordering::Relaxed) < scanner.options.scan_threads {
-            return None;
-        }
         let taking_part = scanner.engines.iter().filter(|engine| takes_part(engine, &self.rule));
         let sets: Vec<&str> = taking_part.filter_map(|engine| engine.swift_rule_set()).collect();
         if sets.is_empty() { None } else { Question::Members(sets).to_bytes().ok() }

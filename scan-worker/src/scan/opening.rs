@@ -2,7 +2,7 @@
 //!
 //! Invariant: whatever becomes of the process in the sandbox, the file has a code and a reason.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,6 +31,8 @@ pub(super) struct FileOpening<'o> {
     input: &'o SandboxInput<'o>,
     budget: &'o Budget,
     begun: RefCell<Option<Opening<'o>>>,
+    /// What was said of the file with its type.
+    remark: OnceCell<Remark>,
 }
 
 impl<'o> FileOpening<'o> {
@@ -41,7 +43,7 @@ impl<'o> FileOpening<'o> {
         input: &'o SandboxInput<'o>,
         budget: &'o Budget,
     ) -> Self {
-        Self { tree, node, sample, input, budget, begun: RefCell::new(None) }
+        Self { tree, node, sample, input, budget, begun: RefCell::new(None), remark: OnceCell::new() }
     }
 
     /// A file's budget, whose clock begins to run.
@@ -77,8 +79,6 @@ impl<'o> FileOpening<'o> {
         let Some(sandbox) = self.tree.scanner.sandbox() else {
             return detect(&mut self.sample.reader(), self.sample.length()).map_err(|error| failed(error.to_string()));
         };
-        let begun = begin(sandbox, &self.request(None), self.input);
-        let mut opening = begun.map_err(failed)?;
         let seconds = Duration::from_secs(self.tree.budget.limits().archive_seconds);
         // Other limits of the tree keep nobody from telling what a file is.
         let check = || match self.tree.stop.reason() {
@@ -86,9 +86,25 @@ impl<'o> FileOpening<'o> {
             None if self.budget.spent() > seconds => Err(Halt::Limit(Limit::Time)),
             None => Ok(()),
         };
-        match opening.file_type(&check) {
-            Ok(Ok(file_type)) => {
+        let standing = self.tree.standing_question();
+        let tell = |standing| {
+            let mut opening =
+                begin(sandbox, &Request { standing, ..self.request(None) }, self.input).map_err(failed)?;
+            Ok((opening.file_type(&check), opening))
+        };
+        let asked = standing.is_some();
+        let (mut told, mut opening) = tell(standing)?;
+        if asked && matches!(told, Err(Ended::Failed(..))) {
+            // If it was the rules that ended the process, the file has a type all the same.
+            (told, opening) = tell(None)?;
+        }
+        match told {
+            Ok(Ok((file_type, remark))) => {
                 *self.begun.borrow_mut() = Some(opening);
+                if let Some(remark) = remark {
+                    // Nobody told the type before: it is asked once.
+                    let _ = self.remark.set(remark);
+                }
                 Ok(file_type)
             }
             Ok(Err(reason)) => Err(failed(reason)),
@@ -103,7 +119,7 @@ impl<'o> FileOpening<'o> {
     /// What can be asked about the file in the sandbox, if there is one. It is these containers, and this was said of it.
     pub fn confined<'f>(&'f self, containers: &'f [Found], remark: Option<&'f Remark>) -> Option<ConfinedFile<'f, 'o>> {
         let sandbox = self.tree.scanner.sandbox()?;
-        Some(ConfinedFile { opening: self, sandbox, containers, remark })
+        Some(ConfinedFile { opening: self, sandbox, containers, remark: remark.or(self.remark.get()) })
     }
 
     /// Who signed the file, if it is a Windows program. What keeps anybody from telling is told nobody: a program that crashes
@@ -156,7 +172,7 @@ impl<'o> FileOpening<'o> {
     }
 
     fn take_apart_in(&self, sandbox: &Sandbox, begun: Option<Opening<'_>>, containers: &[Found]) -> ExtractionOutcome {
-        let request = Request { standing: self.tree.standing_question(), ..self.request(Some(containers)) };
+        let request = Request { standing: self.tree.question_about_members(), ..self.request(Some(containers)) };
         match begun.map_or_else(|| begin(sandbox, &request, self.input), Ok) {
             Ok(opening) => {
                 let mut members = Members::new(self.tree, self.node, self.budget);
