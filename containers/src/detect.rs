@@ -111,7 +111,9 @@ fn containers(
             }
         }
     }
-    if whole.is_empty() {
+    // Content that a container holds as it is would be found twice.
+    let alone = !whole.iter().any(|found| holds_files_as_they_are(found.format));
+    if alone {
         let hidden = search(probe.input, probe.head_is_bare)?;
         let names = [(hidden.uuencode, "uuencode"), (hidden.yenc, "yenc"), (hidden.data, "text")];
         let names = names.into_iter().filter(|(is_there, _)| *is_there).map(|(_, name)| (name, 0));
@@ -124,12 +126,26 @@ fn containers(
     if let Some((a, b)) = strangers(&whole) {
         suspicious = Some(format!("the file is a container of two formats at once: {a:?} and {b:?}"));
     }
-    let mut containers = if whole.is_empty() { inside } else { whole };
+    let mut containers = whole;
+    if alone {
+        for found in inside {
+            if !containers.contains(&found) {
+                containers.push(found);
+            }
+        }
+    }
     if containers.len() > CLAIMS_MAX {
         suspicious = Some(format!("the file is {} containers at once", containers.len()));
         containers.truncate(CLAIMS_MAX);
     }
     Ok((containers, suspicious))
+}
+
+/// Whether a container of this format holds what is in it as it is, mostly: what seems to lie inside is likely a member then. Others
+/// are decoded before anything shows, and what shows without that is opened by whoever takes the file for another format: a browser
+/// shows a page behind a PDF's header, and Word a web archive.
+fn holds_files_as_they_are(format: ContainerFormat) -> bool {
+    !matches!(format.name(), "pdf" | "rtf" | "activemime" | "swf" | "uuencode" | "yenc" | "binhex")
 }
 
 /// Two formats of the list that no file should be of at once.
@@ -220,6 +236,25 @@ mod tests {
         both.set_cksum();
         assert_eq!(containers(both.as_bytes()), [("gzip", 0), ("tar", 0)]);
         assert!(of(both.as_bytes()).suspicious.unwrap().contains("gzip and tar"));
+    }
+
+    #[test]
+    fn what_shows_behind_another_formats_header_counts_too() {
+        let page = b"<html><a href=\"data:application/octet-stream;base64,QUJDREVGR0hJSktMTU5PUA==\">x</a></html>\n";
+        assert_eq!(containers(&[b"%PDF-1.4\n%%EOF\n", &page[..]].concat()), [("pdf", 0), ("text", 0)]);
+        assert_eq!(containers(&[b"{\\rtf1}\n", &page[..]].concat()), [("rtf", 0), ("text", 0)]);
+        let archive = [b"%PDF-1.4\n%%EOF\n", &b"Rar!\x1a\x07\x01\0"[..]].concat();
+        assert_eq!(containers(&archive), [("pdf", 0), ("rar", 15)]);
+        let mut cabinet = [b"words before it ", &b"MSCF\x01\0\0\0"[..], &[0; 28]].concat();
+        assert_eq!(containers(&cabinet), []);
+        cabinet[16 + 24..16 + 26].copy_from_slice(&[3, 1]);
+        assert_eq!(containers(&cabinet), [("cab", 16)]);
+        // In a tape archive it is a member.
+        let mut header = tar::Header::new_old();
+        header.set_path("page.html").unwrap();
+        header.set_size(page.len() as u64);
+        header.set_cksum();
+        assert_eq!(containers(&[header.as_bytes(), &page[..]].concat()), [("tar", 0)]);
     }
 
     #[test]

@@ -154,8 +154,10 @@ impl Search {
 }
 
 /// What an archive begins with that programs look for, and whether they look for it behind any script, or anywhere.
-const ARCHIVES: [(&str, &[u8], bool); 6] = [
+const ARCHIVES: [(&str, &[u8], bool); 8] = [
     ("7z", b"7z\xbc\xaf\x27\x1c", true),
+    ("rar", b"Rar!\x1a\x07", true),
+    ("cab", b"MSCF", true),
     ("zip", b"PK\x05\x06", true),
     ("gzip", b"\n\x1f\x8b\x08", false),
     ("bzip2", b"\nBZh", false),
@@ -204,9 +206,20 @@ fn confirm(input: &mut dyn ReadSeek, archives: &mut Vec<(&'static str, u64)>) ->
                 }
             }
             "7z" => {}
+            "rar" => {
+                if matches!(header.get(6..), Some([0, ..] | [1, 0, ..])) {
+                    confirmed.push((name, offset));
+                }
+            }
+            "cab" => {
+                // Its version, which never changed.
+                if header.get(24..26) == Some(&[3, 1]) {
+                    confirmed.push((name, offset));
+                }
+            }
             "bzip2" if header.get(4..10) != Some(b"1AY&SY") => {}
             // Of what a script has behind itself, the first is what it opens.
-            _ if confirmed.iter().any(|(other, _)| !matches!(*other, "7z" | "zip")) => {}
+            _ if confirmed.iter().any(|(other, _)| !matches!(*other, "7z" | "rar" | "cab" | "zip")) => {}
             _ => confirmed.push((name, offset)),
         }
     }

@@ -1,25 +1,59 @@
-//! Containers that are known and not opened: disk images and archives whose content nothing here reads. They are told as broken with this
+//! Containers that are known and not opened: disk images, archives, installers and mailboxes whose content nothing here reads. They are told as broken with this
 //! reason, so that what is in them never passes for scanned.
+
+use std::io;
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, Sink};
-use crate::format::{Format, whole_if};
+use crate::format::{Claims, Format, Probe, whole_if};
 use crate::outcome::ExtractionOutcome;
 
-/// What they begin with, and what they are.
-const KINDS: [(&[u8], &str); 9] = [
-    (b"QFI\xfb", "QEMU disk image"),
-    (b"LRZI", "lrzip"),
-    (b"GRZipII\0", "grzip"),
-    (b"\x37\xe4\x53\x96\xc9\xdb\xd6\x07", "zisofs"),
-    (b"WARC/1.", "WARC"),
-    (b"zPQ", "ZPAQ"),
-    (b"7kSt", "ZPAQ"),
-    (b"ArC\x01", "FreeArc"),
-    (b"<<< QEMU VM Virtual Disk Image >>>", "VirtualBox disk image"),
+/// What they are told by: where, by what, and what they are.
+const KINDS: [(usize, &[u8], &str); 39] = [
+    (0, b"QFI\xfb", "QEMU disk image"),
+    (0, b"<<< QEMU VM Virtual Disk Image >>>", "VirtualBox disk image"),
+    (0, b"<<< Oracle VM VirtualBox Disk Image >>>", "VirtualBox disk image"),
+    (0, b"\0\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\0", "raw image of a CD"),
+    (0, b"\x45\x3d\xcd\x28", "cramfs"),
+    (0, b"-rom1fs-", "romfs"),
+    (3, b"ReFS\0\0\0\0", "ReFS"),
+    (32, b"NXSB", "APFS"),
+    (0, b"LRZI", "lrzip"),
+    (0, b"GRZipII\0", "grzip"),
+    (0, b"RZIP", "rzip"),
+    (0, b"BZ3v1", "bzip3"),
+    (0, b"bvx1", "LZFSE"),
+    (0, b"bvx2", "LZFSE"),
+    (0, b"bvx-", "LZFSE"),
+    (0, b"\xff\x06\0\0sNaPpY", "Snappy"),
+    // Before the format was settled.
+    (0, b"\x25\xb5\x2f\xfd", "Zstandard 0.5"),
+    (0, b"\x26\xb5\x2f\xfd", "Zstandard 0.6"),
+    (0, b"\x27\xb5\x2f\xfd", "Zstandard 0.7"),
+    (0, b"\x37\xe4\x53\x96\xc9\xdb\xd6\x07", "zisofs"),
+    (0, b"WARC/1.", "WARC"),
+    (0, b"zPQ", "ZPAQ"),
+    (0, b"7kSt", "ZPAQ"),
+    (0, b"ArC\x01", "FreeArc"),
+    (7, b"**ACE**", "ACE"),
+    (0, b"ALZ\x01", "ALZ"),
+    (0, b"EGGA", "EGG"),
+    (0, b"KGB_arch", "KGB"),
+    (0, b"MAR1", "Mozilla archive"),
+    (0, b"MLA\x01\0\0\0", "MLA"),
+    (0, b"StuffIt!", "StuffIt"),
+    (0, b"StuffIt?", "StuffIt"),
+    (0, b"StuffIt (c)1997", "StuffIt"),
+    (10, b"rLau", "StuffIt"),
+    (0, b"ISc(", "InstallShield cabinet"),
+    // What the program behind which they lie unpacks.
+    (0, b"zlb\x1a", "Inno Setup"),
+    (0, b"idska32\x1a", "Inno Setup"),
+    (0, b"Inno Setup Setup Data (", "Inno Setup"),
+    (0, b"!BDN", "Outlook mailbox"),
 ];
-/// How far into an ACE archive its signature lies.
-const ACE_AT: usize = 7;
+const BTRFS_AT: u64 = 0x1_0040;
+const BTRFS: [u8; 8] = *b"_BHRfS_M";
 
 /// A container that is known and not opened.
 pub(crate) static FORMAT: Format = Format {
@@ -29,16 +63,22 @@ pub(crate) static FORMAT: Format = Format {
     extension: "bin",
     category: "A",
     beside: &[],
-    probe: |probe| whole_if(kind(probe.head).is_some()),
+    probe,
     extractor: &Unopened,
 };
 
+fn probe(probe: &mut Probe<'_>) -> io::Result<Claims> {
+    // Where Btrfs tells what it is, no probe is shown a file.
+    let btrfs = probe.read_at(BTRFS_AT)? == Some(BTRFS);
+    whole_if(btrfs || kind(probe.head).is_some())
+}
+
 /// What a file that begins like this is.
 fn kind(head: &[u8]) -> Option<&'static str> {
-    if head.get(ACE_AT..).is_some_and(|rest| rest.starts_with(b"**ACE**")) {
-        return Some("ACE");
-    }
-    KINDS.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, name)| *name)
+    KINDS
+        .iter()
+        .find(|(at, magic, _)| head.get(*at..).is_some_and(|rest| rest.starts_with(magic)))
+        .map(|(.., name)| *name)
 }
 
 struct Unopened;
@@ -48,7 +88,7 @@ impl Extractor for Unopened {
         let mut outcome = ExtractionOutcome::default();
         match crate::parts::read_start(container.input, 64) {
             Ok(head) => {
-                let kind = kind(&head).unwrap_or("container");
+                let kind = kind(&head).unwrap_or("Btrfs");
                 outcome.note_broken(format!("what is in this file ({kind}) is not read"));
             }
             Err(error) => outcome.note_error("the file can't be read", &error),

@@ -383,8 +383,31 @@ pub fn swf(content: &[u8]) -> Vec<u8> {
 
 /// What is known and not opened.
 pub fn unopened() -> Vec<Vec<File>> {
-    let heads: [(&'static str, &[u8]); 9] = [
+    let apfs = [&[0; 32][..], b"NXSB"].concat();
+    let btrfs = [vec![0; 0x1_0040], b"_BHRfS_M".to_vec()].concat();
+    let stuff_it = b"SIT!\0\x01\0\0\0\0rLau";
+    let heads: [(&'static str, &[u8]); 29] = [
         ("QCOW2", b"QFI\xfb\0\0\0\x03"),
+        ("raw CD images", b"\0\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0\x02\0\x01"),
+        ("APFS", &apfs),
+        ("ReFS", b"\0\0\0ReFS\0\0\0\0"),
+        ("Btrfs", &btrfs),
+        ("cramfs", b"\x45\x3d\xcd\x28"),
+        ("romfs", b"-rom1fs-"),
+        ("ALZ", b"ALZ\x01"),
+        ("EGG", b"EGGA\0\x01"),
+        ("KGB", b"KGB_arch -7\n"),
+        ("MLA", b"MLA\x01\0\0\0"),
+        ("Mozilla's MAR", b"MAR1"),
+        ("StuffIt", stuff_it),
+        ("InstallShield", b"ISc(\x6c\x50\0\x01"),
+        ("Inno Setup", b"zlb\x1a"),
+        ("PST", b"!BDN"),
+        ("rzip", b"RZIP\x02\x01"),
+        ("bzip3", b"BZ3v1"),
+        ("LZFSE", b"bvx2"),
+        ("Snappy", b"\xff\x06\0\0sNaPpY"),
+        ("Zstandard before 0.8", b"\x27\xb5\x2f\xfd"),
         ("VDI", b"<<< QEMU VM Virtual Disk Image >>>\n"),
         ("zisofs", b"\x37\xe4\x53\x96\xc9\xdb\xd6\x07"),
         ("WARC", b"WARC/1.0\r\n"),

@@ -133,7 +133,7 @@ pub fn rows() -> Vec<Row> {
     rows.extend(documents(content));
     rows.push(Row {
         is_opened: false,
-        ..row("QCOW2, VDI, zisofs, WARC, ZPAQ, FreeArc, ACE, lrzip, grzip", make::unopened())
+        ..row("QCOW2, VDI, raw CD images, APFS, ReFS, Btrfs, cramfs, romfs, zisofs, WARC, ZPAQ, FreeArc, ACE, ALZ, EGG, KGB, MLA, Mozilla's MAR, StuffIt, InstallShield, Inno Setup, PST, lrzip, rzip, grzip, bzip3, LZFSE, Snappy, Zstandard before 0.8", make::unopened())
     });
     rows
 }
