@@ -17,6 +17,7 @@ mod admission;
 mod backlog;
 mod callbacks;
 pub mod decode;
+mod drain;
 mod error;
 mod gateway;
 mod hashing;

@@ -34,6 +34,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub(crate) use self::stat::EnginesSeen;
+use crate::drain::drain;
 use crate::error::ApiError;
 use crate::gateway::Shared;
 use crate::options::READ_TIMEOUT;
@@ -77,6 +78,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .merge(paths.clone())
         .nest(ALIAS, paths)
         .fallback(no_route)
+        .layer(middleware::from_fn(drain))
         .layer(middleware::from_fn_with_state(Arc::clone(&shared.metrics), requests::told))
         .with_state(shared)
 }

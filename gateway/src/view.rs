@@ -52,7 +52,13 @@ pub fn document(record: &AnalysisRecord, page: Option<&PageView>, progress: Opti
         data_id: record.data_id.to_string(),
         file_info: file_section(record, now.result),
         filetype_info: filetype_section(record, now.result),
-        process_info: process_section(record, &now),
+        // A submission's digests are taken by the gateway, a nested file's by the worker.
+        process_info: process_section(
+            record,
+            &now,
+            started_ms(record, now.result),
+            record.parent.is_none().then_some(record.new.hash_ms),
+        ),
         scan_results: scan_section(record, &now),
         extracted_files: now
             .result
@@ -241,7 +247,12 @@ fn yara_section(found: &YaraFindings) -> YaraSection {
     YaraSection { hits, verdict: found.verdict }
 }
 
-fn process_section(record: &AnalysisRecord, now: &Standing<'_>) -> ProcessSection {
+fn process_section(
+    record: &AnalysisRecord,
+    now: &Standing<'_>,
+    started_ms: u64,
+    submission_hash_ms: Option<u64>,
+) -> ProcessSection {
     let times = now.result.map(|result| result.times).unwrap_or_default();
     let reasons = now.blocked_reasons();
     let accounted = times.scan_ms.saturating_add(times.extraction_ms).saturating_add(times.filetype_ms);
@@ -251,8 +262,7 @@ fn process_section(record: &AnalysisRecord, now: &Standing<'_>) -> ProcessSectio
         file_type_skipped_scan: now.result.is_some_and(|result| {
             result.findings.skipped.as_ref().is_some_and(|skipped| skipped.reason == SkipReason::Type)
         }),
-        // A submission's digests are taken by the gateway, a nested file's by the worker.
-        hash_time: if record.parent.is_none() { record.new.hash_ms } else { times.hash_ms },
+        hash_time: submission_hash_ms.unwrap_or(times.hash_ms),
         outdated_data: Vec::new(),
         processing_time: times.total_ms,
         processing_time_details: ProcessingTimes {
@@ -266,7 +276,7 @@ fn process_section(record: &AnalysisRecord, now: &Standing<'_>) -> ProcessSectio
         },
         profile: record.new.rule.name.clone(),
         progress_percentage: now.percent,
-        queue_time: started_ms(record, now.result).saturating_sub(record.new.upload_ms),
+        queue_time: started_ms.saturating_sub(record.new.upload_ms),
         result: now.outcome.as_str(),
         user_agent: record.new.user_agent.clone(),
         username: record.new.principal.user_name.clone(),
@@ -345,7 +355,7 @@ fn extracted_file(record: &AnalysisRecord, nested: &NestedRecord, policy: &Polic
         progress_percentage: now.percent,
         scan_all_result_i: now.code.code(),
         scanned_with: result.engines.len(),
-        process_info: process_section(record, &now),
+        process_info: process_section(record, &now, result.times.start_ms, None),
     }
 }
 
@@ -376,8 +386,9 @@ fn extraction_section(result: &FileResult, container: &ContainerResult) -> Optio
 
 /// When the processing began. Until it has, the time it was queued: clients parse this field from the first poll on.
 fn started_ms(record: &AnalysisRecord, result: Option<&FileResult>) -> u64 {
-    let by_result = result.map(|result| result.times.start_ms).filter(|start_ms| *start_ms > 0);
-    by_result.or(record.started_ms).unwrap_or(record.new.queued_ms)
+    let by_result = || result.map(|result| result.times.start_ms).filter(|start_ms| *start_ms > 0);
+    // What polls were shown while it ran stands.
+    record.started_ms.or_else(by_result).unwrap_or(record.new.queued_ms)
 }
 
 /// What the submitter sent along: as JSON if it is JSON, else as a text. A bare `null` is a text too, since no field of

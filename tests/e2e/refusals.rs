@@ -1,5 +1,7 @@
 //! Who may not: wrong keys, other certificates, frames that are none.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -94,4 +96,26 @@ async fn the_gateway_answers_403_to_a_wrong_key() {
     let (status, answer) = gateway.post("a", "body").await.unwrap();
     assert_eq!(status.as_u16(), 403, "{answer}");
     assert!(answer["err"].is_string());
+}
+
+#[test]
+fn a_client_that_sends_all_of_a_body_before_it_looks_is_told_why_it_is_refused() {
+    const BODY_BYTES: usize = 160 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let up = Up::start(dir.path(), &[]);
+    let address = up.gateway.url.strip_prefix("http://").unwrap();
+    let piece = vec![b'x'; 1 << 20];
+    for (request, status) in
+        [("POST /file", "403"), ("PUT /file", "405"), ("POST /nowhere", "404"), ("POST /login", "4")]
+    {
+        let mut stream = TcpStream::connect(address).unwrap();
+        write!(stream, "{request} HTTP/1.1\r\nHost: x\r\nContent-Length: {BODY_BYTES}\r\n\r\n").unwrap();
+        for _ in 0..BODY_BYTES / piece.len() {
+            stream.write_all(&piece).unwrap_or_else(|error| panic!("{request}: {error}"));
+        }
+        let mut answer = [0; 64];
+        let read = stream.read(&mut answer).unwrap();
+        let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{request}: {answer}");
+    }
 }

@@ -21,6 +21,8 @@ use crate::readiness::Report;
 pub(super) struct License {
     /// Days left.
     days_left: i64,
+    /// What the licence is bound to: nothing.
+    deployment: String,
     /// `MM/DD/YYYY`.
     expiration: String,
     /// Identifiers of the engines that are loaded.
@@ -49,6 +51,7 @@ pub(super) async fn license(State(shared): State<Arc<Shared>>, request: Request)
     let end = Date::from_calendar_date(2099, Month::December, 31).unwrap_or(Date::MAX);
     Ok(Json(License {
         days_left: (end - today).whole_days(),
+        deployment: String::new(),
         expiration: format!("{:02}/{:02}/{:04}", u8::from(end.month()), end.day(), end.year()),
         licensed_engines: stat::latest_engines(&workers).into_iter().map(|engine| engine.id).collect(),
         licensed_to: String::new(),

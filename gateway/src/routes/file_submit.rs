@@ -15,7 +15,7 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use lazaret_analysis::{DataId, NewBatch, Rule, SentAlong};
-use lazaret_protocol::limits::{BLOB_BYTES_MAX, MIB};
+use lazaret_protocol::limits::BLOB_BYTES_MAX;
 use percent_encoding::percent_decode_str;
 use reqwest::Url;
 use serde::Serialize;
@@ -43,11 +43,6 @@ const SYNC_TIME_MAX: Duration = Duration::from_secs(600);
 /// The pauses between its looks at the result grow from here to here.
 const SYNC_PAUSE_MIN: Duration = Duration::from_millis(5);
 const SYNC_PAUSE_MAX: Duration = Duration::from_millis(250);
-
-/// Most bytes of a refused body that are read and dropped, so that the client reads the answer instead of a reset.
-const REFUSED_BYTES_MAX: u64 = 64 * MIB;
-/// How long that may take.
-const REFUSED_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// A new analysis.
 #[derive(Serialize, ToSchema)]
@@ -100,10 +95,6 @@ async fn take(shared: &Shared, parts: &Parts, mut body: BodyDataStream) -> Resul
         }
         Err(error) => {
             shared.metrics.refused(&error);
-            // A body that failed by itself has nothing more to say.
-            if !matches!(&error, ApiError::Submit(error) if error.is_of_the_body()) {
-                discard(parts, body);
-            }
             Err(error)
         }
     }
@@ -128,7 +119,7 @@ async fn submit(shared: &Shared, parts: &Parts, body: &mut BodyDataStream) -> Re
 
 /// Where the file is to be fetched from, if the client says so.
 fn download_url(shared: &Shared, headers: &HeaderMap) -> Result<Option<Url>, ApiError> {
-    let Some(text) = headers::first_text(headers, &[DOWNLOAD_FROM]) else { return Ok(None) };
+    let Some(text) = headers::first_url(headers, DOWNLOAD_FROM) else { return Ok(None) };
     if shared.downloads.hosts.is_empty() {
         return Err(ApiError::Unsupported(DOWNLOAD_FROM.to_owned()));
     }
@@ -169,7 +160,7 @@ async fn fetch(
 
 /// Where the finished analysis is to be told, if the client says so.
 fn callback_url(shared: &Shared, headers: &HeaderMap) -> Result<Option<String>, ApiError> {
-    let Some(text) = headers::first_text(headers, &[CALLBACK_URL]) else { return Ok(None) };
+    let Some(text) = headers::first_url(headers, CALLBACK_URL) else { return Ok(None) };
     match &shared.callbacks {
         None => Err(ApiError::Unsupported(CALLBACK_URL.to_owned())),
         Some(options) => Ok(Some(checked_url(&options.outbound, &text)?.to_string())),
@@ -222,10 +213,10 @@ async fn submission(
         rule,
         principal: super::recorded(principal),
         user_agent,
-        metadata: headers::first_text(headers, &["metadata"]),
+        metadata: headers::json_or_text(headers, "metadata"),
         sent_along: SentAlong {
             batch: batch.map(|batch| batch.batch_id),
-            engines_metadata: headers::first_text(headers, &["engines-metadata"]),
+            engines_metadata: headers::json_or_text(headers, "engines-metadata"),
             callback_url: callback_url(shared, headers)?,
             download_url: None,
         },
@@ -257,22 +248,4 @@ fn timeout_seconds(text: &str) -> Result<u64, ApiError> {
             reason: "it must be a number of seconds, 1 or more".to_owned(),
         }),
     }
-}
-
-/// Reads on for a while after a refusal and drops what comes. A connection that is closed with unread bytes is reset, and
-/// the reset overtakes the answer. A client that waits for `100 Continue` sends nothing, so there is nothing to read.
-fn discard(parts: &Parts, mut body: BodyDataStream) {
-    if parts.headers.contains_key(header::EXPECT) {
-        return;
-    }
-    let mut dropped = 0;
-    let reading = async move {
-        while let Some(Ok(piece)) = body.next().await {
-            dropped += piece.len() as u64;
-            if dropped > REFUSED_BYTES_MAX {
-                break;
-            }
-        }
-    };
-    tokio::spawn(tokio::time::timeout(REFUSED_TIME_MAX, reading));
 }

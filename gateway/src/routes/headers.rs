@@ -10,6 +10,24 @@ pub(super) fn first_text(headers: &HeaderMap, names: &[&str]) -> Option<String> 
     names.iter().filter_map(|name| headers.get(*name)).map(header_text).find(|text| !text.is_empty())
 }
 
+/// A URL, as it is, or percent-encoded as a whole. Within a URL an escape is not what it stands for.
+pub(super) fn first_url(headers: &HeaderMap, name: &str) -> Option<String> {
+    as_it_is(headers, name, |raw| raw.contains("://"))
+}
+
+/// JSON, as it is or percent-encoded, or any other text. Within JSON an escape is part of a text.
+pub(super) fn json_or_text(headers: &HeaderMap, name: &str) -> Option<String> {
+    as_it_is(headers, name, |raw| {
+        serde_json::from_str::<serde::de::IgnoredAny>(raw).is_ok_and(|_| raw.starts_with(['{', '[']))
+    })
+}
+
+/// A header's text, undecoded if it is meant so.
+fn as_it_is(headers: &HeaderMap, name: &str, is_meant: impl Fn(&str) -> bool) -> Option<String> {
+    let raw = headers.get(name).map(raw_text).map(|raw| raw.trim().to_owned());
+    raw.filter(|raw| is_meant(raw)).or_else(|| first_text(headers, &[name]))
+}
+
 /// A header's text: percent-encoded UTF-8 as some clients send it, or raw UTF-8, or raw Latin-1, which every byte
 /// sequence is.
 pub(super) fn header_text(value: &HeaderValue) -> String {
@@ -80,6 +98,20 @@ mod tests {
         assert_eq!(text(b"caf%E9.txt"), "caf%E9.txt", "decodes to no UTF-8: taken as it is");
         assert_eq!(text(b"%E6%96%87%E4%BB%B6.zip"), "文件.zip");
         assert_eq!(printable(text(b"a%1B[2Jb%00.txt")), "a\u{fffd}[2Jb\u{fffd}.txt");
+    }
+
+    #[test]
+    fn urls_and_json_keep_their_escapes() {
+        let headers =
+            |value: &'static str| HeaderMap::from_iter([("x".parse().unwrap(), HeaderValue::from_static(value))]);
+        let url = |value| first_url(&headers(value), "x").unwrap();
+        assert_eq!(url("http://host/a%2Fb?sig=a%2Bb"), "http://host/a%2Fb?sig=a%2Bb");
+        assert_eq!(url("http%3A%2F%2Fhost%2Fa%252Fb"), "http://host/a%2Fb");
+        let json = |value| json_or_text(&headers(value), "x").unwrap();
+        assert_eq!(json(r#"{"p":"a%22b"}"#), r#"{"p":"a%22b"}"#);
+        assert_eq!(json("%7B%22p%22%3A1%7D"), r#"{"p":1}"#);
+        assert_eq!(json("just%20words"), "just words");
+        assert_eq!(json_or_text(&headers(""), "x"), None);
     }
 
     #[test]

@@ -36,7 +36,8 @@ pub(super) async fn handle(State(shared): State<Arc<Shared>>, request: Request) 
     let (parts, _) = request.into_parts();
     let report = shared.readiness.report().await;
     let code = if report.status { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let asked = query_parameter(&parts, "verbose").is_some_and(|value| value == "true" || value == "1");
+    let asked = query_parameter(&parts, "verbose")
+        .is_some_and(|value| ["", "1", "true"].iter().any(|yes| value.eq_ignore_ascii_case(yes)));
     let answer = if asked && require(&shared, &parts, Gate::ANY_KEY).await.is_ok() {
         ReadyAnswer::Full(Box::new(Report::clone(&report)))
     } else {
