@@ -192,31 +192,12 @@ fn confirm(input: &mut dyn ReadSeek, archives: &mut Vec<(&'static str, u64)>) ->
         match name {
             // The header has a checksum.
             "7z" if header.get(12..32).map(crc32fast::hash) == le32(header, 8) => confirmed.push((name, offset)),
-            // Before the end record is a directory of so many bytes.
-            "zip" => {
-                let bytes = le32(header, 12).map(u64::from).filter(|bytes| *bytes > 0);
-                let directory = bytes.and_then(|bytes| offset.checked_sub(bytes));
-                if let Some(directory) = directory {
-                    let mut signature = [0; 4];
-                    input.seek(SeekFrom::Start(directory))?;
-                    if read_full(input, &mut signature)? == 4 && signature == *b"PK\x01\x02" {
-                        // The walk finds its own way.
-                        confirmed.push((name, 0));
-                    }
-                }
-            }
-            "7z" => {}
-            "rar" => {
-                if matches!(header.get(6..), Some([0, ..] | [1, 0, ..])) {
-                    confirmed.push((name, offset));
-                }
-            }
-            "cab" => {
-                // Its version, which never changed.
-                if header.get(24..26) == Some(&[3, 1]) {
-                    confirmed.push((name, offset));
-                }
-            }
+            // The end record leads to a directory. The walk finds its own way.
+            "zip" if crate::zip::is_end_of_archive(input, offset)? => confirmed.push((name, 0)),
+            "rar" if matches!(header.get(6..), Some([0, ..] | [1, 0, ..])) => confirmed.push((name, offset)),
+            // Its version, which never changed.
+            "cab" if header.get(24..26) == Some(&[3, 1]) => confirmed.push((name, offset)),
+            "7z" | "zip" | "rar" | "cab" => {}
             "bzip2" if header.get(4..10) != Some(b"1AY&SY") => {}
             // Of what a script has behind itself, the first is what it opens.
             _ if confirmed.iter().any(|(other, _)| !matches!(*other, "7z" | "rar" | "cab" | "zip")) => {}

@@ -7,18 +7,20 @@ use std::io::{self, Read, SeekFrom};
 use crate::container::{ReadSeek, read_full};
 
 pub(super) const LOCAL_SIGNATURE: [u8; 4] = *b"PK\x03\x04";
-pub(super) const CENTRAL_SIGNATURE: [u8; 4] = *b"PK\x01\x02";
-pub(super) const END_SIGNATURE: [u8; 4] = *b"PK\x05\x06";
+const CENTRAL_SIGNATURE: [u8; 4] = *b"PK\x01\x02";
+const END_SIGNATURE: [u8; 4] = *b"PK\x05\x06";
 const END64_SIGNATURE: [u8; 4] = *b"PK\x06\x06";
 const LOCATOR64_SIGNATURE: [u8; 4] = *b"PK\x06\x07";
 
 pub(super) const LOCAL_BYTES: u64 = 30;
 const CENTRAL_BYTES: usize = 46;
-pub(super) const END_BYTES: u64 = 22;
+const END_BYTES: u64 = 22;
 const LOCATOR64_BYTES: u64 = 20;
 const END64_BYTES: u64 = 56;
 /// The longest comment, so the farthest that the end record lies from the end of the file.
 const COMMENT_BYTES_MAX: u64 = u16::MAX as u64;
+/// How many end records are looked into. The right one is the last nearly always: what follows it is a comment, which rarely has any.
+const ENDS_MAX: usize = 256;
 
 /// General purpose flag: encrypted.
 pub(super) const FLAG_ENCRYPTED: u16 = 1;
@@ -101,20 +103,41 @@ pub(super) struct Local {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Directory {
     pub start: u64,
-    /// What is added to the offsets in it: the length of whatever was put before the archive.
-    pub base: u64,
-}
-
-/// Where the directories are, and the end record that says so.
-pub(super) struct Directories {
-    pub list: Vec<Directory>,
-    /// Where the end records begin and end, comment not included.
-    pub end_records: (u64, u64),
-    /// How many entries the end record counts, modulo 65536; none if it leaves that to the ZIP64 record.
+    /// What is added to the offsets in it: the length of whatever was put before the archive, or less than nothing if something was cut
+    /// off there.
+    pub base: i64,
+    /// How many entries its end record counts, modulo 65536; none if it leaves that to the ZIP64 record.
     pub entries: Option<u16>,
 }
 
+/// Where the directories are, and the end records that say so.
+#[derive(Default)]
+pub(super) struct Directories {
+    pub list: Vec<Directory>,
+    /// Where the end records begin and end, comments not included.
+    pub end_records: Vec<(u64, u64)>,
+    /// One of the end records says that there are no members.
+    pub is_empty: bool,
+    /// The file ends with one of them, or with its comment.
+    pub is_at_end: bool,
+    /// There are more than are looked into.
+    pub has_more: bool,
+}
+
+impl Directories {
+    fn add(&mut self, directory: Directory) {
+        let is_same = |other: &Directory| (other.start, other.base) == (directory.start, directory.base);
+        if !self.list.iter().any(is_same) {
+            self.list.push(directory);
+        }
+    }
+}
+
 fn read_at<const N: usize>(input: &mut dyn ReadSeek, offset: u64) -> io::Result<Option<[u8; N]>> {
+    // A place that no file has is an error of seeking to it.
+    if i64::try_from(offset).is_err() {
+        return Ok(None);
+    }
     let mut bytes = [0; N];
     input.seek(SeekFrom::Start(offset))?;
     Ok((read_full(input, &mut bytes)? == N).then_some(bytes))
@@ -124,65 +147,142 @@ fn has_signature(input: &mut dyn ReadSeek, offset: u64, signature: [u8; 4]) -> i
     Ok(read_at::<4>(input, offset)? == Some(signature))
 }
 
-/// The directories of a file of `length` bytes; none if it has no end record. A file whose end record leads different readers
-/// to different directories has both in the list.
+/// The directories of a file of `length` bytes; none if it has no end record. A file whose end records lead different readers
+/// to different directories has all of them in the list.
 pub(super) fn find_directories(input: &mut dyn ReadSeek, length: u64) -> io::Result<Option<Directories>> {
     let tail_offset = length.saturating_sub(END_BYTES + COMMENT_BYTES_MAX);
     let mut tail = Vec::new();
     input.seek(SeekFrom::Start(tail_offset))?;
     input.take(END_BYTES + COMMENT_BYTES_MAX).read_to_end(&mut tail)?;
-    let Some(at) = end_record(&tail) else { return Ok(None) };
-    let end = tail.get(at..).unwrap_or_default();
-    let end_offset = tail_offset + at as u64;
+    directories_by_tail(input, &tail, tail_offset)
+}
 
-    let mut records_offset = end_offset;
-    let mut directory_bytes = u64::from(u32_at(end, 12));
-    let mut directory_offset = u64::from(u32_at(end, 16));
-    let mut entries = Some(u16_at(end, 10));
-    if let Some((offset, bytes, start)) = end64_record(input, end_offset)? {
-        (records_offset, directory_bytes, directory_offset) = (offset, bytes, start);
-        entries = entries.filter(|count| *count != u16::MAX);
+/// The same of a file whose end, with the longest comment that there may be, is known.
+///
+/// Of several end records some programs take the last, some the last whose comment fills the file, and some the last that leads to a
+/// directory. Those before that are no program's: the archives that lie stored in this one have their own.
+pub(super) fn directories_by_tail(
+    input: &mut dyn ReadSeek,
+    tail: &[u8],
+    tail_offset: u64,
+) -> io::Result<Option<Directories>> {
+    // Forwards, since searching backwards is much slower; a tail has room for few.
+    let ends: Vec<usize> = memchr::memmem::find_iter(tail, &END_SIGNATURE).collect();
+    let ends = ends.into_iter().rev().filter_map(|at| tail.get(at..at + END_BYTES as usize).map(|record| (at, record)));
+    let mut found = Directories::default();
+    let mut looked_into = 0;
+    for (at, record) in ends {
+        let fits = at + END_BYTES as usize + usize::from(u16_at(record, 20)) == tail.len();
+        found.is_at_end |= fits;
+        if looked_into > 0 && !fits && !found.list.is_empty() {
+            continue;
+        }
+        if looked_into == ENDS_MAX {
+            found.has_more = true;
+            break;
+        }
+        looked_into += 1;
+        let is_one = end_record(input, tail_offset + at as u64, record, &mut found)?;
+        if fits && is_one {
+            break;
+        }
     }
+    Ok((looked_into > 0).then_some(found))
+}
+
+/// Whether an end record at `offset` leads to a directory.
+pub(crate) fn is_end_of_archive(input: &mut dyn ReadSeek, offset: u64) -> io::Result<bool> {
+    let Some(record) = read_at::<{ END_BYTES as usize }>(input, offset)? else { return Ok(false) };
+    let mut found = Directories::default();
+    end_record(input, offset, &record, &mut found)?;
+    Ok(!found.list.is_empty())
+}
+
+/// Adds what an end record leads to. False if it leads nowhere, although it says that there are members.
+fn end_record(input: &mut dyn ReadSeek, offset: u64, record: &[u8], found: &mut Directories) -> io::Result<bool> {
+    let records64 = end64_records(input, offset)?;
+    let entries = Some(u16_at(record, 10)).filter(|count| *count != u16::MAX || records64.is_empty());
+    let (bytes, start) = (u32_at(record, 12), u32_at(record, 16));
+    let mut places = Vec::new();
+    let mut ends = Vec::new();
+    for record64 in &records64 {
+        places.push((record64.directory_bytes, record64.directory_offset));
+        // Some programs replace only the fields that say so.
+        let or = |short: u32, long: u64| if short == u32::MAX { long } else { u64::from(short) };
+        places.push((or(bytes, record64.directory_bytes), or(start, record64.directory_offset)));
+        ends.push(record64.offset);
+    }
+    if records64.is_empty() {
+        places.push((bytes.into(), start.into()));
+        ends.push(offset);
+    }
+    let mut is_one = entries == Some(0);
+    found.is_empty |= is_one;
+    for (bytes, start) in places {
+        for directory in directories_at(input, bytes, start, &ends)? {
+            is_one = true;
+            found.add(Directory { entries, ..directory });
+        }
+    }
+    if is_one || found.end_records.is_empty() {
+        found.end_records.push((offset, offset + END_BYTES));
+        for record64 in records64 {
+            // What lies between them is not theirs.
+            found.end_records.push((record64.offset, record64.offset.saturating_add(END64_BYTES)));
+        }
+    }
+    Ok(is_one)
+}
+
+/// The directories that are so long, or begin so far into the file or the archive.
+fn directories_at(input: &mut dyn ReadSeek, bytes: u64, offset: u64, ends: &[u64]) -> io::Result<Vec<Directory>> {
     let mut list = Vec::new();
     // Most readers trust the offset; those that allow for something before the archive trust the length.
-    if let Some(start) = records_offset.checked_sub(directory_bytes)
-        && has_signature(input, start, CENTRAL_SIGNATURE)?
-    {
-        list.push(Directory { start, base: start.saturating_sub(directory_offset) });
+    for start in ends.iter().filter_map(|end| end.checked_sub(bytes)) {
+        let Ok(base) = i64::try_from(i128::from(start) - i128::from(offset)) else { continue };
+        if has_signature(input, start, CENTRAL_SIGNATURE)? {
+            list.push(Directory { start, base, entries: None });
+            if base < 0 {
+                // Not all believe that the archive's beginning is missing.
+                list.push(Directory { start, base: 0, entries: None });
+            }
+        }
     }
-    if list.iter().all(|directory| directory.start != directory_offset)
-        && has_signature(input, directory_offset, CENTRAL_SIGNATURE)?
-    {
-        list.push(Directory { start: directory_offset, base: 0 });
+    if list.iter().all(|directory| directory.start != offset) && has_signature(input, offset, CENTRAL_SIGNATURE)? {
+        list.push(Directory { start: offset, base: 0, entries: None });
     }
-    Ok(Some(Directories { list, end_records: (records_offset, end_offset + END_BYTES), entries }))
+    Ok(list)
 }
 
-/// The end record in a file's tail: the last whose comment fills the file exactly, else the last.
-fn end_record(tail: &[u8]) -> Option<usize> {
-    let mut candidates =
-        memchr::memmem::rfind_iter(tail, &END_SIGNATURE).filter(|at| at + END_BYTES as usize <= tail.len());
-    let last = candidates.next()?;
-    let fits = |at: &usize| at + END_BYTES as usize + usize::from(u16_at(tail, at + 20)) == tail.len();
-    std::iter::once(last).chain(candidates).find(fits).or(Some(last))
+/// What a ZIP64 end record says, and where it is.
+#[derive(PartialEq, Eq)]
+struct End64 {
+    offset: u64,
+    directory_bytes: u64,
+    directory_offset: u64,
 }
 
-/// The ZIP64 end record, if there is one: its offset, and the directory's length and offset.
-fn end64_record(input: &mut dyn ReadSeek, end_offset: u64) -> io::Result<Option<(u64, u64, u64)>> {
-    let Some(locator_offset) = end_offset.checked_sub(LOCATOR64_BYTES) else { return Ok(None) };
-    let Some(locator) = read_at::<{ LOCATOR64_BYTES as usize }>(input, locator_offset)? else { return Ok(None) };
+/// The ZIP64 end records that belong to an end record: where the locator before it says, and right before the locator. That is one place,
+/// unless something was put before the archive, of which the locator doesn't know.
+fn end64_records(input: &mut dyn ReadSeek, end_offset: u64) -> io::Result<Vec<End64>> {
+    let Some(locator_offset) = end_offset.checked_sub(LOCATOR64_BYTES) else { return Ok(Vec::new()) };
+    let Some(locator) = read_at::<{ LOCATOR64_BYTES as usize }>(input, locator_offset)? else { return Ok(Vec::new()) };
     if !locator.starts_with(&LOCATOR64_SIGNATURE) {
-        return Ok(None);
+        return Ok(Vec::new());
     }
-    // The locator's offset doesn't know of anything put before the archive; then the record lies right before it.
+    let mut records = Vec::new();
     for offset in [Some(u64_at(&locator, 8)), locator_offset.checked_sub(END64_BYTES)].into_iter().flatten() {
         if let Some(end64) = read_at::<{ END64_BYTES as usize }>(input, offset)?
             && end64.starts_with(&END64_SIGNATURE)
         {
-            return Ok(Some((offset, u64_at(&end64, 40), u64_at(&end64, 48))));
+            let (directory_bytes, directory_offset) = (u64_at(&end64, 40), u64_at(&end64, 48));
+            let record = End64 { offset, directory_bytes, directory_offset };
+            if !records.contains(&record) {
+                records.push(record);
+            }
         }
     }
-    Ok(None)
+    Ok(records)
 }
 
 /// Reads central headers one after the other, through a buffer of its own, since members are read in between.
@@ -239,7 +339,8 @@ impl CentralHeaders {
             crc32: u32_at(rest, 16),
             compressed_bytes: values[1],
             size_bytes: values[0],
-            header_offset: values[2].saturating_add(self.directory.base),
+            // Before the file's beginning there is no header.
+            header_offset: values[2].checked_add_signed(self.directory.base).unwrap_or(u64::MAX),
             time: u16_at(rest, 12),
             aes: aes_field(extra),
         };

@@ -3,7 +3,8 @@
 //! A ZIP file says twice what is in it, and programs differ in which they believe; so does malware. Here the members of the
 //! central directory are handed out first, in its order. Then everything that they don't cover is searched for local
 //! headers, and what those lead to is handed out too. Where the two disagree the archive is suspicious: a member only in one of
-//! them, other data under one name, two directories, members that overlap.
+//! them, other data under one name, two directories, members that overlap. Where there are several directories, since programs differ in
+//! how they look for them, the members of all are handed out.
 //!
 //! The whole is walked here rather than by a library, since those keep one entry a name and believe one directory. The `zip`
 //! crate writes the archives that the tests read.
@@ -26,6 +27,8 @@ use crate::container::{Container, Extractor, ReadSeek, Sink, display_name, hand_
 use crate::format::Format;
 use crate::outcome::{ExtractionOutcome, Protection};
 use crate::passwords::Passwords;
+
+pub(crate) use self::format::is_end_of_archive;
 
 /// How much is read from the container at once.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -101,9 +104,12 @@ impl Walk<'_, '_> {
     }
 
     fn central_members(&mut self, directories: &Directories) -> io::Result<()> {
-        let (start, end) = directories.end_records;
-        self.covered.push(Span { start, end });
-        if directories.list.is_empty() && directories.entries != Some(0) {
+        let end_records = directories.end_records.iter().map(|(start, end)| Span { start: *start, end: *end });
+        self.covered.extend(end_records);
+        if directories.has_more {
+            self.outcome.note_suspicious("the archive has more end records than any real one");
+        }
+        if directories.list.is_empty() && !directories.is_empty {
             self.outcome.note_broken("the central directory is not where the end record says");
         }
         if directories.list.len() > 1 {
@@ -123,7 +129,7 @@ impl Walk<'_, '_> {
                     return Ok(());
                 }
             }
-            if let Some(counted) = directories.entries.filter(|counted| *counted != entries as u16) {
+            if let Some(counted) = directory.entries.filter(|counted| *counted != entries as u16) {
                 self.outcome.note_suspicious(format!(
                     "the end record counts {counted} members, the central directory has {entries}"
                 ));
