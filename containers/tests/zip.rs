@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::{Cursor, Write};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use lazaret_containers::conformance::{self, Case, Taken, eicar, take_apart};
-use lazaret_containers::{Passwords, detect};
+use lazaret_containers::{Budget, Passwords, TreeBudget, Turn, detect};
 
 const DEFLATED: u16 = 8;
 const STORED: u16 = 0;
@@ -208,4 +210,116 @@ fn end_records_without_end_are_told() {
     let local = [member.local(), deflated(&eicar)].concat();
     let file = two_ends(&local, &member.central(0), &member.central(0));
     conformance::survives_mutations(&Case::new("zip", &file, &eicar), 500);
+}
+
+/// A member whose length covers another one as well, which no directory has. Between the two lie the first's lengths, as behind data
+/// whose length was not known before.
+fn covering(content: &[u8], method: u16, packed: &[u8], hidden: &[u8]) -> Vec<u8> {
+    let numbers = [crc32fast::hash(content), packed.len() as u32, content.len() as u32];
+    let descriptor = [b"PK\x07\x08".to_vec(), numbers.map(u32::to_le_bytes).concat()].concat();
+    let data = [packed, &descriptor, hidden].concat();
+    let shown = Member { packed_bytes: data.len() as u64, ..Member::new("a.txt", content, method) };
+    let shown = Member { flags: DESCRIPTOR, method, ..shown };
+    let local = [shown.local(), data].concat();
+    let directory = shown.central(0);
+    [&local[..], &directory, &end(1, directory.len() as u32, local.len() as u32, b"")].concat()
+}
+
+fn bzipped(content: &[u8]) -> Vec<u8> {
+    let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+    encoder.write_all(content).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn noise(bytes: usize) -> Vec<u8> {
+    let mut random = conformance::Random(7);
+    std::iter::repeat_with(|| random.next() as u8).take(bytes).collect()
+}
+
+#[test]
+fn what_a_member_says_it_covers_but_does_not_is_searched() {
+    let member = Member::new("e.com", &eicar(), DEFLATED);
+    let hidden = [member.local(), deflated(&eicar())].concat();
+    let long = noise(400_000);
+    for (content, method, packed) in [
+        (&readme(), DEFLATED, deflated(&readme())),
+        (&long, DEFLATED, deflated(&long)),
+        (&readme(), 12, bzipped(&readme())),
+    ] {
+        let file = covering(content, method, &packed, &hidden);
+        assert!(holds(&file, "e.com") && is_suspicious(&file), "method {method}");
+        assert_eq!(open(&file).members[0], ("a.txt".to_owned(), content.clone()));
+        // What is no member there is no more than what lies between members.
+        let file = covering(content, method, &packed, b"PK");
+        assert!(open(&file).outcome.is_complete(), "method {method} {:?}", open(&file).outcome);
+    }
+}
+
+#[test]
+fn a_header_may_reach_into_what_is_covered() {
+    // The last byte of the hidden header, of a length, is the first of the next one: 0x5000 bytes follow it before its data.
+    let hidden = Member { name: "", ..Member::new("e.com", &eicar(), DEFLATED) };
+    let header = hidden.local();
+    let mut content = noise(0x5100);
+    let around = Member::new("a.bin", &content, STORED);
+    let at = 29 + 1 + 0x5000 - 29 - around.local().len();
+    content.splice(at..at + deflated(&eicar()).len(), deflated(&eicar()));
+    let around = Member::new("a.bin", &content, STORED);
+    let local = [&header[..29], &around.local(), &content].concat();
+    let directory = around.central(29);
+    let file = [&local[..], &directory, &end(1, directory.len() as u32, local.len() as u32, b"")].concat();
+    assert!(holds(&file, "") && is_suspicious(&file), "{:?}", open(&file).outcome);
+}
+
+#[test]
+fn a_hidden_member_of_an_unknown_method_is_told_and_code_is_not_one() {
+    let shown = Member::new("a.txt", &readme(), DEFLATED);
+    let hidden = Member { method: 77, ..Member::new("e.com", &eicar(), DEFLATED) };
+    let archive = |before: &[u8]| {
+        let local = [before, &shown.local(), &deflated(&readme())].concat();
+        let directory = shown.central(before.len());
+        [&local[..], &directory, &end(1, directory.len() as u32, local.len() as u32, b"")].concat()
+    };
+    assert!(is_suspicious(&archive(&[hidden.local(), deflated(&eicar())].concat())));
+    // A program that reads archives compares with the signature: cmp eax, 4034b50h; jne; and what follows.
+    let code =
+        [b"MZ\x3d", &b"PK\x03\x04\x75\x1a\x8b\x45\x08\x83\xc0\x04\x50\xe8\x10\x20\0\0"[..], &noise(100)].concat();
+    let taken = open(&archive(&code));
+    assert!(taken.outcome.suspicious.is_none() && taken.members.len() == 1, "{:?}", taken.outcome);
+}
+
+#[test]
+fn archives_that_members_are_made_of_are_not_hidden_members() {
+    // What can't be made shorter is deflated as it is, and so an archive in an archive can be read in it.
+    for bytes in [10_000, 500_000] {
+        let content = noise(bytes);
+        let inner = Member::new("inner.bin", &content, STORED);
+        let inner = [inner.local(), content].concat();
+        let member = Member::new("inner.zip", &inner, DEFLATED);
+        let local = [member.local(), deflated(&inner)].concat();
+        assert!(deflated(&inner).windows(4).any(|window| window == b"PK\x03\x04"), "as it is");
+        let directory = member.central(0);
+        let file = [&local[..], &directory, &end(1, directory.len() as u32, local.len() as u32, b"")].concat();
+        let taken = open(&file);
+        assert!(taken.outcome.is_complete() && taken.members.len() == 1, "{:?}", taken.outcome);
+    }
+}
+
+#[test]
+fn whoever_reads_a_member_tells_that_another_is_behind_it() {
+    let member = Member::new("e.com", &eicar(), DEFLATED);
+    let hidden = [member.local(), deflated(&eicar())].concat();
+    let file = covering(&readme(), DEFLATED, &deflated(&readme()), &hidden);
+    let length = file.len() as u64;
+    let tree = Arc::new(TreeBudget::new(conformance::limits(), length));
+    // It takes the members of the directory, and another one what they don't cover.
+    let turns = |turn| matches!(turn, Turn::Next { .. }).then_some(0..1);
+    let budget = Budget::new(tree, Arc::new(AtomicBool::new(false)), length).shared(Box::new(turns));
+    let found = detect(&mut Cursor::new(&file), length).unwrap().containers[0];
+    let mut sink = |member: lazaret_containers::Member<'_>| {
+        member.content.read_to_end(&mut Vec::new()).unwrap();
+        Ok(())
+    };
+    let outcome = found.extract("file", length, &mut Cursor::new(&file), &Passwords::NONE, &budget, &mut sink);
+    assert!(outcome.suspicious.is_some_and(|what| what.contains("a.txt")), "another worker's rest");
 }

@@ -4,6 +4,7 @@
 
 use std::io::{self, Read, SeekFrom};
 
+use super::decode;
 use crate::container::{ReadSeek, read_full};
 
 pub(super) const LOCAL_SIGNATURE: [u8; 4] = *b"PK\x03\x04";
@@ -12,7 +13,7 @@ const END_SIGNATURE: [u8; 4] = *b"PK\x05\x06";
 const END64_SIGNATURE: [u8; 4] = *b"PK\x06\x06";
 const LOCATOR64_SIGNATURE: [u8; 4] = *b"PK\x06\x07";
 
-pub(super) const LOCAL_BYTES: u64 = 30;
+const LOCAL_BYTES: u64 = 30;
 const CENTRAL_BYTES: usize = 46;
 const END_BYTES: u64 = 22;
 const LOCATOR64_BYTES: u64 = 20;
@@ -371,9 +372,23 @@ fn extra_field(mut extra: &[u8], wanted: u16) -> Option<&[u8]> {
     None
 }
 
-/// The compression method that a local header says, when nothing else of it matters.
-pub(super) fn local_method(header: &[u8]) -> u16 {
-    u16_at(header, 8)
+/// How much of a local header and what follows it tells whether it likely is one.
+pub(super) const LIKELY_BYTES: usize = LOCAL_BYTES as usize + 64;
+/// More of the format than this no header needs: 6.3.
+const VERSION_MAX: u8 = 63;
+
+/// Whether a local header's signature is likely one, `left` bytes before the file's end. Programs that read archives have it in their code,
+/// so with a method that nobody knows all else must be as writers write it.
+pub(super) fn is_likely_local(bytes: &[u8], left: u64) -> bool {
+    let method = u16_at(bytes, 8);
+    if decode::is_known(method) || method == METHOD_AES {
+        return true;
+    }
+    let name_bytes = usize::from(u16_at(bytes, 26));
+    let name = bytes.iter().skip(LOCAL_BYTES as usize).take(name_bytes.min(LIKELY_BYTES - LOCAL_BYTES as usize));
+    let rest_bytes = LOCAL_BYTES + name_bytes as u64 + u64::from(u16_at(bytes, 28)) + u64::from(u32_at(bytes, 18));
+    let is_version = bytes.get(4).is_some_and(|version| *version <= VERSION_MAX);
+    is_version && name_bytes > 0 && rest_bytes <= left && !name.copied().any(|byte| byte.is_ascii_control())
 }
 
 /// The local header at `offset`, if there is one.

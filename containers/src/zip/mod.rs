@@ -4,7 +4,8 @@
 //! central directory are handed out first, in its order. Then everything that they don't cover is searched for local
 //! headers, and what those lead to is handed out too. Where the two disagree the archive is suspicious: a member only in one of
 //! them, other data under one name, two directories, members that overlap. Where there are several directories, since programs differ in
-//! how they look for them, the members of all are handed out.
+//! how they look for them, the members of all are handed out. A member covers what its data was decoded from: a header may say that it
+//! goes on behind that, but programs that read from the front go on there.
 //!
 //! The whole is walked here rather than by a library, since those keep one entry a name and believe one directory. The `zip`
 //! crate writes the archives that the tests read.
@@ -16,11 +17,12 @@ mod legacy;
 mod probe;
 mod whole;
 
-use std::io::{self, BufReader, Read, SeekFrom};
+use std::cell::Cell;
+use std::io::{self, BufRead, BufReader, Read, SeekFrom};
 
 use self::format::{
-    CentralHeaders, Directories, Entry, FLAG_DESCRIPTOR, LOCAL_BYTES, LOCAL_SIGNATURE, Local, METHOD_AES,
-    METHOD_STORED, find_directories, read_local,
+    CentralHeaders, Directories, Entry, FLAG_DESCRIPTOR, LIKELY_BYTES, LOCAL_SIGNATURE, Local, METHOD_STORED,
+    find_directories, is_likely_local, read_local,
 };
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name, hand_out};
@@ -74,6 +76,14 @@ impl Extractor for Zip {
 struct Span {
     start: u64,
     end: u64,
+    /// Where it ends by what was read of it, if that is before.
+    read_end: u64,
+}
+
+impl Span {
+    fn new(start: u64, end: u64) -> Self {
+        Self { start, end, read_end: end }
+    }
 }
 
 struct Walk<'w, 's> {
@@ -104,7 +114,7 @@ impl Walk<'_, '_> {
     }
 
     fn central_members(&mut self, directories: &Directories) -> io::Result<()> {
-        let end_records = directories.end_records.iter().map(|(start, end)| Span { start: *start, end: *end });
+        let end_records = directories.end_records.iter().map(|(start, end)| Span::new(*start, *end));
         self.covered.extend(end_records);
         if directories.has_more {
             self.outcome.note_suspicious("the archive has more end records than any real one");
@@ -134,7 +144,7 @@ impl Walk<'_, '_> {
                     "the end record counts {counted} members, the central directory has {entries}"
                 ));
             }
-            self.covered.push(Span { start: directory.start, end: headers.offset() });
+            self.covered.push(Span::new(directory.start, headers.offset()));
         }
         Ok(())
     }
@@ -146,11 +156,12 @@ impl Walk<'_, '_> {
             return Ok(());
         };
         let end = local.data_offset.saturating_add(entry.compressed_bytes);
-        let span = Span { start: entry.header_offset, end };
-        if handed_out.binary_search(&span).is_ok() {
+        let place = (entry.header_offset, end);
+        if handed_out.binary_search_by_key(&place, |span| (span.start, span.end)).is_ok() {
             return Ok(());
         }
-        self.covered.push(span);
+        let span = self.covered.len();
+        self.covered.push(Span::new(entry.header_offset, end));
         let difference = difference(entry, &local.entry);
         if entry.is_directory() {
             // A writer that compresses a directory's nothing gives it a length: two bytes.
@@ -163,34 +174,53 @@ impl Walk<'_, '_> {
         if let Some(what) = difference {
             self.outcome.note_suspicious(format!("member {shown:?} has two different {what}"));
         }
-        self.member(entry, local.data_offset, entry.is_encrypted() && local.entry.is_encrypted())?;
+        let read_end = self.member(entry, local.data_offset, entry.is_encrypted() && local.entry.is_encrypted())?;
+        if let Some(span) = self.covered.get_mut(span) {
+            span.read_end = read_end.min(end);
+        }
+        if self.budget.is_shared() && read_end < end && !self.outcome.is_over() {
+            // Whoever searches what is not covered need not be whoever read this member.
+            self.search(read_end, end, &mut |walk, _| {
+                walk.outcome.note_suspicious(format!("member {shown:?} has another one behind its end"));
+                Ok(end)
+            })?;
+        }
         if matches!(difference, Some("methods" | "lengths")) && !self.outcome.is_over() {
             self.member(&local.entry, local.data_offset, local.entry.is_encrypted())?;
         }
         Ok(())
     }
 
-    /// Hands out the member whose data begins at `data_offset`.
-    fn member(&mut self, entry: &Entry, data_offset: u64, encrypted: bool) -> io::Result<()> {
+    /// Hands out the member whose data begins at `data_offset`. Tells where the data ended that it was decoded from, or should have if it
+    /// could not be decoded, or was not here.
+    fn member(&mut self, entry: &Entry, data_offset: u64, encrypted: bool) -> io::Result<u64> {
+        let end = data_offset.saturating_add(entry.compressed_bytes);
         let shown = display_name(&entry.name);
         let key = if encrypted { self.key(entry, data_offset)? } else { None };
         if encrypted && key.is_none() {
             self.outcome.note_protected(Protection::Archive);
-            return Ok(());
+            return Ok(end);
         }
         let summed_up = entry.aes.is_none_or(|aes| !encrypted || aes.version != 2);
-        self.input.seek(SeekFrom::Start(data_offset.saturating_add(key.as_ref().map_or(0, |key| key.skip_bytes))))?;
+        let skip_bytes = key.as_ref().map_or(0, |key| key.skip_bytes);
+        // Behind encrypted data may be its checksum.
+        let packed_bytes = key.as_ref().map_or(entry.compressed_bytes, |key| key.data_bytes);
+        let used_bytes = Cell::new(0);
+        self.input.seek(SeekFrom::Start(data_offset.saturating_add(skip_bytes)))?;
         let decoder = match key {
             Some(key) => {
                 let method = key.method;
-                decode::decoder(method, entry.flags, entry.size_bytes, crypt::Decrypting::new(&mut *self.input, key))
+                let data = Used { input: crypt::Decrypting::new(&mut *self.input, key), bytes: &used_bytes };
+                decode::decoder(method, entry.flags, entry.size_bytes, data)
             }
             None if entry.method == decode::DEFLATED && whole::is_short(entry.compressed_bytes, entry.size_bytes) => {
                 let data = (&mut *self.input).take(entry.compressed_bytes);
-                Ok(Box::new(whole::Short::new(&mut self.bench, data, entry.size_bytes)) as Box<dyn Read + '_>)
+                Ok(Box::new(whole::Short::new(&mut self.bench, data, entry.size_bytes, &used_bytes))
+                    as Box<dyn Read + '_>)
             }
             None => {
-                let data = BufReader::with_capacity(BUFFER_BYTES, (&mut *self.input).take(entry.compressed_bytes));
+                let input = BufReader::with_capacity(BUFFER_BYTES, (&mut *self.input).take(entry.compressed_bytes));
+                let data = Used { input, bytes: &used_bytes };
                 decode::decoder(entry.method, entry.flags, entry.size_bytes, data)
             }
         };
@@ -198,7 +228,7 @@ impl Walk<'_, '_> {
             Ok(decoder) => Summed { content: decoder, crc: crc32fast::Hasher::new(), bytes: 0 },
             Err(error) => {
                 self.outcome.note_error(&format!("member {shown:?}"), &error);
-                return Ok(());
+                return Ok(end);
             }
         };
         match self.budget.takes_next() {
@@ -210,11 +240,11 @@ impl Walk<'_, '_> {
                 if let Err(halt) = counted {
                     self.outcome.note_halt(halt);
                 }
-                return Ok(());
+                return Ok(end);
             }
             Err(halt) => {
                 self.outcome.note_halt(halt);
-                return Ok(());
+                return Ok(end);
             }
         }
         match hand_out(shown.clone(), Some(entry.size_bytes), &mut content, self.budget, self.sink) {
@@ -227,10 +257,18 @@ impl Walk<'_, '_> {
                 self.outcome.note_broken(format!("member {shown:?} doesn't have the checksum that its header says"));
             }
             Ok(None) => {}
-            Ok(Some(error)) => self.outcome.note_error(&format!("member {shown:?}"), &error),
-            Err(halt) => self.outcome.note_halt(halt),
+            Ok(Some(error)) => {
+                self.outcome.note_error(&format!("member {shown:?}"), &error);
+                return Ok(end);
+            }
+            Err(halt) => {
+                self.outcome.note_halt(halt);
+                return Ok(end);
+            }
         }
-        Ok(())
+        drop(content);
+        let is_all = used_bytes.get() >= packed_bytes;
+        Ok(if is_all { end } else { data_offset.saturating_add(skip_bytes).saturating_add(used_bytes.get()) })
     }
 
     /// What opens an encrypted member, if one of the passwords does.
@@ -261,50 +299,57 @@ impl Walk<'_, '_> {
     fn hidden_members(&mut self, has_directory: bool) -> io::Result<()> {
         self.covered.sort_unstable();
         let covered = std::mem::take(&mut self.covered);
-        let mut gap_start = 0;
-        for span in covered.iter().copied().chain([Span { start: self.length, end: self.length }]) {
-            if span.start < gap_start && span.end > span.start {
+        let (mut gap_start, mut claimed_end) = (0, 0);
+        for span in covered.iter().copied().chain([Span::new(self.length, self.length)]) {
+            if span.start < claimed_end && span.end > span.start {
                 self.outcome.note_suspicious("members overlap");
             }
-            self.search(gap_start, span.start, has_directory)?;
+            self.search(gap_start, span.start, &mut |walk, local| walk.hidden_member(local, has_directory))?;
             if self.outcome.is_over() {
                 return Ok(());
             }
-            gap_start = gap_start.max(span.end);
+            claimed_end = claimed_end.max(span.end);
+            gap_start = gap_start.max(span.read_end);
         }
         Ok(())
     }
 
-    /// Looks for local headers in a part of the file, block by block, so that bytes which merely look like many of them cost
-    /// one look each.
-    fn search(&mut self, start: u64, end: u64, has_directory: bool) -> io::Result<()> {
-        const HEADER: usize = LOCAL_BYTES as usize;
-        let mut block = Vec::with_capacity(SEARCH_BYTES);
+    /// Looks for local headers that begin in a part of the file, block by block, so that bytes which merely look like many of them cost
+    /// one look each. Where such a header ends is its own affair: that what is covered goes on there is no reason to pass it by.
+    /// `found` tells where to search on.
+    fn search(
+        &mut self,
+        start: u64,
+        end: u64,
+        found: &mut dyn FnMut(&mut Self, &Local) -> io::Result<u64>,
+    ) -> io::Result<()> {
+        const SIGNATURE_BYTES: u64 = LOCAL_SIGNATURE.len() as u64;
+        let mut block = Vec::new();
         let mut offset = start;
-        // A header that begins so close to the end of the gap would reach into what is covered.
-        while offset.saturating_add(LOCAL_BYTES) <= end {
+        while offset.saturating_add(SIGNATURE_BYTES) <= end {
             self.budget.check()?;
             block.clear();
+            let searched_bytes = (end - offset).min(SEARCH_BYTES as u64);
             self.input.seek(SeekFrom::Start(offset))?;
-            (&mut *self.input).take((end - offset).min(SEARCH_BYTES as u64)).read_to_end(&mut block)?;
-            // Headers that lie whole in this block are looked at now, the others with the next one.
-            let Some(whole) = (block.len() + 1).checked_sub(HEADER).filter(|whole| *whole > 0) else { return Ok(()) };
+            (&mut *self.input).take(searched_bytes + LIKELY_BYTES as u64).read_to_end(&mut block)?;
+            let searched = block.get(..searched_bytes as usize).unwrap_or(&block);
             let mut from = offset;
-            for at in memchr::memmem::find_iter(&block, &LOCAL_SIGNATURE).take_while(|at| *at < whole) {
-                let found = offset + at as u64;
-                let header = block.get(at..at + HEADER).unwrap_or_default();
-                if found < from || !is_plausible(format::local_method(header)) {
+            for at in memchr::memmem::find_iter(searched, &LOCAL_SIGNATURE) {
+                let place = offset + at as u64;
+                let header = block.get(at..).unwrap_or_default();
+                if place < from || !is_likely_local(header, self.length.saturating_sub(place)) {
                     continue;
                 }
                 self.budget.check()?;
-                if let Some(local) = read_local(self.input, found)? {
-                    from = self.hidden_member(&local, has_directory)?.max(found + 1);
+                if let Some(local) = read_local(self.input, place)? {
+                    from = found(self, &local)?.max(place + 1);
                 }
                 if self.outcome.is_over() {
                     return Ok(());
                 }
             }
-            offset = from.max(offset + whole as u64);
+            // A signature that goes on behind this block is found with the next one.
+            offset = from.max(offset + searched_bytes + 1 - SIGNATURE_BYTES);
         }
         Ok(())
     }
@@ -323,8 +368,7 @@ impl Walk<'_, '_> {
         if length_unknown && !entry.is_encrypted() {
             return self.hidden_member_of_unknown_length(entry, *data_offset);
         }
-        self.member(entry, *data_offset, entry.is_encrypted())?;
-        Ok(data_offset.saturating_add(entry.compressed_bytes))
+        self.member(entry, *data_offset, entry.is_encrypted())
     }
 
     /// The same for a member whose lengths follow its data: the data itself says where it ends.
@@ -364,9 +408,29 @@ fn difference(central: &Entry, local: &Entry) -> Option<&'static str> {
     }
 }
 
-/// Whether a signature found by searching is likely a header: chance matches are not.
-fn is_plausible(method: u16) -> bool {
-    decode::is_known(method) || method == METHOD_AES
+/// Counts what a decoder uses of its input, whatever a buffer below has read ahead.
+struct Used<'u, R> {
+    input: R,
+    bytes: &'u Cell<u64>,
+}
+
+impl<R: BufRead> Read for Used<'_, R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.input.read(into)?;
+        self.bytes.set(self.bytes.get().saturating_add(read as u64));
+        Ok(read)
+    }
+}
+
+impl<R: BufRead> BufRead for Used<'_, R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.input.fill_buf()
+    }
+
+    fn consume(&mut self, bytes: usize) {
+        self.bytes.set(self.bytes.get().saturating_add(bytes as u64));
+        self.input.consume(bytes);
+    }
 }
 
 /// Sums up what is read.
