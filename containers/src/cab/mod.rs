@@ -19,7 +19,7 @@ use crate::format::{Format, whole_if};
 use crate::outcome::ExtractionOutcome;
 use crate::parts::{Exactly, Out, cut_off, read_array, read_vec};
 
-const MAGIC: [u8; 8] = [b'M', b'S', b'C', b'F', 0, 0, 0, 0];
+const MAGIC: [u8; 4] = *b"MSCF";
 const HEADER_BYTES: u64 = 36;
 const FILE_BYTES: usize = 16;
 /// The longest name, its end included.
@@ -43,9 +43,20 @@ pub(crate) static FORMAT: Format = Format {
     extension: "cab",
     category: "A",
     beside: &[],
-    probe: |probe| whole_if(probe.head.starts_with(&MAGIC)),
+    probe: |probe| whole_if(is_header(probe.head, probe.length)),
     extractor: &Cab,
 };
+
+/// Whether a cabinet begins here. Of the fields that are reserved programs look at none, so what else is in the header must do: a text may begin
+/// with the four letters.
+fn is_header(head: &[u8], length: u64) -> bool {
+    let is_reserved_zero = head.get(4..8) == Some(&[0; 4]);
+    let files_offset = le32(head, 16).map(u64::from);
+    let is_sound = le16(head, 26).is_some_and(|folders| folders > 0)
+        && le16(head, 28).is_some_and(|files| files > 0)
+        && files_offset.is_some_and(|offset| (HEADER_BYTES..length).contains(&offset));
+    head.starts_with(&MAGIC) && (is_reserved_zero || is_sound)
+}
 
 struct Cab;
 
@@ -373,4 +384,26 @@ fn checksum(bytes: &[u8]) -> u32 {
     let (words, rest) = bytes.as_chunks::<4>();
     let sum = words.iter().fold(0, |sum, word| sum ^ u32::from_le_bytes(*word));
     sum ^ rest.iter().fold(0, |last, byte| last << 8 | u32::from(*byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reserved_fields_may_have_anything_and_texts_are_no_cabinets() {
+        let mut header = [b"MSCF".as_slice(), &[0; 32], &[0; 100]].concat();
+        (header[16], header[26], header[28]) = (44, 1, 1);
+        assert!(is_header(&header, 136));
+        for at in [4, 7, 12, 20] {
+            let mut other = header.clone();
+            other[at] = 1;
+            assert!(is_header(&other, 136), "{at}");
+        }
+        assert!(!is_header(
+            b"MSCF, the four letters that a cabinet begins with, may be read at the beginning of a text.",
+            1 << 20
+        ));
+        assert!(!is_header(b"MSCF", 4));
+    }
 }
