@@ -334,6 +334,52 @@ fn must_be_found(what: &str, file: &[u8]) {
 }
 
 #[test]
+fn malformed_dictionaries_hide_no_stream() {
+    let flated = flate(&eicar());
+    let filter = "/Filter /FlateDecode";
+    let deep = format!("/X {}{} {filter}", "[".repeat(60), "]".repeat(60));
+    for entries in [
+        &format!("/X > {filter}"),
+        &format!("/X null /Y ] {filter}"),
+        &format!("foo {filter}"),
+        &format!("/X [ >> ] {filter}"),
+        &format!("/X {{}} {filter}"),
+        &format!("1 (x) {filter}"),
+        &format!("/X 5 0 {filter}"),
+        // The dictionary ends early for some programs.
+        &format!("/X << /Y ] >> {filter} >> /Z >> 1"),
+        "/Filter >[/FlateDecode]",
+        "/Filter [/FlateDecode",
+        &deep,
+    ] {
+        let file = with_stream(entries, &flated);
+        must_be_found(entries, &file);
+        assert!(take_apart(&file, &Passwords::NONE).outcome.broken.is_some(), "{entries}");
+    }
+    // A program that can't read the dictionary may take the data as they lie.
+    must_be_found("as it lies", &with_stream("/X > /Filter /FlateDecode", &eicar()));
+    // What other words end can't be read in all ways, and is told.
+    for entries in ["/X endobj /Filter /FlateDecode", "/X stream /Filter /FlateDecode", "/X [1 0 obj] /Filter /Fl"] {
+        assert!(take_apart(&with_stream(entries, &flated), &Passwords::NONE).outcome.broken.is_some(), "{entries}");
+    }
+}
+
+#[test]
+fn careless_writers_break_nothing() {
+    // Numbers that are none, which drawing programs write for shapes without an extent; an entry without a value; a date without parentheses,
+    // in an object that has no stream.
+    for entries in
+        ["/BBox [nan -inf 0 inf] /Filter /FlateDecode", "/X 1.#QNAN /Y --5 /Filter /FlateDecode", "/Filter /Fl /X"]
+    {
+        let file = with_stream(entries, &flate(&eicar()));
+        must_be_found(entries, &file);
+        assert!(take_apart(&file, &Passwords::NONE).outcome.is_complete(), "{entries}");
+    }
+    let file = document(&[("<< /Type /Catalog >>", None), ("<< /CreationDate D:2020 01 02 /Title (x)) >>", None)]);
+    assert!(take_apart(&file, &Passwords::NONE).outcome.is_complete());
+}
+
+#[test]
 fn streams_are_decoded_as_all_programs_decode_them() {
     let flated = flate(&eicar());
     let with = |filter: &str, others: &[(&str, Option<&[u8]>)]| {

@@ -23,6 +23,49 @@ pub(super) fn extension(filter: &[u8]) -> Option<&'static str> {
     })
 }
 
+/// The filters whose names lie anywhere in a value, in their order.
+pub(super) fn named_in(value: &Value) -> Vec<Vec<u8>> {
+    let mut filters = Vec::new();
+    add_named_in(value, &mut filters);
+    filters
+}
+
+/// Values are nested no deeper than the parser lets them be.
+fn add_named_in(value: &Value, filters: &mut Vec<Vec<u8>>) {
+    let mut add = |name: &[u8]| {
+        if filters.len() < FILTERS_MAX && (is_decoded(name) || extension(name).is_some()) {
+            filters.push(name.to_vec());
+        }
+    };
+    match value {
+        Value::Name(name) => add(name),
+        Value::Array(values) => values.iter().for_each(|value| add_named_in(value, filters)),
+        Value::Dictionary(entries) => {
+            for (key, value) in entries {
+                add_named_in(&Value::Name(key.clone()), filters);
+                add_named_in(value, filters);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn is_decoded(filter: &[u8]) -> bool {
+    let names: [&[u8]; 10] = [
+        b"FlateDecode",
+        b"Fl",
+        b"LZWDecode",
+        b"LZW",
+        b"ASCIIHexDecode",
+        b"AHx",
+        b"ASCII85Decode",
+        b"A85",
+        b"RunLengthDecode",
+        b"RL",
+    ];
+    names.contains(&filter)
+}
+
 /// Decodes what `input` yields by one filter.
 pub(super) fn decoder<'i>(
     filter: &[u8],

@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::io::{self, Cursor, Read, SeekFrom};
 
 use self::encryption::Encryption;
-use self::object::{Parser, Value, is_space};
+use self::object::{Fault, Parser, Value, is_space};
 use self::plan::{Choice, Plan, decoded};
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name, hand_out};
@@ -121,6 +121,8 @@ struct StreamObject {
     dictionary: Value,
     start: u64,
     end: u64,
+    /// All the filters that the dictionary names anywhere, if it is malformed: programs differ in which of them are the stream's.
+    doubtful_filters: Option<Vec<Vec<u8>>>,
 }
 
 /// An object of the file.
@@ -128,6 +130,8 @@ struct Object {
     value: Value,
     /// Where its stream's data begins, if it has one.
     stream: Option<u64>,
+    /// How well it could be read.
+    fault: Fault,
 }
 
 struct Walk<'w, 's> {
@@ -189,9 +193,11 @@ impl Walk<'_, '_> {
                 return Ok(());
             }
             self.budget.check()?;
-            if stream.dictionary.is("Type", "ObjStm") {
+            let is_of_objects = stream.dictionary.is("Type", "ObjStm");
+            if is_of_objects {
                 self.stream_of_objects(stream);
-            } else {
+            }
+            if !is_of_objects || stream.doubtful_filters.is_some() {
                 self.stream(stream);
             }
         }
@@ -252,7 +258,10 @@ impl Walk<'_, '_> {
             let head = self.read(offset, bytes)?;
             let is_all = (head.len() as u64) < bytes;
             let mut parser = Parser::new(&head, 0);
-            let value = parser.value();
+            let mut value = parser.value();
+            if let (Fault::Malformed | Fault::Unread, Some(Value::Dictionary(entries))) = (parser.fault, &mut value) {
+                parser.rest_into(entries);
+            }
             parser.skip_space();
             // What touches the end of what was read may go on behind it, the word "stream" and its line break included.
             if !is_all && parser.at + 16 > head.len() && bytes < OBJECT_BYTES_MAX {
@@ -266,7 +275,15 @@ impl Walk<'_, '_> {
                 let _ = parser.takes(b"\r\n") || parser.takes(b"\n") || parser.takes(b"\r");
                 stream = Some(offset + parser.at as u64);
             }
-            return Ok(Object { value: value.unwrap_or(Value::Other), stream });
+            match parser.fault {
+                Fault::Malformed if stream.is_some() => {
+                    self.outcome.note_broken(format!("the dictionary of the stream at {offset} is malformed"));
+                }
+                Fault::Unread => self.outcome.note_broken(format!("the object at {offset} can't be read whole")),
+                // Without a stream all that it says is read, whatever lies between.
+                _ => {}
+            }
+            return Ok(Object { value: value.unwrap_or(Value::Other), stream, fault: parser.fault });
         }
         Err(invalid("an object without a length"))
     }
@@ -302,7 +319,8 @@ impl Walk<'_, '_> {
             return Ok(());
         };
         let end = self.stream_end(&object.value, start)?;
-        self.streams.push(StreamObject { id, dictionary: summary(object.value), start, end });
+        let doubtful_filters = (object.fault != Fault::None).then(|| filters::named_in(&object.value));
+        self.streams.push(StreamObject { id, dictionary: summary(object.value), start, end, doubtful_filters });
         Ok(())
     }
 

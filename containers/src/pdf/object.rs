@@ -1,9 +1,25 @@
 //! PDF's objects as text: numbers, names, strings, arrays, dictionaries, references. Format: ISO 32000-1, 7.3.
 //!
-//! What is malformed ends the value that it lies in, and never more than what was given is looked at. Nesting is bounded.
+//! Programs read malformed objects in ways of their own, most of them on to the next thing that they know; so it is done here, and what was
+//! met is told. Never more than what was given is looked at. Nesting is bounded.
 
-/// The deepest that arrays and dictionaries may lie in each other.
+/// The deepest that arrays and dictionaries may lie in each other. What lies deeper is passed over.
 const DEPTH_MAX: u32 = 48;
+
+/// Words that are no values: an object ends before them, whatever is still open.
+const END_WORDS: [&[u8]; 7] = [b"stream", b"endstream", b"obj", b"endobj", b"xref", b"trailer", b"startxref"];
+
+/// How well an object could be read, the worst last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Fault {
+    None,
+    /// An unknown word in a value's place. Careless writers leave numbers like `nan`; most programs take them for null.
+    UnknownWord,
+    /// Something lies where it must not, and programs make different things of what follows.
+    Malformed,
+    /// Part of it was not read: it is nested too deep, or ends with something open.
+    Unread,
+}
 
 /// A value.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,6 +78,8 @@ impl Value {
 pub(super) struct Parser<'b> {
     bytes: &'b [u8],
     pub(super) at: usize,
+    /// The worst that was met.
+    pub(super) fault: Fault,
 }
 
 pub(super) fn is_space(byte: u8) -> bool {
@@ -74,7 +92,7 @@ fn is_delimiter(byte: u8) -> bool {
 
 impl<'b> Parser<'b> {
     pub(super) fn new(bytes: &'b [u8], at: usize) -> Self {
-        Self { bytes, at }
+        Self { bytes, at, fault: Fault::None }
     }
 
     /// Whether nothing is left, so that what was read may go on behind the bytes that were given.
@@ -109,36 +127,93 @@ impl<'b> Parser<'b> {
 
     /// Takes a word if it is next.
     pub(super) fn takes(&mut self, word: &[u8]) -> bool {
-        let takes = self.bytes.get(self.at..).is_some_and(|rest| rest.starts_with(word));
+        let takes = self.is_next(word);
         if takes {
             self.at += word.len();
         }
         takes
     }
 
-    /// The next value; none if there is none, or it is malformed.
+    fn met(&mut self, fault: Fault) {
+        self.fault = self.fault.max(fault);
+    }
+
+    /// The next value; none if there is none before the end, or before a word that ends objects.
     pub(super) fn value(&mut self) -> Option<Value> {
         self.nested(0)
+    }
+
+    /// What lies behind a malformed dictionary that ended too early, up to a word that ends objects: its entries, without their keys.
+    pub(super) fn rest_into(&mut self, entries: &mut Vec<(Vec<u8>, Value)>) {
+        while let Some(value) = self.nested(1) {
+            entries.push((Vec::new(), value));
+        }
     }
 
     fn nested(&mut self, depth: u32) -> Option<Value> {
         self.skip_space();
         match self.peek()? {
-            _ if depth > DEPTH_MAX => None,
-            b'<' if self.takes(b"<<") => self.dictionary(depth),
+            b'[' if depth > DEPTH_MAX => Some(self.too_deep()),
+            b'<' if depth > DEPTH_MAX && self.is_next(b"<<") => Some(self.too_deep()),
+            b'<' if self.takes(b"<<") => Some(self.dictionary(depth)),
             b'<' => Some(Value::Text(self.hex_string())),
             b'(' => Some(Value::Text(self.string())),
             b'/' => Some(Value::Name(self.name())),
-            b'[' => self.array(depth),
+            b'[' => Some(self.array(depth)),
             b'0'..=b'9' | b'+' | b'-' | b'.' => Some(self.number_or_reference()),
-            byte if byte.is_ascii_alphabetic() => match self.word() {
+            byte if is_delimiter(byte) => {
+                self.met(Fault::Malformed);
+                let _ = self.takes(b">>") || self.next().is_some();
+                Some(Value::Other)
+            }
+            _ if self.is_at_end_word() => None,
+            _ => match self.word() {
                 b"true" => Some(Value::Truth(true)),
                 b"false" => Some(Value::Truth(false)),
                 b"null" => Some(Value::Other),
-                _ => None,
+                _ => {
+                    self.met(Fault::UnknownWord);
+                    Some(Value::Other)
+                }
             },
-            _ => None,
         }
+    }
+
+    /// Passes over an array or a dictionary that lies too deep.
+    fn too_deep(&mut self) -> Value {
+        self.met(Fault::Unread);
+        let mut open = 0u64;
+        loop {
+            self.skip_space();
+            match self.peek() {
+                Some(b'(') => drop(self.string()),
+                Some(b'/') => drop(self.name()),
+                Some(b'<') if !self.is_next(b"<<") => drop(self.hex_string()),
+                Some(b'<' | b'[') => {
+                    let _ = self.takes(b"<<") || self.takes(b"[");
+                    open += 1;
+                }
+                Some(b'>' | b']') => {
+                    let _ = self.takes(b">>") || self.next().is_some();
+                    open -= 1;
+                    if open == 0 {
+                        return Value::Other;
+                    }
+                }
+                Some(byte) if is_delimiter(byte) => self.at += 1,
+                Some(_) if !self.is_at_end_word() => drop(self.word()),
+                _ => return Value::Other,
+            }
+        }
+    }
+
+    fn is_next(&self, word: &[u8]) -> bool {
+        self.bytes.get(self.at..).is_some_and(|rest| rest.starts_with(word))
+    }
+
+    fn is_at_end_word(&self) -> bool {
+        let mut ahead = Parser::new(self.bytes, self.at);
+        END_WORDS.contains(&ahead.word())
     }
 
     /// Letters and whatever else is neither a space nor a delimiter.
@@ -149,35 +224,46 @@ impl<'b> Parser<'b> {
         rest.get(..length).unwrap_or_default()
     }
 
-    fn array(&mut self, depth: u32) -> Option<Value> {
+    fn array(&mut self, depth: u32) -> Value {
         self.at += 1;
         let mut values = Vec::new();
         loop {
             self.skip_space();
             if self.takes(b"]") {
-                return Some(Value::Array(values));
+                return Value::Array(values);
             }
-            values.push(self.nested(depth + 1)?);
+            let Some(value) = self.nested(depth + 1) else {
+                self.met(Fault::Unread);
+                return Value::Array(values);
+            };
+            values.push(value);
         }
     }
 
-    fn dictionary(&mut self, depth: u32) -> Option<Value> {
+    /// What lies where a key belongs, and is none, becomes an entry under an empty key.
+    fn dictionary(&mut self, depth: u32) -> Value {
         let mut entries = Vec::new();
         loop {
             self.skip_space();
             if self.takes(b">>") {
-                return Some(Value::Dictionary(entries));
+                return Value::Dictionary(entries);
             }
-            if self.peek()? != b'/' {
-                return None;
+            let mut key = Vec::new();
+            if self.peek() == Some(b'/') {
+                key = self.name();
+                self.skip_space();
+                // A key without a value, at the end.
+                if self.takes(b">>") {
+                    return Value::Dictionary(entries);
+                }
+            } else {
+                self.met(Fault::Malformed);
             }
-            let key = self.name();
-            self.skip_space();
-            // A key without a value, at the end.
-            if self.takes(b">>") {
-                return Some(Value::Dictionary(entries));
-            }
-            entries.push((key, self.nested(depth + 1)?));
+            let Some(value) = self.nested(depth + 1) else {
+                self.met(Fault::Unread);
+                return Value::Dictionary(entries);
+            };
+            entries.push((key, value));
         }
     }
 
@@ -315,11 +401,40 @@ mod tests {
         assert!(parser.takes(b"endobj") && parser.is_at_end());
     }
 
+    fn read(text: &[u8]) -> (Option<Value>, Fault) {
+        let mut parser = Parser::new(text, 0);
+        (parser.value(), parser.fault)
+    }
+
     #[test]
-    fn what_is_malformed_or_too_deep_is_none() {
-        assert_eq!(Parser::new(&[b'['; 100_000], 0).value(), None);
-        assert_eq!(Parser::new(b"<< /A", 0).value(), None);
-        assert_eq!(Parser::new(b"", 5).value(), None);
-        assert_eq!(Parser::new(b"]", 0).value(), None);
+    fn what_is_malformed_is_read_on_and_told() {
+        let all_say = |text: &str, fault| {
+            let (value, met) = read(text.as_bytes());
+            let value = value.unwrap();
+            assert!(value.is("A", "b"), "{text}: {value:?}");
+            assert_eq!(met, fault, "{text}");
+        };
+        for text in ["<</X null/A/b>>", "<</X -.5e/A/b/Y>>", "<</A/b/X(a(b)>)>>", "<</X<</Y[1 0 R]>>/A/b>>"] {
+            all_say(text, Fault::None);
+        }
+        for text in ["<</X nan/A/b>>", "<</X [0 inf *] /A/b>>", "<</D D:2020 /A/b>>"] {
+            all_say(text, Fault::UnknownWord);
+        }
+        for text in ["<</X >/A/b>>", "<</X ]/A/b>>", "<</X [ >> ]/A/b>>", "<< 1 (x) foo/A/b>>", "<</X{}/A/b>>"] {
+            all_say(text, Fault::Malformed);
+        }
+        let deep = |open: &str, close: &str| format!("<</X{}{}/A/b>>", open.repeat(100), close.repeat(100));
+        for text in ["<</A/b", "<</A/b/X[1 endobj", "<</A/b/X", &deep("[(])", "]"), &deep("<</X", ">>")] {
+            all_say(text, Fault::Unread);
+        }
+    }
+
+    #[test]
+    fn nothing_is_nested_without_end() {
+        let (value, fault) = read(&[b'['; 100_000]);
+        assert!(matches!((value, fault), (Some(Value::Array(_)), Fault::Unread)));
+        for text in [&b""[..], b"endobj", b" stream"] {
+            assert_eq!(read(text), (None, Fault::None));
+        }
     }
 }

@@ -56,6 +56,33 @@ pub(super) fn decoded<'d>(
 impl Walk<'_, '_> {
     /// How a stream is decoded: in more than one way if programs differ in that.
     pub(super) fn plans(&mut self, stream: &StreamObject) -> io::Result<Vec<Plan>> {
+        let plans = self.plans_as_said(stream);
+        let Some(filters) = &stream.doubtful_filters else { return plans };
+        let mut plans = plans.unwrap_or_else(|error| {
+            self.outcome.note_error(&format!("object {}", stream.id.0), &error);
+            Vec::new()
+        });
+        // A program that knows less of the dictionary, or more.
+        for filters in [filters.as_slice(), &[]] {
+            let image = filters.iter().position(|filter| filters::extension(filter).is_some());
+            let plan = Plan {
+                is_encrypted: self.is_encrypted(stream),
+                filters: filters
+                    .iter()
+                    .take(image.unwrap_or(filters.len()))
+                    .map(|filter| (filter.clone(), None))
+                    .collect(),
+                extension: image.and_then(|at| filters::extension(filters.get(at)?)),
+                has_more: false,
+            };
+            if !plans.contains(&plan) {
+                plans.push(plan);
+            }
+        }
+        Ok(plans)
+    }
+
+    fn plans_as_said(&mut self, stream: &StreamObject) -> io::Result<Vec<Plan>> {
         let first = self.plan(stream, Choice::default())?;
         let entries = match &stream.dictionary {
             Value::Dictionary(entries) => entries.as_slice(),
