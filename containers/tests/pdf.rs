@@ -365,6 +365,21 @@ fn malformed_dictionaries_hide_no_stream() {
 }
 
 #[test]
+fn comments_between_the_numbers_hide_no_object() {
+    let file = with_stream("/Filter /ASCIIHexDecode", &hex(&eicar()));
+    let file = String::from_utf8_lossy(&file);
+    for header in ["2%c\n0 obj", "2 0%c\nobj", "2 % 3 % c\n0 obj", "2 +0 obj", "2 00000000000000 obj"] {
+        must_be_found(header, file.replace("2 0 obj", header).as_bytes());
+    }
+    let long = format!("2%{}\n0 obj", "c".repeat(5000));
+    assert!(take_apart(file.replace("2 0 obj", &long).as_bytes(), &Passwords::NONE).outcome.broken.is_some());
+    // Numbers on lines of their own, behind a percent sign that begins no comment: nothing to remark.
+    let plain = file.replace("2 0 obj", "(100%)\n2\n0\nobj");
+    must_be_found("lines", plain.as_bytes());
+    assert!(take_apart(plain.as_bytes(), &Passwords::NONE).outcome.is_complete());
+}
+
+#[test]
 fn careless_writers_break_nothing() {
     // Numbers that are none, which drawing programs write for shapes without an extent; an entry without a value; a date without parentheses,
     // in an object that has no stream.

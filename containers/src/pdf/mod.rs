@@ -28,8 +28,8 @@ use crate::passwords::Passwords;
 const HEADER_WITHIN_BYTES: usize = 1024;
 /// How much is searched at once.
 const WINDOW_BYTES: usize = 256 * 1024;
-/// How much the number and generation before "obj" may take, with spaces.
-const BEFORE_BYTES: u64 = 40;
+/// How much the number and generation before "obj" may take, with spaces and comments.
+const BEFORE_BYTES: u64 = 4096;
 /// How much of an object is looked at first, and then, if it goes on.
 const OBJECT_BYTES: [u64; 4] = [1 << 10, 16 << 10, 256 << 10, OBJECT_BYTES_MAX];
 /// The longest object apart from its stream.
@@ -224,11 +224,13 @@ impl Walk<'_, '_> {
                 let behind = from + at as u64;
                 match word {
                     b"obj" => {
-                        let Some(id) = id_before(window.get(..found).unwrap_or_default()) else { continue };
-                        has_end = false;
-                        self.found_object(id, behind)?;
-                        if self.outcome.is_over() {
-                            return Ok(());
+                        let before = window.get(found.saturating_sub(BEFORE_BYTES as usize)..found).unwrap_or_default();
+                        for id in self.ids_before(before, behind)? {
+                            has_end = false;
+                            self.found_object(id, behind)?;
+                            if self.outcome.is_over() {
+                                return Ok(());
+                            }
                         }
                     }
                     b"trailer" if behind >= self.content_end => {
@@ -250,6 +252,29 @@ impl Walk<'_, '_> {
             self.outcome.note_broken("the document has no end: it is cut off");
         }
         Ok(())
+    }
+
+    /// The numbers and generations of the object at `offset`: mostly one, or none if there is no object. Comments may lie between,
+    /// and whether a percent sign begins one depends on all that lies before.
+    fn ids_before(&mut self, before: &[u8], offset: u64) -> io::Result<Vec<Id>> {
+        let mut ids: Vec<Id> = id_before(before, without_spaces).into_iter().collect();
+        if without_spaces(before).len() == before.len() || !is_line_broken(before) {
+            return Ok(ids);
+        }
+        let (near, far) = (id_before(before, without_comments::<true>), id_before(before, without_comments::<false>));
+        if near != far {
+            self.outcome.note_suspicious(format!("the number of the object at {offset} can be read in two ways"));
+        }
+        for id in [near, far].into_iter().flatten() {
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        let is_too_long = before.len() as u64 >= BEFORE_BYTES && !before.trim_ascii_end().iter().any(is_line_break);
+        if ids.is_empty() && is_too_long && matches!(self.object(offset)?.value, Value::Dictionary(_)) {
+            self.outcome.note_broken(format!("the object at {offset} has no number that can be found"));
+        }
+        Ok(ids)
     }
 
     /// The object at `offset`, behind "obj".
@@ -591,18 +616,57 @@ fn next_word(window: &[u8], from: usize) -> Option<(&'static [u8], usize)> {
     })
 }
 
-/// The number and generation that end here, before "obj".
-fn id_before(before: &[u8]) -> Option<Id> {
+/// The number and generation that end here, before "obj". `skip` leaves out what may lie behind each of them.
+fn id_before(before: &[u8], skip: fn(&[u8]) -> &[u8]) -> Option<Id> {
     fn number(before: &[u8]) -> Option<(u32, &[u8])> {
-        let spaces = before.iter().rev().take_while(|byte| is_space(**byte)).count();
-        let before = before.get(..before.len() - spaces)?;
-        let digits = before.iter().rev().take_while(|byte| byte.is_ascii_digit()).count().min(10);
+        let digits = before.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
         let (rest, digits) = before.split_at_checked(before.len() - digits)?;
         Some((std::str::from_utf8(digits).ok()?.parse().ok()?, rest))
     }
-    let (generation, rest) = number(before)?;
-    let (number, _) = number(rest).filter(|_| rest.last().is_some_and(|byte| is_space(*byte)))?;
+    let (generation, rest) = number(skip(before))?;
+    let rest = rest.strip_suffix(b"+").or_else(|| rest.strip_suffix(b"-")).unwrap_or(rest);
+    let (number, _) = number(skip(rest)).filter(|_| skip(rest).len() < rest.len())?;
     Some((number, generation))
+}
+
+fn without_spaces(before: &[u8]) -> &[u8] {
+    let spaces = before.iter().rev().take_while(|byte| is_space(**byte)).count();
+    before.get(..before.len() - spaces).unwrap_or_default()
+}
+
+fn is_line_break(byte: &u8) -> bool {
+    matches!(byte, b'\n' | b'\r')
+}
+
+/// Whether a line ends between what lies before "obj" and the object's number, so that a comment may.
+fn is_line_broken(before: &[u8]) -> bool {
+    let generation = without_spaces(before);
+    let digits = generation.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
+    let rest = generation.get(..generation.len() - digits).unwrap_or_default();
+    let rest = rest.strip_suffix(b"+").or_else(|| rest.strip_suffix(b"-")).unwrap_or(rest);
+    let spaces = [(before, generation), (rest, without_spaces(rest))];
+    spaces.iter().any(|(all, visible)| all.get(visible.len()..).unwrap_or_default().iter().any(is_line_break))
+}
+
+/// Leaves out spaces and comments. Where several percent signs of a line may begin its comment, it is the last of them, or the first.
+fn without_comments<const NEAR: bool>(mut before: &[u8]) -> &[u8] {
+    loop {
+        let visible = without_spaces(before);
+        if !before.get(visible.len()..).unwrap_or_default().iter().any(is_line_break) {
+            return visible;
+        }
+        let line_at = visible.iter().rposition(is_line_break).map_or(0, |at| at + 1);
+        // Behind a number, or on a line of its own.
+        let begins_comment = |at: &usize| {
+            let in_line = visible.get(line_at..*at).map(without_spaces).unwrap_or_default();
+            visible.get(*at) == Some(&b'%') && in_line.last().is_none_or(u8::is_ascii_digit)
+        };
+        let mut places = line_at..visible.len();
+        match if NEAR { places.rfind(begins_comment) } else { places.find(begins_comment) } {
+            Some(at) => before = visible.get(..at).unwrap_or_default(),
+            None => return visible,
+        }
+    }
 }
 
 /// Whether a value has scripts, or names of attachments.
@@ -645,10 +709,27 @@ mod tests {
 
     #[test]
     fn objects_are_told_by_their_numbers() {
-        assert_eq!(id_before(b"x 12 0 "), Some((12, 0)));
-        assert_eq!(id_before(b"7\r\n65535\t"), Some((7, 65535)));
-        assert_eq!((id_before(b"end"), id_before(b"0 "), id_before(b"99999999999 0 ")), (None, None, None));
+        let id = |before: &[u8]| id_before(before, without_spaces);
+        assert_eq!(id(b"x 12 0 "), Some((12, 0)));
+        assert_eq!(id(b"7\r\n65535\t"), Some((7, 65535)));
+        assert_eq!(id(b" 00000000000000007 +00000000000000000 "), Some((7, 0)));
+        assert_eq!((id(b"end"), id(b"0 "), id(b"99999999999 0 ")), (None, None, None));
         assert_eq!(next_word(b"endobj %%EOF", 4), Some((&b"%%EOF"[..], 7)));
         assert_eq!(text_of(b"\xfe\xff\0a"), "a");
+    }
+
+    #[test]
+    fn comments_may_lie_between_the_numbers() {
+        let near = |before: &[u8]| id_before(before, without_comments::<true>);
+        let far = |before: &[u8]| id_before(before, without_comments::<false>);
+        for before in
+            [&b"x 5%c\n0 "[..], b"5 0%c\r", b"5 % c\n%d\r\n\n 0 % 7 e\n", b"(100%) 5%c\n0 ", b"5 0 ", b"5\n0\n"]
+        {
+            assert_eq!(near(before), Some((5, 0)), "{}", String::from_utf8_lossy(before));
+        }
+        let doubtful = b"5 %7 %c\n0 ";
+        assert_eq!((near(doubtful), far(doubtful)), (Some((7, 0)), Some((5, 0))));
+        assert_eq!((near(b"x%\n0 "), near(b"%\n"), near(b"5%c 0 ")), (None, None, None));
+        assert!(is_line_broken(b"5%c\n0 ") && is_line_broken(b"5 0%c\n") && !is_line_broken(b"\n5 0 "));
     }
 }
