@@ -198,6 +198,38 @@ fn streams_that_are_nothing_by_themselves_come_out_together_if_there_are_many() 
 }
 
 #[test]
+fn a_header_of_another_kind_or_none_hides_no_document() {
+    let of = |header: &str, more: &str, behind: &str| {
+        let file = String::from_utf8(with_stream("/Filter /AHx", &hex(&eicar())).split_off(15)).unwrap();
+        let (objects, end) = file.split_at(file.find("xref\n0").unwrap());
+        let table = header.len() + objects.len();
+        let end = end.split("startxref").next().unwrap();
+        format!("{header}{objects}{end}startxref\n{}\n%%EOF\n{behind}", table + more.len()).into_bytes()
+    };
+    for file in [
+        of("%\n", "", ""),
+        of("", "", "and some bytes"),
+        of("%!PS-Adobe-3.0 PDF-1.4\n", "", ""),
+        of("%!PS-Adobe-3.0 PDF-1.4\n", "", &" ".repeat(70_000)),
+        // The place is wrong, and programs search for the objects.
+        of("", "wrong", ""),
+        of(&"text\n".repeat(20_000), "", ""),
+    ] {
+        must_be_found("without a header", &file);
+        assert!(take_apart(&file, &Passwords::NONE).outcome.is_complete());
+    }
+    // Nor does the end of another format behind it.
+    let with_zip = of("\n%PDF-1.7\n", "", "PK\x05\x06\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+    must_be_found("with a ZIP", &with_zip);
+    // What only speaks of PDF is none: a program that writes it, PostScript.
+    let program = "print(f\"1 0 obj\\n<<>>\\nendobj\\nxref\\n0 1\\ntrailer\\n<<>>\\nstartxref\\n{at}\\n%%EOF\\n\")\n";
+    let source = "out.write(b'startxref\\n%d\\n%%EOF\\n' % at)\nout.write('startxref')\nout.write(str(at))\nout.write('%%EOF')\n";
+    for text in [program, source, "%!PS-Adobe-3.0 EPSF-3.0\n%%Title: PDF-1.4\n%%EOF\n"] {
+        assert_eq!(take_apart(text.as_bytes(), &Passwords::NONE).members, [], "{text}");
+    }
+}
+
+#[test]
 fn something_may_lie_before_the_header() {
     let file = [b"\n\n junk ".to_vec(), with_stream("/Filter /Fl", &flate(&eicar()))].concat();
     conformance::comes_apart(&Case::new("pdf", &file, &eicar()));

@@ -66,17 +66,58 @@ pub(crate) static FORMAT: Format = Format {
 
 fn probe(probe: &mut Probe<'_>) -> io::Result<Claims> {
     let head = probe.head.get(..HEADER_WITHIN_BYTES).unwrap_or(probe.head);
-    Ok(match find(head, b"%PDF-") {
-        Some(0) => vec![Claim::Whole(0)],
-        // Something before the header is not uncommon, and not enough to make a container with a PDF in it a PDF.
-        Some(at) => vec![Claim::Inside(at as u64)],
-        // Some programs look further. That is believed if the end is one too, since many files have the word in them.
-        None if find(probe.tail, b"%%EOF").is_some() && find(probe.tail, b"startxref").is_some() => {
-            let header = memchr::memmem::find(probe.head, b"%PDF-");
-            header.map(|at| Claim::Inside(at as u64)).into_iter().collect()
-        }
-        None => Vec::new(),
+    let header = find(head, b"%PDF-").or_else(|| old_header(head)).map(|at| at as u64);
+    if header == Some(0) {
+        return Ok(vec![Claim::Whole(0)]);
+    }
+    // Programs open a file whose end leads them to its objects, whatever its beginning. Nothing else has such an end, a container with a
+    // PDF in it included, since the place is counted from the file's beginning.
+    let table = table_at(probe.tail);
+    if let Some(table) = table
+        && probe.read_at::<TABLE_HEAD_BYTES>(table)?.is_some_and(|head| begins_table(&head))
+    {
+        return Ok(vec![Claim::Whole(0)]);
+    }
+    // Something before the header is not uncommon, and not enough to make a container with a PDF in it a PDF.
+    if let Some(header) = header {
+        return Ok(vec![Claim::Inside(header)]);
+    }
+    // Some look further for the header, or for the objects wherever they are. That is believed if the end is one too, since many
+    // files have the words in them: those about PDF, and programs that write it, seldom with a number between.
+    let is_end = find(probe.tail, b"%%EOF").is_some() && find(probe.tail, b"startxref").is_some();
+    Ok(match memchr::memmem::find(probe.head, b"%PDF-") {
+        Some(at) if is_end => vec![Claim::Inside(at as u64)],
+        _ if table.is_some() => vec![Claim::Inside(0)],
+        _ => Vec::new(),
     })
+}
+
+/// Where a header begins of the kind that Acrobat takes for its own besides: `%!PS-Adobe-3.0 PDF-1.4`. Real PostScript says `EPSF-`
+/// in that place, or nothing.
+fn old_header(head: &[u8]) -> Option<usize> {
+    let at = find(head, b"%!PS-Adobe-")?;
+    let line = head.get(at..)?.split(|byte| matches!(byte, b'\r' | b'\n')).next()?;
+    find(line, b" PDF-").map(|_| at)
+}
+
+/// Where the cross-reference table is, as the end of a document says it.
+fn table_at(tail: &[u8]) -> Option<u64> {
+    let behind = tail.get(memchr::memmem::rfind(tail, b"startxref")? + b"startxref".len()..)?;
+    let behind = behind.trim_ascii_start();
+    let digits = behind.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (digits, behind) = behind.split_at_checked(digits)?;
+    let is_end = behind.trim_ascii_start().starts_with(b"%%EOF");
+    std::str::from_utf8(digits).ok()?.parse().ok().filter(|_| is_end)
+}
+
+/// How much of a cross-reference table, or of the stream that it is, is looked at.
+const TABLE_HEAD_BYTES: usize = 24;
+
+/// Whether a cross-reference table begins so, or an object.
+fn begins_table(head: &[u8]) -> bool {
+    let head = head.trim_ascii_start();
+    let is_object = || find(head, b"obj").and_then(|at| id_before(head.get(..at)?, without_spaces)).is_some();
+    head.starts_with(b"xref") || (head.first().is_some_and(u8::is_ascii_digit) && is_object())
 }
 
 struct Pdf;
