@@ -19,12 +19,14 @@ const PADDING: [u8; 32] = [
 ];
 /// What revision 6 hashes at most: it goes on until a byte is small enough, which chance makes happen soon.
 const ROUNDS_MAX: u32 = 1024;
+/// Most crypt filters of a document that count. Real ones have one or two.
+pub(super) const CRYPT_FILTERS_MAX: usize = 64;
 /// The longest password of revisions 5 and 6; what is beyond doesn't count.
 const LONG_PASSWORD_BYTES_MAX: usize = 127;
 
 /// How streams or strings are encrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Method {
+pub(super) enum Method {
     Not,
     Rc4,
     Aes,
@@ -35,8 +37,15 @@ enum Method {
 /// An opened encryption.
 pub(super) struct Encryption {
     key: Vec<u8>,
-    streams: Method,
+    /// How streams are encrypted that say nothing else.
+    pub(super) streams: Method,
+    /// How the streams of attachments are, for programs that ask; most take them for streams like others.
+    pub(super) embedded: Method,
     strings: Method,
+    /// The methods that a stream may name for itself.
+    named: Vec<(Vec<u8>, Method)>,
+    /// Something is encrypted in a way that is not known here, and comes out as it lies.
+    pub(super) has_unknown: bool,
     /// Whether the document's description of itself is encrypted too.
     pub(super) metadata: bool,
 }
@@ -49,9 +58,13 @@ impl Encryption {
             return None;
         }
         let number = |name: &str| dictionary.get(name).and_then(Value::number);
-        let (streams, strings) = match number("V")? {
-            1..=3 => (Method::Rc4, Method::Rc4),
-            4 | 5 => (method(dictionary, "StmF"), method(dictionary, "StrF")),
+        let (streams, strings, embedded) = match number("V")? {
+            1..=3 => (Some(Method::Rc4), Some(Method::Rc4), Some(Method::Rc4)),
+            4 | 5 => {
+                let streams = method(dictionary, "StmF");
+                let embedded = if dictionary.get("EFF").is_some() { method(dictionary, "EFF") } else { streams };
+                (streams, method(dictionary, "StrF"), embedded)
+            }
             _ => return None,
         };
         let metadata = dictionary.get("EncryptMetadata") != Some(&Value::Truth(false));
@@ -70,7 +83,17 @@ impl Encryption {
             // Before revision 5 passwords are in a code page that agrees with ASCII.
             handler.key(password.as_bytes())
         })?;
-        Some(Self { key, streams, strings, metadata })
+        let has_unknown = [streams, strings, embedded].contains(&None);
+        let [streams, strings, embedded] = [streams, strings, embedded].map(|method| method.unwrap_or(Method::Not));
+        Some(Self { key, streams, embedded, strings, named: named(dictionary), has_unknown, metadata })
+    }
+
+    /// The method that a stream names for itself; none if it is not known.
+    pub(super) fn named(&self, name: &[u8]) -> Option<Method> {
+        if name == b"Identity" {
+            return Some(Method::Not);
+        }
+        self.named.iter().find(|(other, _)| other == name).map(|(_, method)| *method)
     }
 
     /// Decrypts a string of an object.
@@ -81,12 +104,13 @@ impl Encryption {
         out
     }
 
-    /// Decrypts a stream of an object.
-    pub(super) fn stream<'i>(&self, input: Box<dyn Read + 'i>, object: (u32, u32)) -> Box<dyn Read + 'i> {
-        self.reader(self.streams, input, object)
-    }
-
-    fn reader<'i>(&self, method: Method, input: Box<dyn Read + 'i>, object: (u32, u32)) -> Box<dyn Read + 'i> {
+    /// Decrypts what `input` yields, of an object.
+    pub(super) fn reader<'i>(
+        &self,
+        method: Method,
+        input: Box<dyn Read + 'i>,
+        object: (u32, u32),
+    ) -> Box<dyn Read + 'i> {
         match method {
             Method::Not => input,
             Method::Rc4 => Box::new(Rc4Reader { input, cipher: Rc4::new(&self.object_key(object, b"")) }),
@@ -107,16 +131,29 @@ impl Encryption {
     }
 }
 
-/// How what a crypt filter applies to is encrypted.
-fn method(dictionary: &Value, applies_to: &str) -> Method {
-    let name = dictionary.get(applies_to).and_then(Value::name).unwrap_or(b"Identity");
-    let filter = std::str::from_utf8(name).ok().and_then(|name| dictionary.get("CF")?.get(name));
-    match filter.and_then(|filter| filter.get("CFM")).and_then(Value::name) {
-        Some(b"V2") => Method::Rc4,
-        Some(b"AESV2") => Method::Aes,
-        Some(b"AESV3") => Method::AesLong,
-        _ => Method::Not,
+/// How what a crypt filter applies to is encrypted; none if that is not known.
+fn method(dictionary: &Value, applies_to: &str) -> Option<Method> {
+    match dictionary.get(applies_to) {
+        None | Some(Value::Other) => Some(Method::Not),
+        Some(name) if name.name() == Some(b"Identity") => Some(Method::Not),
+        Some(name) => {
+            named(dictionary).into_iter().find(|(other, _)| Some(&**other) == name.name()).map(|(_, method)| method)
+        }
     }
+}
+
+/// The crypt filters whose methods are known, by their names.
+fn named(dictionary: &Value) -> Vec<(Vec<u8>, Method)> {
+    let Some(Value::Dictionary(filters)) = dictionary.get("CF") else { return Vec::new() };
+    let method = |filter: &Value| match filter.get("CFM").map(Value::name) {
+        Some(Some(b"V2")) => Some(Method::Rc4),
+        Some(Some(b"AESV2")) => Some(Method::Aes),
+        Some(Some(b"AESV3")) => Some(Method::AesLong),
+        None | Some(Some(b"None")) => Some(Method::Not),
+        _ => None,
+    };
+    let named = filters.iter().take(CRYPT_FILTERS_MAX);
+    named.filter_map(|(name, filter)| Some((name.clone(), method(filter)?))).collect()
 }
 
 fn md5(parts: &[&[u8]]) -> Vec<u8> {
@@ -350,5 +387,102 @@ struct Failing;
 impl Read for Failing {
     fn read(&mut self, _into: &mut [u8]) -> io::Result<usize> {
         Err(crate::fields::invalid("a key of no length that AES has"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance::{Taken, eicar, take_apart};
+    use crate::passwords::Passwords;
+
+    const OWNER: [u8; 32] = [b'o'; 32];
+    const ID: &[u8] = b"0123456789abcdef";
+    const STANDARD: &str = "/Filter/Standard/V 4/R 4/Length 128/P -4/CF<</StdCF<</CFM/V2>>/Odd<</CFM/AESV9>>>>";
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// A document under the empty password: its one stream, of number 2, what it says of itself, and how the document is encrypted.
+    fn document(entries: &str, how: &str, is_encrypted: bool) -> Vec<u8> {
+        let mut key = md5(&[&PADDING, &OWNER, &(-4_i32).to_le_bytes(), ID]);
+        for _ in 0..50 {
+            key = md5(&[&key]);
+        }
+        let mut user = md5(&[&PADDING, ID]);
+        for round in 0..20u8 {
+            Rc4::new(&key.iter().map(|byte| byte ^ round).collect::<Vec<u8>>()).apply(&mut user);
+        }
+        user.extend([0; 16]);
+        let mut data = eicar();
+        if is_encrypted {
+            let object_key = md5(&[&key, &[2, 0, 0, 0, 0]]);
+            Rc4::new(&object_key).apply(&mut data);
+        }
+        let length = data.len();
+        let file =
+            format!("%PDF-1.7\n1 0 obj <</Type/Catalog>> endobj\n2 0 obj <</Length {length} {entries}>>\nstream\n");
+        let mut file = file.into_bytes();
+        file.extend(data);
+        let (owner, user, id) = (hex(&OWNER), hex(&user), hex(ID));
+        let how = format!(
+            "3 0 obj <<{how}/O<{owner}>/U<{user}>>> endobj\n4 0 obj /StdCF endobj\n5 0 obj <</CFM 6 0 R>> endobj\n"
+        );
+        let end = format!(
+            "6 0 obj /V2 endobj\ntrailer <</Root 1 0 R/Encrypt 3 0 R/ID[<{id}><{id}>]>>\nstartxref\n0\n%%EOF\n"
+        );
+        file.extend(format!("\nendstream endobj\n{how}{end}").bytes());
+        file
+    }
+
+    fn taken(entries: &str, how: &str, is_encrypted: bool) -> Taken {
+        take_apart(&document(entries, &format!("{STANDARD}{how}"), is_encrypted), &Passwords::NONE)
+    }
+
+    fn is_found(taken: &Taken) -> bool {
+        taken.members.iter().any(|(_, content)| *content == eicar())
+    }
+
+    #[test]
+    fn streams_are_decrypted_as_programs_do() {
+        let all = "/StmF/StdCF/StrF/Identity";
+        let none = "/StmF/Identity/StrF/Identity";
+        let named = "/Filter[/Crypt]/DecodeParms[<</Name/StdCF>>]";
+        for (entries, how, is_encrypted) in [
+            ("", all, true),
+            (named, none, true),
+            (named, "", true),
+            ("/Filter[/Crypt]/DecodeParms[<</Name 4 0 R>>]", none, true),
+            ("/Filter/Crypt", all, false),
+            ("/Type/EmbeddedFile", "/StmF/Identity/EFF/StdCF", true),
+            ("", "/StmF/Identity/EFF/StdCF", true),
+            // What some programs overlook.
+            ("/Type/EmbeddedFile", "/StmF/StdCF/EFF/Identity", true),
+            ("/Type/EmbeddedFile", "/StmF/Identity/EFF/StdCF", false),
+            ("/Filter/Crypt", all, true),
+            ("/Type/XRef", all, true),
+            ("/Type/Metadata", "/StmF/StdCF/EncryptMetadata true", true),
+            // What is said elsewhere.
+            ("", "/StmF 4 0 R", true),
+        ] {
+            let taken = taken(entries, how, is_encrypted);
+            assert!(is_found(&taken), "{entries} {how}: {taken:?}");
+            assert!(taken.outcome.is_complete(), "{entries} {how}: {}", taken.outcome.detail());
+        }
+        let elsewhere = STANDARD.replace("<</CFM/V2>>", "5 0 R");
+        let file = document("", &format!("{elsewhere}{all}"), true);
+        assert!(is_found(&take_apart(&file, &Passwords::NONE)));
+    }
+
+    #[test]
+    fn what_can_be_decrypted_in_no_way_or_in_two_is_told() {
+        let broken = |entries, how| taken(entries, how, true).outcome.broken.is_some();
+        assert!(broken("", "/StmF/Odd") && broken("", "/StmF/None") && broken("", "/StmF/StdCF/EFF/Odd"));
+        assert!(broken("/Filter[/Crypt]/DecodeParms[<</Name/Odd>>]", "/StmF/StdCF"));
+        assert!(broken("", "/X nan /StmF/StdCF") && broken("", "/X > /StmF/StdCF"));
+        let deep = format!("/X {}{} /StmF/StdCF", "[".repeat(60), "]".repeat(60));
+        assert!(broken("", &deep) && is_found(&taken("", &deep, true)));
+        assert!(taken("", "/StmF/Identity/StmF/StdCF", true).outcome.suspicious.is_some());
     }
 }

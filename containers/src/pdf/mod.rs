@@ -49,6 +49,8 @@ const BUNDLED_BYTES_MAX: u64 = 64 << 10;
 const BUNDLE_BYTES: usize = 1 << 20;
 /// Of how many definitions of one object each is tried.
 const DEFINITIONS_MAX: usize = 8;
+/// Most entries that count in what says how a document is encrypted. Real ones have some twelve.
+const ENCRYPTION_ENTRIES_MAX: usize = 64;
 /// How deep dictionaries and arrays are searched for scripts and names.
 const SEARCH_DEPTH_MAX: u32 = 48;
 
@@ -238,7 +240,7 @@ impl Walk<'_, '_> {
             if is_of_objects {
                 self.stream_of_objects(stream);
             }
-            if !is_of_objects || stream.doubtful_filters.is_some() {
+            if !is_of_objects || self.plans(stream).is_ok_and(|plans| plans.len() > 1) {
                 self.stream(stream);
             }
         }
@@ -276,7 +278,7 @@ impl Walk<'_, '_> {
                     }
                     b"trailer" if behind >= self.content_end => {
                         let trailer = self.object(behind)?;
-                        self.found_trailer(&trailer.value);
+                        self.found_trailer(&trailer);
                     }
                     b"trailer" => {}
                     _ => has_end = true,
@@ -311,7 +313,9 @@ impl Walk<'_, '_> {
                 ids.push(id);
             }
         }
-        let is_too_long = before.len() as u64 >= BEFORE_BYTES && !before.trim_ascii_end().iter().any(is_line_break);
+        let is_of_numbers = |byte: &u8| is_space(*byte) || matches!(byte, b'0'..=b'9' | b'+' | b'-');
+        let other = before.iter().rposition(|byte| !is_of_numbers(byte)).and_then(|at| before.get(..at));
+        let is_too_long = before.len() as u64 >= BEFORE_BYTES && !other.unwrap_or_default().iter().any(is_line_break);
         if ids.is_empty() && is_too_long && matches!(self.object(offset)?.value, Value::Dictionary(_)) {
             self.outcome.note_broken(format!("the object at {offset} has no number that can be found"));
         }
@@ -375,7 +379,7 @@ impl Walk<'_, '_> {
         } else {
             self.offsets.insert(id.0, offset);
             if object.value.is("Type", "XRef") {
-                self.found_trailer(&object.value);
+                self.found_trailer(&object);
             }
         }
         let Some(start) = object.stream else {
@@ -422,9 +426,13 @@ impl Walk<'_, '_> {
         }
     }
 
-    fn found_trailer(&mut self, trailer: &Value) {
+    fn found_trailer(&mut self, trailer: &Object) {
+        let (trailer, fault) = (&trailer.value, trailer.fault);
         match trailer.get("Encrypt") {
-            Some(encrypt) => self.encryption_dictionary = Some(encrypt.clone()),
+            Some(encrypt) => {
+                self.note_fault_of_encryption(fault);
+                self.encryption_dictionary = Some(encrypt.clone());
+            }
             None => self.plain_trailer |= trailer.get("Root").is_some(),
         }
         if let Some(Value::Array(parts)) = trailer.get("ID")
@@ -432,6 +440,37 @@ impl Walk<'_, '_> {
         {
             self.id = id.to_vec();
         }
+    }
+
+    /// Where programs may read other things of how the document is encrypted, what comes out may not be what they show.
+    fn note_fault_of_encryption(&mut self, fault: Fault) {
+        if fault != Fault::None {
+            self.outcome.note_broken("what says how the document is encrypted is malformed");
+        }
+    }
+
+    /// The dictionary of the encryption with all that counts in it resolved.
+    fn resolved_encryption(&mut self, dictionary: &Value) -> io::Result<Value> {
+        let mut resolved = Vec::new();
+        let Value::Dictionary(entries) = dictionary else { return Ok(dictionary.clone()) };
+        for (key, value) in entries.iter().take(ENCRYPTION_ENTRIES_MAX) {
+            let mut value = self.resolved(value, None)?;
+            if let (b"CF", Value::Dictionary(filters)) = (&**key, &mut value) {
+                filters.truncate(encryption::CRYPT_FILTERS_MAX);
+                for (_, filter) in filters {
+                    *filter = self.resolved(filter, None)?;
+                    let method = filter.get("CFM").cloned().unwrap_or(Value::Other);
+                    if let (Value::Reference(_), Value::Dictionary(entries)) = (&method, filter) {
+                        entries.insert(0, (b"CFM".to_vec(), self.resolved(&method, None)?));
+                    }
+                }
+            }
+            if resolved.iter().any(|(other, before)| other == key && *before != value) {
+                self.outcome.note_suspicious("the document says in two ways how it is encrypted");
+            }
+            resolved.push((key.clone(), value));
+        }
+        Ok(Value::Dictionary(resolved))
     }
 
     /// Opens the encryption, if there is one. False if that can't be done.
@@ -444,8 +483,13 @@ impl Walk<'_, '_> {
                 places.extend(last);
                 self.interesting.retain(|(_, at)| !places.contains(at));
                 let mut dictionary = Value::Other;
+                if places.is_empty() && self.streams.iter().any(|stream| stream.dictionary.is("Type", "ObjStm")) {
+                    // It must not lie in a stream of objects, but some programs find it there.
+                    self.outcome.note_broken("what says how the document is encrypted is missing");
+                }
                 for place in places {
-                    let value = self.object(place)?.value;
+                    let Object { value, fault, .. } = self.object(place)?;
+                    self.note_fault_of_encryption(fault);
                     let is_dictionary = matches!(value, Value::Dictionary(_));
                     if dictionary != Value::Other && dictionary != value {
                         self.outcome.note_suspicious("the document says in two ways how it is encrypted");
@@ -465,7 +509,11 @@ impl Walk<'_, '_> {
         if self.plain_trailer {
             self.outcome.note_suspicious("the document is encrypted by one trailer and not by another");
         }
+        let dictionary = self.resolved_encryption(&dictionary)?;
         self.encryption = Encryption::open(&dictionary, &self.id, self.passwords.iter());
+        if self.encryption.as_ref().is_some_and(|encryption| encryption.has_unknown) {
+            self.outcome.note_broken("something is encrypted in a way that is not known");
+        }
         if self.encryption.is_none() {
             self.outcome.note_protected(Protection::Document);
         }
@@ -557,7 +605,11 @@ impl Walk<'_, '_> {
         let is_named = plan.extension.is_some() || self.names.contains_key(&number) || self.scripts.contains(&number);
         let mut beginning = Vec::new();
         let handed_out = match decoded(&mut *self.input, self.encryption.as_ref(), stream, plan) {
+            Err(_) if plan.is_other_cipher => return,
             Ok(mut data) => {
+                if plan.is_other_cipher && (&mut data).take(1).read_to_end(&mut beginning).unwrap_or(0) == 0 {
+                    return;
+                }
                 let bundle = self.bundle.as_mut().filter(|_| !is_named);
                 let read = match &bundle {
                     Some(_) => (&mut data).take(BUNDLED_BYTES_MAX).read_to_end(&mut beginning).map(|read| read as u64),
@@ -578,7 +630,10 @@ impl Walk<'_, '_> {
             }
             Err(error) => Ok(Some(error)),
         };
-        self.note(stream.id, handed_out);
+        self.note(
+            stream.id,
+            handed_out.map(|error| error.filter(|error| !plan.is_other_cipher || Halt::of(error).is_some())),
+        );
         if self.bundle.as_ref().is_some_and(|bundle| bundle.len() >= BUNDLE_BYTES) {
             self.hand_out_bundle();
         }

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufReader, Read, SeekFrom};
 
-use super::encryption::Encryption;
+use super::encryption::{Encryption, Method};
 use super::object::Value;
 use super::{StreamObject, Walk, filters};
 use crate::container::ReadSeek;
@@ -23,9 +23,11 @@ pub(super) struct Choice {
 }
 
 /// How a stream is decoded.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Plan {
-    is_encrypted: bool,
+    cipher: Method,
+    /// Decrypted as the document does not have it for this stream, but as some programs do. That this fails says nothing.
+    pub(super) is_other_cipher: bool,
     /// The filters with their parameters.
     filters: Vec<(Vec<u8>, Option<Value>)>,
     /// What comes out is an image, or something else that is a file by itself.
@@ -44,8 +46,8 @@ pub(super) fn decoded<'d>(
     input.seek(SeekFrom::Start(stream.start))?;
     let data = input.take(stream.end.saturating_sub(stream.start));
     let mut data: Box<dyn Read + 'd> = Box::new(BufReader::new(data));
-    if let Some(encryption) = encryption.filter(|_| plan.is_encrypted) {
-        data = encryption.stream(data, stream.id);
+    if let Some(encryption) = encryption {
+        data = encryption.reader(plan.cipher, data, stream.id);
     }
     for (filter, parameters) in &plan.filters {
         data = filters::decoder(filter, parameters.as_ref(), data)?;
@@ -56,6 +58,28 @@ pub(super) fn decoded<'d>(
 impl Walk<'_, '_> {
     /// How a stream is decoded: in more than one way if programs differ in that.
     pub(super) fn plans(&mut self, stream: &StreamObject) -> io::Result<Vec<Plan>> {
+        let mut plans = self.plans_of_filters(stream)?;
+        self.add_ciphers(stream, &mut plans);
+        Ok(plans)
+    }
+
+    /// Programs take attachments for what `EFF` says or for streams like others, and some overlook what a stream says of itself, or
+    /// believe of a cross-reference table only if it is used as one that it is not encrypted. A real one that is decrypted is nothing.
+    fn add_ciphers(&self, stream: &StreamObject, plans: &mut Vec<Plan>) {
+        let Some(encryption) = &self.encryption else { return };
+        let as_said = plans.clone();
+        for cipher in [encryption.streams, encryption.embedded] {
+            for plan in &as_said {
+                let other = Plan { cipher, is_other_cipher: true, ..plan.clone() };
+                let is_same = |plan: &Plan| Plan { is_other_cipher: true, ..plan.clone() } == other;
+                if plans.len() < PLANS_MAX && !plans.iter().any(is_same) {
+                    plans.push(other);
+                }
+            }
+        }
+    }
+
+    fn plans_of_filters(&mut self, stream: &StreamObject) -> io::Result<Vec<Plan>> {
         let plans = self.plans_as_said(stream);
         let Some(filters) = &stream.doubtful_filters else { return plans };
         let mut plans = plans.unwrap_or_else(|error| {
@@ -66,7 +90,8 @@ impl Walk<'_, '_> {
         for filters in [filters.as_slice(), &[]] {
             let image = filters.iter().position(|filter| filters::extension(filter).is_some());
             let plan = Plan {
-                is_encrypted: self.is_encrypted(stream),
+                cipher: self.cipher(stream),
+                is_other_cipher: false,
                 filters: filters
                     .iter()
                     .take(image.unwrap_or(filters.len()))
@@ -128,14 +153,20 @@ impl Walk<'_, '_> {
         if filters.len() > filters::FILTERS_MAX {
             return Err(invalid(format!("a stream with more than {} filters", filters::FILTERS_MAX)));
         }
-        let is_encrypted = self.is_encrypted(stream);
-        let mut plan = Plan { is_encrypted, filters: Vec::new(), extension: None, has_more: false };
+        let cipher = self.cipher(stream);
+        let mut plan = Plan { cipher, is_other_cipher: false, filters: Vec::new(), extension: None, has_more: false };
         for (at, filter) in filters.iter().enumerate() {
             let filter = filter.name().ok_or_else(|| invalid("a filter without a name"))?;
             if filter == b"Crypt" {
-                // The one that a stream names for itself is mostly that which does nothing.
-                let named = parameters.get(at).and_then(|parameters| parameters.get("Name")).and_then(Value::name);
-                plan.is_encrypted &= named.is_some_and(|name| name != b"Identity");
+                // Mostly that which does nothing.
+                let name = parameters.get(at).and_then(|parameters| parameters.get("Name")).cloned();
+                let name = self.resolved(&name.unwrap_or(Value::Other), choice.definition)?;
+                plan.cipher = match (&self.encryption, name.name()) {
+                    (Some(encryption), Some(name)) => {
+                        encryption.named(name).ok_or_else(|| invalid("it is encrypted in a way that is not known"))?
+                    }
+                    _ => Method::Not,
+                };
                 continue;
             }
             plan.extension = filters::extension(filter);
@@ -151,9 +182,17 @@ impl Walk<'_, '_> {
         Ok(plan)
     }
 
-    fn is_encrypted(&self, stream: &StreamObject) -> bool {
-        let Some(encryption) = &self.encryption else { return false };
-        !stream.dictionary.is("Type", "XRef") && (encryption.metadata || !stream.dictionary.is("Type", "Metadata"))
+    /// How a stream is encrypted that says nothing of that itself.
+    fn cipher(&self, stream: &StreamObject) -> Method {
+        let Some(encryption) = &self.encryption else { return Method::Not };
+        let is = |kind| stream.dictionary.is("Type", kind);
+        if is("XRef") || (is("Metadata") && !encryption.metadata) {
+            Method::Not
+        } else if is("EmbeddedFile") || self.names.contains_key(&stream.id.0) {
+            encryption.embedded
+        } else {
+            encryption.streams
+        }
     }
 
     /// A value, or the values of an array, with references resolved.
