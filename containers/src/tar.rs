@@ -2,21 +2,23 @@
 //!
 //! Headers are parsed by the `tar` crate's `Header`; walking them is done here, because the crate's own iterator keeps a
 //! "long name" of any length in memory. Reading goes on behind the two zero blocks that end an archive, since some programs
-//! do: what is there is handed out too. The data of sparse files is handed out as it lies in the archive, without the holes,
+//! do: what is there is handed out too, as entries where headers are, and the rest as members. The data of sparse files is handed out as it lies in the archive, without the holes,
 //! and the archive counts as not fully extracted, since the file itself was not seen.
 //!
 //! Programs differ in how long an entry is: whether links have content, whether they know an extension, how they read its numbers. Then the
-//! archive is read on from both places.
+//! archive is read on from both places, and the entry comes out in each length.
 
 use std::collections::HashSet;
-use std::io::{self, Read, SeekFrom};
+use std::io::{self, BufReader, Read, SeekFrom};
 
 use tar::{EntryType, Header};
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name, hand_out, read_full};
+use crate::fields::find;
 use crate::format::{Claim, Claims, Format, Probe};
 use crate::outcome::ExtractionOutcome;
+use crate::parts::BUFFER_BYTES;
 
 const BLOCK_BYTES: usize = 512;
 /// The longest extension (long name, PAX records) that is kept in memory.
@@ -47,7 +49,6 @@ fn probe(probe: &mut Probe<'_>) -> io::Result<Claims> {
     }
     // Some programs pass over what is no header at the beginning. That is believed if the header has its magic number too.
     let blocks = probe.head.as_chunks::<BLOCK_BYTES>().0.iter().take(JUNK_BLOCKS_MAX + 1);
-    let has_magic = |block: &[u8; BLOCK_BYTES]| block.get(257..262) == Some(b"ustar") && is_header(block);
     let first = blocks.enumerate().find(|(_, block)| has_magic(block));
     Ok(first.map(|(at, _)| Claim::Inside((at * BLOCK_BYTES) as u64)).into_iter().collect())
 }
@@ -58,6 +59,10 @@ const WALKS_MAX: usize = 64;
 const SEEN_MAX: usize = 1 << 20;
 /// How many places with two meanings are kept of an archive.
 const DISPUTES_MAX: usize = 4096;
+/// How many lengths of one entry are kept besides the one that holds for most programs.
+const OTHER_SIZES_MAX: usize = 16;
+/// How often the archive's length what only some programs see of it may be long, all of it together.
+const OTHER_READINGS_MAX: u64 = 4;
 
 /// Whether a block is a header: its checksum fits.
 fn is_header(block: &[u8; BLOCK_BYTES]) -> bool {
@@ -72,6 +77,11 @@ fn is_header(block: &[u8; BLOCK_BYTES]) -> bool {
         signed += i32::from(byte as i8);
     }
     claimed == u64::from(unsigned) || i64::try_from(claimed).is_ok_and(|claimed| claimed == i64::from(signed))
+}
+
+/// Whether a block is a header with the magic number of all but the oldest ones.
+fn has_magic(block: &[u8; BLOCK_BYTES]) -> bool {
+    block.get(257..262) == Some(b"ustar") && is_header(block)
 }
 
 /// The checksum that a header claims: octal digits behind any spaces and zeros, as the widest of readers takes it.
@@ -89,10 +99,12 @@ impl Extractor for Tar {
         // Where programs differ in how long an entry is, the archive goes on at two places, and is read from both. What was read
         // once is not read again, so that all of it together takes no longer than the archive is long, a few times.
         let (mut starts, mut seen) = (vec![0], HashSet::new());
+        let mut shared = Shared { spare_bytes: container.length.saturating_mul(OTHER_READINGS_MAX), has_pax: false };
         let mut next = 0;
         while let Some(start) = starts.get(next).copied().filter(|_| !outcome.is_over()) {
             let disputes = Vec::new();
-            let mut walk = Walk { container, offset: start, ended: false, extensions: Extensions::default(), disputes };
+            let extensions = Extensions::default();
+            let mut walk = Walk { container, shared: &mut shared, offset: start, ended: false, extensions, disputes };
             let mut walked = ExtractionOutcome::default();
             while !walked.is_over() {
                 // Where another walk came by, both go on alike.
@@ -148,23 +160,74 @@ fn is_extension(header: &Header) -> bool {
 struct Extensions {
     name: Option<Vec<u8>>,
     size: Option<u64>,
-    /// They are Solaris' own, which some programs don't know.
-    is_solaris: bool,
     /// What else the size is for some programs.
-    other_size: Option<u64>,
+    other_sizes: Vec<u64>,
     /// The next entry's content is a map and pieces.
     sparse: bool,
 }
 
 impl Extensions {
+    /// The name of the entry with this header.
+    fn shown_name(&self, header: &Header) -> String {
+        match &self.name {
+            Some(name) => display_name(name),
+            None => display_name(&header.path_bytes()),
+        }
+    }
+
+    /// Takes a size as PAX has it: digits and nothing else. The last one holds.
+    fn set_size(&mut self, value: &[u8]) {
+        let digits = Some(value).filter(|value| value.iter().all(u8::is_ascii_digit));
+        match digits.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok()) {
+            Some(size) => {
+                let before = self.size.replace(size);
+                self.add_other_sizes(before);
+            }
+            None => self.set_disputed_size(value),
+        }
+    }
+
+    /// Takes what is no number for some programs: the C library passes over space and a sign before it and whatever is behind, and
+    /// Python over underscores; and what is no number for it is 0.
+    fn set_disputed_size(&mut self, value: &[u8]) {
+        let is_passed_over = |byte: &&u8| matches!(**byte, b' ' | b'\t'..=b'\r' | b'+');
+        let mut number = value.iter().skip_while(is_passed_over).copied().peekable();
+        let (mut first, mut all) = (None, 0u64);
+        while let Some(byte) = number.next_if(|byte| byte.is_ascii_digit() || *byte == b'_') {
+            match byte {
+                b'_' => first = first.or(Some(all)),
+                digit => all = all.saturating_mul(10).saturating_add(u64::from(digit - b'0')),
+            }
+        }
+        self.add_other_sizes([0, all].into_iter().chain(first));
+    }
+
+    fn add_other_sizes(&mut self, sizes: impl IntoIterator<Item = u64>) {
+        for size in sizes {
+            // One more than are looked at shows that there are too many.
+            if self.other_sizes.len() <= OTHER_SIZES_MAX && !self.other_sizes.contains(&size) {
+                self.other_sizes.push(size);
+            }
+        }
+    }
+
     /// Whether nothing was said.
     fn is_none(&self) -> bool {
         *self == Self::default()
     }
 }
 
+/// What all walks through an archive share.
+struct Shared {
+    /// How much may still be handed out of what only some programs see.
+    spare_bytes: u64,
+    /// An extension of PAX was seen: it is an archive of a format in which hard links have content, for some programs.
+    has_pax: bool,
+}
+
 struct Walk<'w, 'c> {
     container: &'w mut Container<'c>,
+    shared: &'w mut Shared,
     offset: u64,
     /// A zero block was seen.
     ended: bool,
@@ -183,11 +246,117 @@ impl Walk<'_, '_> {
         }
     }
 
+    /// Hands out what the entry whose content begins here holds for programs to which it is longer or shorter, and notes where they
+    /// go on.
+    fn other_sizes(
+        &mut self,
+        header: &Header,
+        size: u64,
+        budget: &Budget,
+        sink: &mut Sink<'_>,
+        outcome: &mut ExtractionOutcome,
+    ) -> io::Result<()> {
+        let mut others = std::mem::take(&mut self.extensions.other_sizes);
+        if self.extensions.size.is_some() {
+            // Some programs don't know the extension.
+            others.extend(entry_size(header));
+        }
+        others.retain(|other| *other != size);
+        for other in &others {
+            self.dispute(*other);
+        }
+        match header.entry_type() {
+            EntryType::Symlink | EntryType::Char | EntryType::Block | EntryType::Fifo => return Ok(()),
+            EntryType::Link if size > 0 && self.link_may_have_content()? => others.push(size),
+            _ => {}
+        }
+        if others.len() > OTHER_SIZES_MAX {
+            outcome.note_suspicious("an entry has more lengths than programs could differ in");
+            others.truncate(OTHER_SIZES_MAX);
+        }
+        // What is not there nobody reads.
+        let left = self.container.length.saturating_sub(self.offset);
+        let mut lengths: Vec<u64> = others.into_iter().map(|other| other.min(left)).collect();
+        lengths.sort_unstable();
+        lengths.dedup();
+        let name = self.extensions.shown_name(header);
+        let offset = self.offset;
+        for length in lengths.into_iter().filter(|length| *length > 0) {
+            self.only_for_some(name.clone(), offset, length, budget, sink, outcome)?;
+        }
+        self.container.input.seek(SeekFrom::Start(self.offset))?;
+        Ok(())
+    }
+
+    /// Whether some programs take the content of the hard link whose header ends here for its own. They do in archives of PAX and, in
+    /// others, unless the next header follows: many writers give links a length and no content.
+    fn link_may_have_content(&mut self) -> io::Result<bool> {
+        let mut block = [0; BLOCK_BYTES];
+        self.container.input.seek(SeekFrom::Start(self.offset))?;
+        let read = read_full(self.container.input, &mut block)?;
+        Ok(self.shared.has_pax || read < BLOCK_BYTES || !has_magic(&block))
+    }
+
+    /// Hands out what lies behind the end, up to the next header: some programs take it for an entry's content. Old writers pad the
+    /// last record with whatever was in memory, so it is nothing to remark.
+    fn behind_the_end(
+        &mut self,
+        budget: &Budget,
+        sink: &mut Sink<'_>,
+        outcome: &mut ExtractionOutcome,
+    ) -> io::Result<()> {
+        let start = self.offset;
+        self.container.input.seek(SeekFrom::Start(start))?;
+        let mut input = BufReader::with_capacity(BUFFER_BYTES, &mut *self.container.input);
+        let mut end = start;
+        let mut block = [0; BLOCK_BYTES];
+        loop {
+            budget.check()?;
+            let read = read_full(&mut input, &mut block)?;
+            if read == 0 || read == BLOCK_BYTES && is_header(&block) {
+                break;
+            }
+            self.offset += read as u64;
+            if block.iter().take(read).any(|byte| *byte != 0) {
+                end = self.offset;
+            }
+        }
+        self.only_for_some("behind the archive".to_owned(), start, end - start, budget, sink, outcome)
+    }
+
+    /// Hands out what only some programs take for a file: so many bytes at `offset`, all of which are there.
+    fn only_for_some(
+        &mut self,
+        name: String,
+        offset: u64,
+        length: u64,
+        budget: &Budget,
+        sink: &mut Sink<'_>,
+        outcome: &mut ExtractionOutcome,
+    ) -> io::Result<()> {
+        let Some(spare) = self.shared.spare_bytes.checked_sub(length) else {
+            outcome.note_suspicious("different programs find different files in the archive");
+            return Ok(());
+        };
+        self.shared.spare_bytes = spare;
+        self.container.input.seek(SeekFrom::Start(offset))?;
+        let input: &mut dyn ReadSeek = &mut *self.container.input;
+        match hand_out(name, Some(length), &mut input.take(length), budget, sink) {
+            Ok(None) => Ok(()),
+            Ok(Some(error)) => Err(error),
+            Err(halt) => Err(halt.into()),
+        }
+    }
+
     /// Takes the header at the offset and what belongs to it. False at the end.
     fn step(&mut self, budget: &Budget, sink: &mut Sink<'_>, outcome: &mut ExtractionOutcome) -> io::Result<bool> {
         let mut block = [0; BLOCK_BYTES];
         self.container.input.seek(SeekFrom::Start(self.offset))?;
         let read = read_full(self.container.input, &mut block)?;
+        if self.ended && block.iter().take(read).any(|byte| *byte != 0) && (read < BLOCK_BYTES || !is_header(&block)) {
+            self.behind_the_end(budget, sink, outcome)?;
+            return Ok(!outcome.is_over());
+        }
         if read < BLOCK_BYTES {
             return self.end_of_input(read);
         }
@@ -197,40 +366,26 @@ impl Walk<'_, '_> {
             return Ok(true);
         }
         if !is_header(&block) {
-            // Behind its end an archive may be padded with anything, and some programs go on behind that.
-            return if self.ended { Ok(true) } else { Err(invalid("neither a header nor the end")) };
+            return Err(invalid("neither a header nor the end"));
         }
         let header = Header::from_byte_slice(&block);
         let size = match self.extensions.size {
             Some(size) => size,
-            None => header.entry_size()?,
+            None => entry_size(header)?,
         };
-        let is_entry = !is_extension(header);
-        if self.extensions.is_solaris && is_entry {
-            self.extensions.other_size = header.entry_size().ok();
-        }
-        if let Some(other) = self.extensions.other_size.filter(|other| is_entry && *other != size) {
-            self.dispute(other);
+        if !is_extension(header) {
+            self.other_sizes(header, size, budget, sink, outcome)?;
         }
         match header.entry_type() {
-            EntryType::GNULongName => self.extensions.name = Some(self.read_extension(header.entry_size()?)?),
-            EntryType::XHeader => {
-                let records = self.read_extension(header.entry_size()?)?;
-                self.read_pax(&records);
-            }
-            kind if kind.as_byte() == SOLARIS_EXTENSION => {
-                // For programs that don't know it, it is a file, and the next entry's own size holds.
-                let records = self.read_extension(header.entry_size()?)?;
-                self.read_pax(&records);
-                self.extensions.is_solaris = true;
-            }
-            EntryType::GNULongLink => self.skip(header.entry_size()?)?,
+            EntryType::GNULongName => self.extensions.name = Some(self.read_extension(entry_size(header)?)?),
+            EntryType::XHeader => self.read_pax_header(header)?,
+            kind if kind.as_byte() == SOLARIS_EXTENSION => self.read_pax_header(header)?,
+            EntryType::GNULongLink => self.skip(entry_size(header)?)?,
             EntryType::XGlobalHeader => {
-                let records = self.read_extension(header.entry_size()?)?;
                 let before = std::mem::take(&mut self.extensions);
-                self.read_pax(&records);
+                self.read_pax_header(header)?;
                 let global = std::mem::replace(&mut self.extensions, before);
-                if global.name.is_some() || global.size.is_some() || global.sparse {
+                if !global.is_none() {
                     outcome.note_broken("a global header says of every entry what can be true of one only");
                 }
             }
@@ -276,10 +431,7 @@ impl Walk<'_, '_> {
         outcome: &mut ExtractionOutcome,
     ) -> io::Result<()> {
         let extensions = std::mem::take(&mut self.extensions);
-        let name = match &extensions.name {
-            Some(name) => display_name(name),
-            None => display_name(&header.path_bytes()),
-        };
+        let name = extensions.shown_name(header);
         if extensions.sparse {
             outcome.note_broken(format!("{name:?} is a sparse file, which is scanned in pieces only"));
         }
@@ -321,28 +473,35 @@ impl Walk<'_, '_> {
         Ok(bytes)
     }
 
-    /// Takes name and size from PAX records: "length key=value\n".
+    /// Takes what an extension header of PAX says, of the next entry or of all.
+    fn read_pax_header(&mut self, header: &Header) -> io::Result<()> {
+        self.shared.has_pax = true;
+        let records = self.read_extension(entry_size(header)?)?;
+        self.read_pax(&records);
+        Ok(())
+    }
+
+    /// Takes name and size from PAX records.
     fn read_pax(&mut self, records: &[u8]) {
         let mut rest = records;
-        while let Some(space) = rest.iter().position(|byte| *byte == b' ') {
-            let length =
-                std::str::from_utf8(rest.get(..space).unwrap_or_default()).ok().and_then(|text| text.parse().ok());
-            let Some((record, after)) = length.and_then(|length| rest.split_at_checked(length)) else { return };
-            rest = after;
-            let record = record.get(space + 1..).unwrap_or_default();
-            let record = record.strip_suffix(b"\n").unwrap_or(record);
-            self.extensions.sparse |= record.starts_with(b"GNU.sparse.");
-            if let Some(path) = record.strip_prefix(b"path=") {
-                self.extensions.name = Some(path.to_vec());
-            } else if let Some(size) = record.strip_prefix(b"size=") {
-                let text = std::str::from_utf8(size).unwrap_or_default();
-                self.extensions.size = text.parse().ok();
-                // Some programs take a number as the C library does: with space before it, and whatever behind.
-                let digits = text.trim_start().trim_start_matches('+');
-                let end = digits.find(|character: char| !character.is_ascii_digit()).unwrap_or(digits.len());
-                self.extensions.other_size = digits.get(..end).and_then(|digits| digits.parse().ok());
-            } else if let Some(path) = record.strip_prefix(b"GNU.sparse.name=") {
-                self.extensions.name = Some(path.to_vec());
+        while !rest.is_empty() {
+            let Some((key, value, behind)) = pax_record(rest) else {
+                // Here some programs give up, and others read on in ways of their own; each finds these words if it finds a size.
+                let sizes = memchr::memmem::find_iter(rest, b"size=").take(OTHER_SIZES_MAX + 1);
+                for value in sizes.filter_map(|at| rest.get(at + 5..)) {
+                    self.extensions.set_disputed_size(value);
+                }
+                self.extensions.sparse |= find(rest, b"GNU.sparse.").is_some();
+                return;
+            };
+            rest = behind;
+            self.extensions.sparse |= key.starts_with(b"GNU.sparse.");
+            match key {
+                b"path" | b"GNU.sparse.name" => self.extensions.name = Some(value.to_vec()),
+                b"size" => self.extensions.set_size(value),
+                // Some programs pass over space before a key.
+                _ if key.trim_ascii() == b"size" => self.extensions.set_disputed_size(value),
+                _ => {}
             }
         }
     }
@@ -364,6 +523,25 @@ impl Walk<'_, '_> {
         }
         Err(invalid("a sparse map longer than any real archive has"))
     }
+}
+
+/// How long a header says that its entry is. A sign is no digit: programs differ in what they make of one.
+fn entry_size(header: &Header) -> io::Result<u64> {
+    if header.as_old().size.contains(&b'+') && header.as_old().size.is_ascii() {
+        return Err(invalid("malformed size"));
+    }
+    header.entry_size()
+}
+
+/// Takes the first of some PAX records apart, "length key=value\n": its key, its value and what follows it. None if it is not as POSIX
+/// has it.
+fn pax_record(records: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let space = records.iter().position(|byte| !byte.is_ascii_digit())?;
+    let length = std::str::from_utf8(records.get(..space)?).ok()?.parse().ok()?;
+    let (record, behind) = records.split_at_checked(length)?;
+    let record = record.get(space..)?.strip_prefix(b" ")?.strip_suffix(b"\n")?;
+    let equals = record.iter().position(|byte| *byte == b'=')?;
+    Some((record.get(..equals)?, record.get(equals + 1..)?, behind))
 }
 
 fn invalid(reason: &'static str) -> io::Error {

@@ -173,6 +173,77 @@ fn tape_archives_are_walked_as_all_programs_walk_them() {
     assert!(taken.outcome.is_complete() && taken.members.len() == 1, "{taken:?}");
 }
 
+/// Whether a file has a member of exactly this content.
+fn comes_out(content: &[u8], file: &[u8]) -> bool {
+    take_apart(file, &Passwords::NONE).members.iter().any(|(_, member)| member == content)
+}
+
+#[test]
+fn entries_of_tape_archives_come_out_as_long_as_any_program_takes_them_for() {
+    // Content that looks like the end to whoever takes the entry for empty.
+    let content = [vec![0; 512], eicar()].concat();
+    let end = vec![0; 1024];
+    let sized = |records: &[u8], kind: u8| {
+        let first = tar_entry("readme", b"hello", b'0');
+        [first, tar_entry("x", records, kind), tar_entry("e", &content, b'0'), end.clone()].concat()
+    };
+    for records in [
+        &b"+11 size=0\n"[..],
+        b"10 size=0\n",
+        b" 10 size=0\n",
+        b"11  size=0\n",
+        b"12 size=0x\n\n",
+        b"12 size=+0\n\n",
+        b"16 comment=none\n+11 size=0\n",
+    ] {
+        let shown = String::from_utf8_lossy(records);
+        assert!(comes_out(&content, &sized(records, b'x')), "{shown:?}");
+        assert!(comes_out(&content, &sized(records, b'X')), "{shown:?}");
+    }
+    // And the other way round, where the header itself says that it is empty.
+    let length = content.len();
+    for record in [format!("size={length}"), format!("size= {length}"), format!("size=0_{length}")] {
+        let records = format!("{} {record}\n", record.len() + 4);
+        let entry = [tar_entry("x", records.as_bytes(), b'x'), tar_header("e", 0, b'0'), content.clone()].concat();
+        assert!(comes_out(&content, &[entry, end.clone()].concat()), "{records:?}");
+    }
+    let mut signed = tar::Header::new_ustar();
+    signed.as_mut_bytes()[124..136].copy_from_slice(b"+0000000000\0");
+    signed.set_cksum();
+    let signed = [&signed.as_bytes()[..], &content, &end].concat();
+    assert!(take_apart(&signed, &Passwords::NONE).outcome.broken.is_some());
+    // The content of hard links, in an archive of PAX and where no header follows.
+    let link = [tar_entry("l", &content, b'1'), end.clone()].concat();
+    assert!(comes_out(&content, &link));
+    let decoy = [tar_entry("decoy", b"hello", b'0'), content.clone()].concat();
+    let link = [tar_entry("x", b"10 mtime=1\n", b'x'), tar_entry("l", &decoy, b'1'), end.clone()].concat();
+    assert!(comes_out(&decoy, &link));
+    // More of it than a few times the archive's length is told.
+    let links = tar_header("l", 1 << 20, b'1').repeat(100);
+    let links = [tar_entry("x", b"10 mtime=1\n", b'x'), links, end.clone()].concat();
+    assert!(take_apart(&links, &Passwords::NONE).outcome.suspicious.is_some());
+}
+
+#[test]
+fn what_lies_behind_the_end_of_a_tape_archive_comes_out() {
+    let archive = [tar_entry("readme", b"hello", b'0'), vec![0; 1024]].concat();
+    // Programs pad an archive to 10 KiB, or to whole tracks.
+    for padding in [0, 1, 9216, 1 << 20] {
+        let taken = take_apart(&[archive.clone(), vec![0; padding]].concat(), &Passwords::NONE);
+        assert!(taken.outcome.is_complete() && taken.members.len() == 1, "{padding}: {taken:?}");
+    }
+    let behind = [vec![b'J'; 600], vec![0; 2000], eicar()].concat();
+    for padding in [0, 512, 5120] {
+        let taken = take_apart(&[archive.clone(), vec![0; padding], behind.clone()].concat(), &Passwords::NONE);
+        assert!(taken.outcome.is_complete(), "{taken:?}");
+        assert_eq!(taken.members[1], ("behind the archive".to_owned(), behind.clone()));
+    }
+    // And so does what lies behind that.
+    let more = [vec![0; 1024], archive.clone(), vec![b'K'; 512], archive].concat();
+    let names: Vec<_> = take_apart(&more, &Passwords::NONE).members.into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["readme", "behind the archive", "readme"]);
+}
+
 #[test]
 fn archives_are_found_behind_and_before_anything() {
     let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
