@@ -55,9 +55,31 @@ fn compress(method: u32, content: &[u8]) -> Vec<u8> {
     }
 }
 
+/// A table of chunks, of a disk of so many sectors.
+fn chunk_table(chunks: &[u8], sectors: usize) -> String {
+    let mut header = b"mish\0\0\0\x01".to_vec();
+    header.extend_from_slice(&0u64.to_be_bytes());
+    header.extend_from_slice(&(sectors as u64).to_be_bytes());
+    header.resize(200, 0);
+    header.extend_from_slice(&(chunks.len() as u32 / 40).to_be_bytes());
+    base64::encode(&[&header, chunks].concat())
+}
+
+/// An array of one table, as it is in a property list.
+fn table_array(table: &str) -> String {
+    format!(
+        "<key>blkx</key>\n<array><dict><key>Attributes</key><string>0x0050</string><key>Data</key><data>\n{table}\n</data></dict></array>"
+    )
+}
+
 /// A DMG of a disk: chunks of 32 KiB, those of zeros left out, and the others compressed by one method after the other.
 fn dmg(disk: &[u8], methods: &[u32]) -> Vec<u8> {
-    let (mut file, mut table, mut count) = (Vec::new(), Vec::new(), 0u32);
+    dmg_with(disk, methods, table_array)
+}
+
+/// The same with what the property list is to have for its table.
+fn dmg_with(disk: &[u8], methods: &[u32], fork: impl Fn(&str) -> String) -> Vec<u8> {
+    let (mut file, mut table) = (Vec::new(), Vec::new());
     for (number, chunk) in disk.chunks(32 * 1024).enumerate() {
         let is_zeros = chunk.iter().all(|byte| *byte == 0);
         let method = if is_zeros { 0 } else { methods[number % methods.len()] };
@@ -67,20 +89,12 @@ fn dmg(disk: &[u8], methods: &[u32]) -> Vec<u8> {
         let numbers = [number * 64, chunk.len() / SECTOR_BYTES, file.len(), packed.len()];
         table.extend(numbers.into_iter().flat_map(|number| (number as u64).to_be_bytes()));
         file.extend_from_slice(&packed);
-        count += 1;
     }
     table.extend_from_slice(&u32::MAX.to_be_bytes());
     table.extend_from_slice(&[0; 36]);
-    let mut header = b"mish\0\0\0\x01".to_vec();
-    header.extend_from_slice(&0u64.to_be_bytes());
-    header.extend_from_slice(&((disk.len() / SECTOR_BYTES) as u64).to_be_bytes());
-    header.resize(200, 0);
-    header.extend_from_slice(&(count + 1).to_be_bytes());
-    let table = base64::encode(&[header, table].concat());
+    let fork = fork(&chunk_table(&table, disk.len() / SECTOR_BYTES));
     let list = format!(
-        "<?xml version=\"1.0\"?>\n<plist version=\"1.0\"><dict><key>resource-fork</key><dict><key>blkx</key>\n<array>\
-         <dict><key>Attributes</key><string>0x0050</string><key>Data</key><data>\n{table}\n</data></dict></array></dict>\
-         </dict></plist>\n"
+        "<?xml version=\"1.0\"?>\n<plist version=\"1.0\"><dict><key>resource-fork</key><dict>{fork}</dict></dict></plist>\n"
     );
     let (list_at, list_bytes) = (file.len() as u64, list.len() as u64);
     file.extend_from_slice(list.as_bytes());
@@ -104,6 +118,70 @@ fn disk_images_of_macs_come_apart_whatever_compresses_them() {
     }
     let mixed = dmg(&sample("hfs"), &[ZLIB, ADC, BZIP2, LZFSE, LZMA]);
     conformance::check(&Case::new("dmg", &mixed, &eicar()), ROUNDS);
+}
+
+/// Writes an entry into a disk's partition table.
+fn set_partition(disk: &mut [u8], number: usize, status: u8, kind: u8, first: u32, count: u32) {
+    let mut entry = [status, 1, 1, 0, kind, 0xfe, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0];
+    entry[8..12].copy_from_slice(&first.to_le_bytes());
+    entry[12..].copy_from_slice(&count.to_le_bytes());
+    disk[446 + number * 16..][..16].copy_from_slice(&entry);
+}
+
+fn is_disk(file: &[u8]) -> bool {
+    let detected = lazaret_containers::detect(&mut std::io::Cursor::new(file), file.len() as u64).unwrap();
+    detected.containers.iter().any(|found| found.format.name() == "disk")
+}
+
+#[test]
+fn senseless_entries_of_a_partition_table_hide_no_partition() {
+    for (status, kind, first) in [(0, 0x83, 100_000), (1, 0, 0), (0x7f, 0x83, 100_000), (0, 5, 100_000)] {
+        for number in [2, 3] {
+            let mut disk = sample("disk-mbr");
+            set_partition(&mut disk, number, status, kind, first, 5000);
+            for file in [dmg(&disk, &[ZLIB]), disk] {
+                assert!(conformance::is_found(&file, &eicar(), &Passwords::NONE), "{status} {kind} {first}");
+                let taken = take_apart(&file, &Passwords::NONE);
+                assert!(taken.outcome.broken.is_some(), "{status} {kind} {first}: {taken:?}");
+                assert!(taken.members.iter().all(|(name, _)| name != "disk"), "{taken:?}");
+            }
+        }
+    }
+    // An extended partition that is none hides nothing that comes behind it.
+    let mut disk = sample("disk-mbr");
+    let entry: [u8; 16] = disk[446..462].try_into().unwrap();
+    disk[494..510].copy_from_slice(&entry);
+    set_partition(&mut disk, 0, 0, 5, 1, 1);
+    assert!(conformance::is_found(&disk, &eicar(), &Passwords::NONE));
+    // Images of discs that boot from sticks have a partition that is all of the disk.
+    let mut hybrid = sample("disk-mbr");
+    set_partition(&mut hybrid, 3, 0x80, 0x17, 0, 5000);
+    conformance::comes_apart(&Case::new("disk", &hybrid, &eicar()));
+    // Code with an end mark, and a kernel's header whose numbers look like a partition.
+    let mut code = [vec![b'J'; 510], vec![0x55, 0xaa], vec![b'J'; 1 << 16]].concat();
+    assert!(!is_disk(&code));
+    set_partition(&mut code, 3, 0, 1, 10, 0xffff);
+    assert!(!is_disk(&code));
+}
+
+#[test]
+fn file_systems_and_partitions_beside_each_other_are_both_read() {
+    let inner = sample("hfs");
+    let mut disk = sample("fat12");
+    let first = disk.len().div_ceil(SECTOR_BYTES);
+    disk.resize(first * SECTOR_BYTES, 0);
+    set_partition(&mut disk, 0, 0, 0xaf, first as u32, (inner.len() / SECTOR_BYTES) as u32);
+    for number in 1..4 {
+        set_partition(&mut disk, number, 0, 0, 0, 0);
+    }
+    let disk = [disk, inner].concat();
+    let taken = take_apart(&disk, &Passwords::NONE);
+    let names: Vec<_> = taken.members.iter().map(|(name, _)| name.as_str()).collect();
+    assert!(names.contains(&"README.TXT") && names.iter().any(|name| name.starts_with("partition 1/")), "{names:?}");
+    assert!(taken.outcome.suspicious.is_some());
+    let names: Vec<_> =
+        take_apart(&dmg(&disk, &[ZLIB]), &Passwords::NONE).members.into_iter().map(|(name, _)| name).collect();
+    assert!(names.iter().any(|name| name.starts_with("partition 1/")), "{names:?}");
 }
 
 #[test]

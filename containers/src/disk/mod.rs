@@ -48,8 +48,8 @@ pub(crate) static DISK: Format = Format {
     // A hybrid image boots from a stick and from a disc.
     beside: &["iso9660", "udf"],
     probe: |probe| {
-        let has_partitions = !partitions(probe.head, probe.length).is_empty() || has_apple_map(probe.head);
-        whole_if(has_partitions && file_systems::of(probe.head).is_none_or(|found| !found.owns_first_sector))
+        let has_table = !partitions(probe.input, probe.head, probe.length).partitions.is_empty();
+        whole_if(has_table || has_apple_map(probe.head))
     },
     extractor: &Disk,
 };
@@ -62,28 +62,62 @@ struct Partition {
     kind: u8,
 }
 
-/// The partitions of a boot record; none if it is no such record.
-fn partitions(head: &[u8], length: u64) -> Vec<Partition> {
-    if head.get(510..512) != Some(&MARK) {
-        return Vec::new();
+/// What a boot record says of partitions.
+#[derive(Default)]
+struct Table {
+    partitions: Vec<Partition>,
+    /// An entry is no partition, nor empty. Some programs pass over it, and others believe none of them.
+    has_senseless: bool,
+}
+
+/// The partitions of a boot record; none if it is no such record. Code or text may lie where a table would be, before the same mark: where
+/// an entry makes no sense, or a file system has the sector for itself, one of the others must lead to something.
+fn partitions(input: &mut dyn ReadSeek, head: &[u8], length: u64) -> Table {
+    let table = table(head, length);
+    let is_owned = || file_systems::of(head).is_some_and(|found| found.owns_first_sector);
+    let leads = |partition: &Partition| partition.leads_somewhere(&mut *input);
+    if table.partitions.is_empty() || !table.has_senseless && !is_owned() || table.partitions.iter().any(leads) {
+        table
+    } else {
+        Table::default()
     }
-    let mut found = Vec::new();
+}
+
+/// What lies where a boot record has its table.
+fn table(head: &[u8], length: u64) -> Table {
+    let mut table = Table::default();
+    if head.get(510..512) != Some(&MARK) {
+        return table;
+    }
     for entry in head.get(TABLE_AT..510).unwrap_or_default().chunks_exact(16) {
         let (Some([status]), Some([kind])) = (array(entry, 0), array(entry, 4)) else { continue };
         let (Some(first), Some(count)) = (le32(entry, 8), le32(entry, 12)) else { continue };
-        // Code where a table would be is no table.
-        if status & 0x7f != 0 {
-            return Vec::new();
-        }
+        table.has_senseless |= status & 0x7f != 0;
         let (first, count) = (u64::from(first), u64::from(count));
-        if kind != 0 && count > 0 {
-            if first == 0 || first.saturating_mul(SECTOR_BYTES) >= length {
-                return Vec::new();
-            }
-            found.push(Partition { first, count, kind });
+        // One from the first sector on is the disk itself: images of discs that boot from sticks as well have it.
+        if kind == 0 || count == 0 || first == 0 {
+            continue;
+        }
+        if first.saturating_mul(SECTOR_BYTES) < length {
+            table.partitions.push(Partition { first, count, kind });
+        } else {
+            table.has_senseless = true;
         }
     }
-    found
+    table
+}
+
+impl Partition {
+    /// Whether something is there that is known here.
+    fn leads_somewhere(&self, input: &mut dyn ReadSeek) -> bool {
+        let offset = self.first.saturating_mul(SECTOR_BYTES);
+        match self.kind {
+            0xee => read_array::<8>(input, SECTOR_BYTES).is_ok_and(|mark| mark == GPT_MARK),
+            0x05 | 0x0f | 0x85 => read_array::<2>(input, offset.saturating_add(510)).is_ok_and(|mark| mark == MARK),
+            _ => read_start(&mut Section::new(input, offset), HEAD_BYTES as u64)
+                .is_ok_and(|head| file_systems::of(&head).is_some()),
+        }
+    }
 }
 
 struct Disk;
@@ -110,8 +144,7 @@ fn virtual_disk_content(input: &mut dyn ReadSeek, length: u64, out: &mut Out<'_,
     {
         out.outcome.note_error("the file system is broken", &error);
     }
-    let is_all = out.is_over() || file_system.is_some_and(|found| found.owns_first_sector);
-    if !is_all && !all_partitions(input, &head, length, out)? && file_system.is_none() {
+    if !out.is_over() && !all_partitions(input, &head, length, out)? && file_system.is_none() {
         out.stored("disk".to_owned(), input, 0, length);
     }
     Ok(())
@@ -123,14 +156,25 @@ fn all_partitions(input: &mut dyn ReadSeek, head: &[u8], length: u64, out: &mut 
     if has_apple_map(head) {
         apple_map(input, head, &mut number, out)?;
     }
-    for partition in partitions(head, length) {
+    let table = partitions(input, head, length);
+    if table.has_senseless {
+        out.outcome.note_broken("an entry of the partition table leads nowhere");
+    }
+    for partition in table.partitions {
         if out.is_over() {
             return Ok(true);
         }
-        match partition.kind {
-            0xee => gpt(input, &mut number, out)?,
-            0x05 | 0x0f | 0x85 => extended(input, partition.first, &mut number, out)?,
-            _ => volume(input, partition.first, partition.count, &mut number, out),
+        let result = match partition.kind {
+            0xee => gpt(input, &mut number, out),
+            0x05 | 0x0f | 0x85 => extended(input, partition.first, &mut number, out),
+            _ => {
+                volume(input, partition.first, partition.count, &mut number, out);
+                Ok(())
+            }
+        };
+        // The others are there all the same.
+        if let Err(error) = result {
+            out.outcome.note_error("a partition is broken", &error);
         }
     }
     Ok(number > 0)
