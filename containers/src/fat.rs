@@ -66,13 +66,12 @@ impl Layout {
     /// None if it is no boot sector of a FAT file system.
     fn parse(boot: &[u8]) -> Option<Self> {
         let jump = matches!(boot, [0xeb, _, 0x90, ..] | [0xe9, ..]);
+        let has_marks = jump && boot.get(510..512)? == [0x55, 0xaa];
         let sector = u64::from(le16(boot, 11)?);
         let [per_cluster, _, _, tables] = array(boot, 13)?;
         let reserved = u64::from(le16(boot, 14)?);
         let media = *boot.get(21)?;
-        let is_one = jump
-            && boot.get(510..512)? == [0x55, 0xaa]
-            && matches!(sector, 512 | 1024 | 2048 | 4096)
+        let is_one = matches!(sector, 512 | 1024 | 2048 | 4096)
             && per_cluster.is_power_of_two()
             && reserved > 0
             && (1..=4).contains(&tables)
@@ -97,7 +96,16 @@ impl Layout {
             _ => Width::Bits32,
         };
         let root_cluster = if root_bytes == 0 { le32(boot, 44)? } else { 0 };
-        (table_sectors > 0).then_some(Self {
+        // Some programs look for neither the jump nor the mark at the end. Without them the numbers must agree: the table has room for
+        // each cluster and the two before the first.
+        let entry_bits = match width {
+            Width::Bits12 => 12,
+            Width::Bits16 => 16,
+            Width::Bits32 => 32,
+        };
+        let is_consistent =
+            clusters > 0 && (u64::from(clusters) + 2) * entry_bits <= table_sectors.saturating_mul(sector * 8);
+        (table_sectors > 0 && (has_marks || is_consistent)).then_some(Self {
             table: reserved * sector,
             root,
             root_bytes,
@@ -215,7 +223,8 @@ impl Volume<'_> {
             let attributes = *entry.get(11).unwrap_or(&0);
             match (*first, attributes & 0x3f) {
                 (0, _) => break,
-                (0xe5 | b'.', _) => long.clear(),
+                (0xe5, _) => long.clear(),
+                (b'.', attributes) if attributes & ATTRIBUTE_DIRECTORY != 0 && is_own(entry) => long.clear(),
                 (_, ATTRIBUTES_LONG_NAME) => long_name(entry, &mut long),
                 (_, attributes) if attributes & ATTRIBUTE_LABEL != 0 => long.clear(),
                 _ => {
@@ -253,6 +262,11 @@ impl Volume<'_> {
         out.member(path, Some(u64::from(length)), &mut content);
         Ok(())
     }
+}
+
+/// Whether an entry has the name of the directory itself or of the one that it is in.
+fn is_own(entry: &[u8]) -> bool {
+    matches!(entry.get(..11), Some(b".          " | b"..         "))
 }
 
 /// Takes part of a long name: thirteen units of UTF-16, the last part first.

@@ -185,6 +185,32 @@ fn file_systems_and_partitions_beside_each_other_are_both_read() {
 }
 
 #[test]
+fn file_systems_without_a_jump_or_an_end_mark_are_read() {
+    for name in ["fat12", "fat16"] {
+        for (jump, mark) in [(None, [0, 0]), (Some([0; 3]), [0x55, 0xaa]), (Some([0x49, 0, 0]), [0, 0])] {
+            let mut image = sample(name);
+            let jump = jump.unwrap_or([image[0], image[1], image[2]]);
+            image[..3].copy_from_slice(&jump);
+            image[510..512].copy_from_slice(&mark);
+            conformance::comes_apart(&Case::new("fat", &image, &eicar()));
+            // A table that has no room for the clusters is none.
+            image[22..24].copy_from_slice(&[1, 0]);
+            image[32..36].copy_from_slice(&(1u32 << 20).to_le_bytes());
+            image[19..21].copy_from_slice(&[0; 2]);
+            assert!(take_apart(&image, &Passwords::NONE).members.is_empty(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn files_whose_short_names_begin_with_a_dot_come_out() {
+    let mut image = sample("fat12");
+    let at = image.windows(11).position(|name| name == b"EICAR   COM").unwrap();
+    image[at] = b'.';
+    conformance::comes_apart(&Case::new("fat", &image, &eicar()));
+}
+
+#[test]
 fn encrypted_disk_images_of_macs_are_told() {
     let file = [b"encrcdsa\0\0\0\x02".as_slice(), &[7; 4096]].concat();
     let taken = take_apart(&file, &Passwords::NONE);
