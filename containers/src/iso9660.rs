@@ -2,7 +2,8 @@
 //! and P1282 (Rock Ridge).
 //!
 //! An image has a directory tree for each kind of reader, and they may differ. All are walked; a file that lies at the same place in several
-//! of them is handed out once. Interleaved files and those that zisofs compressed come out as they lie there, and are told.
+//! of them is handed out once. Before a file may lie blocks of attributes, which some programs take for its beginning: it comes out both ways,
+//! and directories are read both ways. Interleaved files and those that zisofs compressed come out as they lie there, and are told.
 
 use std::collections::HashSet;
 use std::io::{self, Read};
@@ -11,6 +12,7 @@ use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name};
 use crate::fields::{array, invalid, le16, le32};
 use crate::format::{Format, Probe, whole_if};
+use crate::limits::Halt;
 use crate::outcome::ExtractionOutcome;
 use crate::parts::{Out, part, read_vec};
 
@@ -24,6 +26,8 @@ const DIRECTORY_BYTES_MAX: u64 = 16 << 20;
 /// Most directories, and most files: each costs a place in a set.
 const DIRECTORIES_MAX: usize = 1 << 16;
 const FILES_MAX: usize = 1 << 20;
+/// Most pieces of all files, which are kept to know the files by.
+const PIECES_MAX: usize = 1 << 21;
 /// Most pieces of one file. Each holds up to 4 GiB.
 const EXTENTS_MAX: usize = 1 << 10;
 /// The longest path that is kept.
@@ -61,6 +65,7 @@ impl Extractor for Iso {
             block_bytes: DESCRIPTOR_BYTES,
             joliet: false,
             files: HashSet::new(),
+            pieces: 0,
         };
         let result = walk.run();
         walk.out.end("the image is broken", result)
@@ -75,6 +80,8 @@ struct Extent {
 
 struct Directory {
     extent: Extent,
+    /// It begins there only for programs that don't pass over attributes.
+    with_attributes: bool,
     path: String,
 }
 
@@ -83,16 +90,32 @@ struct Walk<'w, 'o, 's> {
     out: Out<'o, 's>,
     block_bytes: u64,
     joliet: bool,
-    /// The beginnings of the files that were handed out.
-    files: HashSet<Extent>,
+    /// Where the files lie that were handed out.
+    files: HashSet<Box<[Extent]>>,
+    /// How many pieces they have.
+    pieces: usize,
 }
 
 /// A directory record.
 struct Record {
     extent: Extent,
+    /// The same for programs that don't pass over attributes.
+    with_attributes: Extent,
     flags: u8,
     interleaved: bool,
     name: String,
+}
+
+impl Record {
+    /// Notes a directory to be read, unless it was noted before.
+    fn queue(&self, path: String, queue: &mut Vec<Directory>, seen: &mut HashSet<Extent>) {
+        if seen.insert(self.extent) {
+            queue.push(Directory { extent: self.extent, with_attributes: false, path: path.clone() });
+        }
+        if seen.insert(self.with_attributes) {
+            queue.push(Directory { extent: self.with_attributes, with_attributes: true, path });
+        }
+    }
 }
 
 impl Walk<'_, '_, '_> {
@@ -129,16 +152,22 @@ impl Walk<'_, '_, '_> {
         };
         let root = self.record(descriptor.get(156..190).unwrap_or_default())?;
         let root = root.ok_or_else(|| invalid("no root directory"))?;
-        let mut queue = vec![Directory { extent: root.extent, path: String::new() }];
-        let mut seen = HashSet::from([root.extent.offset]);
+        let (mut queue, mut seen) = (Vec::new(), HashSet::new());
+        root.queue(String::new(), &mut queue, &mut seen);
         let mut at = 0;
         while let Some(directory) = queue.get_mut(at) {
             at += 1;
-            let directory = Directory { extent: directory.extent, path: std::mem::take(&mut directory.path) };
+            let directory = Directory { path: std::mem::take(&mut directory.path), ..*directory };
             if self.out.is_over() {
                 return Ok(());
             }
-            if let Err(error) = self.directory(&directory, &mut queue, &mut seen) {
+            let before = (queue.len(), self.files.len());
+            let result = self.directory(&directory, &mut queue, &mut seen);
+            // Attributes are no directory for most programs: where nothing is found in them that is nothing to remark.
+            let is_none = directory.with_attributes && before == (queue.len(), self.files.len());
+            if let Err(error) = result
+                && (!is_none || Halt::of(&error).is_some())
+            {
                 self.out.outcome.note_error(&format!("directory {:?}", directory.path), &error);
             }
         }
@@ -149,11 +178,11 @@ impl Walk<'_, '_, '_> {
         &mut self,
         directory: &Directory,
         queue: &mut Vec<Directory>,
-        seen: &mut HashSet<u64>,
+        seen: &mut HashSet<Extent>,
     ) -> io::Result<()> {
         let Extent { offset, length } = directory.extent;
         let bytes = read_vec(self.input, offset, length, DIRECTORY_BYTES_MAX)?;
-        let mut pieces: Vec<Extent> = Vec::new();
+        let (mut pieces, mut with_attributes) = (Vec::new(), Vec::new());
         // No record crosses the end of a block.
         for block in bytes.chunks(self.block_bytes as usize) {
             let mut rest = block;
@@ -170,17 +199,20 @@ impl Walk<'_, '_, '_> {
                     if queue.len() >= DIRECTORIES_MAX {
                         return Err(invalid("more directories than any real image has"));
                     }
-                    if seen.insert(record.extent.offset) {
-                        queue.push(Directory { extent: record.extent, path });
-                    }
+                    record.queue(path, queue, seen);
                     continue;
                 }
                 if pieces.len() >= EXTENTS_MAX {
                     return Err(invalid("a file of more pieces than any real one has"));
                 }
                 pieces.push(record.extent);
+                with_attributes.push(record.with_attributes);
                 if record.flags & FLAG_GOES_ON == 0 {
-                    self.file(path, &std::mem::take(&mut pieces), record.interleaved)?;
+                    let (pieces, others) = (std::mem::take(&mut pieces), std::mem::take(&mut with_attributes));
+                    if others != pieces {
+                        self.file(path.clone(), &others, record.interleaved)?;
+                    }
+                    self.file(path, &pieces, record.interleaved)?;
                 }
             }
         }
@@ -188,13 +220,13 @@ impl Walk<'_, '_, '_> {
     }
 
     fn file(&mut self, path: String, pieces: &[Extent], interleaved: bool) -> io::Result<()> {
-        let first = pieces.first().copied().ok_or_else(|| invalid("a file without a place"))?;
         let length: u64 = pieces.iter().map(|piece| piece.length).sum();
         // Empty files share a place, and cost nothing.
-        if length > 0 && !self.files.insert(Extent { length, ..first }) {
+        if length > 0 && !self.files.insert(pieces.into()) {
             return Ok(());
         }
-        if self.files.len() > FILES_MAX {
+        self.pieces += pieces.len();
+        if self.files.len() > FILES_MAX || self.pieces > PIECES_MAX {
             return Err(invalid("more files than any real image has"));
         }
         if interleaved {
@@ -220,6 +252,7 @@ impl Walk<'_, '_, '_> {
         let raw = record.get(33..name_end).ok_or_else(malformed)?;
         let offset = (u64::from(block) + u64::from(attribute_blocks)) * self.block_bytes;
         let extent = Extent { offset, length: u64::from(length) };
+        let with_attributes = Extent { offset: u64::from(block) * self.block_bytes, ..extent };
         // The root's own record in a volume descriptor has such a name too.
         let is_own = matches!(raw, [0] | [1]);
         if is_own && record.len() != 34 {
@@ -237,7 +270,7 @@ impl Walk<'_, '_, '_> {
             }
             None => without_version(&display_name(raw)).to_owned(),
         };
-        Ok(Some(Record { extent, flags, interleaved: unit != 0 || gap != 0, name }))
+        Ok(Some(Record { extent, with_attributes, flags, interleaved: unit != 0 || gap != 0, name }))
     }
 
     /// The name that Rock Ridge gives, if it gives one.

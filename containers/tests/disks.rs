@@ -210,6 +210,74 @@ fn files_whose_short_names_begin_with_a_dot_come_out() {
     conformance::comes_apart(&Case::new("fat", &image, &eicar()));
 }
 
+/// A record of a directory of ISO 9660: a file at a block.
+fn disc_record(name: &[u8], attribute_blocks: u8, block: u32, length: u32, flags: u8) -> Vec<u8> {
+    let mut record = vec![0, attribute_blocks];
+    for number in [block, length] {
+        record.extend_from_slice(&number.to_le_bytes());
+        record.extend_from_slice(&number.to_be_bytes());
+    }
+    record.extend_from_slice(&[126, 1, 1, 0, 0, 0, 0, flags, 0, 0, 1, 0, 0, 1, name.len() as u8]);
+    record.extend_from_slice(name);
+    record.resize(record.len().next_multiple_of(2), 0);
+    record[0] = record.len() as u8;
+    record
+}
+
+/// An image of a disc of 2-KiB blocks: these in its root directory, which is block 20, and what blocks hold.
+fn disc(records: &[Vec<u8>], blocks: &[(usize, &[u8])]) -> Vec<u8> {
+    let mut image = vec![0; 40 * 2048];
+    let mut put = |block: usize, bytes: &[u8]| image[block * 2048..][..bytes.len()].copy_from_slice(bytes);
+    let mut descriptor = b"\x01CD001\x01".to_vec();
+    descriptor.resize(2048, 0);
+    descriptor[128..132].copy_from_slice(&[0, 8, 8, 0]);
+    descriptor[156..190].copy_from_slice(&disc_record(&[0], 0, 20, 2048, 2));
+    put(16, &descriptor);
+    put(17, b"\xffCD001\x01");
+    put(20, &[&[disc_record(&[0], 0, 20, 2048, 2), disc_record(&[1], 0, 20, 2048, 2)], records].concat().concat());
+    for (block, bytes) in blocks {
+        put(*block, bytes);
+    }
+    image
+}
+
+#[test]
+fn files_of_a_disc_that_begin_alike_all_come_out() {
+    let (eicar, clean) = (eicar(), vec![b'x'; eicar().len()]);
+    let file = |name: &[u8], last| {
+        let length = eicar.len() as u32;
+        [disc_record(name, 0, 25, 2048, 0x80), disc_record(name, 0, last, length, 0)].concat()
+    };
+    let image =
+        disc(&[file(b"A.TXT;1", 26), file(b"B.COM;1", 27), file(b"C.COM;1", 27)], &[(26, &clean), (27, &eicar)]);
+    let taken = take_apart(&image, &Passwords::NONE);
+    assert!(taken.outcome.is_complete() && taken.members.len() == 2, "{taken:?}");
+    assert!(conformance::is_found(&image, &eicar, &Passwords::NONE));
+}
+
+#[test]
+fn attributes_before_a_file_of_a_disc_hide_nothing() {
+    let eicar = eicar();
+    let length = eicar.len() as u32;
+    let has = |image: &[u8]| take_apart(image, &Passwords::NONE).members.iter().any(|(_, content)| *content == eicar);
+    for block in [25, 26] {
+        assert!(has(&disc(&[disc_record(b"E.COM;1", 1, 25, length, 0)], &[(block, &eicar)])), "{block}");
+        // A directory, for those who find it before and those who find it behind its attributes.
+        let file = disc_record(b"E.COM;1", 0, 30, length, 0);
+        let image = disc(&[disc_record(b"D", 1, 25, 2048, 2)], &[(block, &file), (30, &eicar)]);
+        assert!(has(&image), "{block}");
+    }
+    // What is no directory but its attributes is nothing to remark.
+    let file = disc_record(b"E.COM;1", 0, 30, length, 0);
+    let image = disc(&[disc_record(b"D", 1, 25, 2048, 2)], &[(25, &[7; 250]), (26, &file), (30, &eicar)]);
+    conformance::comes_apart(&Case::new("iso9660", &image, &eicar));
+    // Two directories at one place, one of which ends before the file.
+    let files = [disc_record(b"A.TXT;1", 0, 31, 5, 0), file].concat();
+    let first = disc_record(b"A.TXT;1", 0, 31, 5, 0).len() as u32;
+    let records = [disc_record(b"C", 0, 25, first, 2), disc_record(b"D", 0, 25, 2048, 2)];
+    assert!(has(&disc(&records, &[(25, &files), (30, &eicar), (31, b"clean")])));
+}
+
 #[test]
 fn encrypted_disk_images_of_macs_are_told() {
     let file = [b"encrcdsa\0\0\0\x02".as_slice(), &[7; 4096]].concat();
