@@ -120,6 +120,35 @@ fn disk_images_of_macs_come_apart_whatever_compresses_them() {
     conformance::check(&Case::new("dmg", &mixed, &eicar()), ROUNDS);
 }
 
+#[test]
+fn each_list_of_chunks_of_a_disk_image_of_macs_is_read() {
+    let disk = sample("hfs");
+    // A disk of zeros.
+    let mut chunks = [0; 40];
+    chunks[16..24].copy_from_slice(&64u64.to_be_bytes());
+    let decoy = table_array(&chunk_table(&chunks, 64));
+    for around in
+        [("<key>y</key><dict>", "</dict>"), ("<!-- ", " -->"), ("<key>x</key><string><![CDATA[", "]]></string>")]
+    {
+        let decoy = [around.0, &decoy, around.1].concat();
+        let before = dmg_with(&disk, &[ZLIB], |table| format!("{decoy}{}", table_array(table)));
+        let behind = dmg_with(&disk, &[ZLIB], |table| format!("{}{decoy}", table_array(table)));
+        for file in [before, behind] {
+            assert!(conformance::is_found(&file, &eicar(), &Passwords::NONE), "{around:?}");
+            assert!(take_apart(&file, &Passwords::NONE).outcome.suspicious.is_some(), "{around:?}");
+        }
+    }
+    for odd in ["<key>Data</key><data><!-- -->AAAA</data>", "<data>AAA&#65;</data>", "<data>A=AA</data>"] {
+        let file = dmg_with(&disk, &[ZLIB], |table| format!("{odd}{}", table_array(table)));
+        assert!(take_apart(&file, &Passwords::NONE).outcome.broken.is_some(), "{odd:?}");
+    }
+    // Real images have other data too, and none.
+    let others =
+        "<key>plst</key><array><dict><key>Data</key><data>\nAAAA\nAAA=\n</data></dict><data></data><data/></array>";
+    let file = dmg_with(&disk, &[ZLIB], |table| format!("{}{others}", table_array(table)));
+    conformance::comes_apart(&Case::new("dmg", &file, &eicar()));
+}
+
 /// Writes an entry into a disk's partition table.
 fn set_partition(disk: &mut [u8], number: usize, status: u8, kind: u8, first: u32, count: u32) {
     let mut entry = [status, 1, 1, 0, kind, 0xfe, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0];

@@ -27,6 +27,9 @@ const LIST_BYTES_MAX: u64 = 16 << 20;
 /// Most chunks: those of a disk of a terabyte.
 const CHUNKS_MAX: usize = 1 << 20;
 const CHUNK_BYTES: usize = 40;
+const TABLE_MARK: &[u8] = b"mish";
+/// Most arrays with chunks: real images have one.
+const DISKS_MAX: usize = 4;
 /// Where the chunks of a table begin.
 const TABLE_HEADER_BYTES: usize = 204;
 /// A chunk that is decoded must be no larger than this: real ones have up to a megabyte, and some of them are kept.
@@ -92,7 +95,24 @@ fn image(input: &mut dyn ReadSeek, length: u64, out: &mut Out<'_, '_>) -> io::Re
         out.outcome.note_broken("the disk image is one of several segments, which are not joined");
     }
     let list = read_vec(input, list, list_bytes, LIST_BYTES_MAX)?;
-    let mut chunks = chunks(&list, data)?;
+    let disks = disks(&list, data)?;
+    if disks.len() > 1 {
+        out.outcome
+            .note_suspicious("the disk image has several lists of chunks, of which programs take different ones");
+    }
+    for chunks in disks {
+        if out.is_over() {
+            break;
+        }
+        if let Err(error) = disk(input, chunks, out) {
+            out.outcome.note_error("the disk image is broken", &error);
+        }
+    }
+    Ok(())
+}
+
+/// Hands out what is on the disk that some chunks make.
+fn disk(input: &mut dyn ReadSeek, mut chunks: Vec<Chunk>, out: &mut Out<'_, '_>) -> io::Result<()> {
     chunks.sort_by_key(|chunk| chunk.position);
     if chunks.windows(2).any(|two| matches!(two, [one, next] if one.position + one.length > next.position)) {
         return Err(invalid("chunks that overlap"));
@@ -112,20 +132,46 @@ struct Chunk {
     stored_bytes: u64,
 }
 
-/// The chunks that a property list names: tables in base64 in the array `blkx`.
-fn chunks(list: &[u8], data: u64) -> io::Result<Vec<Chunk>> {
-    let begin = find(list, b"<key>blkx</key>").ok_or_else(|| invalid("the property list has no tables"))?;
-    let mut rest = list.get(begin..).unwrap_or_default();
-    rest = find(rest, b"</array>").and_then(|end| rest.get(..end)).ok_or_else(cut_off)?;
-    let mut chunks = Vec::new();
-    while let Some(at) = find(rest, b"<data>") {
-        let text = rest.get(at + 6..).unwrap_or_default();
-        let end = find(text, b"</data>").ok_or_else(cut_off)?;
-        let table = transfer::base64(text.get(..end).unwrap_or_default()).unwrap_or_default();
-        rest = text.get(end..).unwrap_or_default();
-        add_table(&table, data, &mut chunks)?;
+/// The chunks that a property list names, for each array that names some: tables in base64. A real list has one such array, `blkx`. Which
+/// one of several a program takes depends on how it reads XML and finds keys, so none is passed over for its key.
+fn disks(list: &[u8], data: u64) -> io::Result<Vec<Vec<Chunk>>> {
+    let mut disks: Vec<Vec<Chunk>> = Vec::new();
+    let (mut rest, mut is_same_array) = (list, false);
+    while let Some(at) = find(rest, b"<data") {
+        let (before, element) = rest.split_at_checked(at).ok_or_else(cut_off)?;
+        is_same_array &= find(before, b"</array").is_none();
+        let (tag, text) = find(element, b">").and_then(|begin| element.split_at_checked(begin)).ok_or_else(cut_off)?;
+        let text = text.get(1..).unwrap_or_default();
+        if tag.ends_with(b"/") {
+            rest = text;
+            continue;
+        }
+        let end = find(text, b"<").ok_or_else(cut_off)?;
+        let (text, behind) = text.split_at_checked(end).ok_or_else(cut_off)?;
+        if !behind.starts_with(b"</data") || !is_base64(text) {
+            return Err(invalid("data in the property list that programs read differently"));
+        }
+        rest = behind;
+        // Other arrays of the list have checksums and agreements to a licence.
+        let table = transfer::base64(text).filter(|table| table.starts_with(TABLE_MARK));
+        let Some(table) = table else { continue };
+        if !is_same_array {
+            if disks.len() >= DISKS_MAX {
+                return Err(invalid("more lists of chunks than any real image has"));
+            }
+            disks.push(Vec::new());
+            is_same_array = true;
+        }
+        add_table(&table, data, disks.last_mut().ok_or_else(cut_off)?)?;
     }
-    Ok(chunks)
+    if disks.is_empty() { Err(invalid("the property list has no tables")) } else { Ok(disks) }
+}
+
+/// Whether a text is base64 and nothing else.
+fn is_base64(text: &[u8]) -> bool {
+    let is_digit =
+        |byte: &&u8| byte.is_ascii_alphanumeric() || byte.is_ascii_whitespace() || matches!(byte, b'+' | b'/');
+    text.iter().skip_while(is_digit).all(|byte| byte.is_ascii_whitespace() || *byte == b'=')
 }
 
 fn add_table(table: &[u8], data: u64, chunks: &mut Vec<Chunk>) -> io::Result<()> {
@@ -133,7 +179,7 @@ fn add_table(table: &[u8], data: u64, chunks: &mut Vec<Chunk>) -> io::Result<()>
     let fields = (be64(table, 8), be64(table, 24), be32(table, 200));
     let (Some(first), Some(own_data), Some(count)) = fields else { return Err(malformed()) };
     let entries = table.get(TABLE_HEADER_BYTES..).unwrap_or_default().chunks_exact(CHUNK_BYTES);
-    if !table.starts_with(b"mish") || entries.len() < count as usize {
+    if !table.starts_with(TABLE_MARK) || entries.len() < count as usize {
         return Err(malformed());
     }
     for entry in entries.take(count as usize) {
