@@ -308,6 +308,13 @@ fn attributes_before_a_file_of_a_disc_hide_nothing() {
 }
 
 #[test]
+fn virtual_disks_are_read_by_their_footer_if_its_copy_is_lost() {
+    let mut file = sample("vhd");
+    file[..512].fill(0);
+    conformance::comes_apart(&Case::new("vhd", &file, &eicar()));
+}
+
+#[test]
 fn encrypted_disk_images_of_macs_are_told() {
     let file = [b"encrcdsa\0\0\0\x02".as_slice(), &[7; 4096]].concat();
     let taken = take_apart(&file, &Passwords::NONE);

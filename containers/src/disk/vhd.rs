@@ -1,6 +1,7 @@
 //! VHD, the disks of Virtual PC. Format: "Virtual Hard Disk Image Format Specification" 1.0.
 //!
-//! One of fixed length is a disk with a footer, which needs no reader of its own.
+//! One of fixed length is a disk with a footer, which needs no reader of its own. Others begin with a copy of theirs; where that is lost
+//! the footer itself counts.
 
 use std::io;
 
@@ -15,7 +16,10 @@ use super::virtual_disk::{Blocks, VirtualDisk, read_part};
 use super::{SECTOR_BYTES, virtual_disk_content};
 
 const MARK: &[u8] = b"conectix";
+/// Where a footer tells which kind of disk it is.
+const KIND_AT: usize = 60;
 const DYNAMIC: u32 = 3;
+const DIFFERENCE: u32 = 4;
 /// The largest disk of the format: 2,040 GiB.
 const DISK_BYTES_MAX: u64 = 2040 << 30;
 const ABSENT: u32 = u32::MAX;
@@ -28,7 +32,12 @@ pub(crate) static VHD: Format = Format {
     extension: "vhd",
     category: "I",
     beside: &[],
-    probe: |probe| whole_if(probe.head.starts_with(MARK)),
+    probe: |probe| {
+        let at = probe.tail.len().checked_sub(SECTOR_BYTES as usize);
+        let footer = at.and_then(|at| probe.tail.get(at..)).filter(|footer| footer.starts_with(MARK));
+        let has_blocks = footer.is_some_and(|footer| matches!(be32(footer, KIND_AT), Some(DYNAMIC | DIFFERENCE)));
+        whole_if(probe.head.starts_with(MARK) || has_blocks)
+    },
     extractor: &Vhd,
 };
 
@@ -37,7 +46,7 @@ struct Vhd;
 impl Extractor for Vhd {
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
         let mut out = Out::new(budget, sink);
-        let result = Dynamic::open(&mut *container.input).and_then(|(dynamic, length)| {
+        let result = Dynamic::open(&mut *container.input, container.length).and_then(|(dynamic, length)| {
             virtual_disk_content(&mut VirtualDisk::new(dynamic, length), length, &mut out)
         });
         out.end("the virtual disk is broken", result)
@@ -56,9 +65,12 @@ struct Dynamic<'d> {
 
 impl<'d> Dynamic<'d> {
     /// The blocks of a disk, and how long it is.
-    fn open(input: &'d mut dyn ReadSeek) -> io::Result<(Self, u64)> {
-        let footer: [u8; 64] = read_array(input, 0)?;
-        if be32(&footer, 60) != Some(DYNAMIC) {
+    fn open(input: &'d mut dyn ReadSeek, length: u64) -> io::Result<(Self, u64)> {
+        let mut footer: [u8; 64] = read_array(input, 0)?;
+        if !footer.starts_with(MARK) {
+            footer = read_array(input, length.saturating_sub(SECTOR_BYTES))?;
+        }
+        if be32(&footer, KIND_AT) != Some(DYNAMIC) {
             return Err(unsupported("a disk that is but the difference from another"));
         }
         let (Some(header), Some(length)) = (be64(&footer, 16), be64(&footer, 48)) else { return Err(cut_off()) };
