@@ -185,19 +185,20 @@ fn begins_as_file(characters: &[u8]) -> bool {
 
 /// The first address of a text, and where it begins.
 fn first_address(text: &[u8]) -> Option<(usize, Address)> {
-    // The next comma is looked for once, since a text may have many colons before it.
-    let mut comma = None;
+    // What lies before a comma is looked at once, since a text may have many colons before it.
+    let mut beginning: Option<Beginning> = None;
     for colon in memchr_iter(b':', text) {
         let word = text.get(..colon).unwrap_or_default().last_chunk::<4>();
         if !word.is_some_and(|word| word.eq_ignore_ascii_case(b"data")) {
             continue;
         }
-        if comma.is_none_or(|comma| comma <= colon) {
-            comma = Some(memchr(b',', text.get(colon..)?)? + colon);
+        if beginning.as_ref().is_none_or(|beginning| beginning.comma <= colon) {
+            let comma = memchr(b',', text.get(colon..)?)? + colon;
+            beginning = Some(Beginning::new(text, colon, comma));
         }
-        let (start, comma) = (colon - 4, comma?);
-        if comma - colon <= ADDRESS_BYTES_MAX
-            && let Some(address) = address(text, start, comma)
+        let (start, beginning) = (colon - 4, beginning.as_ref()?);
+        if beginning.comma - colon <= ADDRESS_BYTES_MAX
+            && let Some(address) = beginning.address(text, start)
         {
             return Some((start, address));
         }
@@ -205,37 +206,79 @@ fn first_address(text: &[u8]) -> Option<(usize, Address)> {
     None
 }
 
-/// The address between the beginning of "data:" and a comma, if it is one.
-fn address(text: &[u8], start: usize, comma: usize) -> Option<Address> {
-    let says = text.get(start + 5..comma)?;
-    let next = text.get(comma + 1).copied();
-    let before = start.checked_sub(1).and_then(|before| text.get(before)).copied();
-    let last = says.rsplit(|byte| *byte == b';').next().unwrap_or_default();
-    let has_parameters = last.len() < says.len();
-    let last: Vec<u8> = unescaped_address(last).into_iter().filter(|byte| !byte.is_ascii_whitespace()).collect();
-    let is_plain =
-        !says.iter().any(|byte| matches!(byte, b'"' | b'\'' | b'<' | b'>' | b'(' | b')' | b'{' | b'}' | b'\r' | b'\n'));
-    let is_base64 = has_parameters && last.eq_ignore_ascii_case(b"base64")
-        || is_plain
-            && says.split(|byte| *byte == b';').skip(1).any(|part| part.trim_ascii().eq_ignore_ascii_case(b"base64"));
-    // "data:" is a common word in front of a colon; an address says what it is, or begins like one.
-    let begins_data =
-        next.is_some_and(|next| digit(next).is_some() || matches!(next, b'%' | b' ' | b'\t' | b'\r' | b'\n'));
-    let is_quoted = matches!(before, Some(b'"' | b'\'' | b'`'));
-    let is_address = match (is_base64, is_plain) {
-        (true, true) => true,
-        (true, false) => begins_data,
-        (false, plain) => plain && (says.contains(&b'/') || says.is_empty() && (next == Some(b'%') || is_quoted)),
-    };
-    let subtype = says.split(|byte| *byte == b';').next()?.rsplit(|byte| *byte == b'/').next()?;
+/// What tells whether an address begins with one of the colons before a comma: where what counts lies last before that.
+struct Beginning {
+    comma: usize,
+    semicolon: Option<usize>,
+    slash: Option<usize>,
+    /// A quote, bracket or line break.
+    odd: Option<usize>,
+    /// The semicolon of a parameter that says `base64`.
+    base64: Option<usize>,
+    /// The last parameter says so, if with escapes.
+    ends_in_base64: bool,
+}
+
+impl Beginning {
+    /// `colon` is the first that counts.
+    fn new(text: &[u8], colon: usize, comma: usize) -> Self {
+        let start = (colon + 1).max(comma.saturating_sub(ADDRESS_BYTES_MAX));
+        let says = text.get(start..comma).unwrap_or_default();
+        let last = |counts: fn(&u8) -> bool| says.iter().rposition(counts).map(|at| start + at);
+        let semicolon = last(|byte| *byte == b';');
+        let odd = last(|byte| matches!(byte, b'"' | b'\'' | b'<' | b'>' | b'(' | b')' | b'{' | b'}' | b'\r' | b'\n'));
+        let (mut base64, mut at) = (None, start);
+        for part in says.split(|byte| *byte == b';') {
+            if at > start && part.trim_ascii().eq_ignore_ascii_case(b"base64") {
+                base64 = Some(at - 1);
+            }
+            at += part.len() + 1;
+        }
+        let last_part = semicolon.and_then(|at| text.get(at + 1..comma)).unwrap_or_default();
+        let word: Vec<u8> =
+            unescaped_address(last_part).into_iter().filter(|byte| !byte.is_ascii_whitespace()).collect();
+        let ends_in_base64 = word.eq_ignore_ascii_case(b"base64");
+        Self { comma, semicolon, slash: last(|byte| *byte == b'/'), odd, base64, ends_in_base64 }
+    }
+
+    /// The address that begins with "data:" at `start`, if it is one.
+    fn address(&self, text: &[u8], start: usize) -> Option<Address> {
+        let comma = self.comma;
+        let colon = start + 4;
+        let next = text.get(comma + 1).copied();
+        let before = start.checked_sub(1).and_then(|before| text.get(before)).copied();
+        let is_behind = |at: Option<usize>| at > Some(colon);
+        let is_plain = !is_behind(self.odd);
+        let is_base64 = self.ends_in_base64 && is_behind(self.semicolon) || is_plain && is_behind(self.base64);
+        // "data:" is a common word in front of a colon; an address says what it is, or begins like one.
+        let begins_data =
+            next.is_some_and(|next| digit(next).is_some() || matches!(next, b'%' | b' ' | b'\t' | b'\r' | b'\n'));
+        let is_quoted = matches!(before, Some(b'"' | b'\'' | b'`'));
+        let is_empty = colon + 1 == comma;
+        let is_address = match (is_base64, is_plain) {
+            (true, true) => true,
+            (true, false) => begins_data,
+            (false, plain) => plain && (is_behind(self.slash) || is_empty && (next == Some(b'%') || is_quoted)),
+        };
+        if !is_address {
+            return None;
+        }
+        let ended_by = match before {
+            Some(b'(') => Some(b')'),
+            quote => quote.filter(|_| is_quoted),
+        };
+        let extension = extension(text.get(colon + 1..comma)?);
+        Some(Address { length: comma + 1 - start, is_base64, extension, ended_by })
+    }
+}
+
+/// The extension for what an address says that it is.
+fn extension(says: &[u8]) -> String {
+    let kind = says.split(|byte| *byte == b';').next().unwrap_or_default();
+    let subtype = kind.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
     let word: String =
         subtype.iter().take_while(|byte| byte.is_ascii_alphanumeric()).take(8).copied().map(char::from).collect();
-    let extension = if word.is_empty() { String::new() } else { format!(".{word}") };
-    let ended_by = match before {
-        Some(b'(') => Some(b')'),
-        quote => quote.filter(|_| is_quoted),
-    };
-    is_address.then_some(Address { length: comma + 1 - start, is_base64, extension, ended_by })
+    if word.is_empty() { word } else { format!(".{word}") }
 }
 
 /// Text of an address without its escapes.
@@ -382,6 +425,8 @@ fn is_uuencoded(text: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     #[test]
@@ -427,6 +472,20 @@ mod tests {
         assert_eq!(address("(data:a/b;x=\"y\";%62ASE64,QQ"), Some((1, 24, true)));
         assert_eq!(address("data: 1, 2").or(address("data:text/plain")).or(address("{data:,a}")), None);
         assert_eq!(address("data:,x data:text/html,a"), Some((8, 15, false)));
+    }
+
+    #[test]
+    fn many_beginnings_of_addresses_cost_as_much_as_few() {
+        // Looked at anew for each colon, these would be some gigabytes.
+        let text = ["data:".repeat(800), "\",".to_owned()].concat().repeat(1000);
+        let begun = Instant::now();
+        assert!(first_address(text.as_bytes()).is_none());
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        // Of several colons before a comma the first counts with which it is an address.
+        let text = b"data:\"data:a/b;data:x;base64,QQ";
+        assert_eq!(first_address(text).map(|(at, address)| (at, address.length)), Some((0, 29)));
+        let text = b"data:\"data:a/b;data:x,\"QQ";
+        assert_eq!(first_address(text).map(|(at, address)| (at, address.extension)), Some((6, ".b".to_owned())));
     }
 
     #[test]
