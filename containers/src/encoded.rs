@@ -188,17 +188,14 @@ fn first_address(text: &[u8]) -> Option<(usize, Address)> {
     // What lies before a comma is looked at once, since a text may have many colons before it.
     let mut beginning: Option<Beginning> = None;
     for colon in memchr_iter(b':', text) {
-        let word = text.get(..colon).unwrap_or_default().last_chunk::<4>();
-        if !word.is_some_and(|word| word.eq_ignore_ascii_case(b"data")) {
-            continue;
-        }
+        let Some(start) = scheme(text, colon) else { continue };
         if beginning.as_ref().is_none_or(|beginning| beginning.comma <= colon) {
             let comma = memchr(b',', text.get(colon..)?)? + colon;
             beginning = Some(Beginning::new(text, colon, comma));
         }
-        let (start, beginning) = (colon - 4, beginning.as_ref()?);
-        if beginning.comma - colon <= ADDRESS_BYTES_MAX
-            && let Some(address) = beginning.address(text, start)
+        let beginning = beginning.as_ref()?;
+        if beginning.comma - start <= ADDRESS_BYTES_MAX
+            && let Some(address) = beginning.address(text, start, colon)
         {
             return Some((start, address));
         }
@@ -206,13 +203,33 @@ fn first_address(text: &[u8]) -> Option<(usize, Address)> {
     None
 }
 
+/// Where the word "data" begins that a colon ends, with what programs take out of it.
+fn scheme(text: &[u8], colon: usize) -> Option<usize> {
+    let mut end = colon;
+    for letter in b"atad" {
+        let at = text.get(..end)?.iter().rposition(|byte| !is_taken_out(*byte))?;
+        if !text.get(at)?.eq_ignore_ascii_case(letter) {
+            return None;
+        }
+        end = at;
+    }
+    Some(end)
+}
+
+/// Whether programs take a character out of an address, wherever it is, before they read that. Line breaks in what lies between quotes
+/// are among these; what lies between none ends there.
+pub(crate) fn is_taken_out(byte: u8) -> bool {
+    matches!(byte, b'\t' | b'\r' | b'\n')
+}
+
 /// What tells whether an address begins with one of the colons before a comma: where what counts lies last before that.
 struct Beginning {
     comma: usize,
     semicolon: Option<usize>,
     slash: Option<usize>,
-    /// A quote, bracket or line break.
+    /// A quote or bracket.
     odd: Option<usize>,
+    line_break: Option<usize>,
     /// The semicolon of a parameter that says `base64`.
     base64: Option<usize>,
     /// The last parameter says so, if with escapes.
@@ -226,7 +243,8 @@ impl Beginning {
         let says = text.get(start..comma).unwrap_or_default();
         let last = |counts: fn(&u8) -> bool| says.iter().rposition(counts).map(|at| start + at);
         let semicolon = last(|byte| *byte == b';');
-        let odd = last(|byte| matches!(byte, b'"' | b'\'' | b'<' | b'>' | b'(' | b')' | b'{' | b'}' | b'\r' | b'\n'));
+        let odd = last(|byte| matches!(byte, b'"' | b'\'' | b'<' | b'>' | b'(' | b')' | b'{' | b'}'));
+        let line_break = last(|byte| matches!(byte, b'\r' | b'\n'));
         let (mut base64, mut at) = (None, start);
         for part in says.split(|byte| *byte == b';') {
             if at > start && part.trim_ascii().eq_ignore_ascii_case(b"base64") {
@@ -235,26 +253,28 @@ impl Beginning {
             at += part.len() + 1;
         }
         let last_part = semicolon.and_then(|at| text.get(at + 1..comma)).unwrap_or_default();
+        let last_part: Vec<u8> = last_part.iter().copied().filter(|byte| !is_taken_out(*byte)).collect();
         let word: Vec<u8> =
-            unescaped_address(last_part).into_iter().filter(|byte| !byte.is_ascii_whitespace()).collect();
+            unescaped_address(&last_part).into_iter().filter(|byte| !byte.is_ascii_whitespace()).collect();
         let ends_in_base64 = word.eq_ignore_ascii_case(b"base64");
-        Self { comma, semicolon, slash: last(|byte| *byte == b'/'), odd, base64, ends_in_base64 }
+        Self { comma, semicolon, slash: last(|byte| *byte == b'/'), odd, line_break, base64, ends_in_base64 }
     }
 
-    /// The address that begins with "data:" at `start`, if it is one.
-    fn address(&self, text: &[u8], start: usize) -> Option<Address> {
+    /// The address that begins with "data" at `start` and goes on behind a colon, if it is one.
+    fn address(&self, text: &[u8], start: usize, colon: usize) -> Option<Address> {
         let comma = self.comma;
-        let colon = start + 4;
+        let says = text.get(colon + 1..comma)?;
         let next = text.get(comma + 1).copied();
-        let before = start.checked_sub(1).and_then(|before| text.get(before)).copied();
+        // Programs pass over what lies before an address.
+        let before = text.get(..start)?.iter().rev().copied().find(|byte| *byte > b' ');
+        let is_quoted = matches!(before, Some(b'"' | b'\'' | b'`'));
         let is_behind = |at: Option<usize>| at > Some(colon);
-        let is_plain = !is_behind(self.odd);
+        let is_plain = !is_behind(self.odd) && (is_quoted || !is_behind(self.line_break));
         let is_base64 = self.ends_in_base64 && is_behind(self.semicolon) || is_plain && is_behind(self.base64);
         // "data:" is a common word in front of a colon; an address says what it is, or begins like one.
         let begins_data =
             next.is_some_and(|next| digit(next).is_some() || matches!(next, b'%' | b' ' | b'\t' | b'\r' | b'\n'));
-        let is_quoted = matches!(before, Some(b'"' | b'\'' | b'`'));
-        let is_empty = colon + 1 == comma;
+        let is_empty = says.iter().all(|byte| is_taken_out(*byte));
         let is_address = match (is_base64, is_plain) {
             (true, true) => true,
             (true, false) => begins_data,
@@ -267,7 +287,7 @@ impl Beginning {
             Some(b'(') => Some(b')'),
             quote => quote.filter(|_| is_quoted),
         };
-        let extension = extension(text.get(colon + 1..comma)?);
+        let extension = extension(says);
         Some(Address { length: comma + 1 - start, is_base64, extension, ended_by })
     }
 }
@@ -296,6 +316,13 @@ fn unescaped_address(text: &[u8]) -> Vec<u8> {
 pub(crate) fn escaped(text: &[u8]) -> Option<u8> {
     let [b'%', high, low, ..] = text else { return None };
     Some(hex_digit(*high)? << 4 | hex_digit(*low)?)
+}
+
+/// The same with what programs take out of an address, and how long it is.
+pub(crate) fn escaped_in_lines(text: &[u8]) -> Option<(u8, usize)> {
+    let mut left = text.iter().enumerate().filter(|(_, byte)| !is_taken_out(**byte));
+    let ((_, mark), (_, high), (last, low)) = (left.next()?, left.next()?, left.next()?);
+    Some((escaped(&[*mark, *high, *low])?, last + 1))
 }
 
 /// What may lie between two pieces of one run: space and line breaks, written out or escaped, and what puts two strings of a script

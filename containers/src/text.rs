@@ -9,6 +9,8 @@
 //! Characters may be written as escapes of HTML or of a script. Such a text is read a second time with these decoded, and what then has
 //! one of them in it comes out as well.
 //!
+//! An address in quotes may have line breaks, which browsers take out; the lines behind the first are searched for themselves as well.
+//!
 //! Cut inside a string a text is complete, since text doesn't say where it ends; a `data:` address that nothing ends is cut off.
 //!
 //! An OpenDocument file under a password is a ZIP archive with a manifest that says so: the manifest is told as protected.
@@ -16,13 +18,14 @@
 use std::io::{self, Read, SeekFrom};
 use std::sync::LazyLock;
 
+use memchr::memchr;
 use memchr::memmem::Finder;
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, hand_out, read_full};
 use crate::encoded::{
     Address, ESCAPE_BYTES_MAX, Found, JOINT_BYTES_MAX, LINE_CHARACTERS_MIN, SEARCH_AGAIN_BYTES, TOLD_BY_BYTES,
-    begins_file_of_lines, characters, escaped, is_text, joint, next_data,
+    begins_file_of_lines, characters, escaped, escaped_in_lines, is_taken_out, is_text, joint, next_data,
 };
 use crate::fields::{find, le32};
 use crate::format::{CLAIMS_MAX, Claim, Claims, Format, HEAD_BYTES, Probe};
@@ -285,7 +288,9 @@ impl Walk<'_, '_> {
                 while passed.read(&mut scratch)? > 0 {
                     self.budget.check()?;
                 }
+                let line_break = passed.line_break;
                 if !window.place().has_escape_since(beginning) {
+                    line_break.map_or(Ok(()), |place| window.go_back(place))?;
                     continue;
                 }
                 window.go_back(data_at)?;
@@ -299,15 +304,23 @@ impl Walk<'_, '_> {
         let extension = address.map_or("", |address| address.extension.as_str());
         let name = format!("data-{}{extension}", self.members);
         let mut data = Data::new(window, address);
-        match hand_out(name.clone(), None, &mut data, self.budget, self.sink) {
-            Ok(None) if address.is_some() && data.end == Some(End::OfText) => {
-                self.outcome.note_broken(format!("the text ends inside {name}"));
-                Ok(())
-            }
-            Ok(None) => Ok(()),
-            Ok(Some(error)) => Err(error),
-            Err(halt) => Err(halt.into()),
+        let result = hand_out(name.clone(), None, &mut data, self.budget, self.sink);
+        let (end, line_break) = (data.end, data.line_break);
+        match result {
+            Ok(None) => {}
+            Ok(Some(error)) => return Err(error),
+            Err(halt) => return Err(halt.into()),
         }
+        match line_break {
+            // A quote that is never closed was none, and what looked like an address was its line. So the lines behind that are searched
+            // for themselves. Each kind of quote ends at the next one, so that no byte is read for more than one address a kind.
+            Some(place) => window.go_back(place)?,
+            None if address.is_some() && end == Some(End::OfText) => {
+                self.outcome.note_broken(format!("the text ends inside {name}"));
+            }
+            None => {}
+        }
+        Ok(())
     }
 }
 
@@ -397,6 +410,12 @@ impl<'w> Window<'w> {
 
     /// Goes back to a place, which is not inside an escape.
     fn go_back(&mut self, place: Place) -> io::Result<()> {
+        // Mostly it is still held: many short ways back must not read as many windows.
+        let held = place.passed.checked_sub(self.passed).and_then(|at| usize::try_from(at).ok());
+        if let Some(at) = held.filter(|at| *at <= self.bytes.len()) {
+            self.at = at;
+            return Ok(());
+        }
         self.input.seek(SeekFrom::Start(place.offset))?;
         self.bytes.clear();
         self.places.clear();
@@ -427,6 +446,8 @@ struct Data<'d, 'w> {
     out: Vec<u8>,
     given: usize,
     end: Option<End>,
+    /// Where the first line break lies that was taken out of an address that isn't base64.
+    line_break: Option<Place>,
 }
 
 impl<'d, 'w> Data<'d, 'w> {
@@ -443,6 +464,7 @@ impl<'d, 'w> Data<'d, 'w> {
             out: Vec::new(),
             given: 0,
             end: None,
+            line_break: None,
         }
     }
 
@@ -463,9 +485,13 @@ impl<'d, 'w> Data<'d, 'w> {
                 self.line += length;
                 used = length;
             } else if first == b'%' && self.is_address {
-                let escaped = escaped(ahead);
-                self.decoder.decode(&escaped.map_or([b'='], |byte| [byte]), &mut self.out);
-                used = if escaped.is_some() { 3 } else { 1 };
+                let (byte, length) = escaped_in_lines(ahead).unwrap_or((b'=', 1));
+                self.decoder.decode(&[byte], &mut self.out);
+                used = length;
+            } else if self.is_address && first.is_ascii_whitespace() {
+                // However much of it there is.
+                let length = ahead.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+                used = length;
             } else if first == b'=' {
                 self.is_padded = true;
                 self.decoder.decode(b"=", &mut self.out);
@@ -473,23 +499,39 @@ impl<'d, 'w> Data<'d, 'w> {
                 return self.next_line();
             }
         } else {
+            // Quotes may hold lines.
+            let is_quoted = matches!(self.ended_by, Some(b'"' | b'\'' | b'`'));
             let ends = match self.ended_by {
-                Some(last) => first == last || first == b'\n',
+                Some(last) => first == last || first == b'\n' && !is_quoted,
                 None => matches!(first, b'"' | b'\'' | b'<' | b'>' | b')' | b'`' | b'\n' | b' '),
             };
             if ends {
                 return self.finish();
             }
-            match escaped(ahead) {
-                Some(byte) => {
+            let escaped = if is_quoted { escaped_in_lines(ahead) } else { escaped(ahead).map(|byte| (byte, 3)) };
+            match escaped {
+                Some((byte, length)) => {
                     self.out.push(byte);
-                    used = 3;
+                    used = length;
                 }
+                None if is_taken_out(first) => {}
                 None => self.out.push(first),
+            }
+            if let Some(at) = memchr(b'\n', ahead.get(..used).unwrap_or_default()) {
+                self.note_line_break(at);
             }
         }
         self.window.at += used;
         Ok(())
+    }
+
+    /// There is a line break so far ahead.
+    fn note_line_break(&mut self, ahead: usize) {
+        if self.line_break.is_none() {
+            self.window.at += ahead;
+            self.line_break = Some(self.window.place());
+            self.window.at -= ahead;
+        }
     }
 
     /// Moves to where a run goes on, if it does.

@@ -250,6 +250,49 @@ fn addresses_are_read_as_browsers_read_them() {
 }
 
 #[test]
+fn line_breaks_in_addresses_are_taken_out() {
+    let data = base64::encode(&eicar());
+    let in_lines = |text: &str, between: &str| {
+        let pieces = text.as_bytes().chunks(7).map(|piece| std::str::from_utf8(piece).unwrap());
+        pieces.collect::<Vec<_>>().join(between)
+    };
+    let percent: String = eicar().iter().map(|byte| format!("%{byte:02X}")).collect();
+    let far = "\n".repeat(100);
+    for address in [
+        format!("\"da\nta:a/b;base64,{data}\""),
+        format!("\"d\r\n\ta\nt\na\n:a/b;ba\nse64,{data}\""),
+        format!("\"data:a/b;ba%7\n3e64,{data}\""),
+        format!("\"data:a/b;base64,{}\"", in_lines(&data, "\n")),
+        format!("\"data:a/b;base64,{}\"", in_lines(&data, &far)),
+        format!("\"data:a/b;base64,{}\"", in_lines(&data.replace('=', "%3D"), "\t")),
+        format!("\"data:a/b,{}\"", in_lines(&percent, "\n")),
+        format!("\"data:a/b,{}\"", in_lines(&percent, "\t")),
+        format!("\"data:a/b,{}\"", in_lines(&percent, &far)),
+        format!("\"\n data:a/b,{}\"", in_lines(&percent, "\r\n")),
+        format!("\"data:\n,{}\"", in_lines(&percent, "\r\n")),
+        format!("'{}'", in_lines(&format!("data:text/html,{percent}"), "\n")),
+        format!("'{}'", in_lines(&format!("data:text/html,{percent}"), "&#10;")),
+        format!("'{}'", in_lines(&format!("data:text/html;base64,{data}"), "&NewLine;&Tab;")),
+    ] {
+        must_be_found(&address, format!("<a href={address}>\n").as_bytes());
+    }
+    // What is taken for a quote may be none: the lines behind it are searched all the same.
+    let prose = "don't 'data: a/b, and so on\n";
+    let page = format!("<p>{prose}\nbegin 644 a\n{data}\n<a href=\"data:a/b,{percent}\">\n");
+    must_be_found("prose", page.as_bytes());
+    // And a text in which it never ends is whole.
+    let prose = format!("<p>{prose}\nThe end\n");
+    assert!(take_apart(prose.as_bytes(), &Passwords::NONE).outcome.is_complete());
+}
+
+#[test]
+fn addresses_in_addresses_are_read_a_few_times_at_most() {
+    let nested = "\"data:a/b,\n'data:a/b,\n`data:a/b,\n(data:a/b,\n".repeat(20_000);
+    let all: usize = members(nested.as_bytes()).iter().map(|(_, content)| content.len()).sum();
+    assert!(all < 4 * nested.len(), "{all}");
+}
+
+#[test]
 fn short_runs_count_if_they_stand_for_text_or_a_file() {
     let data = base64::encode(&eicar());
     for text in [
