@@ -26,7 +26,7 @@ pub(crate) const SEARCH_AGAIN_BYTES: usize = ADDRESS_BYTES_MAX + 512;
 /// How far is looked ahead for where a string goes on.
 pub(crate) const JOINT_BYTES_MAX: usize = 32;
 /// The longest escape that is decoded, with zeros before its number.
-pub(crate) const ESCAPE_BYTES_MAX: usize = 16;
+pub(crate) const ESCAPE_BYTES_MAX: usize = 64;
 /// Of how many bytes of a text at most one is a control character.
 const CONTROLS_OF_TEXT: usize = 32;
 /// How much of a file tells whether it is text.
@@ -361,7 +361,8 @@ pub(crate) fn joint(text: &[u8]) -> Option<usize> {
     None
 }
 
-/// The character of ASCII that an escape of HTML, JSON or a script stands for, and its length: `&#65;`, `&colon;`, `\\u0041`, `\\x41`.
+/// The character of ASCII that an escape of HTML, JSON or a script stands for, and its length: `&#65;`, `&colon;`, `\\u0041`,
+/// `\\u{41}`, `\\U00000041`, `\\x41`, `\\101`.
 pub(crate) fn character(text: &[u8]) -> Option<(u8, usize)> {
     const NAMES: [(&[u8], u8); 14] = [
         (b"colon;", b':'),
@@ -397,8 +398,21 @@ pub(crate) fn character(text: &[u8]) -> Option<(u8, usize)> {
             let (name, byte) = NAMES.iter().find(|(name, _)| rest.starts_with(name))?;
             Some((*byte, 1 + name.len()))
         }
+        [b'\\', b'u', b'{', rest @ ..] => {
+            let rest = rest.get(..ESCAPE_BYTES_MAX - 3).unwrap_or(rest);
+            let digits = memchr(b'}', rest).filter(|digits| *digits > 0)?;
+            Some((number(rest.get(..digits)?, 16)?, 3 + digits + 1))
+        }
         [b'\\', b'u', rest @ ..] => Some((number(rest.get(..4)?, 16)?, 6)),
+        [b'\\', b'U', rest @ ..] => Some((number(rest.get(..8)?, 16)?, 10)),
         [b'\\', b'x', rest @ ..] => Some((number(rest.get(..2)?, 16)?, 4)),
+        [b'\\', rest @ ..] => {
+            let most = if matches!(rest.first(), Some(b'0'..=b'3')) { 3 } else { 2 };
+            let digits = rest.iter().take(most).take_while(|byte| matches!(byte, b'0'..=b'7')).count();
+            // Short ones are mostly something else: what a pattern found, or the beginning of a name.
+            let byte = number(rest.get(..digits)?, 8).filter(|byte| matches!(byte, b'\t'..=b'\r' | b' '..=b'~'))?;
+            Some((byte, 1 + digits))
+        }
         _ => None,
     }
 }
@@ -517,11 +531,33 @@ mod tests {
 
     #[test]
     fn escapes_stand_for_characters() {
-        for text in ["&#65;", "&#0065", "&#x41;", "\\u0041", "\\x41"] {
+        let zeros = format!("\\u{{{}41}}", "0".repeat(50));
+        for text in
+            ["&#65;", "&#0065", "&#x41;", "\\u0041", "\\u{41}", "\\u{000041}", &zeros, "\\U00000041", "\\x41", "\\101"]
+        {
             assert_eq!(character(text.as_bytes()), Some((b'A', text.len())), "{text}");
         }
         assert_eq!(character(b"&colon;//"), Some((b':', 7)));
-        for text in ["&nbsp;", "&#228;", "&#;", "\\u00e4", "\\n", "&", "&#99999999999999999999"] {
+        // As many digits as make a character.
+        assert_eq!(character(b"\\1277"), Some((b'W', 4)));
+        assert_eq!(character(b"\\607"), Some((b'0', 3)));
+        assert_eq!(character(b"\\53A"), Some((b'+', 3)));
+        for text in [
+            "&nbsp;",
+            "&#228;",
+            "&#;",
+            "\\u00e4",
+            "\\u{e4}",
+            "\\u{}",
+            "\\u{41",
+            "\\Users",
+            "\\n",
+            "\\1",
+            "\\0",
+            "\\377",
+            "&",
+            "&#99999999999999999999",
+        ] {
             assert_eq!(character(text.as_bytes()), None, "{text}");
         }
     }

@@ -227,6 +227,8 @@ fn addresses_are_read_as_browsers_read_them() {
     let data = base64::encode(&eicar);
     let numbers = |text: &str| text.bytes().map(|byte| format!("&#{byte};")).collect::<String>();
     let unicode: String = data.bytes().map(|byte| format!("\\u{byte:04x}")).collect();
+    let braces: String = data.bytes().map(|byte| format!("\\u{{{byte:x}}}")).collect();
+    let octal: String = data.bytes().map(|byte| format!("\\{byte:o}")).collect();
     for address in [
         format!("\"data:,{percent}\""),
         format!("\"data:text/plain,{plain}\""),
@@ -238,6 +240,9 @@ fn addresses_are_read_as_browsers_read_them() {
         format!("\"data&colon;a/b;base64,{data}\""),
         format!("\"{}\"", numbers(&format!("data:a/b;base64,{data}"))),
         format!("\"data:a/b;base64,{unicode}\""),
+        format!("\"data:a/b;base64,{braces}\""),
+        format!("\"{braces}\""),
+        format!("\"{octal}\""),
     ] {
         for around in [0, 5000] {
             let around = "<p>text</p>\n".repeat(around);
