@@ -19,6 +19,10 @@ const SHORT_RUN_CHARACTERS_MIN: usize = 80;
 const DIFFERENT_CHARACTERS_MIN: u32 = 8;
 /// How many characters of a run stand together at least, before space or the end of a string: else any prose would be one.
 pub(crate) const LINE_CHARACTERS_MIN: usize = 32;
+/// The same where what a run stands for tells that it is one, whose lines may then be of any length: what is shorter is mostly a word.
+pub(crate) const SHORT_LINE_CHARACTERS_MIN: usize = 4;
+/// How many characters of a run in such lines are looked at: they stand for more than a program's header, which begins with two letters only.
+const LOOKED_AT_CHARACTERS: usize = 88;
 /// The longest beginning of a `data:` address, up to its comma.
 const ADDRESS_BYTES_MAX: usize = 4096;
 /// The longest beginning of a run in short lines, or of an address.
@@ -72,8 +76,8 @@ pub(crate) fn is_text(head: &[u8]) -> bool {
 pub(crate) enum Found {
     /// Nothing in so many bytes.
     Nothing(usize),
-    /// A run of base64 so far in.
-    Run(usize),
+    /// A run of base64 so far in, and how many of its characters stand together at least.
+    Run(usize, usize),
     /// An address so far in.
     Address(usize, Address),
 }
@@ -93,8 +97,10 @@ pub(crate) struct Address {
 pub(crate) fn next_data(text: &[u8], is_all: bool, is_text: bool) -> Found {
     let address = first_address(text);
     let end = address.as_ref().map_or(text.len(), |(at, _)| *at);
-    if let Some(at) = first_run(text, end, is_text) {
-        return Found::Run(at);
+    let run = first_run(text, end, is_text);
+    let end = run.map_or(end, |(at, _)| at);
+    if let Some((at, line)) = first_run_in_lines(text, end).map(|at| (at, SHORT_LINE_CHARACTERS_MIN)).or(run) {
+        return Found::Run(at, line);
     }
     if let Some((at, address)) = address {
         return Found::Address(at, address);
@@ -107,8 +113,8 @@ pub(crate) fn next_data(text: &[u8], is_all: bool, is_text: bool) -> Found {
 /// How many characters are looked at at once: every line of a run covers one such piece of the text whole.
 const PIECE_BYTES: usize = LINE_CHARACTERS_MIN / 2;
 
-/// Where the first run begins, before `end`.
-fn first_run(text: &[u8], end: usize, is_text: bool) -> Option<usize> {
+/// Where the first run begins, before `end`, and how long its lines are at least.
+fn first_run(text: &[u8], end: usize, is_text: bool) -> Option<(usize, usize)> {
     let digits = |text: &[u8]| text.iter().take_while(|byte| is_digit(**byte)).count();
     let mut free = 0;
     for (number, piece) in text.as_chunks::<PIECE_BYTES>().0.iter().enumerate() {
@@ -123,8 +129,10 @@ fn first_run(text: &[u8], end: usize, is_text: bool) -> Option<usize> {
         let before = text.get(free..at).unwrap_or_default().iter().rev().take_while(|byte| is_digit(**byte)).count();
         let behind = digits(text.get(at..).unwrap_or_default());
         let start = at - before;
-        if before + behind >= LINE_CHARACTERS_MIN && is_run(text, start, is_text) {
-            return Some(start);
+        if before + behind >= LINE_CHARACTERS_MIN
+            && let Some(line) = run(text, start, is_text)
+        {
+            return Some((start, line));
         }
         free = at + behind;
     }
@@ -145,42 +153,133 @@ fn is_digit(byte: u8) -> bool {
     is_letter | is_number | (byte == b'+') | (byte == b'-') | (byte == b'_')
 }
 
-/// Whether a run begins so far into a text, in one line or several, that is long enough, and no hash.
-fn is_run(text: &[u8], start: usize, is_text: bool) -> bool {
+/// How long the lines of the run are at least that begins so far into a text, in one line or several; none if it isn't long enough, or
+/// a hash.
+fn run(text: &[u8], start: usize, is_text: bool) -> Option<usize> {
     let before = start.checked_sub(1).and_then(|before| text.get(before));
     let is_element = matches!(before, Some(b'>' | b':'));
-    let (mut is_hash, mut different) = (true, 0u64);
-    let mut characters = Vec::with_capacity(RUN_CHARACTERS_MIN);
+    let characters = characters_of_run(text, start, LINE_CHARACTERS_MIN, RUN_CHARACTERS_MIN);
+    if !is_varied(&characters) || characters.len() < SHORT_RUN_CHARACTERS_MIN {
+        return None;
+    }
+    let is_long = characters.len() >= RUN_CHARACTERS_MIN;
+    if begins_as_file(&characters) {
+        return Some(SHORT_LINE_CHARACTERS_MIN);
+    }
+    let counts = is_text && (is_long || is_element && !characters.iter().all(u8::is_ascii_hexdigit));
+    counts.then_some(LINE_CHARACTERS_MIN)
+}
+
+/// The first characters of a run, at most so many, whose lines have so many at least.
+fn characters_of_run(text: &[u8], start: usize, line_min: usize, most: usize) -> Vec<u8> {
+    let mut characters = Vec::with_capacity(most);
     let mut rest = text.get(start..).unwrap_or_default();
-    while characters.len() < RUN_CHARACTERS_MIN {
-        let most = RUN_CHARACTERS_MIN - characters.len();
-        let line = rest.iter().take(most).take_while(|byte| digit(**byte).is_some()).count();
+    while characters.len() < most {
+        let line = rest.iter().take(most - characters.len()).take_while(|byte| digit(**byte).is_some()).count();
         let (line, behind) = rest.split_at_checked(line).unwrap_or_default();
-        is_hash &= line.iter().all(u8::is_ascii_hexdigit);
-        different |= line.iter().filter_map(|byte| digit(*byte)).fold(0, |all, digit| all | 1 << digit);
         characters.extend_from_slice(line);
-        if line.len() < LINE_CHARACTERS_MIN {
+        if line.len() < line_min {
             break;
         }
         let Some(length) = joint(behind.get(..JOINT_BYTES_MAX).unwrap_or(behind)) else { break };
         rest = behind.get(length..).unwrap_or_default();
     }
-    if different.count_ones() < DIFFERENT_CHARACTERS_MIN || characters.len() < SHORT_RUN_CHARACTERS_MIN {
+    characters
+}
+
+fn is_varied(characters: &[u8]) -> bool {
+    let different = characters.iter().filter_map(|byte| digit(*byte)).fold(0u64, |all, digit| all | 1 << digit);
+    different.count_ones() >= DIFFERENT_CHARACTERS_MIN
+}
+
+/// How many characters are looked at at once for runs in short lines: the shortest of those covers one such piece whole.
+const LINES_BYTES: usize = 32;
+
+/// Where the first run begins, before `end`, whose lines may be short. It counts only if it stands for text or a file, since most prose
+/// has the form of one: the first character tells that of most words, and the first three bytes of nearly all.
+fn first_run_in_lines(text: &[u8], end: usize) -> Option<usize> {
+    let mut seen = 0;
+    for (number, piece) in text.as_chunks::<LINES_BYTES>().0.iter().enumerate() {
+        let at = number * LINES_BYTES;
+        if at >= end + LINES_BYTES {
+            break;
+        }
+        if !are_digits_or_joints(piece) {
+            continue;
+        }
+        // It may begin in the piece before.
+        let from = seen.max(at.saturating_sub(LINES_BYTES));
+        seen = at + LINES_BYTES;
+        let mut before = from.checked_sub(1).and_then(|before| text.get(before)).copied().unwrap_or(b' ');
+        for (ahead, byte) in text.get(from..seen.min(end)).unwrap_or_default().iter().enumerate() {
+            let is_first = may_begin_file(*byte) && !is_digit(before);
+            before = *byte;
+            if is_first && begins_file_in_lines(text, from + ahead) {
+                return Some(from + ahead);
+            }
+        }
+    }
+    None
+}
+
+/// Whether all of a piece are digits of base64 or what may be in a [`joint`]. Without branches, like [`are_digits`].
+fn are_digits_or_joints(piece: &[u8; LINES_BYTES]) -> bool {
+    // From the tab to the line break, and from the space to the digit 9 most.
+    let is_joint = |byte: u8| {
+        byte.wrapping_sub(b'\t') < 5
+            || matches!(byte, b' ' | b'"' | b'#' | b'&' | b'\'' | b',' | b'.' | b';' | b'\\' | b'`')
+    };
+    piece.iter().fold(true, |all, byte| all & (is_digit(*byte) | is_joint(*byte)))
+}
+
+/// Whether the first byte of text, or of what begins as files do, may begin with this digit.
+fn may_begin_file(character: u8) -> bool {
+    static DIGITS: LazyLock<u64> = LazyLock::new(|| {
+        let first = (0..=u8::MAX).filter(is_of_text).chain(MAGIC.iter().filter_map(|magic| magic.first().copied()));
+        first.fold(0, |digits, byte| digits | 1 << (byte >> 2))
+    });
+    digit(character).is_some_and(|digit| *DIGITS >> digit & 1 == 1)
+}
+
+/// Whether a run in lines of any length begins so far into a text, by what it stands for.
+fn begins_file_in_lines(text: &[u8], start: usize) -> bool {
+    let decoded = |characters: &[u8]| {
+        let (mut decoder, mut bytes) = (Base64::default(), Vec::new());
+        decoder.decode(characters, &mut bytes);
+        bytes
+    };
+    let Some(first) = text.get(start..start + SHORT_LINE_CHARACTERS_MIN) else { return false };
+    let first = decoded(first);
+    let begins = |magic: &&[u8]| magic.iter().zip(&first).all(|(magic, byte)| magic == byte);
+    if first.len() < 3 || !is_all_text(&first) && !MAGIC.iter().any(begins) {
         return false;
     }
-    let is_long = characters.len() >= RUN_CHARACTERS_MIN;
-    is_text && (is_long || is_element && !is_hash) || begins_as_file(&characters)
+    let characters = characters_of_run(text, start, SHORT_LINE_CHARACTERS_MIN, LOOKED_AT_CHARACTERS);
+    if characters.len() < SHORT_RUN_CHARACTERS_MIN || !is_varied(&characters) || !begins_as_file(&characters) {
+        return false;
+    }
+    // Two letters begin many a name: of a program its new header lies in its first 16 MiB, and a ZIP begins with a record.
+    match decoded(&characters).as_slice() {
+        [b'M', b'Z', rest @ ..] => rest.get(61) == Some(&0),
+        [b'P', b'K', one, other, ..] => matches!((one, other), (1, 2) | (3, 4) | (5, 6) | (7, 8)),
+        _ => true,
+    }
 }
 
 /// Whether base64 stands for text, or for what begins as files do.
 fn begins_as_file(characters: &[u8]) -> bool {
     let (mut decoder, mut bytes) = (Base64::default(), Vec::new());
     decoder.decode(characters, &mut bytes);
-    let is_letter = |byte: &u8| matches!(byte, b'\t' | b'\n' | b'\r' | b' '..=b'~');
-    // Also in two bytes a character, as some shells take it.
-    bytes.iter().all(is_letter)
-        || bytes.as_chunks::<2>().0.iter().all(|[low, high]| is_letter(low) && *high == 0)
-        || MAGIC.iter().any(|magic| bytes.starts_with(magic))
+    is_all_text(&bytes) || MAGIC.iter().any(|magic| bytes.starts_with(magic))
+}
+
+fn is_of_text(byte: &u8) -> bool {
+    matches!(byte, b'\t' | b'\n' | b'\r' | b' '..=b'~')
+}
+
+/// Whether bytes are text, also in two bytes a character, as some shells take it.
+fn is_all_text(bytes: &[u8]) -> bool {
+    bytes.iter().all(is_of_text) || bytes.as_chunks::<2>().0.iter().all(|[low, high]| is_of_text(low) && *high == 0)
 }
 
 /// The first address of a text, and where it begins.
@@ -354,6 +453,8 @@ pub(crate) fn joint(text: &[u8]) -> Option<usize> {
             }
             _ => {
                 let goes_on = digit(*byte).is_some() && (quotes == 0 || quotes == 2 && joins);
+                // The end of what is between lines that say what it is.
+                let goes_on = goes_on && !text.get(at..).is_some_and(|rest| rest.starts_with(b"-----"));
                 return (goes_on && at > 0).then_some(at);
             }
         }
@@ -486,7 +587,7 @@ mod tests {
                 for behind in [0, 1, 17, 40] {
                     let text =
                         [&b"a word ".repeat(40)[..before], b"\n", run, b"\n", &b" word".repeat(9)[..behind]].concat();
-                    assert_eq!(first_run(&text, text.len(), true), Some(before + 1), "{before} {length} {behind}");
+                    assert_eq!(first_run(&text, text.len(), true), Some((before + 1, 4)), "{before} {length} {behind}");
                     assert_eq!(first_run(&text, before + 1, true), None, "{before} {length} {behind}");
                 }
             }
@@ -496,11 +597,50 @@ mod tests {
     }
 
     #[test]
+    fn a_run_in_short_lines_is_found_wherever_it_begins() {
+        let run = b"VGhpcyBpcyBhIHRlc3Qgb2YgYSBydW4u".repeat(3);
+        for line in [4, 5, 7, 20, 31, 60] {
+            for between in [" ", "\r\n ", "\" + \"", "&#13;\n", &" ".repeat(JOINT_BYTES_MAX - 1)] {
+                let lines = run.get(..SHORT_RUN_CHARACTERS_MIN).unwrap().chunks(line).collect::<Vec<_>>();
+                let lines = lines.join(between.as_bytes());
+                for before in 0..70 {
+                    let text = [&b"a word: ".repeat(10)[..before], b"(", &lines, b")."].concat();
+                    assert_eq!(first_run_in_lines(&text, text.len()), Some(before + 1), "{before} {line} {between}");
+                    assert_eq!(first_run_in_lines(&text, before + 1), None, "{before} {line} {between}");
+                }
+            }
+        }
+        let three = run.chunks(3).collect::<Vec<_>>().join(&b" "[..]);
+        assert_eq!(first_run_in_lines(&three, three.len()), None, "lines that are too short");
+    }
+
+    #[test]
+    fn words_are_no_runs() {
+        let prose = "It is a truth universally acknowledged that a single man in possession of a good fortune ";
+        let code = "int value = other, another; \"first\", 'second' # comment\n";
+        let names = "TVqQAAMA TVrueNorthStrong UEsAnd UEsDetailsOfOther VGhpcyBp aGVsbG8gd29y\n";
+        for text in [prose, code, names, "VVVV ", "48656c6c 6f20776f\n", "acgtacgtac gtacgtgtca\n", "-----\n"] {
+            let text = text.repeat(1000);
+            assert_eq!(first_run_in_lines(text.as_bytes(), text.len()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_seems_to_begin_everywhere_costs_little() {
+        // Each word begins what might be text, to its last line but one.
+        let line = "VVVV VVVV VGhp cyBp cyBh IHRl c3Qg b2Yg YSBy dW4u VGhp cyBp cyBh IHRl c3Qg b2Yg YSBy dW4u VVVV!\n";
+        let text = [line, "VVVV                            "].map(|text| text.repeat(20_000)).concat();
+        let begun = Instant::now();
+        assert_eq!(first_run_in_lines(text.as_bytes(), text.len()), None);
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    }
+
+    #[test]
     fn strings_go_on_in_many_ways() {
-        for text in ["\r\n  A", "\" +\n\"A", "' & _\r\n '/", "\\nA", "&#13;\nA", "\\/"] {
+        for text in ["\r\n  A", "\" +\n\"A", "' & _\r\n '/", "\\nA", "&#13;\nA", "\\/", "\n--A"] {
             assert!(joint(text.as_bytes()).is_some(), "{text:?}");
         }
-        for text in ["", "A", "\"A", ",\"A", "\"\"A", " <", "\" + B", "\\x"] {
+        for text in ["", "A", "\"A", ",\"A", "\"\"A", " <", "\" + B", "\\x", "\n-----END X-----"] {
             assert!(joint(text.as_bytes()).is_none(), "{text:?}");
         }
     }

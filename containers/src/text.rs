@@ -3,7 +3,7 @@
 //!
 //! Any text may be such a file, so a text is one if it has a `data:` address or a run of base64 anywhere, or if it is markup. It counts
 //! only if the file is nothing else, and then other files are searched as well: what opens them passes over odd characters. Short runs are
-//! left unless they stand for text or for what begins as files do: they are hashes and names. Strings that a script puts together from
+//! left, and those in short lines, unless they stand for text or for what begins as files do: they are hashes, names and prose. Strings that a script puts together from
 //! pieces count as one. Text in UTF-16 is the business of [`crate::utf16`].
 //!
 //! Characters may be written as escapes of HTML or of a script. Such a text is read a second time with these decoded, and what then has
@@ -24,8 +24,8 @@ use memchr::memmem::Finder;
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, hand_out, read_full};
 use crate::encoded::{
-    Address, ESCAPE_BYTES_MAX, Found, JOINT_BYTES_MAX, LINE_CHARACTERS_MIN, SEARCH_AGAIN_BYTES, TOLD_BY_BYTES,
-    begins_file_of_lines, characters, escaped, escaped_in_lines, is_taken_out, is_text, joint, next_data,
+    Address, ESCAPE_BYTES_MAX, Found, JOINT_BYTES_MAX, SEARCH_AGAIN_BYTES, TOLD_BY_BYTES, begins_file_of_lines,
+    characters, escaped, escaped_in_lines, is_taken_out, is_text, joint, next_data,
 };
 use crate::fields::{find, le32};
 use crate::format::{CLAIMS_MAX, Claim, Claims, Format, HEAD_BYTES, Probe};
@@ -270,20 +270,20 @@ impl Walk<'_, '_> {
                 return Ok(());
             }
             let is_all = ahead.len() < WINDOW_BYTES / 2;
-            let (skip, address) = match next_data(ahead, is_all, is_text) {
+            let (skip, address, line_min) = match next_data(ahead, is_all, is_text) {
                 Found::Nothing(skip) => {
                     window.at += skip;
                     continue;
                 }
-                Found::Run(at) => (at, None),
-                Found::Address(at, address) => (at, Some(address)),
+                Found::Run(at, line) => (at, None, line),
+                Found::Address(at, address) => (at, Some(address), 0),
             };
             window.at += skip;
             let beginning = window.place();
             window.at += address.as_ref().map_or(0, |address| address.length);
             if window.is_unescaped {
                 let data_at = window.place();
-                let mut passed = Data::new(window, address.as_ref());
+                let mut passed = Data::new(window, address.as_ref(), line_min);
                 let mut scratch = [0; 4096];
                 while passed.read(&mut scratch)? > 0 {
                     self.budget.check()?;
@@ -295,15 +295,15 @@ impl Walk<'_, '_> {
                 }
                 window.go_back(data_at)?;
             }
-            self.data(window, address.as_ref())?;
+            self.data(window, address.as_ref(), line_min)?;
         }
     }
 
-    fn data(&mut self, window: &mut Window<'_>, address: Option<&Address>) -> io::Result<()> {
+    fn data(&mut self, window: &mut Window<'_>, address: Option<&Address>, line_min: usize) -> io::Result<()> {
         self.members += 1;
         let extension = address.map_or("", |address| address.extension.as_str());
         let name = format!("data-{}{extension}", self.members);
-        let mut data = Data::new(window, address);
+        let mut data = Data::new(window, address, line_min);
         let result = hand_out(name.clone(), None, &mut data, self.budget, self.sink);
         let (end, line_break) = (data.end, data.line_break);
         match result {
@@ -443,6 +443,8 @@ struct Data<'d, 'w> {
     is_padded: bool,
     /// How many characters stand together so far.
     line: usize,
+    /// How many stand together at least where the data goes on behind them.
+    line_min: usize,
     out: Vec<u8>,
     given: usize,
     end: Option<End>,
@@ -452,7 +454,7 @@ struct Data<'d, 'w> {
 
 impl<'d, 'w> Data<'d, 'w> {
     /// The data of an address, or of a run, that begins where the window is.
-    fn new(window: &'d mut Window<'w>, address: Option<&Address>) -> Self {
+    fn new(window: &'d mut Window<'w>, address: Option<&Address>, line_min: usize) -> Self {
         Self {
             window,
             is_base64: address.is_none_or(|address| address.is_base64),
@@ -461,6 +463,7 @@ impl<'d, 'w> Data<'d, 'w> {
             decoder: Base64::default(),
             is_padded: false,
             line: 0,
+            line_min,
             out: Vec::new(),
             given: 0,
             end: None,
@@ -537,7 +540,7 @@ impl<'d, 'w> Data<'d, 'w> {
     /// Moves to where a run goes on, if it does.
     fn next_line(&mut self) -> io::Result<()> {
         let ahead = self.window.ahead(JOINT_BYTES_MAX)?;
-        let is_long = self.line >= LINE_CHARACTERS_MIN || self.is_address;
+        let is_long = self.line >= self.line_min;
         match joint(ahead).filter(|_| is_long && !self.is_padded) {
             Some(length) => {
                 self.window.at += length;

@@ -131,6 +131,13 @@ fn lists_of_hashes_are_no_data() {
         .map(|at| format!("\"integrity\": \"sha512-{}\"\n", base64::encode(&at.to_le_bytes().repeat(16))))
         .collect();
     assert_eq!(members(lock.as_bytes()), []);
+    // Nor are lists of short names, of one length or another.
+    for length in 4..32 {
+        let names =
+            (0..20_000u64).map(|at| base64::encode(&at.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes().repeat(3)));
+        let list: String = names.map(|name| format!("{}\n", &name[..length])).collect();
+        assert_eq!(members(list.as_bytes()), [], "{length}");
+    }
 }
 
 #[test]
@@ -252,6 +259,44 @@ fn addresses_are_read_as_browsers_read_them() {
     // What has no escape in it comes out once.
     let page = format!("<a title=\"&#65;\" href=\"data:a/b;base64,{data}\">");
     assert_eq!(members(page.as_bytes()), [("data-1.b".to_owned(), eicar)]);
+}
+
+#[test]
+fn runs_in_short_lines_come_out() {
+    let eicar = eicar();
+    let data = base64::encode(&eicar);
+    let in_lines = |of: usize, between: &str| {
+        let pieces = data.as_bytes().chunks(of).map(|piece| std::str::from_utf8(piece).unwrap());
+        pieces.collect::<Vec<_>>().join(between)
+    };
+    for (line, shorter) in [(4, 4), (20, 20), (28, 28), (31, 17)] {
+        let uneven = format!("{}\n{}", &data[..shorter], &data[shorter..]);
+        for text in [
+            format!("var s = atob(\"{}\");\n", in_lines(line, " ")),
+            format!("var s = \"{}\";\n", in_lines(line, "\" +\n  \"")),
+            format!("-----BEGIN X-----\n{}\n-----END X-----\n", in_lines(line, "\n")),
+            format!("BEGIN:VCALENDAR\r\nATTACH;ENCODING=BASE64:{}\r\nEND:VCALENDAR\r\n", in_lines(line, "\r\n ")),
+            format!("<office:binary-data>{}</office:binary-data>\n", in_lines(line, "\n")),
+            format!("var s = atob(\"{uneven}\");\n"),
+        ] {
+            for before in [0, 3, 5000] {
+                let text = format!("{}{text}", "a word\n".repeat(before));
+                assert_eq!(members(text.as_bytes()), [("data-1".to_owned(), eicar.clone())], "{text}");
+            }
+        }
+    }
+    // Lines of other lengths between those of a run.
+    let long = base64::encode(&[eicar.clone(), vec![b' '; 1000]].concat());
+    let text = format!("atob(\"{}\n{}\n{}\")", &long[..200], &long[200..210], &long[210..]);
+    assert_eq!(members(text.as_bytes()).first().map(|(_, content)| content.len()), Some(eicar.len() + 1000));
+    // A program, whose header is no text.
+    let program = [b"MZ\x90\0\x03\0\0\0\x04\0\0\0\xff\xff\0\0".as_slice(), &[0; 44], b"\x80\0\0\0", &eicar].concat();
+    let text: String = base64::encode(&program)
+        .as_bytes()
+        .chunks(8)
+        .map(|line| format!("{} ", std::str::from_utf8(line).unwrap()))
+        .collect();
+    assert_eq!(members(format!("'{text}'").as_bytes()), [("data-1".to_owned(), program)]);
 }
 
 #[test]
