@@ -76,21 +76,19 @@ pub(crate) struct Hidden {
 pub(crate) fn search(input: &mut dyn ReadSeek, head_is_bare: bool) -> io::Result<Hidden> {
     let mut search = Search::new(head_is_bare);
     input.seek(SeekFrom::Start(0))?;
-    let mut bytes = vec![0; WINDOW_BYTES];
-    let mut kept = 0;
-    loop {
-        let filled = kept + read_full(input, bytes.get_mut(kept..).unwrap_or_default())?;
-        let next = search.window(bytes.get(..filled).unwrap_or_default());
-        if filled < bytes.len() {
-            break;
-        }
-        bytes.copy_within(next..filled, 0);
-        kept = filled - next;
-    }
+    search.all(input)?;
     search.end(input)
 }
 
-/// The same for a file in memory.
+/// Whether a text that can be read once only holds files as text does.
+pub(crate) fn holds_files(input: &mut dyn Read) -> io::Result<bool> {
+    let mut search = Search::new(false);
+    search.all(input)?;
+    let hidden = search.hidden;
+    Ok(hidden.data || hidden.uuencode || hidden.yenc)
+}
+
+/// The same as [`search`] for a file in memory.
 pub(crate) fn search_content(content: &[u8], input: &mut dyn ReadSeek, head_is_bare: bool) -> io::Result<Hidden> {
     let mut search = Search::new(head_is_bare);
     let mut rest = content;
@@ -120,6 +118,21 @@ impl Search {
     fn new(head_is_bare: bool) -> Self {
         let (hidden, plain) = (Hidden::default(), Vec::new());
         Self { hidden, plain, is_text: None, is_script: false, is_bare: head_is_bare, start: 0 }
+    }
+
+    /// Searches what is read.
+    fn all(&mut self, input: &mut dyn Read) -> io::Result<()> {
+        let mut bytes = vec![0; WINDOW_BYTES];
+        let mut kept = 0;
+        loop {
+            let filled = kept + read_full(input, bytes.get_mut(kept..).unwrap_or_default())?;
+            let next = self.window(bytes.get(..filled).unwrap_or_default());
+            if filled < bytes.len() {
+                return Ok(());
+            }
+            bytes.copy_within(next..filled, 0);
+            kept = filled - next;
+        }
     }
 
     /// Searches the next window. Tells from where in it on it is searched again with what follows.

@@ -64,7 +64,10 @@ fn probe(probe: &mut Probe<'_>) -> io::Result<Claims> {
             return Ok(vec![Claim::Inside(0)]);
         }
     }
-    Ok(Vec::new())
+    // What nothing claims is searched whole, but as the bytes that it is; so the text in it is searched here.
+    probe.input.seek(SeekFrom::Start(0))?;
+    let holds_files = text::holds_files(&mut Utf8::new(&mut *probe.input, order))?;
+    Ok(if holds_files { vec![Claim::Inside(0)] } else { Vec::new() })
 }
 
 struct Utf16;
@@ -78,12 +81,7 @@ impl Extractor for Utf16 {
         let name = container.name.rsplit('/').next().unwrap_or_default().to_owned();
         let result = order.and_then(|order| {
             container.input.seek(SeekFrom::Start(0))?;
-            let decoder = order.new_decoder_with_bom_removal();
-            out.member(
-                name,
-                None,
-                &mut Utf8 { input: &mut *container.input, decoder, text: Vec::new(), given: 0, ended: false },
-            );
+            out.member(name, None, &mut Utf8::new(&mut *container.input, order));
             Ok(())
         });
         out.end("the text can't be read", result)
@@ -99,7 +97,11 @@ struct Utf8<'u> {
     ended: bool,
 }
 
-impl Utf8<'_> {
+impl<'u> Utf8<'u> {
+    fn new(input: &'u mut dyn ReadSeek, order: &'static Encoding) -> Self {
+        Self { input, decoder: order.new_decoder_with_bom_removal(), text: Vec::new(), given: 0, ended: false }
+    }
+
     fn refill(&mut self) -> io::Result<()> {
         let mut units = Vec::new();
         (&mut *self.input).take(BUFFER_BYTES as u64).read_to_end(&mut units)?;

@@ -359,6 +359,25 @@ fn short_runs_count_if_they_stand_for_text_or_a_file() {
 }
 
 #[test]
+fn data_anywhere_in_utf_16_is_found() {
+    let data = base64::encode(&eicar());
+    let escapes: String = data.bytes().map(|byte| format!("\\x{byte:02x}")).collect();
+    let encoded = format!("begin-base64 644 a\n{data}\n====\n");
+    for what in [format!("var s = atob(\"{data}\");\n"), format!("var s = atob(\"{escapes}\");\n"), encoded] {
+        for lines in [2, 5000, 6550, 6560, 20_000] {
+            let around = "var a=1;\r\n".repeat(lines);
+            let text = format!("\u{feff}{around}\n{what}{around}");
+            let little: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+            let big: Vec<u8> = text.encode_utf16().flat_map(u16::to_be_bytes).collect();
+            must_be_found(&what, &little);
+            must_be_found(&what, &big);
+        }
+    }
+    let prose: Vec<u8> = "\u{feff}It is a truth\r\n".repeat(10_000).encode_utf16().flat_map(u16::to_le_bytes).collect();
+    assert_eq!(members(&prose), []);
+}
+
+#[test]
 fn uuencode_is_found_wherever_it_lies() {
     let encoded =
         "M6#5/(5`E0$%06S1<4%I8-30H4%XI-T-#*3=])$5)0T%2+5-404Y$05)$+4%.\n75$E625)54RU415-4+49)3$4A)$@K2\"H`\n`\nend\n";
