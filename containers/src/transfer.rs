@@ -171,6 +171,81 @@ pub(crate) fn escapes(text: &[u8], into: &mut Vec<u8>) {
     }
 }
 
+/// Whether a piece of quoted-printable is something else to programs that read it literally.
+pub(crate) fn is_disputed(piece: &[u8]) -> bool {
+    let line = piece.strip_suffix(b"\n").map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let ends_in_space = line.is_some_and(|line| line.last().is_some_and(u8::is_ascii_whitespace));
+    let is_odd = |at: usize| match piece.get(at + 1..).unwrap_or_default() {
+        [b'=', ..] => true,
+        [b'\r', next, ..] => *next != b'\n',
+        _ => false,
+    };
+    ends_in_space || memchr::memchr_iter(b'=', piece).any(is_odd)
+}
+
+/// Decodes quoted-printable step by step as programs do that read it literally: spaces at the end of a line stay, `==` stands for `=`,
+/// and behind `=` with a carriage return the rest of the line counts for nothing.
+#[derive(Debug, Default)]
+pub(crate) enum LiteralQuotedPrintable {
+    /// Nothing has begun.
+    #[default]
+    Text,
+    /// An escape has.
+    Escape,
+    /// So has one with this digit.
+    Digit(u8),
+    /// What comes counts for nothing up to the end of the line.
+    PassedOver,
+}
+
+impl LiteralQuotedPrintable {
+    /// Takes so many characters, and adds what they stand for. Malformed escapes stay as they are.
+    pub(crate) fn decode(&mut self, text: &[u8], into: &mut Vec<u8>) {
+        for byte in text {
+            *self = match (&*self, *byte) {
+                (Self::Text, b'=') => Self::Escape,
+                (Self::Escape | Self::PassedOver, b'\n') => Self::Text,
+                (Self::Escape | Self::PassedOver, b'\r') | (Self::PassedOver, _) => Self::PassedOver,
+                (Self::Escape, b'=') => {
+                    into.push(b'=');
+                    Self::Text
+                }
+                (Self::Escape, digit) if hex_digit(digit).is_some() => Self::Digit(digit),
+                (Self::Escape, other) => {
+                    into.extend_from_slice(&[b'=', other]);
+                    Self::Text
+                }
+                (Self::Digit(first), second) => match hex_digit(*first).zip(hex_digit(second)) {
+                    Some((high, low)) => {
+                        into.push(high << 4 | low);
+                        Self::Text
+                    }
+                    None if second == b'=' => {
+                        into.extend_from_slice(&[b'=', *first]);
+                        Self::Escape
+                    }
+                    None => {
+                        into.extend_from_slice(&[b'=', *first, second]);
+                        Self::Text
+                    }
+                },
+                (Self::Text, other) => {
+                    into.push(other);
+                    Self::Text
+                }
+            };
+        }
+    }
+
+    /// Adds what an escape stands for that nothing follows.
+    pub(crate) fn finish(&mut self, into: &mut Vec<u8>) {
+        if let Self::Digit(first) = *self {
+            into.extend_from_slice(&[b'=', first]);
+        }
+        *self = Self::Text;
+    }
+}
+
 /// What a hexadecimal digit stands for.
 pub(crate) fn hex_digit(character: u8) -> Option<u8> {
     char::from(character).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
@@ -297,6 +372,28 @@ mod tests {
         assert_eq!(decode(b"a=3Db =\r\n"), b"a=b ");
         assert_eq!(decode(b"a=ZZ=4\r\n"), b"a=ZZ=4\r\n");
         assert_eq!(decode(b"a  \n"), b"a\n");
+    }
+
+    #[test]
+    fn quoted_printable_is_read_literally() {
+        let decode = |text: &[u8]| {
+            let (mut decoder, mut bytes) = (LiteralQuotedPrintable::default(), Vec::new());
+            for character in text {
+                decoder.decode(&[*character], &mut bytes);
+            }
+            decoder.finish(&mut bytes);
+            bytes
+        };
+        assert_eq!(decode(b"=41=\rxx=\rx\r\n=42=\r\n=\nc \r\n"), b"ABc \r\n");
+        assert_eq!(decode(b"==41=4==42=4x=xy= \n=4"), b"=41=4=42=4x=xy= \n=4");
+        assert_eq!(decode(b"a="), b"a");
+        for disputed in [&b"a=\rb"[..], b"a==", b"a \n", b"a= \r\n", b"a\r\r\n"] {
+            assert!(is_disputed(disputed), "{disputed:?}");
+        }
+        // As encoders write it.
+        for plain in [&b"a=3D=\r\n"[..], b"a=20\r\n", b"a\n", b"\r\n", b"a b", b"=\n"] {
+            assert!(!is_disputed(plain), "{plain:?}");
+        }
     }
 
     #[test]

@@ -303,6 +303,32 @@ fn long_lines_of_quoted_printable_come_out_whole() {
 }
 
 #[test]
+fn quoted_printable_is_read_as_all_programs_read_it() {
+    let escaped = |content: &[u8]| content.iter().map(|byte| format!("={byte:02X}")).collect::<String>();
+    let encoded = escaped(&eicar());
+    let (first, second) = encoded.split_at(90);
+    let fields = "Content-Transfer-Encoding: quoted-printable\r\n";
+    must_be_found("a return", &two_parts(MIXED, fields, &format!("{first}=\rnothing\r\n{second}")));
+    let long = format!("{}{first}=\r{}\r\n{second}", "A".repeat(65_500), "B".repeat(70_000));
+    must_be_found("in a long line", &two_parts(MIXED, fields, &long));
+    // Here the returns end lines, except behind an escape.
+    let returns = text(&two_parts(MIXED, fields, &format!("{first}=#nothing#\n{second}"))).replace("\r\n", "\r");
+    must_be_found("only returns", returns.replace('#', "\r").as_bytes());
+    let holds = |body: &str, what: &[u8]| {
+        let found = members(&two_parts(MIXED, fields, body));
+        assert!(found.iter().any(|(_, content)| content == what), "{body:?}: {found:?}");
+    };
+    holds("a==b", b"a=b");
+    holds("a==b", b"a==b");
+    holds("a \r\nb=\r\n", b"a \r\nb");
+    holds("a \r\nb=\r\n", b"a\r\nb");
+    let file = two_parts(MIXED, fields, &format!("{first}=\rnothing\r\n{second}"));
+    conformance::survives_mutations(&Case::new("eml", &file, &eicar()), ROUNDS / 10);
+    // What encoders write can be read in one way.
+    assert_eq!(members(&two_parts(MIXED, fields, &quoted_printable(b"a = b\r\n \xe4"))).len(), 2);
+}
+
+#[test]
 fn uuencode_needs_no_name_and_prose_is_none() {
     for begin in ["begin 0 a", "begin 644 ", "begin 644"] {
         let body = uuencode("e", &eicar()).replace("begin 644 e", begin);

@@ -5,13 +5,15 @@ use std::io::{self, Read};
 use super::lines::Lines;
 use super::{BUFFER_BYTES, End, Input, boundary};
 use crate::container::display_name;
-use crate::transfer::{self, Base64, Base64Rules};
+use crate::transfer::{self, Base64, Base64Rules, LiteralQuotedPrintable};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Encoding {
     /// As it is; files may lie in it.
     Text,
     QuotedPrintable,
+    /// The same as some programs decode it, see [`LiteralQuotedPrintable`].
+    LiteralQuotedPrintable,
     Base64(Base64Rules),
     /// What begins like uuencode, but may be prose.
     PerhapsUuencoded,
@@ -43,7 +45,10 @@ pub(super) struct Content<'c, 'i> {
     lines: &'c mut Lines<Input<'i>>,
     boundaries: &'c [Vec<u8>],
     pub(super) encoding: Encoding,
-    pub(super) base64: Base64,
+    base64: Base64,
+    literal: LiteralQuotedPrintable,
+    /// What is decoded as quoted-printable is something else when it is read literally.
+    is_disputed: bool,
     out: Vec<u8>,
     given: usize,
     /// The last line break, which belongs to the boundary if one follows.
@@ -62,11 +67,24 @@ impl<'c, 'i> Content<'c, 'i> {
             boundaries,
             encoding,
             base64: Base64::by(rules),
+            literal: LiteralQuotedPrintable::default(),
+            is_disputed: false,
             out: Vec::new(),
             given: 0,
             held: Vec::new(),
             piece: Vec::new(),
             end: None,
+        }
+    }
+
+    /// The other encodings that programs take it for, which make a difference.
+    pub(super) fn other_readings(&self) -> Vec<Encoding> {
+        match self.encoding {
+            Encoding::Base64(rules) if rules == Base64Rules::default() => {
+                self.base64.other_readings().into_iter().map(Encoding::Base64).collect()
+            }
+            Encoding::QuotedPrintable if self.is_disputed => vec![Encoding::LiteralQuotedPrintable],
+            _ => Vec::new(),
         }
     }
 
@@ -87,6 +105,7 @@ impl<'c, 'i> Content<'c, 'i> {
                 Encoding::QuotedPrintable => {
                     transfer::quoted_printable(&std::mem::take(&mut self.piece), &mut self.out)
                 }
+                Encoding::LiteralQuotedPrintable => self.literal.finish(&mut self.out),
                 _ => {}
             }
             self.end = end.map(ContentEnd::Part);
@@ -130,8 +149,11 @@ impl<'c, 'i> Content<'c, 'i> {
             Encoding::QuotedPrintable => {
                 // An escape may begin in one piece of a line and end in the next.
                 self.piece.extend_from_slice(line);
+                let is_whole = line.ends_with(b"\n");
+                let is_returned = self.lines.line_break() == b"\r" && self.piece.ends_with(b"=\n");
+                self.is_disputed |= is_returned || transfer::is_disputed(&self.piece);
                 self.out.append(&mut self.held);
-                if line.ends_with(b"\n") {
+                if is_whole {
                     let is_soft = self.piece.ends_with(b"=\n");
                     transfer::quoted_printable(&self.piece, &mut self.out);
                     self.piece.clear();
@@ -142,6 +164,15 @@ impl<'c, 'i> Content<'c, 'i> {
                     let rest = self.piece.split_off(self.piece.len() - transfer::undecided(&self.piece));
                     transfer::escapes(&self.piece, &mut self.out);
                     self.piece = rest;
+                }
+            }
+            Encoding::LiteralQuotedPrintable => {
+                self.out.append(&mut self.held);
+                self.literal.decode(line.strip_suffix(b"\n").unwrap_or(line), &mut self.out);
+                let before = self.out.len();
+                self.literal.decode(self.lines.line_break(), &mut self.out);
+                if self.out.len() > before {
+                    self.hold_line_break();
                 }
             }
         }

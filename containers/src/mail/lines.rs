@@ -17,6 +17,8 @@ pub(super) struct Lines<R> {
     begins: bool,
     /// A carriage return without a line feed ends a line as well.
     returns_end: bool,
+    /// That is what ended the current one.
+    return_ended: bool,
     has_lone_return: bool,
     /// Where the current line begins, and where it ends.
     span: (u64, u64),
@@ -27,7 +29,16 @@ impl<R: BufRead> Lines<R> {
     /// comes with a line feed in its place.
     pub(super) fn new(input: R, offset: u64, returns_end: bool) -> Self {
         let (line, span) = (Vec::new(), (offset, offset));
-        Self { input, line, again: false, begins: false, returns_end, has_lone_return: false, span }
+        Self {
+            input,
+            line,
+            again: false,
+            begins: false,
+            returns_end,
+            return_ended: false,
+            has_lone_return: false,
+            span,
+        }
     }
 
     /// The next line with its line break, or a piece of one; and whether it begins a line. None at the end.
@@ -42,6 +53,7 @@ impl<R: BufRead> Lines<R> {
     }
 
     fn read(&mut self) -> io::Result<()> {
+        self.return_ended = false;
         while self.line.len() < LINE_BYTES_MAX {
             let ahead = self.input.fill_buf()?;
             let ahead = ahead.get(..LINE_BYTES_MAX - self.line.len()).unwrap_or(ahead);
@@ -61,6 +73,7 @@ impl<R: BufRead> Lines<R> {
                 self.span.1 += 1;
             } else {
                 self.line.pop();
+                self.return_ended = true;
             }
             self.line.push(b'\n');
         }
@@ -74,6 +87,15 @@ impl<R: BufRead> Lines<R> {
     /// Makes the current line the next one again.
     pub(super) fn give_back(&mut self) {
         self.again = true;
+    }
+
+    /// What ends the current line, if anything does: a line feed, or the carriage return in whose place it came.
+    pub(super) fn line_break(&self) -> &'static [u8] {
+        match self.line.last() {
+            Some(b'\n') if self.return_ended => b"\r",
+            Some(b'\n') => b"\n",
+            _ => b"",
+        }
     }
 
     /// Whether a carriage return without a line feed came that ended no line.

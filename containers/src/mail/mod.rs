@@ -6,7 +6,7 @@
 //! text is read line by line, so memory doesn't depend on its length.
 //!
 //! Where programs differ in how they read a message (what ends a line, which lines are fields, which of several boundaries counts),
-//! it is read in all of these ways, and so is the base64 of a part. What one of these ways has to remark is kept of the first alone.
+//! it is read in all of these ways, and so are the base64 and the quoted-printable of a part. What one of these ways has to remark is kept of the first alone.
 
 mod content;
 mod headers;
@@ -22,7 +22,6 @@ use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, hand_out, read_full};
 use crate::format::{Claims, Format, Probe, whole_if};
 use crate::outcome::ExtractionOutcome;
-use crate::transfer::Base64Rules;
 
 /// The longest fields of a message or part that say how to read it.
 const HEADERS_BYTES_MAX: usize = 1 << 20;
@@ -31,7 +30,7 @@ const DEPTH_MAX: usize = 64;
 const BUFFER_BYTES: usize = 64 * 1024;
 /// In how many ways a message is read at most. Real ones can be read in one.
 const READINGS_MAX: usize = 16;
-/// In how many ways a part is decoded at most, apart from the rules of base64.
+/// In how many ways a part is decoded at most, apart from what the decoders differ in.
 const PART_READINGS_MAX: usize = 8;
 /// What is said where that is not all.
 const MORE_WAYS: &str = "the message can be read in more ways than are tried";
@@ -466,11 +465,8 @@ impl Message<'_, '_, '_> {
                 self.lines.seek(start)?;
             }
             done.push(encoding.clone());
-            let is_default = encoding == Encoding::Base64(Base64Rules::default());
             let (end, others) = self.content(name.clone(), encoding)?;
-            if is_default {
-                readings.extend(others.into_iter().map(Encoding::Base64));
-            }
+            readings.extend(others);
             first_end.get_or_insert(end);
         }
         Ok(first_end.unwrap_or(End::Input))
@@ -490,9 +486,9 @@ impl Message<'_, '_, '_> {
         }
     }
 
-    /// Hands out content up to the next boundary, and the files that lie in it as text. Tells what ended it, and by which other
-    /// rules its base64 is something else.
-    fn content(&mut self, name: String, encoding: Encoding) -> io::Result<(End, Vec<Base64Rules>)> {
+    /// Hands out content up to the next boundary, and the files that lie in it as text. Tells what ended it, and in which other
+    /// ways it is decoded to something else.
+    fn content(&mut self, name: String, encoding: Encoding) -> io::Result<(End, Vec<Encoding>)> {
         let mut content = Content::new(&mut self.lines, &self.boundaries, encoding);
         let mut name = name;
         loop {
@@ -506,7 +502,7 @@ impl Message<'_, '_, '_> {
                     if matches!(content.encoding, Encoding::Uuencoded | Encoding::Yenc) {
                         self.outcome.note_broken(format!("{name:?} ends before its last line"));
                     }
-                    return Ok((end, content.base64.other_readings()));
+                    return Ok((end, content.other_readings()));
                 }
                 Some(ContentEnd::File(file, encoding)) => {
                     name = file;
