@@ -262,6 +262,41 @@ fn boundaries_are_read_as_all_programs_read_them() {
 }
 
 #[test]
+fn types_are_read_as_all_programs_read_them() {
+    let encoded: String = eicar().iter().map(|byte| format!("={byte:02X}")).collect();
+    let fields = "Content-Transfer-Encoding: quoted-printable\r\n";
+    for content_type in [
+        "(c) multipart/mixed; boundary=zz",
+        "multipart(c)/mixed; boundary=zz",
+        "multipart /mixed; boundary=zz",
+        "\"multipart/mixed\"; boundary=zz",
+        "=?utf-8?q?multipart/mixed?=; boundary=zz",
+        "=?utf-8?q?multipart/mixed;_boundary=3Dzz?=",
+        "text/plain; boundary=zz",
+        "multipart/mixed; (c) boundary=(d) \"zz\"e",
+        "multipart/mixed; boundary=\"=?utf-8?q?zz?=\"",
+    ] {
+        must_be_found(content_type, &two_parts(content_type, fields, &encoded));
+        let part = format!("Content-Type: {content_type}\r\n\r\n--zz\r\n{fields}\r\n{encoded}\r\n--zz--");
+        must_be_found(content_type, &message("multipart/x; boundary=y", &format!("--y\r\n{part}\r\n--y--\r\n")));
+    }
+    for encoding in ["=?utf-8?q?quoted-printable?=", "quoted-(c)printable", "=?utf-8?B?UVVPVEVELXByaW50YWJsZQ==?="] {
+        let fields = format!("Content-Transfer-Encoding: {encoding}\r\n");
+        must_be_found(encoding, &two_parts(MIXED, &fields, &encoded));
+    }
+    // A space behind it, and some decode nothing.
+    let found = members(&two_parts(MIXED, "Content-Transfer-Encoding: base64 \r\n", "QUJD"));
+    assert!(
+        ["ABC", "QUJD"].iter().all(|text| found.iter().any(|(_, content)| content == text.as_bytes())),
+        "{found:?}"
+    );
+    // Types that nothing disputes are read once, and a boundary that never comes breaks nothing.
+    assert_eq!(members(&two_parts(MIXED, "Content-Type: text/plain; charset=utf-8\r\n", "a")).len(), 2);
+    let taken = take_apart(&message("text/plain; charset=utf-8; boundary=zz", "a\r\n"), &Passwords::NONE);
+    assert!(taken.outcome.is_complete(), "{}", taken.outcome.detail());
+}
+
+#[test]
 fn fields_are_read_as_all_programs_read_them() {
     let body = base64(&eicar());
     for fields in [

@@ -14,7 +14,7 @@ const ENCODINGS_MAX: usize = 4;
 type BoundaryRule = fn(&[u8]) -> Option<Vec<u8>>;
 
 /// Rules by which programs find the boundary in a field that can be read in several ways.
-pub(super) const BOUNDARY_RULES: [BoundaryRule; 6] = [
+pub(super) const BOUNDARY_RULES: [BoundaryRule; 8] = [
     |value| named(parameters(value, Quotes::Anywhere), b"boundary").next(),
     |value| named(parameters(value, Quotes::Anywhere), b"boundary").last(),
     |value| extended(value, "boundary").map(String::into_bytes),
@@ -24,6 +24,8 @@ pub(super) const BOUNDARY_RULES: [BoundaryRule; 6] = [
         let whole = named(parameters(value, Quotes::Around), b"boundary").next()?;
         Some(whole.split(|byte| matches!(byte, b' ' | b'\t' | b'(')).next()?.to_vec())
     },
+    |value| named(parameters(&bare(value), Quotes::Anywhere), b"boundary").next(),
+    |value| named(parameters(&bare(&decoded(value)), Quotes::Anywhere), b"boundary").next(),
 ];
 
 /// The fields of a message or a part that say how to read it, in order: name in lower case, and value on one line. The others are
@@ -73,8 +75,12 @@ impl Headers {
     }
 
     fn all(&self, name: &str) -> impl Iterator<Item = &[u8]> {
-        let fields = self.fields.iter().filter(move |(field, _)| field == name.as_bytes());
-        fields.map(|(_, value)| value.trim_ascii())
+        self.values(name).map(<[u8]>::trim_ascii)
+    }
+
+    /// The same with the spaces behind them.
+    fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        self.fields.iter().filter(move |(field, _)| field == name.as_bytes()).map(|(_, value)| value.as_slice())
     }
 
     /// Whether a field is there twice with different values, so that programs differ in what they take.
@@ -91,15 +97,33 @@ impl Headers {
         String::from_utf8_lossy(value.get(..end).unwrap_or_default()).trim().to_ascii_lowercase()
     }
 
+    /// Whether the type is plainly one of several parts.
+    pub(super) fn is_multipart(&self) -> bool {
+        self.media_type().starts_with("multipart/")
+    }
+
+    /// Whether the type is one of a message, for whatever program.
+    pub(super) fn is_message(&self) -> bool {
+        self.get("content-type").is_some_and(|value| has_type(value, b"message/"))
+    }
+
     /// What the content is encoded with, in lower case; several if programs differ in that.
     pub(super) fn encodings(&self) -> Vec<String> {
         let mut encodings = Vec::new();
-        for value in self.all("content-transfer-encoding").take(ENCODINGS_MAX) {
-            let value = String::from_utf8_lossy(value).to_ascii_lowercase();
-            let word = token(&value);
-            // Whoever compares the whole value finds nothing in it that it knows.
-            let whole = value.trim_matches('"').trim().to_owned();
-            for encoding in [word, whole] {
+        for value in self.values("content-transfer-encoding").take(ENCODINGS_MAX) {
+            let whole = String::from_utf8_lossy(value).to_ascii_lowercase();
+            let word = token(&whole);
+            let uncommented = match (whole.find('('), whole.rfind(')')) {
+                (Some(start), Some(end)) if start < end => {
+                    let (before, behind) = (whole.get(..start), whole.get(end + 1..));
+                    format!("{}{}", before.unwrap_or_default(), behind.unwrap_or_default()).trim().to_owned()
+                }
+                _ => word.clone(),
+            };
+            let decoded = token(&encoded_words(&String::from_utf8_lossy(value)).to_ascii_lowercase());
+            let unquoted = whole.trim_matches('"').to_owned();
+            // Whoever compares the whole value finds nothing in it that it knows, if it has so much as a space behind it.
+            for encoding in [word, uncommented, decoded, unquoted] {
                 if !encodings.contains(&encoding) {
                     encodings.push(encoding);
                 }
@@ -124,19 +148,74 @@ impl Headers {
         (!name.trim().is_empty()).then(|| display_name(name.trim().as_bytes()))
     }
 
-    /// What separates the parts, by each of the [`BOUNDARY_RULES`]; none if there are no parts.
-    pub(super) fn boundaries(&self) -> Option<[Option<Vec<u8>>; BOUNDARY_RULES.len()]> {
-        if !self.media_type().starts_with("multipart/") {
-            return None;
-        }
-        let value = self.get("content-type")?;
-        let boundaries = BOUNDARY_RULES.map(|rule| {
-            let boundary = rule(value)?;
-            let boundary = boundary.trim_ascii_end();
-            (!boundary.is_empty()).then(|| boundary.to_vec())
-        });
-        boundaries.iter().any(Option::is_some).then_some(boundaries)
+    /// What separates parts, by each of the [`BOUNDARY_RULES`] and whatever the type; none if nothing does.
+    pub(super) fn boundaries(&self) -> Option<Boundaries> {
+        boundaries(self.get("content-type")?)
     }
+}
+
+/// What separates parts, by each of the [`BOUNDARY_RULES`].
+type Boundaries = [Option<Vec<u8>>; BOUNDARY_RULES.len()];
+
+fn boundaries(value: &[u8]) -> Option<Boundaries> {
+    let boundaries = BOUNDARY_RULES.map(|rule| {
+        let boundary = rule(value)?;
+        let boundary = boundary.trim_ascii_end();
+        (!boundary.is_empty()).then(|| boundary.to_vec())
+    });
+    boundaries.iter().any(Option::is_some).then_some(boundaries)
+}
+
+/// Whether a program that reads a Content-Type with this value may find parts or a message behind it.
+pub(super) fn may_hold_parts(value: &[u8]) -> bool {
+    has_type(value, b"multipart/") || has_type(value, b"message/") || boundaries(value).is_some()
+}
+
+/// Whether a type is written in a value, in whatever form.
+fn has_type(value: &[u8], family: &[u8]) -> bool {
+    [value, &bare(value), &bare(&decoded(value))].into_iter().any(|value| {
+        let value = value.trim_ascii_start();
+        let start = value.strip_prefix(b"\"").unwrap_or(value).get(..family.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(family))
+    })
+}
+
+/// A value with its encoded words decoded.
+fn decoded(value: &[u8]) -> Vec<u8> {
+    match crate::fields::find(value, b"=?") {
+        Some(_) => encoded_words(&String::from_utf8_lossy(value)).into_bytes(),
+        None => value.to_vec(),
+    }
+}
+
+/// A value without its comments, and without what stands between a quoted string and the end of its parameter.
+fn bare(value: &[u8]) -> Vec<u8> {
+    let mut bare = Vec::new();
+    let (mut comments, mut quoted, mut closed) = (0u32, false, false);
+    let mut bytes = value.iter().copied();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'\\' => {
+                let escaped = [Some(byte), bytes.next()];
+                bare.extend(escaped.into_iter().flatten().filter(|_| comments == 0 && !closed));
+            }
+            b'(' if !quoted => comments = comments.saturating_add(1),
+            b')' if comments > 0 => comments -= 1,
+            _ if comments > 0 => {}
+            b';' if !quoted => {
+                closed = false;
+                bare.push(byte);
+            }
+            _ if closed => {}
+            b'"' => {
+                closed = quoted;
+                quoted = !quoted;
+                bare.push(byte);
+            }
+            _ => bare.push(byte),
+        }
+    }
+    bare
 }
 
 /// The first word of a value, without the comments before it.
@@ -347,10 +426,44 @@ mod tests {
             let all = headers(&format!("Content-Type: multipart/x; {parameters}")).boundaries().unwrap();
             all.map(|boundary| boundary.map(|boundary| String::from_utf8(boundary).unwrap()).unwrap_or_default())
         };
-        assert_eq!(boundaries("boundary=a"), ["a", "a", "", "", "a", "a"]);
-        assert_eq!(boundaries("boundary=a; boundary=\"b c\""), ["a", "b c", "", "", "a", "a"]);
-        assert_eq!(boundaries("boundary*=us-ascii''z%7A"), ["", "", "zz", "", "", ""]);
-        assert_eq!(boundaries("boundary*0=z; boundary*1=z"), ["", "", "", "zz", "", ""]);
-        assert_eq!(boundaries("boundary=z\"q\"z (c)"), ["zqz (c)", "zqz (c)", "", "", "z\"q\"z (c)", "z\"q\"z"]);
+        assert_eq!(boundaries("boundary=a"), ["a", "a", "", "", "a", "a", "a", "a"]);
+        assert_eq!(boundaries("boundary=a; boundary=\"b c\""), ["a", "b c", "", "", "a", "a", "a", "a"]);
+        assert_eq!(boundaries("boundary*=us-ascii''z%7A"), ["", "", "zz", "", "", "", "", ""]);
+        assert_eq!(boundaries("boundary*0=z; boundary*1=z"), ["", "", "", "zz", "", "", "", ""]);
+        assert_eq!(
+            boundaries("boundary=z\"q\"z (c)"),
+            ["zqz (c)", "zqz (c)", "", "", "z\"q\"z (c)", "z\"q\"z", "zq", "zq"]
+        );
+        assert_eq!(boundaries("(c(d\\))) boundary=(e) \"a(b)\"c"), ["", "", "", "", "", "", "a(b)", "a(b)"]);
+        assert_eq!(boundaries("=?utf-8?q?boundary=3Da?="), ["", "", "", "", "", "", "", "a"]);
+        // As mail programs write it.
+        assert_eq!(
+            boundaries("boundary=\"----=_Part_1\""),
+            ["----=_Part_1", "----=_Part_1", "", "", "----=_Part_1", "----=_Part_1", "----=_Part_1", "----=_Part_1"]
+        );
+    }
+
+    #[test]
+    fn types_and_encodings_are_read_in_all_their_forms() {
+        for value in [
+            "multipart/x",
+            " Multipart/x",
+            "(c) multipart/x",
+            "\"multipart/x\"",
+            "multi(c)part/x",
+            "=?utf-8?q?multipart=2Fx?=",
+        ] {
+            assert!(may_hold_parts(value.as_bytes()), "{value}");
+        }
+        assert!(may_hold_parts(b"text/plain; boundary=a") && may_hold_parts(b"message/rfc822"));
+        assert!(!may_hold_parts(b"text/plain; charset=utf-8") && !may_hold_parts(b"(multipart/x"));
+        let encodings = |value: &str| headers(&format!("Content-Transfer-Encoding: {value}")).encodings();
+        // What is written as it should be can be read in one way.
+        assert_eq!(encodings("Quoted-Printable"), ["quoted-printable"]);
+        for value in ["=?utf-8?q?base=364?=", "=?utf-8?B?QmFzZTY0?=", "base(c)64", "base64 (c)", "base64 "] {
+            let all = encodings(value);
+            assert!(all.iter().any(|encoding| encoding == "base64"), "{value}: {all:?}");
+            assert!(all.len() > 1, "{value}: {all:?}");
+        }
     }
 }

@@ -30,8 +30,6 @@ const DEPTH_MAX: usize = 64;
 const BUFFER_BYTES: usize = 64 * 1024;
 /// In how many ways a message is read at most. Real ones can be read in one.
 const READINGS_MAX: usize = 16;
-/// In how many ways a part is decoded at most, apart from what the decoders differ in.
-const PART_READINGS_MAX: usize = 8;
 /// What is said where that is not all.
 const MORE_WAYS: &str = "the message can be read in more ways than are tried";
 /// How many fields of a mail the beginning of one has at least.
@@ -158,11 +156,10 @@ impl Fields {
         }
         self.began = true;
         let Some((name, value)) = headers::field(line) else { return Some(false) };
-        let value = value.trim_ascii().to_ascii_lowercase();
         // Either is enough: whatever opens mail finds parts in it, or decodes it.
         let is_enough = match name.to_ascii_lowercase().as_slice() {
-            b"content-type" => value.starts_with(b"multipart/") || value.starts_with(b"message/"),
-            b"content-transfer-encoding" => !NO_ENCODINGS.contains(&value.as_slice()),
+            b"content-type" => headers::may_hold_parts(value),
+            b"content-transfer-encoding" => !NO_ENCODINGS.contains(&value.trim_ascii().to_ascii_lowercase().as_slice()),
             _ => false,
         };
         self.found += usize::from(FIELDS.iter().any(|field| name.eq_ignore_ascii_case(field.as_bytes())));
@@ -183,6 +180,8 @@ struct Reading {
     other_lines: OtherLines,
     /// Which of the [`BOUNDARY_RULES`] is asked first.
     boundary_rule: usize,
+    /// What has a boundary has parts, whatever its type.
+    any_type_has_parts: bool,
 }
 
 /// What lines among fields do that are none.
@@ -361,6 +360,11 @@ impl Message<'_, '_, '_> {
     /// What separates the parts by the first rule that tells; the others are other readings if they tell otherwise.
     fn boundary_of(&mut self, headers: &Headers) -> Option<Vec<u8>> {
         let boundaries = headers.boundaries()?;
+        // Some programs read a type where others find none, or ask for the boundary alone.
+        if !headers.is_multipart() && !self.reading.any_type_has_parts {
+            self.note_other(Reading { any_type_has_parts: true, ..self.reading });
+            return None;
+        }
         let preferred = boundaries.get(self.reading.boundary_rule).cloned().flatten();
         let boundary = preferred.or_else(|| boundaries.iter().flatten().next().cloned())?;
         for (boundary_rule, other) in boundaries.iter().enumerate() {
@@ -431,14 +435,12 @@ impl Message<'_, '_, '_> {
     fn part(&mut self, headers: &Headers) -> io::Result<End> {
         self.parts += 1;
         let media_type = headers.media_type();
-        let mut encodings = headers.encodings();
-        encodings.truncate(PART_READINGS_MAX);
         if headers.has_more_encodings() {
             self.miss(|outcome| outcome.note_suspicious(MORE_WAYS));
         }
-        let mut readings: Vec<_> = encodings.iter().map(|name| Encoding::named(name)).collect();
+        let mut readings: Vec<_> = headers.encodings().iter().map(|name| Encoding::named(name)).collect();
         // Messages may not be encoded, and for some programs therefore are not.
-        if readings.is_empty() || media_type.starts_with("message/") {
+        if readings.is_empty() || headers.is_message() {
             readings.push(Encoding::Text);
         }
         let extension = match media_type.as_str() {
@@ -645,6 +647,8 @@ mod tests {
         assert!(begins_as_mail(b"\r\nReturn-Path: <a>\r\nX: y\r\n z\r\nSubject: b\r\n\r\n"));
         assert!(begins_as_mail(b"MIME-Version: 1.0\nContent-Type: text/plain\n\n"));
         assert!(begins_as_mail(b"Content-Type: Multipart/mixed;\n boundary=x\n\n--x\n"));
+        assert!(begins_as_mail(b"Content-Type: (c) multipart/mixed; boundary=x\n\n--x\n"));
+        assert!(!begins_as_mail(b"Content-Type: text/plain; charset=utf-8\n\na"));
         assert!(!begins_as_mail(b"Metadata-Version: 2.1\nName: x\n\nFrom: y\nTo: z\n"));
         assert!(!begins_as_mail(b"Subject: a text\n\nFrom: somebody\n"));
         assert!(!begins_as_mail(b""));
