@@ -218,8 +218,11 @@ fn covering(content: &[u8], method: u16, packed: &[u8], hidden: &[u8]) -> Vec<u8
     let numbers = [crc32fast::hash(content), packed.len() as u32, content.len() as u32];
     let descriptor = [b"PK\x07\x08".to_vec(), numbers.map(u32::to_le_bytes).concat()].concat();
     let data = [packed, &descriptor, hidden].concat();
-    let shown = Member { packed_bytes: data.len() as u64, ..Member::new("a.txt", content, method) };
-    let shown = Member { flags: DESCRIPTOR, method, ..shown };
+    let shown = match method {
+        STORED => Member::new("a.txt", &data, STORED),
+        _ => Member { packed_bytes: data.len() as u64, ..Member::new("a.txt", content, method) },
+    };
+    let shown = Member { flags: DESCRIPTOR, ..shown };
     let local = [shown.local(), data].concat();
     let directory = shown.central(0);
     [&local[..], &directory, &end(1, directory.len() as u32, local.len() as u32, b"")].concat()
@@ -322,4 +325,23 @@ fn whoever_reads_a_member_tells_that_another_is_behind_it() {
     };
     let outcome = found.extract("file", length, &mut Cursor::new(&file), &Passwords::NONE, &budget, &mut sink);
     assert!(outcome.suspicious.is_some_and(|what| what.contains("a.txt")), "another worker's rest");
+}
+
+#[test]
+fn a_stored_member_ends_at_its_descriptor_for_who_is_not_told_its_length() {
+    let member = Member::new("e.com", &eicar(), DEFLATED);
+    let hidden = [member.local(), deflated(&eicar())].concat();
+    for content in [readme(), noise(64 * 1024 - 5), noise(200_000)] {
+        let file = covering(&content, STORED, &content, &hidden);
+        assert!(holds(&file, "e.com") && is_suspicious(&file), "{}", content.len());
+    }
+    // An archive written as it came, stored in another one that was: its members' descriptors are none of the outer one's.
+    let inner = covering(&readme(), DEFLATED, &deflated(&readme()), b"");
+    let member = Member { flags: DESCRIPTOR, ..Member::new("inner.zip", &inner, STORED) };
+    let numbers = [member.crc, inner.len() as u32, inner.len() as u32].map(u32::to_le_bytes).concat();
+    let local = [&member.local()[..], &inner, b"PK\x07\x08", &numbers].concat();
+    let directory = member.central(0);
+    let file = [&local[..], &directory, &end(1, directory.len() as u32, local.len() as u32, b"")].concat();
+    let taken = open(&file);
+    assert!(taken.outcome.is_complete() && taken.members.len() == 1, "{:?}", taken.outcome);
 }

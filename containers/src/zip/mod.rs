@@ -36,6 +36,9 @@ pub(crate) use self::format::is_end_of_archive;
 const BUFFER_BYTES: usize = 64 * 1024;
 /// How much is searched for local headers at once.
 const SEARCH_BYTES: usize = 64 * 1024;
+/// How long the descriptor is that follows a member, without and with its signature. With ZIP64 it is longer.
+const DESCRIPTOR_BYTES: [u64; 2] = [12, 16];
+const DESCRIPTOR_SIGNATURE: [u8; 4] = *b"PK\x07\x08";
 
 /// ZIP, and whatever is one inside: office documents, Java archives, packages.
 pub(crate) static FORMAT: Format = Format {
@@ -78,11 +81,15 @@ struct Span {
     end: u64,
     /// Where it ends by what was read of it, if that is before.
     read_end: u64,
+    /// Its lengths and checksum follow it.
+    has_descriptor: bool,
+    /// Neither its local header nor its data says where it ends.
+    is_open: bool,
 }
 
 impl Span {
     fn new(start: u64, end: u64) -> Self {
-        Self { start, end, read_end: end }
+        Self { start, end, read_end: end, has_descriptor: false, is_open: false }
     }
 }
 
@@ -161,7 +168,9 @@ impl Walk<'_, '_> {
             return Ok(());
         }
         let span = self.covered.len();
-        self.covered.push(Span::new(entry.header_offset, end));
+        let has_descriptor = local.entry.flags & FLAG_DESCRIPTOR != 0;
+        let is_open = has_descriptor && entry.method == METHOD_STORED && local.entry.compressed_bytes == 0;
+        self.covered.push(Span { has_descriptor, is_open, ..Span::new(entry.header_offset, end) });
         let difference = difference(entry, &local.entry);
         if entry.is_directory() {
             // A writer that compresses a directory's nothing gives it a length: two bytes.
@@ -179,11 +188,18 @@ impl Walk<'_, '_> {
             span.read_end = read_end.min(end);
         }
         if self.budget.is_shared() && read_end < end && !self.outcome.is_over() {
-            // Whoever searches what is not covered need not be whoever read this member.
-            self.search(read_end, end, &mut |walk, _| {
-                walk.outcome.note_suspicious(format!("member {shown:?} has another one behind its end"));
-                Ok(end)
-            })?;
+            // Whoever searches what is not covered need not be whoever read this member. Nobody's data end so far before they should that
+            // it takes long.
+            let is_long = end - read_end > SEARCH_BYTES as u64;
+            let remark = format!("member {shown:?} has another one behind its end");
+            if is_long {
+                self.outcome.note_suspicious(remark);
+            } else {
+                self.search(read_end, end, &mut |walk, _| {
+                    walk.outcome.note_suspicious(remark.clone());
+                    Ok(end)
+                })?;
+            }
         }
         if matches!(difference, Some("methods" | "lengths")) && !self.outcome.is_over() {
             self.member(&local.entry, local.data_offset, local.entry.is_encrypted())?;
@@ -298,20 +314,57 @@ impl Walk<'_, '_> {
     /// Hands out what local headers lead to in the parts of the file that are not covered yet.
     fn hidden_members(&mut self, has_directory: bool) -> io::Result<()> {
         self.covered.sort_unstable();
-        let covered = std::mem::take(&mut self.covered);
+        let mut covered = std::mem::take(&mut self.covered);
+        for span in covered.iter_mut().filter(|span| span.is_open) {
+            span.read_end = self.descriptor_within(*span)?.unwrap_or(span.read_end);
+        }
         let (mut gap_start, mut claimed_end) = (0, 0);
+        let mut has_descriptor = false;
         for span in covered.iter().copied().chain([Span::new(self.length, self.length)]) {
             if span.start < claimed_end && span.end > span.start {
                 self.outcome.note_suspicious("members overlap");
             }
-            self.search(gap_start, span.start, &mut |walk, local| walk.hidden_member(local, has_directory))?;
+            let gap_bytes = span.start.saturating_sub(gap_start);
+            // What programs take for a member's descriptor they don't take for a header: most archives have no other gaps, and are not read
+            // again for these.
+            if !(has_descriptor && DESCRIPTOR_BYTES.contains(&gap_bytes)) {
+                self.search(gap_start, span.start, &mut |walk, local| walk.hidden_member(local, has_directory))?;
+            }
             if self.outcome.is_over() {
                 return Ok(());
             }
             claimed_end = claimed_end.max(span.end);
-            gap_start = gap_start.max(span.read_end);
+            if span.read_end >= gap_start {
+                gap_start = span.read_end;
+                has_descriptor = span.has_descriptor && span.read_end == span.end;
+            }
         }
         Ok(())
+    }
+
+    /// Where a stored member whose header doesn't say how long it is ends for programs that read from the front: where its descriptor seems to
+    /// be. One that lies in the content by rights is that of another member, of another length.
+    fn descriptor_within(&mut self, span: Span) -> io::Result<Option<u64>> {
+        const READ_AGAIN_BYTES: u64 = 11;
+        let Some(Local { data_offset, .. }) = read_local(self.input, span.start)? else { return Ok(None) };
+        let (mut block, mut offset) = (Vec::new(), data_offset);
+        while offset < span.end {
+            self.budget.check()?;
+            block.clear();
+            self.input.seek(SeekFrom::Start(offset))?;
+            (&mut *self.input).take((span.end - offset).min(SEARCH_BYTES as u64)).read_to_end(&mut block)?;
+            for at in memchr::memmem::find_iter(&block, &DESCRIPTOR_SIGNATURE) {
+                let place = offset + at as u64;
+                // Signature, checksum, packed length.
+                let told = block.get(at + 8..).and_then(|rest| rest.first_chunk());
+                if told.is_some_and(|told| u32::from_le_bytes(*told) == (place - data_offset) as u32) {
+                    return Ok(Some(place));
+                }
+            }
+            let Some(next) = (block.len() as u64).checked_sub(READ_AGAIN_BYTES).filter(|next| *next > 0) else { break };
+            offset += next;
+        }
+        Ok(None)
     }
 
     /// Looks for local headers that begin in a part of the file, block by block, so that bytes which merely look like many of them cost
