@@ -1,4 +1,4 @@
-//! Programs for Linux with something behind them, of each width and order of bytes.
+//! Programs that carry something: for Linux, of each width and order of bytes, and for Windows.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -87,5 +87,97 @@ fn real_programs_carry_nothing() {
     for path in ["/bin/true", "/bin/sh", "/bin/ls"] {
         let Ok(file) = std::fs::read(path) else { continue };
         assert_eq!(formats(&file), [""; 0], "{path}");
+    }
+}
+
+/// A program for Windows of one section, with a directory of the number in its headers.
+fn windows(section: &[u8], number: usize, place: (u32, u32)) -> Vec<u8> {
+    let mut file = vec![0; 512];
+    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"MZ");
+    put(60, &64u32.to_le_bytes());
+    // One section, an optional header of 224 bytes, of which 16 directories are the end.
+    put(64, b"PE\0\0\x4c\x01\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\xe0\0\x02\x01\x0b\x01");
+    put(88 + 92, &16u32.to_le_bytes());
+    put(88 + 96 + number * 8, &[place.0.to_le_bytes(), place.1.to_le_bytes()].concat());
+    let numbers = [section.len() as u32, 0x1000, section.len() as u32, 512];
+    put(312, b".data\0\0\0");
+    put(320, &numbers.map(u32::to_le_bytes).concat());
+    [&file[..], section].concat()
+}
+
+/// Resources of a type each, as a section. Without a content a resource is nowhere in the file.
+fn resources(types: &[u32], content: Option<&[u8]>) -> Vec<u8> {
+    let directory = |entries: &[(u32, u32)]| {
+        let mut bytes = [&[0; 14][..], &(entries.len() as u16).to_le_bytes()].concat();
+        bytes.extend(entries.iter().flat_map(|(name, place)| [name.to_le_bytes(), place.to_le_bytes()].concat()));
+        bytes
+    };
+    let below = (16 + types.len() * 8) as u32;
+    let is_directory = 1 << 31;
+    let list: Vec<_> = types.iter().map(|kind| (*kind, is_directory | below)).collect();
+    let mut section = directory(&list);
+    section.extend(directory(&[(1, is_directory | (below + 24))]));
+    section.extend(directory(&[(1033, below + 48)]));
+    let length = content.map_or(100, <[u8]>::len) as u32;
+    let address = if content.is_some() { 0x1000 + below + 64 } else { 0x9000_0000 };
+    section.extend([address, length, 0, 0].map(u32::to_le_bytes).concat());
+    section.extend(content.unwrap_or_default());
+    section.resize(section.len().next_multiple_of(512), 0);
+    section
+}
+
+#[test]
+fn resources_of_any_type_but_those_of_windows_itself_come_out() {
+    let content = gz(&eicar());
+    let program = |types: &[u32]| windows(&resources(types, Some(&content)), 2, (0x1000, 512));
+    for kind in [10, 19, 20, 23, 25, 300, 9999] {
+        let file = program(&[kind]);
+        let taken = take_apart(&file, &Passwords::NONE);
+        assert_eq!(taken.members, [(format!("{kind}/1/1033"), content.clone())]);
+        assert!(taken.outcome.is_complete());
+    }
+    // Icons, versions and manifests are in nearly all programs, which are no containers for that.
+    assert_eq!(formats(&program(&[1, 3, 5, 6, 12, 14, 16, 24, 241])), [""; 0]);
+}
+
+#[test]
+fn a_resource_that_cannot_be_read_hides_no_other() {
+    // The directories of the second section are those of the first, but for one entry that leads nowhere.
+    let content = gz(&eicar());
+    let mut section = resources(&[300, 301], Some(&content));
+    section[16 + 12..16 + 16].copy_from_slice(&0x8fff_ffffu32.to_le_bytes());
+    let file = windows(&section, 2, (0x1000, 512));
+    assert_eq!(formats(&file), ["pe"]);
+    let taken = take_apart(&file, &Passwords::NONE);
+    assert_eq!(taken.members, [("300/1/1033".to_owned(), content)]);
+    assert!(taken.outcome.broken.is_some());
+    // Packed programs have resources that are nowhere until they run.
+    assert_eq!(formats(&windows(&resources(&[10], None), 2, (0x1000, 512))), [""; 0]);
+}
+
+/// An entry of the table of signatures.
+fn signature(signed: &[u8], behind: &[u8]) -> Vec<u8> {
+    let der = [&[0x30, 0x82], &(signed.len() as u16).to_be_bytes()[..], signed].concat();
+    let length = (8 + der.len() + behind.len()).next_multiple_of(8);
+    let mut entry = [&(length as u32).to_le_bytes()[..], b"\0\x02\x02\0", &der, behind].concat();
+    entry.resize(length, 0);
+    entry
+}
+
+#[test]
+fn what_lies_among_signatures_comes_out() {
+    let signed = |table: &[u8]| [windows(&[1; 512], 4, (1024, table.len() as u32)), table.to_vec()].concat();
+    let (one, other) = (signature(&[7; 1001], b""), signature(&[8; 300], b""));
+    for table in [&one, &other, &[&one[..], &other].concat()] {
+        assert_eq!(formats(&signed(table)), [""; 0], "a signed program carries nothing");
+    }
+    let content = gz(&eicar());
+    for table in [content.clone(), signature(&[7; 1001], &content), [&one[..], &content].concat()] {
+        let file = signed(&table);
+        assert!(conformance::is_found(&file, &eicar(), &Passwords::NONE));
+        assert!(take_apart(&file, &Passwords::NONE).outcome.is_complete());
+        let eicar = eicar();
+        conformance::survives_mutations(&Case::new("pe", &file, &eicar), ROUNDS);
     }
 }
