@@ -123,6 +123,11 @@ fn program(input: &mut dyn ReadSeek, length: u64, out: &mut Out<'_, '_>) -> io::
     if program.is_cut_off { Err(cut_off()) } else { result }
 }
 
+/// Whether what comes out of a program begins at `offset`.
+pub(crate) fn comes_out(input: &mut dyn ReadSeek, length: u64, offset: u64) -> bool {
+    Program::read(input, length).is_ok_and(|program| program.behind.iter().any(|span| span.offset == offset))
+}
+
 /// Reads a program's headers.
 pub(crate) fn headers(input: &mut dyn ReadSeek) -> io::Result<Headers> {
     let dos: [u8; 64] = read_array(input, 0)?;

@@ -3,9 +3,11 @@
 //! The crate writes members where it is told to and can't be read from, and it keeps its input: both are held in memory here, one
 //! member at a time, and an archive or a member beyond the constants below counts as one that takes too much memory. Volumes are
 //! not put together: members that go on in another one are told as broken. A panic of the crate is an archive that is broken.
+//!
+//! In a program for Windows an archive may lie anywhere: what opens self-extracting archives searches for it, and asks no section's leave.
 
 use std::cell::RefCell;
-use std::io::{self, Cursor, Read, Write};
+use std::io::{self, Cursor, Read, SeekFrom, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
@@ -15,12 +17,14 @@ use rars::{
 };
 
 use crate::budget::Budget;
-use crate::container::{Container, Extractor, Sink, display_name};
-use crate::format::{Format, whole_if};
+use crate::container::{Container, Extractor, Sink, display_name, read_full};
+use crate::fields::{le16, le32};
+use crate::format::{Claim, Claims, Format, Probe, whole_if};
 use crate::limits::Limit;
 use crate::outcome::{ExtractionOutcome, Protection};
 use crate::parts::{Out, read_vec};
 use crate::passwords::Passwords;
+use crate::pe;
 
 /// The longest archive that is taken apart: it lies in memory, beside a member and the decoder's dictionary.
 const ARCHIVE_BYTES_MAX: u64 = 48 << 20;
@@ -34,6 +38,15 @@ const WORKSPACE_BYTES_MAX: u64 = 96 << 20;
 const HEADERS_MAX: u64 = 1 << 20;
 const HEADER_BYTES_MAX: u64 = 32 << 20;
 
+/// How far programs search for an archive in a program, and how many of the places that look like one are looked into.
+const PROGRAM_BYTES_MAX: u64 = 4 << 20;
+const PLACES_MAX: usize = 4096;
+const SEARCH_BYTES: u64 = 256 << 10;
+/// What the archives begin with that are searched for.
+const MARK: &[u8] = b"Rar!\x1a\x07";
+/// The longest first header of an archive in a program: a real one has some twenty bytes.
+const FIRST_HEADER_BYTES_MAX: usize = 512;
+
 /// RAR.
 pub(crate) static FORMAT: Format = Format {
     name: "rar",
@@ -41,13 +54,72 @@ pub(crate) static FORMAT: Format = Format {
     mime: "application/vnd.rar",
     extension: "rar",
     category: "A",
-    beside: &[],
+    // What unpacks itself is a program.
+    beside: &["pe", "upx"],
     probe: |probe| {
+        if probe.head.starts_with(b"MZ") {
+            return in_program(probe);
+        }
         let marks: [&[u8]; 3] = [b"Rar!\x1a\x07\0", b"Rar!\x1a\x07\x01\0", b"RE~^"];
         whole_if(marks.iter().any(|mark| probe.head.starts_with(mark)))
     },
     extractor: &Rar,
 };
+
+/// The first archive in a program, unless the program's reader hands it out.
+fn in_program(probe: &mut Probe<'_>) -> io::Result<Claims> {
+    let finder = memchr::memmem::Finder::new(MARK);
+    let end = probe.length.min(PROGRAM_BYTES_MAX);
+    let (mut offset, mut places) = (0, 0);
+    while offset < end {
+        let block = read_vec(probe.input, offset, (end - offset).min(SEARCH_BYTES), SEARCH_BYTES)?;
+        for at in finder.find_iter(&block) {
+            let place = offset + at as u64;
+            places += 1;
+            if places > PLACES_MAX {
+                return Ok(Vec::new());
+            }
+            let mut start = [0; MARK.len() + 2 + FIRST_HEADER_BYTES_MAX];
+            probe.input.seek(SeekFrom::Start(place))?;
+            let read = read_full(probe.input, &mut start)?;
+            if begins_archive(start.get(..read).unwrap_or_default()) {
+                let comes_out = pe::comes_out(probe.input, probe.length, place);
+                return Ok(if comes_out { Vec::new() } else { vec![Claim::Whole(place)] });
+            }
+        }
+        if offset + block.len() as u64 >= end {
+            break;
+        }
+        // A mark that goes on behind this block is found with the next one.
+        offset += (block.len() + 1 - MARK.len()) as u64;
+    }
+    Ok(Vec::new())
+}
+
+/// Whether an archive of version 3 or later begins here by more than its mark, which programs that open archives have in their own data: the
+/// first header has a checksum.
+fn begins_archive(bytes: &[u8]) -> bool {
+    match bytes.strip_prefix(MARK) {
+        Some([1, 0, header @ ..]) => {
+            // Its checksum, its length behind this number of one or two bytes, its type: main or encryption.
+            let Some(crc) = le32(header, 0) else { return false };
+            let (length, digits) = match header.get(4..) {
+                Some([low @ 0..0x80, ..]) => (usize::from(*low), 1),
+                Some([low, high @ 0..0x80, ..]) => (usize::from(low & 0x7f) | usize::from(*high) << 7, 2),
+                _ => return false,
+            };
+            let summed = header.get(4..4 + digits + length).unwrap_or_default();
+            matches!(summed.get(digits), Some(1 | 4)) && crc32fast::hash(summed) == crc
+        }
+        Some([0, header @ ..]) => {
+            let (Some(crc), Some(length)) = (le16(header, 0), le16(header, 5)) else { return false };
+            // A comment in the header is not part of the sum.
+            let sums = |end: usize| header.get(2..end).is_some_and(|summed| crc32fast::hash(summed) as u16 == crc);
+            header.get(2) == Some(&0x73) && (sums(13) || sums(usize::from(length)))
+        }
+        _ => false,
+    }
+}
 
 struct Rar;
 

@@ -181,3 +181,39 @@ fn what_lies_among_signatures_comes_out() {
         conformance::survives_mutations(&Case::new("pe", &file, &eicar), ROUNDS);
     }
 }
+
+/// A RAR archive of a stored member.
+fn rar(content: &[u8]) -> Vec<u8> {
+    let block = |fields: &[u8], data: &[u8]| {
+        let header = [&[fields.len() as u8], fields].concat();
+        [&crc32fast::hash(&header).to_le_bytes()[..], &header, data].concat()
+    };
+    let length = content.len() as u8;
+    assert!(length < 128, "numbers of one byte");
+    let crc = crc32fast::hash(content).to_le_bytes();
+    let file = [&[2, 2, length, 4, length, 0x20][..], &crc, &[0, 1, 6], b"member"].concat();
+    [b"Rar!\x1a\x07\x01\0".to_vec(), block(&[1, 0, 0], b""), block(&file, content), block(&[5, 0, 0], b"")].concat()
+}
+
+#[test]
+fn an_archive_of_rar_is_found_anywhere_in_a_program() {
+    let content = gz(&eicar());
+    let archive = rar(&content);
+    assert!(conformance::is_found(&archive, &eicar(), &Passwords::NONE), "alone");
+    // What unpacks archives has their mark in its own data.
+    let mark = b"Rar!\x1a\x07\x01\0Rar!\x1a\x07\0";
+    let bare = windows(&[&mark[..], &[0; 496]].concat(), 4, (0, 0));
+    assert_eq!(formats(&bare), [""; 0]);
+    let mut section = [&mark[..], &resources(&[10], Some(b"a resource of the program")), &archive].concat();
+    let root = 0x1000 + mark.len() as u32;
+    section.resize(2048, 0);
+    // Addresses in the resources are those of a section that begins with them.
+    let leaf = mark.len() + 24 + 24 + 24;
+    section[leaf..leaf + 4].copy_from_slice(&(root + 88).to_le_bytes());
+    let file = windows(&section, 2, (root, 512));
+    assert_eq!(formats(&file), ["rar", "pe"]);
+    assert!(conformance::is_found(&file, &eicar(), &Passwords::NONE));
+    assert!(take_apart(&file, &Passwords::NONE).outcome.suspicious.is_none());
+    // Behind the program it is handed out as all is that lies there, and is not opened twice.
+    assert_eq!(formats(&[bare, archive].concat()), ["pe"]);
+}
