@@ -80,14 +80,16 @@ pub(crate) static LZMA: Format = Format {
     beside: &[],
     probe: |probe| {
         let head = probe.head;
-        let properties = head.first().is_some_and(|properties| *properties < 9 * 5 * 5 && properties % 9 <= 4);
-        // XZ Utils take dictionaries of 2^n and 2^n + 2^(n-1) bytes only.
+        let properties = head.first().copied().filter(|properties| *properties < 9 * 5 * 5);
+        // XZ Utils take dictionaries of 2^n and 2^n + 2^(n-1) bytes only, and write none below 4 KiB; other programs take any.
         let dictionary = le32(head, 1).is_some_and(|bytes| {
             let is_round = bytes.is_power_of_two() || (bytes % 3 == 0 && (bytes / 3).is_power_of_two());
             bytes == u32::MAX || (bytes >= 4096 && is_round)
         });
         let length = le64(head, 5).is_some_and(|length| length == u64::MAX || (1..LZMA_BYTES_MAX).contains(&length));
-        whole_if(properties && dictionary && length && head.get(13) == Some(&0) && lzma_begins(head))
+        let is_usual = dictionary && properties.is_some_and(|properties| properties % 9 <= 4);
+        let may_be = properties.is_some() && length && head.get(13) == Some(&0) && lzma_begins(head);
+        whole_if(may_be && (is_usual || lzma_goes_on(head)))
     },
     extractor: &Coded {
         suffixes: &[(".tlz", ".tar"), (".lzma", "")],
@@ -100,16 +102,39 @@ pub(crate) static LZMA: Format = Format {
 
 /// Whether the first bytes of an LZMA stream can be decoded, as far as they are there.
 fn lzma_begins(head: &[u8]) -> bool {
-    let (Some(properties), Some(length), Some(coded)) = (head.first(), le64(head, 5), head.get(13..)) else {
-        return false;
-    };
-    // The beginning needs no larger dictionary than the smallest there is, and has no end.
-    let header = [&[*properties], &4096_u32.to_le_bytes()[..], &u64::MAX.to_le_bytes()].concat();
-    let wanted = length.min(LZMA_TRIAL_BYTES);
+    lzma_trial(head, LZMA_TRIAL_BYTES).is_some()
+}
+
+/// How many bytes must come out of what has a header of LZMA that no encoder writes, if there are as many: that a file of another kind
+/// gives these is not to be feared.
+const LZMA_ODD_BYTES_LEAST: usize = 32;
+/// How many zeros such a stream may have besides: encoders end streams with some.
+const LZMA_ZEROS_FREE: usize = 4;
+/// How many bytes of such a stream are decoded to find out.
+const LZMA_ODD_TRIAL_BYTES: u64 = 1 << 20;
+
+/// Whether all that is there of an LZMA stream can be decoded. Zeros can, as zeros without end, and many files of other kinds are full of
+/// them; but what was compressed has hardly more of them than of any other byte.
+fn lzma_goes_on(head: &[u8]) -> bool {
+    let coded = head.get(14..).unwrap_or_default();
+    let is_dense = coded.iter().filter(|byte| **byte == 0).count() <= coded.len() / 8 + LZMA_ZEROS_FREE;
+    is_dense && lzma_trial(head, LZMA_ODD_TRIAL_BYTES).is_some_and(|content| content.len() >= LZMA_ODD_BYTES_LEAST)
+}
+
+/// What the first bytes of an LZMA stream are decoded to, as far as they are there: at most so many bytes, none if they are broken.
+fn lzma_trial(head: &[u8], most_bytes: u64) -> Option<Vec<u8>> {
+    let (properties, length, coded) = (head.first()?, le64(head, 5)?, head.get(13..)?);
+    // Nothing that comes out can point further back than the beginning, and the beginning has no end.
+    let dictionary = most_bytes.max(4096) as u32;
+    let header = [&[*properties], &dictionary.to_le_bytes()[..], &u64::MAX.to_le_bytes()].concat();
+    let mut content = Vec::new();
     let decoded = lzma_rust2::LzmaReader::new_mem_limit(header.chain(coded), u32::MAX, None)
-        .and_then(|decoder| io::copy(&mut decoder.take(wanted), &mut io::sink()));
-    // Fewer bytes without an error are all there are, or all that were not cut off.
-    decoded.map_or_else(|error| error.kind() == io::ErrorKind::UnexpectedEof, |_| true)
+        .and_then(|decoder| decoder.take(length.min(most_bytes)).read_to_end(&mut content));
+    match decoded {
+        // Fewer bytes without an error are all there are, or all that were not cut off.
+        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => None,
+        _ => Some(content),
+    }
 }
 
 /// compress.
@@ -199,6 +224,35 @@ mod tests {
     fn formats(file: &[u8]) -> Vec<&'static str> {
         let found = detect(&mut Cursor::new(file), file.len() as u64).unwrap();
         found.containers.iter().map(|found| found.format.name()).collect()
+    }
+
+    #[test]
+    fn lzma_with_a_header_that_no_encoder_writes_is_lzma() {
+        let content: Vec<u8> = (0..100_000).map(|at: u32| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let content = [&[b'a'; 5000], &content[..]].concat();
+        for (length, lc, dictionary) in
+            [(68, 3, 1_u32), (68, 3, 0), (68, 3, 12_345), (105_000, 3, 2048), (40, 8, 4096), (105_000, 8, 4096)]
+        {
+            let options = lzma_rust2::LzmaOptions { lc, lp: 0, dict_size: 4096, ..Default::default() };
+            for known in [Some(length as u64), None] {
+                let mut encoder = lzma_rust2::LzmaWriter::new_use_header(Vec::new(), &options, known).unwrap();
+                encoder.write_all(&content[..length]).unwrap();
+                let mut file = encoder.finish().unwrap();
+                file[1..5].copy_from_slice(&dictionary.to_le_bytes());
+                assert_eq!(formats(&file), ["lzma"], "{length} bytes, lc {lc}, dictionary {dictionary}");
+                let members = crate::conformance::take_apart(&file, &crate::passwords::Passwords::NONE).members;
+                assert!(members[0].1 == content[..length], "{length} bytes, lc {lc}, dictionary {dictionary}");
+            }
+        }
+        // Files of other kinds whose headers could be such: a program for Linux, and many zeros.
+        let mut program =
+            b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0\x3e\0\x01\0\0\0\x40\x10\0\0\0\0\0\0\x40".to_vec();
+        program.extend([0; 7]);
+        program.extend(b"\x88\x3a\0\0\0\0\0\0\0\0\0\0\x40\0\x38\0\x0d\0\x40\0\x1f\0\x1e\0\x06\0\0\0\x04");
+        for rest in [0, 4000, 200_000] {
+            assert!(formats(&[&program[..], &vec![0; rest]].concat()).is_empty());
+            assert!(formats(&[&b"\x01\x02\0\0\0\x08"[..], &vec![0; rest + 50]].concat()).is_empty());
+        }
     }
 
     #[test]
