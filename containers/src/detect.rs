@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::container::ReadSeek;
 use crate::format::{CLAIMS_MAX, Claim, ContainerFormat, Found, HEAD_BYTES, Probe, TAIL_BYTES};
 use crate::limits::Halt;
-use crate::text;
+use crate::{mail, text};
 
 /// What a file is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,16 +113,23 @@ fn containers(
     }
     // Content that a container holds as it is would be found twice.
     let alone = !whole.iter().any(|found| holds_files_as_they_are(found.format));
+    let mut suspicious = None;
     if alone {
+        if !whole.is_empty() {
+            let format = ContainerFormat(&mail::EML);
+            inside.extend(mail_within(probe.head).map(|at| Found { format, offset: at as u64 }));
+        }
         let hidden = search(probe.input, probe.head_is_bare)?;
         let names = [(hidden.uuencode, "uuencode"), (hidden.yenc, "yenc"), (hidden.data, "text")];
-        let names = names.into_iter().filter(|(is_there, _)| *is_there).map(|(_, name)| (name, 0));
-        for (name, offset) in hidden.archives.into_iter().chain(names) {
+        let names = names.into_iter().filter(|(is_there, _)| *is_there).map(|(_, name)| (0, name));
+        if hidden.has_more {
+            suspicious = Some("more in the file looks like archives than is looked into".to_owned());
+        }
+        for (offset, name) in hidden.archives.into_iter().chain(names) {
             let found = ContainerFormat::named(name).map(|format| Found { format, offset });
             inside.extend(found.filter(|found| !inside.contains(found)));
         }
     }
-    let mut suspicious = None;
     if let Some((a, b)) = strangers(&whole) {
         suspicious = Some(format!("the file is a container of two formats at once: {a:?} and {b:?}"));
     }
@@ -146,6 +153,16 @@ fn containers(
 /// shows a page behind a PDF's header, and Word a web archive.
 fn holds_files_as_they_are(format: ContainerFormat) -> bool {
     !matches!(format.name(), "pdf" | "rtf" | "activemime" | "swf" | "uuencode" | "yenc" | "binhex")
+}
+
+/// Where in a file's beginning a web archive begins: Word opens one behind whatever else the file begins with.
+fn mail_within(head: &[u8]) -> Option<usize> {
+    const FIELD: &[u8] = b"mime-version:";
+    let lines = memchr::memchr_iter(b'\n', head).map(|at| at + 1);
+    let begins = lines.filter_map(|at| head.get(at..).map(|rest| (at, rest)));
+    let named =
+        begins.filter(|(_, rest)| rest.get(..FIELD.len()).is_some_and(|field| field.eq_ignore_ascii_case(FIELD)));
+    named.take(CLAIMS_MAX).find(|(_, rest)| mail::begins_as_mail(rest)).map(|(at, _)| at)
 }
 
 /// Two formats of the list that no file should be of at once.
@@ -243,6 +260,9 @@ mod tests {
         let page = b"<html><a href=\"data:application/octet-stream;base64,QUJDREVGR0hJSktMTU5PUA==\">x</a></html>\n";
         assert_eq!(containers(&[b"%PDF-1.4\n%%EOF\n", &page[..]].concat()), [("pdf", 0), ("text", 0)]);
         assert_eq!(containers(&[b"{\\rtf1}\n", &page[..]].concat()), [("rtf", 0), ("text", 0)]);
+        let mail =
+            b"MIME-Version: 1.0\r\nContent-Type: multipart/related; boundary=\"b\"\r\n\r\n--b\r\n\r\ntext\r\n--b--\r\n";
+        assert_eq!(containers(&[b"%PDF-1.7\r\n%%EOF\r\n", &mail[..]].concat()), [("pdf", 0), ("eml", 17)]);
         let archive = [b"%PDF-1.4\n%%EOF\n", &b"Rar!\x1a\x07\x01\0"[..]].concat();
         assert_eq!(containers(&archive), [("pdf", 0), ("rar", 15)]);
         let mut cabinet = [b"words before it ", &b"MSCF\x01\0\0\0"[..], &[0; 28]].concat();

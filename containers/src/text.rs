@@ -15,6 +15,7 @@
 //!
 //! An OpenDocument file under a password is a ZIP archive with a manifest that says so: the manifest is told as protected.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read, SeekFrom};
 use std::sync::LazyLock;
 
@@ -34,6 +35,8 @@ use crate::transfer::{Base64, digit};
 
 /// How much of the text is held.
 const WINDOW_BYTES: usize = 64 * 1024;
+/// How many places are looked at that may be archives.
+const CANDIDATES_MAX: usize = 1 << 16;
 /// How much of a manifest is looked at.
 const MANIFEST_BYTES_MAX: usize = 60 * 1024;
 
@@ -68,8 +71,10 @@ pub(crate) struct Hidden {
     pub(crate) data: bool,
     pub(crate) uuencode: bool,
     pub(crate) yenc: bool,
-    /// Archives that programs find in it, by their format's name, and where.
-    pub(crate) archives: Vec<(&'static str, u64)>,
+    /// Archives that programs find in it, where, and by their format's name.
+    pub(crate) archives: Vec<(u64, &'static str)>,
+    /// It has more that looks like an archive than was looked into.
+    pub(crate) has_more: bool,
 }
 
 /// Searches all of a file. Its head, the first [`HEAD_BYTES`], may be text that was searched for data in vain.
@@ -112,12 +117,22 @@ struct Search {
     is_bare: bool,
     /// Where the next window begins in the file.
     start: u64,
+    /// What looks like archives.
+    candidates: BTreeSet<(u64, &'static str)>,
 }
 
 impl Search {
     fn new(head_is_bare: bool) -> Self {
         let (hidden, plain) = (Hidden::default(), Vec::new());
-        Self { hidden, plain, is_text: None, is_script: false, is_bare: head_is_bare, start: 0 }
+        Self {
+            hidden,
+            plain,
+            is_text: None,
+            is_script: false,
+            is_bare: head_is_bare,
+            start: 0,
+            candidates: BTreeSet::new(),
+        }
     }
 
     /// Searches what is read.
@@ -152,9 +167,11 @@ impl Search {
         let (uuencode, yenc) = begins_file_of_lines(text);
         hidden.uuencode |= uuencode;
         hidden.yenc |= yenc;
-        for found in archives(text, self.is_script).map(|(name, at)| (name, self.start + at as u64)) {
-            if hidden.archives.len() <= CLAIMS_MAX && !hidden.archives.contains(&found) {
-                hidden.archives.push(found);
+        for (name, at) in archives(text, self.is_script) {
+            if self.candidates.len() < CANDIDATES_MAX {
+                self.candidates.insert((self.start + at as u64, name));
+            } else {
+                hidden.has_more = true;
             }
         }
         let next = text.len().saturating_sub(SEARCH_AGAIN_BYTES);
@@ -163,9 +180,7 @@ impl Search {
     }
 
     fn end(self, input: &mut dyn ReadSeek) -> io::Result<Hidden> {
-        let mut hidden = self.hidden;
-        confirm(input, &mut hidden.archives)?;
-        Ok(hidden)
+        Ok(Hidden { archives: confirmed(input, self.candidates)?, ..self.hidden })
     }
 }
 
@@ -192,37 +207,43 @@ fn archives(text: &[u8], is_script: bool) -> impl Iterator<Item = (&'static str,
     formats.flat_map(move |((name, magic, _), finder)| {
         // The line break before it belongs to the script.
         let skip = usize::from(magic.starts_with(b"\n"));
-        let most = if skip == 0 { CLAIMS_MAX } else { 1 };
+        let most = if skip == 0 { usize::MAX } else { 1 };
         finder.find_iter(text).map(move |at| (name, at + skip)).take(most)
     })
 }
 
-/// Keeps those that are archives by more than a word.
-fn confirm(input: &mut dyn ReadSeek, archives: &mut Vec<(&'static str, u64)>) -> io::Result<()> {
-    let mut confirmed = Vec::new();
-    for (name, offset) in archives.drain(..) {
+/// Those that are archives by more than a word, from the first on.
+fn confirmed(
+    input: &mut dyn ReadSeek,
+    candidates: impl IntoIterator<Item = (u64, &'static str)>,
+) -> io::Result<Vec<(u64, &'static str)>> {
+    let mut confirmed: Vec<(u64, &'static str)> = Vec::new();
+    for (offset, name) in candidates {
+        // One more than counts shows that there are too many.
+        if confirmed.len() > CLAIMS_MAX {
+            break;
+        }
         let mut header = [0; 32];
         input.seek(SeekFrom::Start(offset))?;
         let read = read_full(input, &mut header)?;
         let header = header.get(..read).unwrap_or_default();
         match name {
             // The header has a checksum.
-            "7z" if header.get(12..32).map(crc32fast::hash) == le32(header, 8) => confirmed.push((name, offset)),
+            "7z" if header.get(12..32).map(crc32fast::hash) == le32(header, 8) => confirmed.push((offset, name)),
             // The end record leads to a directory. The walk finds its own way.
-            "zip" if crate::zip::is_end_of_archive(input, offset)? => confirmed.push((name, 0)),
-            "rar" if matches!(header.get(6..), Some([0, ..] | [1, 0, ..])) => confirmed.push((name, offset)),
+            "zip" if confirmed.contains(&(0, "zip")) => {}
+            "zip" if crate::zip::is_end_of_archive(input, offset)? => confirmed.push((0, "zip")),
+            "rar" if matches!(header.get(6..), Some([0, ..] | [1, 0, ..])) => confirmed.push((offset, name)),
             // Its version, which never changed.
-            "cab" if header.get(24..26) == Some(&[3, 1]) => confirmed.push((name, offset)),
+            "cab" if header.get(24..26) == Some(&[3, 1]) => confirmed.push((offset, name)),
             "7z" | "zip" | "rar" | "cab" => {}
             "bzip2" if header.get(4..10) != Some(b"1AY&SY") => {}
             // Of what a script has behind itself, the first is what it opens.
-            _ if confirmed.iter().any(|(other, _)| !matches!(*other, "7z" | "rar" | "cab" | "zip")) => {}
-            _ => confirmed.push((name, offset)),
+            _ if confirmed.iter().any(|(_, other)| !matches!(*other, "7z" | "rar" | "cab" | "zip")) => {}
+            _ => confirmed.push((offset, name)),
         }
     }
-    confirmed.dedup();
-    *archives = confirmed;
-    Ok(())
+    Ok(confirmed)
 }
 
 /// Decodes the escapes in a text that begin before `end`. Tells how much of it that was.

@@ -345,3 +345,11 @@ fn a_stored_member_ends_at_its_descriptor_for_who_is_not_told_its_length() {
     let taken = open(&file);
     assert!(taken.outcome.is_complete() && taken.members.len() == 1, "{:?}", taken.outcome);
 }
+
+#[test]
+fn what_is_before_an_archive_comes_out() {
+    let page = b"<html><a href=\"data:application/octet-stream;base64,QUJDREVGR0hJSktMTU5PUA==\">x</a></html>\n";
+    let taken = open(&[page, &end(0, 0, 0, b"")[..]].concat());
+    assert_eq!(taken.members, [("before the archive".to_owned(), page.to_vec())]);
+    assert!(taken.outcome.is_complete(), "{}", taken.outcome.detail());
+}

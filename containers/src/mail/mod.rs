@@ -107,7 +107,7 @@ fn probe_eml(probe: &mut Probe<'_>) -> io::Result<bool> {
 }
 
 /// Whether a text begins with the fields of a mail.
-fn begins_as_mail(head: &[u8]) -> bool {
+pub(crate) fn begins_as_mail(head: &[u8]) -> bool {
     fields_of_mail(Cursor::new(head)).is_ok_and(|found| found == Some(true))
 }
 

@@ -339,6 +339,28 @@ impl Walk<'_, '_> {
                 has_descriptor = span.has_descriptor && span.read_end == span.end;
             }
         }
+        if let Some(first) = covered.first().filter(|first| first.start > 0) {
+            self.before(first.start)?;
+        }
+        Ok(())
+    }
+
+    /// Hands out what is before the archive: a program, a script, or what other programs open the file as.
+    fn before(&mut self, bytes: u64) -> io::Result<()> {
+        let handed_out = match self.budget.takes_next() {
+            Ok(true) => {
+                self.input.seek(SeekFrom::Start(0))?;
+                let mut content = (&mut *self.input).take(bytes);
+                hand_out("before the archive".to_owned(), Some(bytes), &mut content, self.budget, self.sink)
+            }
+            Ok(false) => self.budget.count_file().map(|()| None),
+            Err(halt) => Err(halt),
+        };
+        match handed_out {
+            Ok(None) => {}
+            Ok(Some(error)) => return Err(error),
+            Err(halt) => self.outcome.note_halt(halt),
+        }
         Ok(())
     }
 
