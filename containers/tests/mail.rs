@@ -262,6 +262,35 @@ fn boundaries_are_read_as_all_programs_read_them() {
 }
 
 #[test]
+fn lines_that_are_no_fields_hide_no_mail() {
+    let encoded: String = eicar().iter().map(|byte| format!("={byte:02X}")).collect();
+    let mail = two_parts(MIXED, "Content-Transfer-Encoding: quoted-printable\r\n", &encoded);
+    for first in [&b" goes on\r\n"[..], b"X-A: b\r\nno field\r\n", b"X-\xe4: y\r\n", b"no field\r\n goes on\r\n"] {
+        let what = String::from_utf8_lossy(first);
+        must_be_found(&what, &[first, &mail].concat());
+        must_be_found(&what, &[&b"no field\r\n".repeat(20_000), first, &mail].concat());
+        let returns: Vec<u8> = [first, &mail].concat().into_iter().filter(|byte| *byte != b'\n').collect();
+        must_be_found(&what, &returns);
+        let taken = take_apart(&[first, &mail].concat(), &Passwords::NONE);
+        assert!(taken.outcome.is_complete(), "{what}: {}", taken.outcome.detail());
+    }
+    // Some programs take what looks like a space for no part of a name.
+    for name in ["Content-Transfer-Encoding\u{b}", "\u{c}Content-Transfer-Encoding"] {
+        must_be_found(name, &two_parts(MIXED, &format!("{name}: quoted-printable\r\n"), &encoded));
+    }
+    let first = "From: a\r\n\r\n--zz\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n";
+    must_be_found("the first", format!(" Content-Type: {MIXED}\r\n{first}{encoded}\r\n--zz--\r\n").as_bytes());
+    // What is read as mail in that way is a text all the same, and doesn't hold itself.
+    let page = format!(
+        "<html>\nDate: a\nContent-Type: text/html\n<a href=\"data:application/octet-stream;base64,{}\">\n\n",
+        base64(&eicar()).replace("\r\n", "")
+    );
+    let found = members(page.as_bytes());
+    assert!(found.iter().any(|(_, content)| *content == eicar()), "{found:?}");
+    assert!(found.iter().all(|(_, content)| content.as_slice() != page.as_bytes()), "{found:?}");
+}
+
+#[test]
 fn types_are_read_as_all_programs_read_them() {
     let encoded: String = eicar().iter().map(|byte| format!("={byte:02X}")).collect();
     let fields = "Content-Transfer-Encoding: quoted-printable\r\n";

@@ -46,13 +46,25 @@ impl Headers {
             return self.last.is_some();
         }
         let Some((name, value)) = field(line) else { return false };
+        self.take(name, value);
+        true
+    }
+
+    /// Passes over a line that is no field, with those that continue it, unless it is one for programs that do so.
+    pub(super) fn pass_over(&mut self, line: &[u8]) {
+        self.last = Some(false);
+        if let Some((name, value)) = loose_field(line) {
+            self.take(name, value);
+        }
+    }
+
+    fn take(&mut self, name: &[u8], value: &[u8]) {
         let name = name.to_ascii_lowercase();
         let is_kept = name.starts_with(b"content-");
         self.last = Some(is_kept);
         if is_kept {
             self.fields.push((name, value.trim_ascii_start().to_vec()));
         }
-        true
     }
 
     /// Takes more of the last line.
@@ -239,11 +251,20 @@ fn token(value: &str) -> String {
 
 /// A line as a field: its name, and its value behind the colon.
 pub(super) fn field(line: &[u8]) -> Option<(&[u8], &[u8])> {
-    let colon = line.iter().position(|byte| *byte == b':')?;
+    let colon = memchr::memchr(b':', line)?;
     let (name, value) = line.split_at_checked(colon)?;
     let name = name.trim_ascii_end();
     let is_name = !name.is_empty() && name.iter().all(|byte| matches!(byte, 33..=126));
     is_name.then_some((name, value.get(1..).unwrap_or_default()))
+}
+
+/// The same of a line that is no field, with all around the name that some programs take for space.
+pub(super) fn loose_field(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let is_space = |byte: &u8| matches!(byte, b'\t' | 0x0b | 0x0c | b'\r' | b' ' | 0xa0);
+    let start = line.iter().position(|byte| !is_space(byte))?;
+    let (name, value) = line.get(start..)?.split_at_checked(memchr::memchr(b':', line)?.checked_sub(start)?)?;
+    let name = name.get(..name.iter().rposition(|byte| !is_space(byte))? + 1)?;
+    name.iter().all(|byte| matches!(byte, 33..=126)).then_some((name, value.get(1..).unwrap_or_default()))
 }
 
 /// Which quotes are no part of a parameter's value.
@@ -407,6 +428,16 @@ mod tests {
         assert_eq!(name("Content-Disposition: a; filename*0*=utf-8''a%20; filename*1=b.exe"), "a b.exe");
         assert_eq!(name("Content-Location: file:///C:/a/image.png"), "image.png");
         assert_eq!(headers("A: b").file_name(), None);
+    }
+
+    #[test]
+    fn what_some_programs_take_for_space_is_no_part_of_a_name() {
+        assert_eq!(loose_field(b"\xa0 A-b\x0b\xa0: c"), Some((&b"A-b"[..], &b" c"[..])));
+        assert_eq!(loose_field(b" : a").or(loose_field(b"a b: c")).or(loose_field(b"a")).or(loose_field(b"")), None);
+        let mut fields = headers("Content-A: b");
+        fields.pass_over(b"no field");
+        assert!(fields.push(b" of that"));
+        assert_eq!(fields.get("content-a"), Some(&b"b"[..]));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use self::headers::Headers;
 use self::lines::Lines;
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, hand_out, read_full};
-use crate::format::{Claims, Format, Probe, whole_if};
+use crate::format::{Claim, Claims, Format, Probe, whole_if};
 use crate::outcome::ExtractionOutcome;
 
 /// The longest fields of a message or part that say how to read it.
@@ -73,7 +73,7 @@ pub(crate) static EML: Format = Format {
     extension: "eml",
     category: "Z",
     beside: &[],
-    probe: |probe| whole_if(probe_eml(probe)?),
+    probe: probe_eml,
     extractor: &Eml,
 };
 
@@ -94,28 +94,42 @@ fn probe_mbox(probe: &mut Probe<'_>) -> io::Result<Claims> {
     whole_if(first.starts_with(b"From ") && begins_as_mail(probe.head.get(first.len()..).unwrap_or_default()))
 }
 
-/// Whether a file begins with the fields of a mail, however many others come first.
-fn probe_eml(probe: &mut Probe<'_>) -> io::Result<bool> {
-    match fields_of_mail(Cursor::new(probe.head))? {
-        Some(is_mail) => Ok(is_mail),
-        None if probe.length <= probe.head.len() as u64 => Ok(false),
-        None => {
+/// What a text is by the lines that it begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Beginning {
+    Mail,
+    /// A mail for programs that pass over lines which are no fields. It may be any text, so that it is taken apart as that too; and
+    /// one behind whose fields nothing is decoded is left to those that search texts, notes and settings being like that.
+    PerhapsMail,
+    Other,
+}
+
+/// Tells whether a file begins with the fields of a mail, however many others come first.
+fn probe_eml(probe: &mut Probe<'_>) -> io::Result<Claims> {
+    let beginning = match beginning(Cursor::new(probe.head))? {
+        None if !probe.is_short() => {
             probe.input.seek(SeekFrom::Start(0))?;
-            Ok(fields_of_mail(BufReader::with_capacity(BUFFER_BYTES, &mut *probe.input))?.unwrap_or(false))
+            beginning(BufReader::with_capacity(BUFFER_BYTES, &mut *probe.input))?
         }
-    }
+        known => known,
+    };
+    Ok(match beginning {
+        Some(Beginning::Mail) => vec![Claim::Whole(0)],
+        Some(Beginning::PerhapsMail) => vec![Claim::Inside(0)],
+        Some(Beginning::Other) | None => Vec::new(),
+    })
 }
 
 /// Whether a text begins with the fields of a mail.
-pub(crate) fn begins_as_mail(head: &[u8]) -> bool {
-    fields_of_mail(Cursor::new(head)).is_ok_and(|found| found == Some(true))
+fn begins_as_mail(head: &[u8]) -> bool {
+    matches!(beginning(Cursor::new(head)), Ok(Some(Beginning::Mail)))
 }
 
-/// The same; none if it ends among the fields.
-fn fields_of_mail(mut input: impl BufRead + Seek) -> io::Result<Option<bool>> {
+/// What a text begins as; none if it ends among the fields.
+fn beginning(mut input: impl BufRead + Seek) -> io::Result<Option<Beginning>> {
     let mut lines = Lines::new(&mut input, 0, false);
     let found = Fields::default().all(&mut lines)?;
-    if found == Some(true) || !lines.has_lone_return() {
+    if matches!(found, Some(Beginning::Mail | Beginning::PerhapsMail)) || !lines.has_lone_return() {
         return Ok(found);
     }
     input.seek(SeekFrom::Start(0))?;
@@ -126,44 +140,90 @@ fn fields_of_mail(mut input: impl BufRead + Seek) -> io::Result<Option<bool>> {
 #[derive(Default)]
 struct Fields {
     began: bool,
+    /// A line came that is no field.
+    has_others: bool,
+    /// How many fields are those of mails.
     found: usize,
+    /// One of them tells what the content is.
+    has_content: bool,
+    /// The last field, if it may tell by itself what the text is: whether it is the type, and its value.
+    telling: Option<(bool, Vec<u8>)>,
 }
 
 impl Fields {
-    fn all(mut self, lines: &mut Lines<impl BufRead>) -> io::Result<Option<bool>> {
+    fn all(mut self, lines: &mut Lines<impl BufRead>) -> io::Result<Option<Beginning>> {
         while let Some((line, begins)) = lines.next()? {
-            let is_cut = !line.ends_with(b"\n");
-            let is_mail = if begins { self.line(line) } else { None };
-            // What is no field may be the beginning of one.
-            if is_mail.is_some_and(|is_mail| is_mail || !is_cut) {
-                return Ok(is_mail);
+            if let Some(beginning) = self.line(line, begins) {
+                return Ok(Some(beginning));
+            }
+            // Programs that pass over lines take no longer headers either.
+            if self.has_others && lines.offset() > HEADERS_BYTES_MAX as u64 {
+                return Ok(Some(Beginning::Other));
             }
         }
-        Ok(None)
+        Ok(self.told())
     }
 
-    /// Takes a line; tells what the text is once that is known.
-    fn line(&mut self, line: &[u8]) -> Option<bool> {
+    /// Takes a line, or a piece of one; tells what the text is once that is known.
+    fn line(&mut self, line: &[u8], begins: bool) -> Option<Beginning> {
         let mut line = line;
         if !self.began {
             line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line).trim_ascii_start();
             if line.is_empty() {
                 return None;
             }
+        } else if !begins || matches!(line.first(), Some(b' ' | b'\t')) {
+            self.go_on(line);
+            return None;
         }
-        if self.began && (is_passed_over(line) || matches!(line.first(), Some(b' ' | b'\t'))) {
+        if let Some(beginning) = self.told() {
+            return Some(beginning);
+        }
+        if matches!(line, b"\n" | b"\r\n") {
+            return Some(Beginning::Other);
+        }
+        if self.began && is_passed_over(line) {
             return None;
         }
         self.began = true;
-        let Some((name, value)) = headers::field(line) else { return Some(false) };
+        match headers::field(line) {
+            Some((name, value)) => self.field(&name.to_ascii_lowercase(), value),
+            None => {
+                self.has_others = true;
+                if let Some((name, value)) = headers::loose_field(line) {
+                    self.field(&name.to_ascii_lowercase(), value);
+                }
+            }
+        }
+        None
+    }
+
+    fn field(&mut self, name: &[u8], value: &[u8]) {
+        let is_type = name == b"content-type";
+        if is_type || name == b"content-transfer-encoding" {
+            self.telling = Some((is_type, value.to_vec()));
+        }
+        self.found += usize::from(FIELDS.iter().any(|field| name == field.as_bytes()));
+        self.has_content |= is_type || name == b"content-disposition";
+    }
+
+    /// Takes more of the last field.
+    fn go_on(&mut self, piece: &[u8]) {
+        if let Some((_, value)) = self.telling.as_mut().filter(|(_, value)| value.len() < HEADERS_BYTES_MAX) {
+            value.extend_from_slice(piece.trim_ascii_end());
+        }
+    }
+
+    /// What the text is by the fields that came so far, the last of which is whole.
+    fn told(&mut self) -> Option<Beginning> {
         // Either is enough: whatever opens mail finds parts in it, or decodes it.
-        let is_enough = match name.to_ascii_lowercase().as_slice() {
-            b"content-type" => headers::may_hold_parts(value),
-            b"content-transfer-encoding" => !NO_ENCODINGS.contains(&value.trim_ascii().to_ascii_lowercase().as_slice()),
-            _ => false,
+        let is_enough = match self.telling.take() {
+            Some((true, value)) => headers::may_hold_parts(&value),
+            Some((false, value)) => !NO_ENCODINGS.contains(&value.trim_ascii().to_ascii_lowercase().as_slice()),
+            None => false,
         };
-        self.found += usize::from(FIELDS.iter().any(|field| name.eq_ignore_ascii_case(field.as_bytes())));
-        (is_enough || self.found >= FIELDS_MIN).then_some(true)
+        let is_mail = is_enough || self.found >= FIELDS_MIN && (self.has_content || !self.has_others);
+        is_mail.then_some(if self.has_others { Beginning::PerhapsMail } else { Beginning::Mail })
     }
 }
 
@@ -192,7 +252,7 @@ enum OtherLines {
     EndUnlessKnown,
     /// They end the fields.
     End,
-    /// They are passed over.
+    /// They are passed over, except for those that are fields to programs which do so.
     PassOver,
 }
 
@@ -258,7 +318,7 @@ fn read_message(
     let lines = Lines::new(input, start, reading.returns_end);
     let boundaries = Vec::new();
     let (others, missed) = (Vec::new(), ExtractionOutcome::default());
-    let mut message = Message { lines, reading, others, boundaries, parts: 0, budget, sink, outcome, missed };
+    let mut message = Message { lines, reading, others, boundaries, parts: 0, start, budget, sink, outcome, missed };
     if let Err(error) = message.run() {
         message.outcome.note_error("the message is broken", &error);
     }
@@ -297,6 +357,8 @@ struct Message<'m, 's, 'i> {
     /// The boundaries of the multiparts that are open, the outermost first.
     boundaries: Vec<Vec<u8>>,
     parts: u64,
+    /// Where the first line that is not blank begins.
+    start: u64,
     budget: &'m Budget,
     sink: &'m mut Sink<'s>,
     outcome: ExtractionOutcome,
@@ -313,6 +375,7 @@ impl Message<'_, '_, '_> {
                 break;
             }
         }
+        self.start = self.lines.offset();
         let mut end = self.entity()?;
         while !self.outcome.is_over() {
             self.budget.check()?;
@@ -346,6 +409,10 @@ impl Message<'_, '_, '_> {
             if headers.is_ambiguous(field) {
                 self.outcome.note_suspicious(format!("a part has two different fields {field}"));
             }
+        }
+        // Without a field a text is no message but itself, which would be found in itself again.
+        if self.lines.offset() == self.start {
+            return Ok(End::Input);
         }
         if let Some(boundary) = self.boundary_of(&headers) {
             if self.boundaries.len() < DEPTH_MAX {
@@ -403,15 +470,20 @@ impl Message<'_, '_, '_> {
             } else if line.is_empty() {
                 return Ok((headers, None));
             } else if !headers.push(line) {
-                let is_known = is_passed_over(line);
+                // Of a line that begins with space there was none yet that it continues.
+                let is_known = is_passed_over(line) || matches!(line.first(), Some(b' ' | b'\t'));
+                let is_loose = headers::loose_field(line).is_some();
                 let passes_over = match self.reading.other_lines {
                     OtherLines::EndUnlessKnown => is_known,
                     OtherLines::End => false,
                     OtherLines::PassOver => true,
                 };
+                if self.reading.other_lines == OtherLines::PassOver {
+                    headers.pass_over(line);
+                }
                 let others = [OtherLines::End, OtherLines::PassOver];
                 for other_lines in others.into_iter().filter(|_| is_whole) {
-                    if (other_lines == OtherLines::PassOver) != passes_over {
+                    if is_loose || (other_lines == OtherLines::PassOver) != passes_over {
                         self.note_other(Reading { other_lines, ..self.reading });
                     }
                 }
@@ -643,8 +715,37 @@ mod tests {
     }
 
     #[test]
+    fn mail_behind_other_lines_is_one_for_some_programs() {
+        let told = |text: &[u8]| beginning(Cursor::new(text)).unwrap();
+        for text in [
+            &b" goes on\nContent-Type: multipart/mixed; boundary=x\n\n--x\n"[..],
+            b"X-A: b\r\nno field\r\nFrom: a\r\nContent-Type: multipart/mixed;\r\n boundary=x\r\n\r\n",
+            b"X-\xe4: y\nContent-Transfer-Encoding: base64\n\nQUJD\n",
+            b"no field\rContent-Transfer-Encoding:\r base64\r\rQUJD\r",
+            b"POST / HTTP/1.1\r\nContent-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n",
+            b"no field\nDate: a\nContent-Type: application/gzip\n\na",
+            b"From a\nno field\nContent-Type: multipart/x; boundary=x",
+        ] {
+            assert_eq!(told(text), Some(Beginning::PerhapsMail), "{:?}", String::from_utf8_lossy(text));
+        }
+        // Ordinary texts, settings, sources and notes.
+        for text in [
+            &b"A text\nFrom: a\nTo: b\nSubject: c\n\nContent-Transfer-Encoding: base64\n"[..],
+            b"---\ndate: 2020-01-01\nsubject: a\n---\n\n",
+            b"# A title\n\nContent-Type: multipart/mixed; boundary=x\n",
+            b"POST / HTTP/1.1\nHost: a\nContent-Type: application/json\n\n{}",
+            b"commit a\nAuthor: b\nDate: c\n\n",
+            b"\x7fELF\n\n",
+        ] {
+            assert_eq!(told(text), Some(Beginning::Other), "{:?}", String::from_utf8_lossy(text));
+        }
+        assert_eq!(told(b"A: b"), None);
+    }
+
+    #[test]
     fn mail_is_told_by_its_fields() {
         assert!(begins_as_mail(b"\r\nReturn-Path: <a>\r\nX: y\r\n z\r\nSubject: b\r\n\r\n"));
+        assert!(begins_as_mail(b"Content-Type:\n multipart/mixed; boundary=x\n\n--x\n"));
         assert!(begins_as_mail(b"MIME-Version: 1.0\nContent-Type: text/plain\n\n"));
         assert!(begins_as_mail(b"Content-Type: Multipart/mixed;\n boundary=x\n\n--x\n"));
         assert!(begins_as_mail(b"Content-Type: (c) multipart/mixed; boundary=x\n\n--x\n"));
