@@ -163,7 +163,7 @@ fn web_pages_with_everything_in_them_come_apart() {
 fn mailboxes_come_apart() {
     let one = mixed(&[format!("Content-Transfer-Encoding: base64\r\n\r\n{}", base64(&eicar()))]);
     let begin = b"From a@b Thu Jan  1 00:00:00 1970\n".to_vec();
-    let quoted = message("text/plain", "a\r\n\r\n>From the beginning\r\nFrom here\r\n\r\n");
+    let quoted = message("text/plain", "a\r\n\r\n>From the beginning\r\n>From here\r\n\r\n");
     let file = [begin.clone(), quoted.clone(), begin, one.clone()].concat();
     let found = members(&file);
     let expected = [("message-1.eml", quoted), ("message-2.eml", one)];
@@ -176,6 +176,29 @@ fn mailboxes_come_apart() {
     for length in 0..file.len() {
         take_apart_as(ContainerFormat::named("mbox").unwrap(), &file[..length], 0, &Passwords::NONE);
     }
+}
+
+#[test]
+fn mailboxes_are_read_as_all_programs_read_them() {
+    let begin = b"From a@b Thu Jan  1 00:00:00 1970\n".to_vec();
+    let encoded: String = eicar().iter().map(|byte| format!("={byte:02X}")).collect();
+    let mail = two_parts(MIXED, "Content-Transfer-Encoding: quoted-printable\r\n", &encoded);
+    let other = message("text/plain", "a\r\n");
+    must_be_found("no blank line before it", &[begin.clone(), other.clone(), begin.clone(), mail.clone()].concat());
+    let no_mail = [begin.clone(), b"\nhello\n\n".to_vec(), begin.clone(), mail.clone()].concat();
+    must_be_found("no mail before it", &no_mail);
+    let far = [begin.clone(), b"\nhello\n\n".repeat(20_000), begin.clone(), mail.clone()].concat();
+    must_be_found("no mail for long before it", &far);
+    must_be_found("blank lines before it", &[b"\n\r\n".to_vec(), begin.clone(), mail.clone()].concat());
+    // Such a line may as well be text: the message comes out whole and in pieces, and nothing is wrong with it.
+    let prose = message("text/plain", "a\r\nFrom here on\r\nb\r\n\r\n");
+    let taken = take_apart(&[begin.clone(), prose.clone(), begin.clone(), other.clone()].concat(), &Passwords::NONE);
+    assert!(taken.outcome.is_complete(), "{}", taken.outcome.detail());
+    let names: Vec<_> = taken.members.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["message-1.eml", "message-1-1.eml", "message-1-2.eml", "message-2.eml"]);
+    assert_eq!((&taken.members[0].1, taken.members[2].1.as_slice()), (&prose, &b"b\r\n\r\n"[..]));
+    conformance::survives_mutations(&Case::new("mbox", &no_mail, &eicar()), ROUNDS / 10);
+    assert!(members(b"From here on\nNote: a\n\nFrom there\nb\n").is_empty(), "prose is no mailbox");
 }
 
 #[test]

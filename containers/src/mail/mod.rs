@@ -89,9 +89,45 @@ pub(crate) static MBOX: Format = Format {
     extractor: &Mbox,
 };
 
+/// A file is a mailbox if it begins with the line of one, and behind that or another such line is a mail.
 fn probe_mbox(probe: &mut Probe<'_>) -> io::Result<Claims> {
-    let first = probe.head.split_inclusive(|byte| *byte == b'\n').next().unwrap_or_default();
-    whole_if(first.starts_with(b"From ") && begins_as_mail(probe.head.get(first.len()..).unwrap_or_default()))
+    // Some programs make a blank line first.
+    let first = probe.head.trim_ascii_start();
+    if !first.starts_with(b"From ") {
+        return Ok(Vec::new());
+    }
+    let is_one = has_mail(Cursor::new(first))?;
+    if is_one || probe.is_short() {
+        return whole_if(is_one);
+    }
+    probe.input.seek(SeekFrom::Start(0))?;
+    whole_if(has_mail(BufReader::with_capacity(BUFFER_BYTES, &mut *probe.input))?)
+}
+
+/// Whether a mail is in a text behind any line of mailboxes.
+fn has_mail(mut input: impl BufRead + Seek) -> io::Result<bool> {
+    for returns_end in [false, true] {
+        input.seek(SeekFrom::Start(0))?;
+        let mut lines = Lines::new(&mut input, 0, returns_end);
+        let mut fields: Option<Fields> = None;
+        while let Some((line, begins)) = lines.next()? {
+            if begins && line.starts_with(b"From ") {
+                fields = Some(Fields::default());
+            } else if let Some(beginning) = fields.as_mut().and_then(|fields| fields.line(line, begins)) {
+                if beginning != Beginning::Other {
+                    return Ok(true);
+                }
+                fields = None;
+            }
+        }
+        if fields.and_then(|mut fields| fields.told()).is_some() {
+            return Ok(true);
+        }
+        if !lines.has_lone_return() {
+            break;
+        }
+    }
+    Ok(false)
 }
 
 /// What a text is by the lines that it begins with.
@@ -118,11 +154,6 @@ fn probe_eml(probe: &mut Probe<'_>) -> io::Result<Claims> {
         Some(Beginning::PerhapsMail) => vec![Claim::Inside(0)],
         Some(Beginning::Other) | None => Vec::new(),
     })
-}
-
-/// Whether a text begins with the fields of a mail.
-fn begins_as_mail(head: &[u8]) -> bool {
-    matches!(beginning(Cursor::new(head)), Ok(Some(Beginning::Mail)))
 }
 
 /// What a text begins as; none if it ends among the fields.
@@ -608,57 +639,95 @@ struct Mbox;
 impl Extractor for Mbox {
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
         let mut outcome = ExtractionOutcome::default();
-        if let Err(error) = container.input.seek(SeekFrom::Start(0)) {
+        if let Err(error) = messages(container, budget, sink, &mut outcome) {
             outcome.note_error("the mailbox can't be read", &error);
-            return outcome;
-        }
-        let input: &mut dyn ReadSeek = &mut *container.input;
-        let mut lines = Lines::new(BufReader::with_capacity(BUFFER_BYTES, input), 0, false);
-        for number in 1u64.. {
-            match lines.next() {
-                Ok(Some(_)) => {}
-                Ok(None) => break,
-                Err(error) => {
-                    outcome.note_error("the mailbox can't be read", &error);
-                    break;
-                }
-            }
-            let mut message =
-                MessageOfMailbox { lines: &mut lines, line: Cursor::new(Vec::new()), after_blank: false, ended: false };
-            match hand_out(format!("message-{number}.eml"), None, &mut message, budget, sink) {
-                Ok(None) => {}
-                Ok(Some(error)) => {
-                    outcome.note_error(&format!("message {number}"), &error);
-                    break;
-                }
-                Err(halt) => {
-                    outcome.note_halt(halt);
-                    break;
-                }
-            }
         }
         outcome
     }
+}
+
+/// Hands out the messages of a mailbox. A line that begins one without a blank line before it does so for some programs only: such a
+/// message is handed out whole, and then in the pieces that it is to these.
+fn messages(
+    container: &mut Container<'_>,
+    budget: &Budget,
+    sink: &mut Sink<'_>,
+    outcome: &mut ExtractionOutcome,
+) -> io::Result<()> {
+    container.input.seek(SeekFrom::Start(0))?;
+    let input: &mut dyn ReadSeek = &mut *container.input;
+    let mut lines = Lines::new(BufReader::with_capacity(BUFFER_BYTES, input), 0, false);
+    while lines.next()?.is_some_and(|(line, _)| line.trim_ascii().is_empty()) {}
+    for number in 1u64.. {
+        let start = lines.offset();
+        let is_disputed = message(&mut lines, format!("message-{number}.eml"), true, budget, sink, outcome)?;
+        let end = lines.offset();
+        if is_disputed && !outcome.is_over() && !budget.admits_rereading() {
+            note_more_ways(outcome);
+        } else if is_disputed && !outcome.is_over() {
+            budget.count_rereading(end - start);
+            lines.seek(start)?;
+            for piece in 1u64.. {
+                message(&mut lines, format!("message-{number}-{piece}.eml"), false, budget, sink, outcome)?;
+                if outcome.is_over() || lines.offset() >= end {
+                    break;
+                }
+                lines.next()?;
+            }
+        }
+        // The line that begins the next.
+        if outcome.is_over() || lines.next()?.is_none() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Hands out a message; tells whether some programs take it for several.
+fn message(
+    lines: &mut Lines<Input<'_>>,
+    name: String,
+    needs_blank: bool,
+    budget: &Budget,
+    sink: &mut Sink<'_>,
+    outcome: &mut ExtractionOutcome,
+) -> io::Result<bool> {
+    let line = Cursor::new(Vec::new());
+    let mut message =
+        MessageOfMailbox { lines, line, needs_blank, after_blank: false, is_disputed: false, ended: false };
+    match hand_out(name, None, &mut message, budget, sink) {
+        Ok(None) => {}
+        Ok(Some(error)) => return Err(error),
+        Err(halt) => outcome.note_halt(halt),
+    }
+    Ok(message.is_disputed)
 }
 
 /// A message of a mailbox, up to the line that begins the next.
 struct MessageOfMailbox<'m, 'i> {
     lines: &'m mut Lines<Input<'i>>,
     line: Cursor<Vec<u8>>,
+    /// Only behind a blank line the next message may begin.
+    needs_blank: bool,
     after_blank: bool,
+    /// It might have begun elsewhere.
+    is_disputed: bool,
     ended: bool,
 }
 
 impl Read for MessageOfMailbox<'_, '_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         while !self.ended && self.line.fill_buf()?.is_empty() && !into.is_empty() {
-            match self.lines.next()? {
+            let next = self.lines.next()?;
+            let begins_one = next.is_some_and(|(line, begins)| begins && line.starts_with(b"From "));
+            match next {
                 None => self.ended = true,
-                Some((line, true)) if self.after_blank && line.starts_with(b"From ") => {
+                Some(_) if begins_one && (self.after_blank || !self.needs_blank) => {
                     self.lines.give_back();
                     self.ended = true;
                 }
                 Some((line, begins)) => {
+                    self.is_disputed |= begins_one;
                     self.after_blank = begins && line.trim_ascii().is_empty();
                     let mut reused = std::mem::take(&mut self.line).into_inner();
                     reused.clear();
@@ -712,6 +781,11 @@ mod tests {
             (0..=DEPTH_MAX).map(|n| format!("Content-Type: multipart/mixed; boundary={n}\r\r--{n}\r")).collect();
         let outcome = read_after(0, &format!("{head}{deep}\r\n"));
         assert!(outcome.broken.is_some_and(|reason| reason.contains("deep")));
+    }
+
+    /// Whether a text begins with the fields of a mail.
+    fn begins_as_mail(head: &[u8]) -> bool {
+        matches!(beginning(Cursor::new(head)), Ok(Some(Beginning::Mail)))
     }
 
     #[test]
