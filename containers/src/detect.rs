@@ -117,7 +117,9 @@ fn containers(
     if alone {
         if !whole.is_empty() {
             let format = ContainerFormat(&mail::EML);
-            inside.extend(mail_within(probe.head).map(|at| Found { format, offset: at as u64 }));
+            let has_mail = inside.iter().any(|found| found.format == format);
+            let at = if has_mail { None } else { mail_within(probe.head) };
+            inside.extend(at.map(|at| Found { format, offset: at as u64 }));
         }
         let hidden = search(probe.input, probe.head_is_bare)?;
         let names = [(hidden.uuencode, "uuencode"), (hidden.yenc, "yenc"), (hidden.data, "text")];
@@ -148,11 +150,11 @@ fn containers(
     Ok((containers, suspicious))
 }
 
-/// Whether a container of this format holds what is in it as it is, mostly: what seems to lie inside is likely a member then. Others
-/// are decoded before anything shows, and what shows without that is opened by whoever takes the file for another format: a browser
-/// shows a page behind a PDF's header, and Word a web archive.
+/// Whether a container of this format holds what is in it as it is, mostly: what seems to lie inside is likely a member then. A PDF's
+/// contents don't show, and what does is opened by whoever takes the file for another format: a browser shows a page behind a PDF's
+/// header, and Word a web archive.
 fn holds_files_as_they_are(format: ContainerFormat) -> bool {
-    !matches!(format.name(), "pdf" | "rtf" | "activemime" | "swf" | "uuencode" | "yenc" | "binhex")
+    format.name() != "pdf"
 }
 
 /// Where in a file's beginning a web archive begins: Word opens one behind whatever else the file begins with.
@@ -259,15 +261,16 @@ mod tests {
     fn what_shows_behind_another_formats_header_counts_too() {
         let page = b"<html><a href=\"data:application/octet-stream;base64,QUJDREVGR0hJSktMTU5PUA==\">x</a></html>\n";
         assert_eq!(containers(&[b"%PDF-1.4\n%%EOF\n", &page[..]].concat()), [("pdf", 0), ("text", 0)]);
-        assert_eq!(containers(&[b"{\\rtf1}\n", &page[..]].concat()), [("rtf", 0), ("text", 0)]);
         let mail =
             b"MIME-Version: 1.0\r\nContent-Type: multipart/related; boundary=\"b\"\r\n\r\n--b\r\n\r\ntext\r\n--b--\r\n";
-        assert_eq!(containers(&[b"%PDF-1.7\r\n%%EOF\r\n", &mail[..]].concat()), [("pdf", 0), ("eml", 17)]);
-        let archive = [b"%PDF-1.4\n%%EOF\n", &b"Rar!\x1a\x07\x01\0"[..]].concat();
-        assert_eq!(containers(&archive), [("pdf", 0), ("rar", 15)]);
-        let mut cabinet = [b"words before it ", &b"MSCF\x01\0\0\0"[..], &[0; 28]].concat();
+        assert_eq!(containers(&[b"%PDF-1.7\r\n\r\n%%EOF\r\n", &mail[..]].concat()), [("pdf", 0), ("eml", 19)]);
+        let header = [3, 1, 0, 0];
+        let archive = [b"Rar!\x1a\x07\x01\0", &crc32fast::hash(&header).to_le_bytes()[..], &header].concat();
+        assert_eq!(containers(&[b"%PDF-1.4\n%%EOF\n", &archive[..]].concat()), [("pdf", 0), ("rar", 15)]);
+        assert_eq!(containers(&[b"words ", &archive[..12]].concat()), [], "programs that open archives have its mark");
+        let mut cabinet = [b"words before it ", &b"MSCF\x01\0\0\0\x40"[..], &[0; 60]].concat();
         assert_eq!(containers(&cabinet), []);
-        cabinet[16 + 24..16 + 26].copy_from_slice(&[3, 1]);
+        cabinet[16 + 16..16 + 32].copy_from_slice(&[0x2c, 0, 0, 0, 0, 0, 0, 0, 3, 1, 1, 0, 1, 0, 0, 0]);
         assert_eq!(containers(&cabinet), [("cab", 16)]);
         // In a tape archive it is a member.
         let mut header = tar::Header::new_old();

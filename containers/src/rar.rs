@@ -98,7 +98,7 @@ fn in_program(probe: &mut Probe<'_>) -> io::Result<Claims> {
 
 /// Whether an archive of version 3 or later begins here by more than its mark, which programs that open archives have in their own data: the
 /// first header has a checksum.
-fn begins_archive(bytes: &[u8]) -> bool {
+pub(crate) fn begins_archive(bytes: &[u8]) -> bool {
     match bytes.strip_prefix(MARK) {
         Some([1, 0, header @ ..]) => {
             // Its checksum, its length behind this number of one or two bytes, its type: main or encryption.

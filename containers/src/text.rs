@@ -35,6 +35,8 @@ use crate::transfer::{Base64, digit};
 
 /// How much of the text is held.
 const WINDOW_BYTES: usize = 64 * 1024;
+/// How much is looked at of what may be an archive.
+const HEADER_BYTES_MAX: usize = 640;
 /// How many places are looked at that may be archives.
 const CANDIDATES_MAX: usize = 1 << 16;
 /// How much of a manifest is looked at.
@@ -223,7 +225,7 @@ fn confirmed(
         if confirmed.len() > CLAIMS_MAX {
             break;
         }
-        let mut header = [0; 32];
+        let mut header = [0; HEADER_BYTES_MAX];
         input.seek(SeekFrom::Start(offset))?;
         let read = read_full(input, &mut header)?;
         let header = header.get(..read).unwrap_or_default();
@@ -233,9 +235,8 @@ fn confirmed(
             // The end record leads to a directory. The walk finds its own way.
             "zip" if confirmed.contains(&(0, "zip")) => {}
             "zip" if crate::zip::is_end_of_archive(input, offset)? => confirmed.push((0, "zip")),
-            "rar" if matches!(header.get(6..), Some([0, ..] | [1, 0, ..])) => confirmed.push((offset, name)),
-            // Its version, which never changed.
-            "cab" if header.get(24..26) == Some(&[3, 1]) => confirmed.push((offset, name)),
+            "rar" if crate::rar::begins_archive(header) => confirmed.push((offset, name)),
+            "cab" if crate::cab::begins_cabinet(header) => confirmed.push((offset, name)),
             "7z" | "zip" | "rar" | "cab" => {}
             "bzip2" if header.get(4..10) != Some(b"1AY&SY") => {}
             // Of what a script has behind itself, the first is what it opens.

@@ -54,6 +54,7 @@ const KINDS: [(usize, &[u8], &str); 39] = [
 ];
 const BTRFS_AT: u64 = 0x1_0040;
 const BTRFS: [u8; 8] = *b"_BHRfS_M";
+const MAC_FOOTER_BYTES: usize = 512;
 
 /// A container that is known and not opened.
 pub(crate) static FORMAT: Format = Format {
@@ -68,6 +69,11 @@ pub(crate) static FORMAT: Format = Format {
 };
 
 fn probe(probe: &mut Probe<'_>) -> io::Result<Claims> {
+    // A Mac's disk image begins with whatever its first chunk is stored as.
+    let footer = probe.tail.len().checked_sub(MAC_FOOTER_BYTES).and_then(|at| probe.tail.get(at..));
+    if footer.is_some_and(|footer| footer.starts_with(b"koly")) {
+        return Ok(Vec::new());
+    }
     // Where Btrfs tells what it is, no probe is shown a file.
     let btrfs = probe.read_at(BTRFS_AT)? == Some(BTRFS);
     whole_if(btrfs || kind(probe.head).is_some())

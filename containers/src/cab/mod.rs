@@ -58,6 +58,17 @@ fn is_header(head: &[u8], length: u64) -> bool {
     head.starts_with(&MAGIC) && (is_reserved_zero || is_sound)
 }
 
+/// Whether a cabinet begins here by more than its mark, which installers have in their own data: its version never changed, and it has
+/// folders and files, of which the list lies within it.
+pub(crate) fn begins_cabinet(bytes: &[u8]) -> bool {
+    let (length, list) = (le32(bytes, 8), le32(bytes, 16));
+    let counts = le16(bytes, 26).zip(le16(bytes, 28));
+    bytes.starts_with(&MAGIC)
+        && bytes.get(24..26) == Some(&[3, 1])
+        && counts.is_some_and(|(folders, files)| folders > 0 && files > 0)
+        && length.zip(list).is_some_and(|(length, list)| u64::from(list) >= HEADER_BYTES && list < length)
+}
+
 struct Cab;
 
 impl Extractor for Cab {

@@ -156,6 +156,11 @@ fn probe_eml(probe: &mut Probe<'_>) -> io::Result<Claims> {
     })
 }
 
+/// Whether a text begins with the fields of a mail.
+pub(crate) fn begins_as_mail(text: &[u8]) -> bool {
+    matches!(beginning(Cursor::new(text)), Ok(Some(Beginning::Mail)))
+}
+
 /// What a text begins as; none if it ends among the fields.
 fn beginning(mut input: impl BufRead + Seek) -> io::Result<Option<Beginning>> {
     let mut lines = Lines::new(&mut input, 0, false);

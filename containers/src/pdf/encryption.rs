@@ -470,7 +470,7 @@ mod tests {
             assert!(is_found(&taken), "{entries} {how}: {taken:?}");
             assert!(taken.outcome.is_complete(), "{entries} {how}: {}", taken.outcome.detail());
         }
-        let elsewhere = STANDARD.replace("<</CFM/V2>>", "5 0 R");
+        let elsewhere = STANDARD.replace("<</CFM/V2>>", " 5 0 R");
         let file = document("", &format!("{elsewhere}{all}"), true);
         assert!(is_found(&take_apart(&file, &Passwords::NONE)));
     }

@@ -754,8 +754,8 @@ fn without_comments<const NEAR: bool>(mut before: &[u8]) -> &[u8] {
         let line_at = visible.iter().rposition(is_line_break).map_or(0, |at| at + 1);
         // Behind a number, or on a line of its own.
         let begins_comment = |at: &usize| {
-            let in_line = visible.get(line_at..*at).map(without_spaces).unwrap_or_default();
-            visible.get(*at) == Some(&b'%') && in_line.last().is_none_or(u8::is_ascii_digit)
+            let in_line = || visible.get(line_at..*at).map(without_spaces).unwrap_or_default();
+            visible.get(*at) == Some(&b'%') && in_line().last().is_none_or(u8::is_ascii_digit)
         };
         let mut places = line_at..visible.len();
         match if NEAR { places.rfind(begins_comment) } else { places.find(begins_comment) } {

@@ -59,13 +59,13 @@ impl Walk<'_, '_> {
     /// How a stream is decoded: in more than one way if programs differ in that.
     pub(super) fn plans(&mut self, stream: &StreamObject) -> io::Result<Vec<Plan>> {
         let mut plans = self.plans_of_filters(stream)?;
-        self.add_ciphers(stream, &mut plans);
+        self.add_ciphers(&mut plans);
         Ok(plans)
     }
 
     /// Programs take attachments for what `EFF` says or for streams like others, and some overlook what a stream says of itself, or
     /// believe of a cross-reference table only if it is used as one that it is not encrypted. A real one that is decrypted is nothing.
-    fn add_ciphers(&self, stream: &StreamObject, plans: &mut Vec<Plan>) {
+    fn add_ciphers(&self, plans: &mut Vec<Plan>) {
         let Some(encryption) = &self.encryption else { return };
         let as_said = plans.clone();
         for cipher in [encryption.streams, encryption.embedded] {
