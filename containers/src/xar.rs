@@ -174,10 +174,11 @@ impl<'x> Contents<'x> {
                 continue;
             }
             let name = tag.split(|byte| byte.is_ascii_whitespace() || *byte == b'/').next().unwrap_or_default();
-            if name == b"encoding" && self.is_in_data() {
-                if let (Some(file), Some(style)) = (self.files.last_mut(), attribute(tag, b"style")) {
-                    file.encoding = style;
-                }
+            if name == b"encoding"
+                && self.is_in_data()
+                && let (Some(file), Some(style)) = (self.files.last_mut(), attribute(tag, b"style"))
+            {
+                file.encoding = style;
             }
             if !tag.ends_with(b"/") {
                 self.stack.push(name);

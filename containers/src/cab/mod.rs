@@ -47,26 +47,25 @@ pub(crate) static FORMAT: Format = Format {
     extractor: &Cab,
 };
 
-/// Whether a cabinet begins here. Of the fields that are reserved programs look at none, so what else is in the header must do: a text may begin
-/// with the four letters.
+/// Whether a file begins as a cabinet. Of the fields that are reserved programs look at none; where they are set, the rest of the header
+/// must do: a text may begin with the four letters.
 fn is_header(head: &[u8], length: u64) -> bool {
-    let is_reserved_zero = head.get(4..8) == Some(&[0; 4]);
-    let files_offset = le32(head, 16).map(u64::from);
-    let is_sound = le16(head, 26).is_some_and(|folders| folders > 0)
-        && le16(head, 28).is_some_and(|files| files > 0)
-        && files_offset.is_some_and(|offset| (HEADER_BYTES..length).contains(&offset));
-    head.starts_with(&MAGIC) && (is_reserved_zero || is_sound)
+    head.starts_with(&MAGIC) && (head.get(4..8) == Some(&[0; 4]) || has_files(head, length))
 }
 
-/// Whether a cabinet begins here by more than its mark, which installers have in their own data: its version never changed, and it has
-/// folders and files, of which the list lies within it.
+/// Whether a cabinet begins here by more than its mark, which installers have in their own data: its version, which never changed, and what
+/// it has.
 pub(crate) fn begins_cabinet(bytes: &[u8]) -> bool {
-    let (length, list) = (le32(bytes, 8), le32(bytes, 16));
-    let counts = le16(bytes, 26).zip(le16(bytes, 28));
-    bytes.starts_with(&MAGIC)
-        && bytes.get(24..26) == Some(&[3, 1])
-        && counts.is_some_and(|(folders, files)| folders > 0 && files > 0)
-        && length.zip(list).is_some_and(|(length, list)| u64::from(list) >= HEADER_BYTES && list < length)
+    let length = le32(bytes, 8).map(u64::from).unwrap_or_default();
+    bytes.starts_with(&MAGIC) && bytes.get(24..26) == Some(&[3, 1]) && has_files(bytes, length)
+}
+
+/// Whether a header has folders and files, of which the list lies within so many bytes.
+fn has_files(header: &[u8], length: u64) -> bool {
+    let files_offset = le32(header, 16).map(u64::from);
+    le16(header, 26).is_some_and(|folders| folders > 0)
+        && le16(header, 28).is_some_and(|files| files > 0)
+        && files_offset.is_some_and(|offset| (HEADER_BYTES..length).contains(&offset))
 }
 
 struct Cab;

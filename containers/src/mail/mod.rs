@@ -20,6 +20,7 @@ use self::headers::Headers;
 use self::lines::Lines;
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, hand_out, read_full};
+use crate::encoded::is_text;
 use crate::format::{Claim, Claims, Format, Probe, whole_if};
 use crate::outcome::ExtractionOutcome;
 
@@ -151,8 +152,9 @@ fn probe_eml(probe: &mut Probe<'_>) -> io::Result<Claims> {
     };
     Ok(match beginning {
         Some(Beginning::Mail) => vec![Claim::Whole(0)],
-        Some(Beginning::PerhapsMail) => vec![Claim::Inside(0)],
-        Some(Beginning::Other) | None => Vec::new(),
+        // Data with texts among them, such as translations, have fields too.
+        Some(Beginning::PerhapsMail) if is_text(probe.head) => vec![Claim::Inside(0)],
+        _ => Vec::new(),
     })
 }
 
