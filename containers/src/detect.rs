@@ -7,6 +7,7 @@ use std::io::{self, Cursor, Read, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use file_format::{FileFormat, Kind};
+use memchr::memmem;
 
 use serde::{Deserialize, Serialize};
 
@@ -128,6 +129,10 @@ fn containers(
             suspicious = Some("more in the file looks like archives than is looked into".to_owned());
         }
         for (offset, name) in hidden.archives.into_iter().chain(names) {
+            // No program finds an archive of ZIP whose end record is farther from the file's end.
+            if name == "zip" && !whole.is_empty() && memmem::find(probe.tail, b"PK\x05\x06").is_none() {
+                continue;
+            }
             let found = ContainerFormat::named(name).map(|format| Found { format, offset });
             inside.extend(found.filter(|found| !inside.contains(found)));
         }
@@ -264,6 +269,14 @@ mod tests {
         let mail =
             b"MIME-Version: 1.0\r\nContent-Type: multipart/related; boundary=\"b\"\r\n\r\n--b\r\n\r\ntext\r\n--b--\r\n";
         assert_eq!(containers(&[b"%PDF-1.7\r\n\r\n%%EOF\r\n", &mail[..]].concat()), [("pdf", 0), ("eml", 19)]);
+        // No program searches so far for a ZIP archive's end: this is an attachment.
+        let zip = {
+            let mut writer = zip::ZipWriter::new(Cursor::new(Vec::new()));
+            writer.start_file("a", zip::write::SimpleFileOptions::default()).unwrap();
+            writer.finish().unwrap().into_inner()
+        };
+        let pdf = |behind: usize| [b"%PDF-1.4\n%%EOF\n", &zip[..], &vec![0; behind]].concat();
+        assert_eq!((containers(&pdf(1)), containers(&pdf(100_000))), (vec![("pdf", 0), ("zip", 0)], vec![("pdf", 0)]));
         let header = [3, 1, 0, 0];
         let archive = [b"Rar!\x1a\x07\x01\0", &crc32fast::hash(&header).to_le_bytes()[..], &header].concat();
         assert_eq!(containers(&[b"%PDF-1.4\n%%EOF\n", &archive[..]].concat()), [("pdf", 0), ("rar", 15)]);

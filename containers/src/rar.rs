@@ -77,7 +77,8 @@ fn in_program(probe: &mut Probe<'_>) -> io::Result<Claims> {
             let place = offset + at as u64;
             places += 1;
             if places > PLACES_MAX {
-                return Ok(Vec::new());
+                // One of them may be an archive: whoever opens this one tells that it is none.
+                return Ok(vec![Claim::Whole(place)]);
             }
             let mut start = [0; MARK.len() + 2 + FIRST_HEADER_BYTES_MAX];
             probe.input.seek(SeekFrom::Start(place))?;
@@ -126,13 +127,9 @@ struct Rar;
 impl Extractor for Rar {
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
         let mut out = Out::new(budget, sink);
-        if container.length > ARCHIVE_BYTES_MAX {
-            out.outcome.note_limit(Limit::Memory);
-            let length = container.length;
-            out.outcome.note_broken(format!("the archive is {length} bytes long, {ARCHIVE_BYTES_MAX} are allowed"));
-            return out.outcome;
-        }
-        let bytes = match read_vec(&mut *container.input, 0, container.length, ARCHIVE_BYTES_MAX) {
+        let length = container.length;
+        // What follows an archive in a program need not fit.
+        let bytes = match read_vec(&mut *container.input, 0, length.min(ARCHIVE_BYTES_MAX), ARCHIVE_BYTES_MAX) {
             Ok(bytes) => bytes,
             Err(error) => return out.end("the archive can't be read", Err(error)),
         };
@@ -140,6 +137,10 @@ impl Extractor for Rar {
         // The crate's bounds are its own; whatever they miss must cost this archive alone.
         if catch_unwind(AssertUnwindSafe(|| archive(bytes, passwords, &mut out))).is_err() {
             out.outcome.note_broken("the archive is broken: its reader failed");
+        }
+        if length > ARCHIVE_BYTES_MAX && out.outcome.broken.is_some() {
+            out.outcome.note_limit(Limit::Memory);
+            out.outcome.note_broken(format!("the archive is {length} bytes long, {ARCHIVE_BYTES_MAX} are allowed"));
         }
         out.outcome
     }

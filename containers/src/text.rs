@@ -25,8 +25,8 @@ use memchr::memmem::Finder;
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, hand_out, read_full};
 use crate::encoded::{
-    Address, ESCAPE_BYTES_MAX, Found, JOINT_BYTES_MAX, SEARCH_AGAIN_BYTES, TOLD_BY_BYTES, begins_file_of_lines,
-    characters, escaped, escaped_in_lines, is_taken_out, is_text, joint, next_data,
+    Address, ESCAPE_BYTES_MAX, Found, JOINT_BYTES_MAX, LINE_CHARACTERS_MIN, SEARCH_AGAIN_BYTES, TOLD_BY_BYTES,
+    begins_file_of_lines, characters, escaped, escaped_in_lines, is_taken_out, is_text, joint, next_data,
 };
 use crate::fields::{find, le32};
 use crate::format::{CLAIMS_MAX, Claim, Claims, Format, HEAD_BYTES, Probe};
@@ -38,7 +38,7 @@ const WINDOW_BYTES: usize = 64 * 1024;
 /// How much is looked at of what may be an archive.
 const HEADER_BYTES_MAX: usize = 640;
 /// How many places are looked at that may be archives.
-const CANDIDATES_MAX: usize = 1 << 16;
+const CANDIDATES_MAX: usize = 4096;
 /// How much of a manifest is looked at.
 const MANIFEST_BYTES_MAX: usize = 60 * 1024;
 
@@ -170,6 +170,10 @@ impl Search {
         hidden.uuencode |= uuencode;
         hidden.yenc |= yenc;
         for (name, at) in archives(text, self.is_script) {
+            let header = text.get(at..).unwrap_or_default();
+            if header.len() >= HEADER_BYTES_MAX && !may_begin(name, header) {
+                continue;
+            }
             if self.candidates.len() < CANDIDATES_MAX {
                 self.candidates.insert((self.start + at as u64, name));
             } else {
@@ -214,6 +218,15 @@ fn archives(text: &[u8], is_script: bool) -> impl Iterator<Item = (&'static str,
     })
 }
 
+/// Whether an archive may begin with this header, all of which is there.
+fn may_begin(name: &str, header: &[u8]) -> bool {
+    match name {
+        "rar" => crate::rar::begins_archive(header),
+        "cab" => crate::cab::begins_cabinet(header),
+        _ => true,
+    }
+}
+
 /// Those that are archives by more than a word, from the first on.
 fn confirmed(
     input: &mut dyn ReadSeek,
@@ -235,8 +248,7 @@ fn confirmed(
             // The end record leads to a directory. The walk finds its own way.
             "zip" if confirmed.contains(&(0, "zip")) => {}
             "zip" if crate::zip::is_end_of_archive(input, offset)? => confirmed.push((0, "zip")),
-            "rar" if crate::rar::begins_archive(header) => confirmed.push((offset, name)),
-            "cab" if crate::cab::begins_cabinet(header) => confirmed.push((offset, name)),
+            "rar" | "cab" if may_begin(name, header) => confirmed.push((offset, name)),
             "7z" | "zip" | "rar" | "cab" => {}
             "bzip2" if header.get(4..10) != Some(b"1AY&SY") => {}
             // Of what a script has behind itself, the first is what it opens.
@@ -476,6 +488,8 @@ struct Data<'d, 'w> {
     decoder: Base64,
     /// The padding at the end was there.
     is_padded: bool,
+    /// A line was as long as those of most writers.
+    had_long_line: bool,
     /// How many characters stand together so far.
     line: usize,
     /// How many stand together at least where the data goes on behind them.
@@ -497,6 +511,7 @@ impl<'d, 'w> Data<'d, 'w> {
             ended_by: address.and_then(|address| address.ended_by),
             decoder: Base64::default(),
             is_padded: false,
+            had_long_line: false,
             line: 0,
             line_min,
             out: Vec::new(),
@@ -575,8 +590,14 @@ impl<'d, 'w> Data<'d, 'w> {
     /// Moves to where a run goes on, if it does.
     fn next_line(&mut self) -> io::Result<()> {
         let ahead = self.window.ahead(JOINT_BYTES_MAX)?;
+        self.had_long_line |= self.line >= LINE_CHARACTERS_MIN;
         let is_long = self.line >= self.line_min;
-        match joint(ahead).filter(|_| is_long && !self.is_padded) {
+        let goes_on = joint(ahead).filter(|length| {
+            // Behind the shorter last line of one run and a blank one begins another.
+            let breaks = ahead.iter().take(*length).filter(|byte| **byte == b'\n').count();
+            is_long && !self.is_padded && !(self.had_long_line && self.line < LINE_CHARACTERS_MIN && breaks > 1)
+        });
+        match goes_on {
             Some(length) => {
                 self.window.at += length;
                 self.line = 0;

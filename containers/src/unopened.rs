@@ -20,7 +20,7 @@ const KINDS: [(usize, &[u8], &str); 39] = [
     (32, b"NXSB", "APFS"),
     (0, b"LRZI", "lrzip"),
     (0, b"GRZipII\0", "grzip"),
-    (0, b"RZIP", "rzip"),
+    (0, b"RZIP\x02", "rzip"),
     (0, b"BZ3v1", "bzip3"),
     (0, b"bvx1", "LZFSE"),
     (0, b"bvx2", "LZFSE"),
@@ -37,9 +37,9 @@ const KINDS: [(usize, &[u8], &str); 39] = [
     (0, b"ArC\x01", "FreeArc"),
     (7, b"**ACE**", "ACE"),
     (0, b"ALZ\x01", "ALZ"),
-    (0, b"EGGA", "EGG"),
+    (0, b"EGGA\0\x01", "EGG"),
     (0, b"KGB_arch", "KGB"),
-    (0, b"MAR1", "Mozilla archive"),
+    (0, b"MAR1\0", "Mozilla archive"),
     (0, b"MLA\x01\0\0\0", "MLA"),
     (0, b"StuffIt!", "StuffIt"),
     (0, b"StuffIt?", "StuffIt"),
@@ -55,6 +55,8 @@ const KINDS: [(usize, &[u8], &str); 39] = [
 const BTRFS_AT: u64 = 0x1_0040;
 const BTRFS: [u8; 8] = *b"_BHRfS_M";
 const MAC_FOOTER_BYTES: usize = 512;
+/// What the first chunk of a Mac's disk image may be.
+const FIRST_CHUNKS: [&str; 2] = ["LZFSE", "APFS"];
 
 /// A container that is known and not opened.
 pub(crate) static FORMAT: Format = Format {
@@ -69,14 +71,12 @@ pub(crate) static FORMAT: Format = Format {
 };
 
 fn probe(probe: &mut Probe<'_>) -> io::Result<Claims> {
-    // A Mac's disk image begins with whatever its first chunk is stored as.
+    // A Mac's disk image begins with its first chunk, as that is stored.
     let footer = probe.tail.len().checked_sub(MAC_FOOTER_BYTES).and_then(|at| probe.tail.get(at..));
-    if footer.is_some_and(|footer| footer.starts_with(b"koly")) {
-        return Ok(Vec::new());
-    }
+    let is_image = footer.is_some_and(|footer| footer.starts_with(b"koly"));
+    let kind = kind(probe.head).filter(|kind| !(is_image && FIRST_CHUNKS.contains(kind)));
     // Where Btrfs tells what it is, no probe is shown a file.
-    let btrfs = probe.read_at(BTRFS_AT)? == Some(BTRFS);
-    whole_if(btrfs || kind(probe.head).is_some())
+    whole_if(kind.is_some() || probe.read_at(BTRFS_AT)? == Some(BTRFS))
 }
 
 /// What a file that begins like this is.

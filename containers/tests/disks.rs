@@ -409,3 +409,14 @@ fn a_solid_image_of_windows_is_told() {
         taken.outcome
     );
 }
+
+#[test]
+fn words_of_a_boot_sector_are_no_partitions() {
+    for name in ["fat16", "ntfs"] {
+        let mut volume = sample(name);
+        // Where Windows has what it says if it can't start.
+        volume[446..510].copy_from_slice(b"Disk error, press any key to restart, or remove disks. A drive! ");
+        volume[510..512].copy_from_slice(&[0x55, 0xaa]);
+        conformance::comes_apart(&Case::new("dmg", &dmg(&volume, &[ZLIB]), &eicar()));
+    }
+}

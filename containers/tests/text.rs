@@ -394,3 +394,14 @@ fn uuencode_is_found_wherever_it_lies() {
     }
     assert_eq!(members("a\nbegin 7 days later\nThe end of it\n".as_bytes()), []);
 }
+
+#[test]
+fn one_run_of_base64_behind_another_is_another() {
+    let note = "Notes of a meeting, as they were taken; nothing of it is of interest to anybody else at all.";
+    assert!(base64::encode(note.as_bytes()).len() % 48 < 32 && note.len() % 3 != 0);
+    let encoded = lines(note.as_bytes(), "\n").trim_end_matches('=').to_owned();
+    let file = format!("{encoded}\n\n{}\n", lines(&[b"\x1f\x8b", &eicar()[..]].concat().repeat(4), "\n"));
+    let found = members(file.as_bytes());
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!(found[0].1, note.as_bytes());
+}

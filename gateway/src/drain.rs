@@ -21,17 +21,16 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// Sees to it that the request's body is read to its end, whatever becomes of the request.
 pub(crate) async fn drain(request: Request, next: Next) -> Response {
-    // A client that waits for `100 Continue` sends nothing, so there is nothing to read.
-    if request.headers().contains_key(header::EXPECT) {
-        return next.run(request).await;
-    }
-    next.run(request.map(|body| Body::new(Drained { body: Some(body) }))).await
+    let is_awaited = request.headers().contains_key(header::EXPECT);
+    next.run(request.map(|body| Body::new(Drained { body: Some(body), is_awaited }))).await
 }
 
 /// A body of which the rest is read when it is dropped.
 struct Drained {
     /// None at its end, and after an error.
     body: Option<Body>,
+    /// The client waits for `100 Continue` and sends nothing before, so that there is nothing to read.
+    is_awaited: bool,
 }
 
 impl HttpBody for Drained {
@@ -42,6 +41,7 @@ impl HttpBody for Drained {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        self.is_awaited = false;
         let Some(body) = self.body.as_mut() else { return Poll::Ready(None) };
         let polled = Pin::new(body).poll_frame(context);
         if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
@@ -61,7 +61,7 @@ impl HttpBody for Drained {
 
 impl Drop for Drained {
     fn drop(&mut self) {
-        let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else { return };
+        let Some(body) = self.body.take().filter(|body| !self.is_awaited && !body.is_end_stream()) else { return };
         let mut rest = body.into_data_stream();
         let reading = async move { while let Ok(Some(Ok(_))) = tokio::time::timeout(PAUSE_MAX, rest.next()).await {} };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {

@@ -117,7 +117,7 @@ async fn files_are_fetched_from_listed_hosts_and_from_no_others() {
         let (_, document) = ask(&router, get(&format!("/file/{id}"), &station.alice)).await;
         assert_eq!(document["download_info"], json!({"status": "Download Success", "url": url(path)}));
     }
-    let id = accepted(&router, fetching(&station.alice, &url("r%25C3%25A9.txt"))).await;
+    let id = accepted(&router, fetching(&station.alice, &url("r%C3%A9.txt"))).await;
     assert_eq!(station.record(id).await.new.file.display_name, "ré.txt");
     let named = format!("http://LOCALHOST:{}/unannounced", address.port());
     accepted(&router, fetching(&station.alice, &named)).await;

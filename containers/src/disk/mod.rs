@@ -75,8 +75,8 @@ struct Table {
 fn partitions(input: &mut dyn ReadSeek, head: &[u8], length: u64) -> Table {
     let table = table(head, length);
     let is_owned = || file_systems::of(head).is_some_and(|found| found.owns_first_sector);
-    let leads = |partition: &Partition| partition.leads_somewhere(&mut *input);
-    if table.partitions.is_empty() || !table.has_senseless && !is_owned() || table.partitions.iter().any(leads) {
+    let is_certain = !table.has_senseless && !is_owned();
+    if is_certain || table.partitions.iter().any(|partition| partition.leads_somewhere(&mut *input)) {
         table
     } else {
         Table::default()

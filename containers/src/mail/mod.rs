@@ -654,7 +654,7 @@ impl Extractor for Mbox {
 }
 
 /// Hands out the messages of a mailbox. A line that begins one without a blank line before it does so for some programs only: such a
-/// message is handed out whole, and then in the pieces that it is to these.
+/// message is handed out whole, and then in the pieces behind the first that it is to these: of the first they see no more.
 fn messages(
     container: &mut Container<'_>,
     budget: &Budget,
@@ -674,12 +674,13 @@ fn messages(
         } else if is_disputed && !outcome.is_over() {
             budget.count_rereading(end - start);
             lines.seek(start)?;
-            for piece in 1u64.. {
-                message(&mut lines, format!("message-{number}-{piece}.eml"), false, budget, sink, outcome)?;
-                if outcome.is_over() || lines.offset() >= end {
+            let mut piece = MessageOfMailbox::new(&mut lines, false);
+            io::copy(&mut piece, &mut io::sink())?;
+            for piece in 2u64.. {
+                if outcome.is_over() || lines.offset() >= end || lines.next()?.is_none() {
                     break;
                 }
-                lines.next()?;
+                message(&mut lines, format!("message-{number}-{piece}.eml"), false, budget, sink, outcome)?;
             }
         }
         // The line that begins the next.
@@ -699,9 +700,7 @@ fn message(
     sink: &mut Sink<'_>,
     outcome: &mut ExtractionOutcome,
 ) -> io::Result<bool> {
-    let line = Cursor::new(Vec::new());
-    let mut message =
-        MessageOfMailbox { lines, line, needs_blank, after_blank: false, is_disputed: false, ended: false };
+    let mut message = MessageOfMailbox::new(lines, needs_blank);
     match hand_out(name, None, &mut message, budget, sink) {
         Ok(None) => {}
         Ok(Some(error)) => return Err(error),
@@ -720,6 +719,13 @@ struct MessageOfMailbox<'m, 'i> {
     /// It might have begun elsewhere.
     is_disputed: bool,
     ended: bool,
+}
+
+impl<'m, 'i> MessageOfMailbox<'m, 'i> {
+    fn new(lines: &'m mut Lines<Input<'i>>, needs_blank: bool) -> Self {
+        let line = Cursor::new(Vec::new());
+        Self { lines, line, needs_blank, after_blank: false, is_disputed: false, ended: false }
+    }
 }
 
 impl Read for MessageOfMailbox<'_, '_> {

@@ -26,6 +26,7 @@ use self::format::{
 };
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name, hand_out};
+use crate::fields::{le32, read_at_most};
 use crate::format::Format;
 use crate::outcome::{ExtractionOutcome, Protection};
 use crate::passwords::Passwords;
@@ -315,7 +316,14 @@ impl Walk<'_, '_> {
     fn hidden_members(&mut self, has_directory: bool) -> io::Result<()> {
         self.covered.sort_unstable();
         let mut covered = std::mem::take(&mut self.covered);
+        // Of members that don't overlap all are looked through.
+        let mut left_bytes = self.length;
         for span in covered.iter_mut().filter(|span| span.is_open) {
+            let Some(left) = left_bytes.checked_sub(span.end.saturating_sub(span.start)) else {
+                self.outcome.note_suspicious("members overlap");
+                break;
+            };
+            left_bytes = left;
             span.read_end = self.descriptor_within(*span)?.unwrap_or(span.read_end);
         }
         let (mut gap_start, mut claimed_end) = (0, 0);
@@ -345,8 +353,26 @@ impl Walk<'_, '_> {
         Ok(())
     }
 
-    /// Hands out what is before the archive: a program, a script, or what other programs open the file as.
+    /// Hands out what is before the archive: a script, or what other programs open the file as. Not what is a format by its beginning and
+    /// has its own reader, for which the archive may be a part of it.
     fn before(&mut self, bytes: u64) -> io::Result<()> {
+        const PROGRAM_AT: u64 = 60;
+        self.input.seek(SeekFrom::Start(0))?;
+        let head = read_at_most(self.input, PROGRAM_AT + 4)?;
+        let program = match head.first_chunk() {
+            Some(b"MZ") => le32(&head, PROGRAM_AT as usize).map(u64::from),
+            _ => None,
+        };
+        let is_program = match program {
+            Some(at) if at < bytes => {
+                self.input.seek(SeekFrom::Start(at))?;
+                read_at_most(self.input, 4)? == b"PE\0\0"
+            }
+            _ => head.starts_with(b"\x7fELF"),
+        };
+        if is_program || head.starts_with(b"%PDF-") {
+            return Ok(());
+        }
         let handed_out = match self.budget.takes_next() {
             Ok(true) => {
                 self.input.seek(SeekFrom::Start(0))?;
