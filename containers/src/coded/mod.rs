@@ -16,7 +16,7 @@ use std::io::{self, BufRead, BufReader, Read, SeekFrom};
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink};
 use crate::fields::{le32, le64};
-use crate::format::{Format, whole_if};
+use crate::format::{Claim, Format, whole_if};
 use crate::limits::admit_decoder;
 use crate::outcome::ExtractionOutcome;
 use crate::parts::{BUFFER_BYTES, Out};
@@ -89,7 +89,11 @@ pub(crate) static LZMA: Format = Format {
         let length = le64(head, 5).is_some_and(|length| length == u64::MAX || (1..LZMA_BYTES_MAX).contains(&length));
         let is_usual = dictionary && properties.is_some_and(|properties| properties % 9 <= 4);
         let may_be = properties.is_some() && length && head.get(13) == Some(&0) && lzma_begins(head);
-        whole_if(may_be && (is_usual || lzma_goes_on(head)))
+        if may_be && !is_usual && lzma_goes_on(head) {
+            // Repetitions of other kinds of files can be decoded as well.
+            return Ok(vec![Claim::Inside(0)]);
+        }
+        whole_if(may_be && is_usual)
     },
     extractor: &Coded {
         suffixes: &[(".tlz", ".tar"), (".lzma", "")],
