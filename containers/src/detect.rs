@@ -7,7 +7,6 @@ use std::io::{self, Cursor, Read, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use file_format::{FileFormat, Kind};
-use memchr::memmem;
 
 use serde::{Deserialize, Serialize};
 
@@ -129,8 +128,8 @@ fn containers(
             suspicious = Some("more in the file looks like archives than is looked into".to_owned());
         }
         for (offset, name) in hidden.archives.into_iter().chain(names) {
-            // No program finds an archive of ZIP whose end record is farther from the file's end.
-            if name == "zip" && !whole.is_empty() && memmem::find(probe.tail, b"PK\x05\x06").is_none() {
+            // The probe saw it if programs find it by the file's end; farther from there it is an attachment.
+            if name == "zip" && !whole.is_empty() {
                 continue;
             }
             let found = ContainerFormat::named(name).map(|format| Found { format, offset });

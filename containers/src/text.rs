@@ -223,6 +223,9 @@ fn may_begin(name: &str, header: &[u8]) -> bool {
     match name {
         "rar" => crate::rar::begins_archive(header),
         "cab" => crate::cab::begins_cabinet(header),
+        // The header has a checksum.
+        "7z" => header.get(12..32).map(crc32fast::hash) == le32(header, 8),
+        "bzip2" => header.get(4..10) == Some(b"1AY&SY"),
         _ => true,
     }
 }
@@ -243,14 +246,12 @@ fn confirmed(
         let read = read_full(input, &mut header)?;
         let header = header.get(..read).unwrap_or_default();
         match name {
-            // The header has a checksum.
-            "7z" if header.get(12..32).map(crc32fast::hash) == le32(header, 8) => confirmed.push((offset, name)),
-            // The end record leads to a directory. The walk finds its own way.
+            _ if !may_begin(name, header) => {}
+            "7z" | "rar" | "cab" => confirmed.push((offset, name)),
             "zip" if confirmed.contains(&(0, "zip")) => {}
+            // The end record leads to a directory. The walk finds its own way.
             "zip" if crate::zip::is_end_of_archive(input, offset)? => confirmed.push((0, "zip")),
-            "rar" | "cab" if may_begin(name, header) => confirmed.push((offset, name)),
-            "7z" | "zip" | "rar" | "cab" => {}
-            "bzip2" if header.get(4..10) != Some(b"1AY&SY") => {}
+            "zip" => {}
             // Of what a script has behind itself, the first is what it opens.
             _ if confirmed.iter().any(|(_, other)| !matches!(*other, "7z" | "rar" | "cab" | "zip")) => {}
             _ => confirmed.push((offset, name)),

@@ -26,10 +26,11 @@ use self::format::{
 };
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name, hand_out};
-use crate::fields::{le32, read_at_most};
 use crate::format::Format;
 use crate::outcome::{ExtractionOutcome, Protection};
+use crate::parts::read_start;
 use crate::passwords::Passwords;
+use crate::pe;
 
 pub(crate) use self::format::is_end_of_archive;
 
@@ -356,21 +357,8 @@ impl Walk<'_, '_> {
     /// Hands out what is before the archive: a script, or what other programs open the file as. Not what is a format by its beginning and
     /// has its own reader, for which the archive may be a part of it.
     fn before(&mut self, bytes: u64) -> io::Result<()> {
-        const PROGRAM_AT: u64 = 60;
-        self.input.seek(SeekFrom::Start(0))?;
-        let head = read_at_most(self.input, PROGRAM_AT + 4)?;
-        let program = match head.first_chunk() {
-            Some(b"MZ") => le32(&head, PROGRAM_AT as usize).map(u64::from),
-            _ => None,
-        };
-        let is_program = match program {
-            Some(at) if at < bytes => {
-                self.input.seek(SeekFrom::Start(at))?;
-                read_at_most(self.input, 4)? == b"PE\0\0"
-            }
-            _ => head.starts_with(b"\x7fELF"),
-        };
-        if is_program || head.starts_with(b"%PDF-") {
+        let head = read_start(self.input, 5)?;
+        if head == b"%PDF-" || head.starts_with(b"\x7fELF") || pe::headers(self.input).is_ok() {
             return Ok(());
         }
         let handed_out = match self.budget.takes_next() {

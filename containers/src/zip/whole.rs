@@ -161,6 +161,7 @@ mod tests {
             assert_eq!(read(cut, says, 512 * 1024), (streamed, ends_with_error), "as a stream of it");
         }
     }
+
     #[test]
     fn what_has_a_header_behind_its_end_tells_where_that_is() {
         let whole = packed(b"a content of many words, of many words");

@@ -18,7 +18,7 @@ pub(super) fn first_url(headers: &HeaderMap, name: &str) -> Option<String> {
 /// JSON, as it is or percent-encoded, or any other text. Within JSON an escape is part of a text.
 pub(super) fn json_or_text(headers: &HeaderMap, name: &str) -> Option<String> {
     as_it_is(headers, name, |raw| {
-        serde_json::from_str::<serde::de::IgnoredAny>(raw).is_ok_and(|_| raw.starts_with(['{', '[']))
+        raw.starts_with(['{', '[']) && serde_json::from_str::<serde::de::IgnoredAny>(raw).is_ok()
     })
 }
 
