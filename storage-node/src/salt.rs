@@ -3,9 +3,10 @@
 //! It keeps what is on disk from being executed or matched by on-access scanners. It hides nothing from whoever reads the
 //! disk on purpose, and is nowhere called encryption.
 
-use aes::Aes128;
-use aes::cipher::{KeyIvInit, StreamCipher, StreamCipherSeek};
-use ctr::Ctr128BE;
+use aws_lc_rs::cipher::{AES_128, EncryptingKey, EncryptionContext, UnboundCipherKey};
+
+/// The counter counts these.
+const BLOCK_BYTES: u32 = 16;
 
 /// The key of one record. Chosen at random for each, so that a counter that starts at zero never repeats under it.
 pub type SaltKey = [u8; 16];
@@ -14,9 +15,24 @@ pub type SaltKey = [u8; 16];
 ///
 /// The position is 32 bits wide, as payload lengths are; the keystream is 2^132 bytes long, so it cannot run out.
 pub fn apply(key: &SaltKey, position: u32, bytes: &mut [u8]) {
-    let mut keystream = Ctr128BE::<Aes128>::new(key.into(), &[0; 16].into());
-    keystream.seek(position);
-    keystream.apply_keystream(bytes);
+    let (first_block, within) = (position / BLOCK_BYTES, position % BLOCK_BYTES);
+    if within == 0 {
+        return keystream(key, first_block, bytes);
+    }
+    let (head, rest) = bytes.split_at_mut(bytes.len().min((BLOCK_BYTES - within) as usize));
+    let mut block = [0; BLOCK_BYTES as usize];
+    keystream(key, first_block, &mut block);
+    head.iter_mut().zip(block.iter().skip(within as usize)).for_each(|(byte, stream)| *byte ^= stream);
+    keystream(key, first_block + 1, rest);
+}
+
+/// XORs `bytes` with the keystream from the block `first` on.
+#[expect(clippy::expect_used, reason = "what was not salted may not go to the disk, and it can't fail")]
+fn keystream(key: &SaltKey, first: u32, bytes: &mut [u8]) {
+    let counter = EncryptionContext::Iv128(u128::from(first).to_be_bytes().into());
+    let key = UnboundCipherKey::new(&AES_128, key).and_then(EncryptingKey::ctr);
+    let salted = key.and_then(|key| key.less_safe_encrypt(bytes, counter));
+    salted.expect("counter mode takes any length and any counter, and the key has its cipher's length");
 }
 
 #[cfg(test)]

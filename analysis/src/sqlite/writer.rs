@@ -9,10 +9,13 @@
 //! - A failed begin or commit fails the whole group, and so does a change that panics or ends the transaction. The next group
 //!   starts on a new connection.
 //!
-//! There is no delay to gather a group: while one commits, the next gathers by itself.
+//! While one group commits, the next gathers by itself. That alone would be thousands of commits a second of one or two
+//! changes each, where a commit costs more than its changes: it writes anew each page that they touched, and a few are
+//! touched by all. So commits are paced (`Pace`): the first of a burst are made at once, after them one each 3 ms.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, Params};
 use tokio::sync::{mpsc, oneshot};
@@ -26,6 +29,11 @@ const WAITING_MAX: usize = 256;
 
 /// Most changes in one transaction, so that a heartbeat behind them never waits long.
 const GROUP_MAX: usize = 128;
+
+/// One commit each so often where many want one, and how many may come at once before: more than a file's changes, so that
+/// a lone file never waits.
+const COMMIT_EVERY: Duration = Duration::from_millis(3);
+const COMMITS_AT_ONCE: u32 = 16;
 
 /// Hands changes to the writing thread. That ends when the last clone is dropped.
 #[derive(Clone)]
@@ -96,6 +104,24 @@ where
     }
 }
 
+/// When commits may be made: a bucket of `COMMITS_AT_ONCE`, one more each `COMMIT_EVERY`.
+struct Pace {
+    /// When the bucket is full again.
+    full: Instant,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self { full: now }
+    }
+
+    /// Takes a commit from the bucket: how long to wait until it is there.
+    fn pause(&mut self, now: Instant) -> Duration {
+        self.full = self.full.max(now) + COMMIT_EVERY;
+        (self.full - now).saturating_sub(COMMIT_EVERY * COMMITS_AT_ONCE)
+    }
+}
+
 struct WritingThread {
     /// Absent after a failure, until the next group.
     connection: Option<Connection>,
@@ -106,7 +132,17 @@ struct WritingThread {
 impl WritingThread {
     fn run(mut self) {
         let mut group = Vec::with_capacity(GROUP_MAX);
+        let mut pace = Pace::new(Instant::now());
         while self.waiting.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
+            let pause = pace.pause(Instant::now());
+            if !pause.is_zero() {
+                std::thread::sleep(pause);
+                while group.len() < GROUP_MAX
+                    && let Ok(change) = self.waiting.try_recv()
+                {
+                    group.push(change);
+                }
+            }
             let committed = catch_unwind(AssertUnwindSafe(|| self.commit(&mut group)));
             let committed = committed.unwrap_or_else(|_| Err(panicked()));
             if let Err(error) = &committed {
@@ -217,6 +253,28 @@ mod tests {
         assert!(lost.unwrap_err().to_string().contains("panicked"));
         assert!(insert(&writer, Some(2)).await.unwrap());
         assert_eq!(values(&writer).await, [2]);
+    }
+
+    #[test]
+    fn a_burst_is_committed_at_once_and_after_it_one_group_each_three_milliseconds() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        for _ in 0..COMMITS_AT_ONCE {
+            assert_eq!(pace.pause(start), Duration::ZERO);
+        }
+        assert_eq!(pace.pause(start), COMMIT_EVERY);
+        let mut now = start + COMMIT_EVERY;
+        for _ in 0..1_000 {
+            let pause = pace.pause(now);
+            assert_eq!(pause, COMMIT_EVERY, "each takes what came since");
+            now += pause;
+        }
+        now += COMMIT_EVERY * 10;
+        let at_once = (0..100).take_while(|_| pace.pause(now).is_zero()).count();
+        assert_eq!(at_once, 10, "as many as the time that passed");
+        now += Duration::from_secs(3600);
+        let at_once = (0..100).take_while(|_| pace.pause(now).is_zero()).count();
+        assert_eq!(at_once, COMMITS_AT_ONCE as usize, "no more than the bucket holds");
     }
 
     /// Commits in a log: pages of which the head says how long the file is after them.
