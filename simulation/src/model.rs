@@ -220,7 +220,7 @@ impl Model {
         let by_all = self.is_every_node(confirmed);
         if let Some(deletion) = self.blobs.get_mut(&name).and_then(|blob| blob.deletions.get_mut(number)) {
             deletion.confirmed = confirmed - &deletion.forgotten;
-            deletion.complete = by_all.then_some(at);
+            deletion.complete = Some(at).filter(|_| by_all && !deletion.confirmed.is_empty());
         }
     }
 
@@ -251,6 +251,8 @@ impl Model {
             for deletion in &mut blob.deletions {
                 deletion.confirmed.remove(&node);
                 deletion.forgotten.insert(node);
+                // Where nobody knows of it, a put by a clock that is behind it lives.
+                deletion.complete = deletion.complete.filter(|_| !deletion.confirmed.is_empty());
             }
         }
     }

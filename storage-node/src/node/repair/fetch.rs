@@ -70,8 +70,7 @@ async fn take(round: &Round, peer: NodeId, items: Vec<RepairItem>) -> Left {
             tracing::debug!(%error, "repair could not store an item");
         }
     }
-    let busy = shared.foreground.is_busy(&shared.environment);
-    let at_once = if busy { 1 } else { shared.options.repair_concurrency.max(1) };
+    let at_once = shared.options.repair_concurrency.max(1);
     let fetches = stream::iter(wanted).map(|wanted| fetch_at_pace(round, peer, wanted)).buffer_unordered(at_once);
     let mut fetches = std::pin::pin!(fetches);
     while let Some(fetched) = fetches.next().await {
@@ -110,30 +109,27 @@ fn has(entry: Option<&Entry>, item: &RepairItem) -> bool {
     }
 }
 
-/// Fetches a copy, then rests if clients want the node; false if it has to be tried again.
+/// Fetches a copy when its turn has come; false if it has to be tried again.
 async fn fetch_at_pace(round: &Round, peer: NodeId, wanted: Wanted) -> bool {
     let shared = &round.shared;
-    if shared.is_stopping() {
-        return false;
-    }
-    let began = shared.environment.clock.monotonic();
-    let fetched = fetch(shared, peer, wanted).await;
+    let fetched = round.step(async {
+        if shared.is_stopping() { Err("this node is stopping".to_owned()) } else { fetch(shared, peer, wanted).await }
+    });
     let repair = &shared.repair;
-    match &fetched {
+    match fetched.await {
         Ok(()) => {
             repair.copied_blobs.fetch_add(1, Ordering::Relaxed);
             repair.copied_bytes.fetch_add(wanted.length, Ordering::Relaxed);
             repair.missing_blobs.fetch_sub(1, Ordering::Relaxed);
             repair.missing_bytes.fetch_sub(wanted.length, Ordering::Relaxed);
+            true
         }
         Err(reason) => {
             repair.failed_blobs.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(blob = %wanted.name, %peer, reason, "a copy could not be fetched");
+            false
         }
     }
-    let worked = shared.environment.clock.monotonic().saturating_sub(began);
-    shared.foreground.yield_after(&shared.environment, worked).await;
-    fetched.is_ok()
 }
 
 async fn fetch(shared: &Shared, peer: NodeId, wanted: Wanted) -> Result<(), String> {

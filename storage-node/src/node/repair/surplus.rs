@@ -55,7 +55,7 @@ pub(super) async fn hand_over(round: &Round, items: Vec<SurplusItem>) -> Left {
                 round.shared.repair.surplus_blobs.fetch_add(1, Ordering::Relaxed);
                 let owners = round.view().owners(placement);
                 if batch.len() == REPAIR_ITEMS_MAX || batch_bytes + length > VERIFY_BYTES_MAX {
-                    left.and(hand_over_batch(round, std::mem::take(&mut batch)).await);
+                    left.and(round.step(hand_over_batch(round, std::mem::take(&mut batch))).await);
                     batch_bytes = 0;
                 }
                 batch_bytes += length;
@@ -67,7 +67,9 @@ pub(super) async fn hand_over(round: &Round, items: Vec<SurplusItem>) -> Left {
             RepairItem::Tombstone(_) | RepairItem::Hold(_) => {}
         }
     }
-    left.and(hand_over_batch(round, batch).await);
+    if !batch.is_empty() {
+        left.and(round.step(hand_over_batch(round, batch)).await);
+    }
     left
 }
 
@@ -83,11 +85,10 @@ async fn hand_over_locator(round: &Round, put: PutLocator) -> Left {
 
 async fn hand_over_batch(round: &Round, mut batch: Vec<Surplus>) -> Left {
     let mut left = Left::default();
-    if batch.is_empty() || round.shared.is_stopping() {
+    if round.shared.is_stopping() {
         return left;
     }
     let shared = &round.shared;
-    let began = shared.environment.clock.monotonic();
     let owners: BTreeSet<NodeId> = batch.iter().flat_map(|copy| copy.owners.iter().copied()).collect();
     for owner in owners {
         if !round.peers.contains(&owner) {
@@ -113,8 +114,6 @@ async fn hand_over_batch(round: &Round, mut batch: Vec<Surplus>) -> Left {
         }
     }
     left.and(give_up(round, batch).await);
-    let worked = shared.environment.clock.monotonic().saturating_sub(began);
-    shared.foreground.yield_after(&shared.environment, worked).await;
     left
 }
 
