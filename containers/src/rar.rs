@@ -5,6 +5,10 @@
 //! not put together: members that go on in another one are told as broken. A panic of the crate is an archive that is broken.
 //!
 //! In a program for Windows an archive may lie anywhere: what opens self-extracting archives searches for it, and asks no section's leave.
+//!
+//! What the crate keeps apart from the members comes out too: comments, alternate streams, which WinRAR writes to NTFS unasked, and
+//! what directories and records of no known kind hold. Not so what tells of members or mends them, which no program shows. An archive behind
+//! the end of another one is a member; what else lies there no program opens.
 
 use std::cell::RefCell;
 use std::io::{self, Cursor, Read, SeekFrom, Write};
@@ -13,16 +17,16 @@ use std::rc::Rc;
 
 use rars::{
     Archive, ArchiveMember, ArchiveReadOptions, ArchiveReader, Error, ErrorKind, ExtractionDecision,
-    ExtractionErrorAction,
+    ExtractionErrorAction, rar15_40, rar50,
 };
 
 use crate::budget::Budget;
-use crate::container::{Container, Extractor, Sink, display_name, read_full};
-use crate::fields::{le16, le32};
+use crate::container::{Container, Extractor, ReadSeek, Sink, display_name, read_full};
+use crate::fields::{le16, le32, read_at_most};
 use crate::format::{Claim, Claims, Format, Probe, whole_if};
 use crate::limits::Limit;
 use crate::outcome::{ExtractionOutcome, Protection};
-use crate::parts::{Out, read_vec};
+use crate::parts::{Out, read_array, read_vec};
 use crate::passwords::Passwords;
 use crate::pe;
 
@@ -46,6 +50,23 @@ const SEARCH_BYTES: u64 = 256 << 10;
 const MARK: &[u8] = b"Rar!\x1a\x07";
 /// The longest first header of an archive in a program: a real one has some twenty bytes.
 const FIRST_HEADER_BYTES_MAX: usize = 512;
+
+/// Records that tell of members or mend them: owners, rights and attributes, the list for opening quickly, recovery, authenticity; and which
+/// program wrote the archive.
+const RECORDS_OF_NO_CONTENT: [&[u8]; 9] = [b"QO", b"RR", b"ACL", b"NTACL", b"UOW", b"EA2", b"EABE", b"AV", b"RARS"];
+/// Flags of an archive that is solid, of a member that goes on from the one before it, and of a directory; in versions 5 and later, and before.
+const SOLID: u64 = 4;
+const SOLID_4: u16 = 8;
+const GOES_ON: u64 = 0x40;
+const GOES_ON_4: u16 = 0x10;
+const DIRECTORY: u64 = 1;
+const DIRECTORY_4: u16 = 0xe0;
+const DIRECTORY_ATTRIBUTE: u32 = 0x10;
+/// Records of RAR 2 besides those of files, which kind of them are alternate streams, and how much of their headers tells how they are packed.
+const OLD_RECORD_4: u8 = 0x77;
+const OLD_STREAM: u16 = 0x105;
+const OLD_STREAM_HEADER_BYTES: usize = 20;
+const STORED_4: u8 = 0x30;
 
 /// RAR.
 pub(crate) static FORMAT: Format = Format {
@@ -135,7 +156,11 @@ impl Extractor for Rar {
         };
         let passwords = container.passwords;
         // The crate's bounds are its own; whatever they miss must cost this archive alone.
-        if catch_unwind(AssertUnwindSafe(|| archive(bytes, passwords, &mut out))).is_err() {
+        let all = || {
+            let Some((archive, password)) = opened(bytes, passwords, &mut out) else { return };
+            whole(archive, password, &mut *container.input, length, &mut out);
+        };
+        if catch_unwind(AssertUnwindSafe(all)).is_err() {
             out.outcome.note_broken("the archive is broken: its reader failed");
         }
         if length > ARCHIVE_BYTES_MAX && out.outcome.broken.is_some() {
@@ -172,42 +197,206 @@ fn note(error: &Error, context: &str, outcome: &mut ExtractionOutcome) {
     outcome.note_broken(format!("{context}: {error}"));
 }
 
-fn archive(bytes: Vec<u8>, passwords: &Passwords, out: &mut Out<'_, '_>) {
+/// An archive, and the password that opens it; none, which is noted, if it can't be read.
+fn opened<'p>(bytes: Vec<u8>, passwords: &'p Passwords, out: &mut Out<'_, '_>) -> Option<(Archive, Option<&'p str>)> {
     let bytes: Rc<[u8]> = bytes.into();
-    let first = ArchiveReader::read_with_options(&bytes, options(None));
-    let (archive, password) = match first {
+    let error = match ArchiveReader::read_with_options(&bytes, options(None)) {
         Ok(archive) => {
             drop(bytes);
             let password = member_password(&archive, passwords, out);
-            (archive, password)
+            return Some((archive, password));
         }
-        // The headers themselves are encrypted.
-        Err(error) if asks_password(&error) || passwords_matter(&error) => {
-            let opened = passwords.iter().find_map(|password| {
-                out.check().ok()?;
-                let archive = ArchiveReader::read_with_options(&bytes, options(Some(password))).ok()?;
-                Some((archive, Some(password)))
-            });
-            match opened {
-                Some(opened) => opened,
-                None => return note(&error, "the archive is broken", &mut out.outcome),
-            }
-        }
-        Err(error) => return note(&error, "the archive is broken", &mut out.outcome),
+        Err(error) => error,
     };
+    // The headers themselves are encrypted.
+    let opened = (asks_password(&error) || passwords_matter(&error)).then(|| {
+        passwords.iter().find_map(|password| {
+            out.check().ok()?;
+            let archive = ArchiveReader::read_with_options(&bytes, options(Some(password))).ok()?;
+            Some((archive, Some(password)))
+        })
+    });
+    let opened = opened.flatten();
+    if opened.is_none() {
+        note(&error, "the archive is broken", &mut out.outcome);
+    }
+    opened
+}
+
+/// Hands out all of an archive, which begins a file of `length` bytes, and what is behind it.
+fn whole(archive: Archive, password: Option<&str>, input: &mut dyn ReadSeek, length: u64, out: &mut Out<'_, '_>) {
     if out.is_over() {
         return;
     }
+    comment(&archive, password, out);
     members(&archive, password, out);
     // Before version 5 writers could leave the end out.
     if let Some(archive) = archive.as_rar50() {
         match archive.blocks.last() {
-            Some(rars::rar50::Block::End(end)) if end.has_next_volume() => {
+            Some(rar50::Block::End(end)) if end.has_next_volume() => {
                 out.outcome.note_broken("the archive goes on in another volume");
             }
-            Some(rars::rar50::Block::End(_)) => {}
+            Some(rar50::Block::End(_)) => {}
             _ => out.outcome.note_broken("the archive has no end"),
         }
+    }
+    if let Some(archive) = archive.as_rar15_40() {
+        old_streams(archive, input, out);
+    }
+    let end = end(&archive);
+    if !out.is_over()
+        && let Some(kept_apart) = kept_apart(archive)
+    {
+        members(&kept_apart, password, out);
+    }
+    if let Some(end) = end {
+        behind(input, end, length, out);
+    }
+}
+
+/// Where an archive ends by its own end record.
+fn end(archive: &Archive) -> Option<u64> {
+    if let Some(archive) = archive.as_rar50() {
+        let Some(rar50::Block::End(end)) = archive.blocks.last() else { return None };
+        return Some(end.block.data_range.end as u64);
+    }
+    let archive = archive.as_rar15_40()?;
+    let Some(rar15_40::Block::End(end)) = archive.blocks.last() else { return None };
+    let header = u64::from(end.head_size);
+    // An encrypted header has a salt before it, and is filled up to whole blocks.
+    let header = if archive.main.has_encrypted_headers() { 8 + header.next_multiple_of(16) } else { header };
+    Some((end.offset as u64).saturating_add(header).saturating_add(end.add_size.unwrap_or(0)))
+}
+
+/// Hands out what is behind an archive's end, if it begins as another one. Whatever else lies there is found by those who search the file.
+fn behind(input: &mut dyn ReadSeek, end: u64, length: u64, out: &mut Out<'_, '_>) {
+    if end >= length || out.is_over() {
+        return;
+    }
+    let most = (MARK.len() + 2 + FIRST_HEADER_BYTES_MAX) as u64;
+    match input.seek(SeekFrom::Start(end)).and_then(|_| read_at_most(input, most)) {
+        Ok(start) if begins_archive(&start) => {
+            out.stored("behind the archive".to_owned(), input, end, length - end);
+        }
+        Ok(_) => {}
+        Err(error) => out.outcome.note_error("what is behind the archive can't be read", &error),
+    }
+}
+
+/// Hands out the comment of an old archive, which is no record like members'.
+fn comment(archive: &Archive, password: Option<&str>, out: &mut Out<'_, '_>) {
+    let is_old =
+        |archive: &rar15_40::Archive| archive.blocks.iter().any(|block| matches!(block, rar15_40::Block::Comment(_)));
+    if archive.as_rar13().is_none() && !archive.as_rar15_40().is_some_and(is_old) {
+        return;
+    }
+    match archive.comment_with_options(options(password)) {
+        Ok(Some(comment)) => {
+            out.member("CMT".to_owned(), Some(comment.len() as u64), &mut &*comment);
+        }
+        Ok(None) => {}
+        Err(error) => note(&error, "the archive's comment is broken", &mut out.outcome),
+    }
+}
+
+/// Hands out alternate streams as RAR 2 wrote them.
+fn old_streams(archive: &rar15_40::Archive, input: &mut dyn ReadSeek, out: &mut Out<'_, '_>) {
+    for block in &archive.blocks {
+        let rar15_40::Block::Unknown(record) = block else { continue };
+        let length = record.add_size.unwrap_or(0);
+        if record.head_type != OLD_RECORD_4 || length == 0 {
+            continue;
+        }
+        if out.is_over() {
+            return;
+        }
+        match read_array::<OLD_STREAM_HEADER_BYTES>(input, record.offset as u64) {
+            Ok(header) if le16(&header, 11) != Some(OLD_STREAM) => {}
+            Ok(header) if header.get(19) == Some(&STORED_4) => {
+                let data = record.offset as u64 + u64::from(record.head_size);
+                out.stored("STM".to_owned(), input, data, length);
+            }
+            Ok(_) => out.outcome.note_broken("a compressed alternate stream of RAR 2 is not read"),
+            Err(error) => return out.outcome.note_error("a record can't be read", &error),
+        }
+    }
+}
+
+/// An archive of what the crate keeps apart from the members of another one, as members; none if there is nothing.
+fn kept_apart(archive: Archive) -> Option<Archive> {
+    match archive {
+        Archive::Rar50Plus(mut archive) => {
+            archive.main.archive_flags &= !SOLID;
+            let mut member = Vec::new();
+            let blocks = std::mem::take(&mut archive.blocks).into_iter();
+            archive.blocks = blocks.filter_map(|block| record(block, &mut member)).map(rar50::Block::File).collect();
+            (!archive.blocks.is_empty()).then_some(Archive::Rar50Plus(archive))
+        }
+        Archive::Rar15To40(mut archive) => {
+            archive.main.flags &= !SOLID_4;
+            let mut member = Vec::new();
+            let blocks = std::mem::take(&mut archive.blocks).into_iter();
+            let records = blocks.filter_map(|block| record_4(block, &mut member));
+            archive.blocks = records.map(rar15_40::Block::File).collect();
+            (!archive.blocks.is_empty()).then_some(Archive::Rar15To40(archive))
+        }
+        _ => None,
+    }
+}
+
+/// A record that holds what no member does, as a member; `member` is the name of the one before it, and then its own.
+fn record(block: rar50::Block, member: &mut Vec<u8>) -> Option<rar50::FileHeader> {
+    let mut record = match block {
+        rar50::Block::File(file) => {
+            *member = file.name.clone();
+            file.is_directory().then_some(file)?
+        }
+        rar50::Block::Service(mut service) => {
+            if RECORDS_OF_NO_CONTENT.contains(&service.name.as_slice()) {
+                return None;
+            }
+            // Of an alternate stream the name is with the record: `:name`.
+            let stream = service.service_data.take().filter(|stream| stream.starts_with(b":"));
+            service.name = record_name(member, stream.as_deref(), &service.name);
+            service
+        }
+        _ => return None,
+    };
+    record.file_flags &= !DIRECTORY;
+    record.compression_info &= !GOES_ON;
+    record.redirection = None;
+    (!record.block.data_range.is_empty()).then_some(record)
+}
+
+/// The same for archives before version 5.
+fn record_4(block: rar15_40::Block, member: &mut Vec<u8>) -> Option<rar15_40::FileHeader> {
+    let mut record = match block {
+        rar15_40::Block::File(file) => {
+            *member = file.name.clone();
+            file.is_directory().then_some(file)?
+        }
+        rar15_40::Block::NewSub(sub) => {
+            let mut record = sub.file;
+            if RECORDS_OF_NO_CONTENT.contains(&record.name.as_slice()) {
+                return None;
+            }
+            record.name = record_name(member, None, &record.name);
+            record
+        }
+        _ => return None,
+    };
+    record.unicode_name = None;
+    record.block.flags &= !(DIRECTORY_4 | GOES_ON_4);
+    record.attr &= !DIRECTORY_ATTRIBUTE;
+    (!record.packed_range.is_empty()).then_some(record)
+}
+
+/// What a record is called: the archive's own as itself, a member's behind that.
+fn record_name(member: &[u8], stream: Option<&[u8]>, name: &[u8]) -> Vec<u8> {
+    match stream {
+        Some(stream) => [member, stream].concat(),
+        None if member.is_empty() => name.to_vec(),
+        None => [member, b":", name].concat(),
     }
 }
 
@@ -332,5 +521,113 @@ struct Failing(Option<String>);
 impl Read for Failing {
     fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
         self.0.take().map_or(Ok(0), |failure| Err(io::Error::other(failure)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::conformance::{eicar, take_apart};
+    use crate::passwords::Passwords;
+
+    const MAIN: u8 = 1;
+    const FILE: u8 = 2;
+    const SERVICE: u8 = 3;
+    const END: u8 = 5;
+
+    /// A record of version 5, whose numbers are all below 128.
+    fn record(kind: u8, said: &[u8], extra: &[u8], data: &[u8]) -> Vec<u8> {
+        let mut header = vec![kind, u8::from(!extra.is_empty()) | u8::from(!data.is_empty()) << 1];
+        header.extend((!extra.is_empty()).then_some(extra.len() as u8));
+        header.extend((!data.is_empty()).then_some(data.len() as u8));
+        header.extend([said, extra].concat());
+        header.insert(0, header.len() as u8);
+        [&crc32fast::hash(&header).to_le_bytes(), header.as_slice(), data].concat()
+    }
+
+    fn file(kind: u8, name: &[u8], flags: u8, extra: &[u8], data: &[u8]) -> Vec<u8> {
+        let crc = crc32fast::hash(data).to_le_bytes();
+        let said = [&[flags | 4, data.len() as u8, 0x20], &crc[..], &[0, 0, name.len() as u8], name].concat();
+        record(kind, &said, extra, data)
+    }
+
+    fn archive(records: &[Vec<u8>]) -> Vec<u8> {
+        let (main, end) = (record(MAIN, &[0], &[], &[]), record(END, &[0], &[], &[]));
+        [b"Rar!\x1a\x07\x01\0", main.as_slice(), &records.concat(), &end].concat()
+    }
+
+    fn members(file: &[u8]) -> Vec<(String, Vec<u8>)> {
+        let taken = take_apart(file, &Passwords::NONE);
+        assert!(taken.outcome.is_complete(), "{:?}", taken.outcome);
+        taken.members
+    }
+
+    #[test]
+    fn what_is_kept_with_members_comes_out() {
+        let member = file(FILE, b"a.txt", 0, &[], b"words");
+        let stream_name = [&[7, 7][..], b":x.exe"].concat();
+        let stream = file(SERVICE, b"STM", 0, &stream_name, &eicar());
+        let rights = file(SERVICE, b"ACL", 0, &[], b"rights");
+        let plain = ("a.txt".to_owned(), b"words".to_vec());
+        let found = members(&archive(&[member.clone(), rights, stream]));
+        assert_eq!(found, [plain.clone(), ("a.txt:x.exe".to_owned(), eicar())]);
+        let comment = file(SERVICE, b"CMT", 0, &[], &eicar());
+        let found = members(&archive(&[comment, member.clone()]));
+        assert_eq!(found, [plain, ("CMT".to_owned(), eicar())]);
+        let directory = file(FILE, b"folder", 1, &[], &eicar());
+        let found = members(&archive(&[file(FILE, b"empty", 1, &[], &[]), directory]));
+        assert_eq!(found, [("folder".to_owned(), eicar())]);
+    }
+
+    #[test]
+    fn an_archive_behind_another_ones_end_is_a_member() {
+        let first = archive(&[file(FILE, b"a.txt", 0, &[], b"words")]);
+        let second = archive(&[file(FILE, b"b", 0, &[], &eicar())]);
+        let found = members(&[first.as_slice(), &second].concat());
+        assert_eq!(found.get(1), Some(&("behind the archive".to_owned(), second)));
+        // What fills up a medium's last block is nothing.
+        assert_eq!(members(&[first.as_slice(), &[0; 600]].concat()).len(), 1);
+    }
+
+    /// A record of versions before 5.
+    fn record_4(kind: u8, flags: u16, said: &[u8], data: &[u8]) -> Vec<u8> {
+        let length = 7 + said.len() as u16;
+        let header = [&[kind], &flags.to_le_bytes()[..], &length.to_le_bytes(), said].concat();
+        let sum = crc32fast::hash(&header) as u16;
+        [&sum.to_le_bytes(), header.as_slice(), data].concat()
+    }
+
+    fn file_4(kind: u8, name: &[u8], flags: u16, data: &[u8]) -> Vec<u8> {
+        let length = (data.len() as u32).to_le_bytes();
+        let crc = crc32fast::hash(data).to_le_bytes();
+        let time = [0; 4];
+        let (version, method) = (29, 0x30);
+        let name_length = (name.len() as u16).to_le_bytes();
+        let said = [&length[..], &length, &[2], &crc, &time, &[version, method], &name_length, &[0x20, 0, 0, 0], name]
+            .concat();
+        record_4(kind, flags | 0x8000, &said, data)
+    }
+
+    #[test]
+    fn so_it_does_in_older_archives() {
+        let main = record_4(0x73, 0, &[0; 6], &[]);
+        let archive = |records: &[Vec<u8>]| {
+            let end = record_4(0x7b, 0x4000, &[], &[]);
+            [b"Rar!\x1a\x07\0", main.as_slice(), &records.concat(), &end].concat()
+        };
+        let member = file_4(0x74, b"a.txt", 0, b"words");
+        for name in [&b"CMT"[..], b"STM"] {
+            let found = members(&archive(&[member.clone(), file_4(0x7a, name, 0, &eicar())]));
+            assert_eq!(found.get(1).map(|(_, content)| content), Some(&eicar()), "{name:?}");
+        }
+        let found = members(&archive(&[member.clone(), file_4(0x7a, b"ACL", 0, b"rights")]));
+        assert_eq!(found.len(), 1);
+        // An alternate stream of RAR 2.
+        let length = (eicar().len() as u32).to_le_bytes();
+        let said = [&length[..], &[5, 1, 0], &length, &[20, 0x30], &[0; 4], &[2, 0], b":x"].concat();
+        let found = members(&archive(&[member.clone(), record_4(0x77, 0x8000, &said, &eicar())]));
+        assert_eq!(found.get(1), Some(&("STM".to_owned(), eicar())));
+        let second = archive(&[file_4(0x74, b"b", 0, &eicar())]);
+        let found = members(&[archive(&[member]).as_slice(), &second].concat());
+        assert_eq!(found.get(1), Some(&("behind the archive".to_owned(), second)));
     }
 }
