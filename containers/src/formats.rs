@@ -63,6 +63,7 @@ pub static FORMATS: &[&Format] = &[
     &lzh::LZH,
     &arc::FORMAT,
     &coded::LZMA,
+    &stream::ZLIB,
     &textual::UUENCODE,
     &textual::YENC,
     &binhex::FORMAT,

@@ -1,16 +1,19 @@
-//! Compressed streams: gzip, bzip2, xz, Zstandard. Each has one member, the content of all its streams one after the other,
+//! Compressed streams: gzip, bzip2, xz, Zstandard, zlib. Each has one member, the content of all its streams one after the other,
 //! named after the file without its suffix.
 //!
 //! What follows the last stream must be nothing or zeros; anything else makes the file broken, since other programs might
 //! read it differently. Decoders get bounded memory, whatever a header asks for.
+//!
+//! zlib has two bytes for a magic number, and programs that read a file of it take one stream, whatever follows. So what follows is left to the
+//! search of files that are nothing else.
 
 use std::io::{self, BufRead, BufReader, Read, SeekFrom};
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, hand_out};
 use crate::disk::ends_as_dmg;
-use crate::format::{Format, whole_if};
-use crate::limits::DECODER_BYTES_MAX;
+use crate::format::{Claim, Claims, Format, Probe, whole_if};
+use crate::limits::{DECODER_BYTES_MAX, Halt};
 use crate::outcome::ExtractionOutcome;
 
 /// What a decoder may allocate for its dictionary: the most that `xz -9` and `zstd --ultra` make.
@@ -118,6 +121,48 @@ static ZSTD_STREAM: Stream = Stream {
         Ok(Box::new(decoder))
     },
 };
+
+/// How much of a stream of zlib is decoded to find out whether it is one. Of other data, hardly any 100 bytes can be.
+const ZLIB_TRIAL_BYTES: u64 = 1 << 20;
+
+/// zlib: RFC 1950.
+pub(crate) static ZLIB: Format = Format {
+    name: "zlib",
+    description: "zlib",
+    mime: "application/zlib",
+    extension: "zz",
+    category: "A",
+    beside: &[],
+    probe: zlib,
+    extractor: &ZLIB_STREAM,
+};
+
+static ZLIB_STREAM: Stream = Stream {
+    format: "zlib",
+    suffixes: &[(".zlib", ""), (".zz", "")],
+    decoder: |input| Ok(Box::new(flate2::bufread::ZlibDecoder::new(input))),
+};
+
+/// Begins with a stream that can be decoded to its end and has the checksum that it says, or as far as is looked. It counts only if the file is
+/// nothing else: many formats begin with compressed data, disk images of Macs among them.
+fn zlib(probe: &mut Probe<'_>) -> io::Result<Claims> {
+    let [method @ (0x08 | 0x18 | 0x28 | 0x38 | 0x48 | 0x58 | 0x68 | 0x78), flags, ..] = *probe.head else {
+        return Ok(Vec::new());
+    };
+    // The two together are a multiple of 31, and without the flag that asks for a dictionary nobody needs to be told of one.
+    if !u16::from_be_bytes([method, flags]).is_multiple_of(31) || flags & 0x20 != 0 {
+        return Ok(Vec::new());
+    }
+    probe.input.seek(SeekFrom::Start(0))?;
+    let input = BufReader::with_capacity(BUFFER_BYTES, &mut *probe.input);
+    let mut trial = flate2::bufread::ZlibDecoder::new(input).take(ZLIB_TRIAL_BYTES);
+    match io::copy(&mut trial, &mut io::sink()) {
+        Ok(0) => Ok(Vec::new()),
+        Ok(_) => Ok(vec![Claim::Inside(0)]),
+        Err(error) if Halt::of(&error).is_some() => Err(error),
+        Err(_) => Ok(Vec::new()),
+    }
+}
 
 impl Extractor for Stream {
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
@@ -247,7 +292,66 @@ impl<R: BufRead, D: Read> Read for Concatenated<R, D> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::ZlibEncoder;
+
     use super::*;
+    use crate::conformance::{Case, Random, comes_apart, eicar, survives_mutations, take_apart};
+    use crate::detect::detect_content;
+    use crate::passwords::Passwords;
+
+    fn zlib_of(content: &[u8], level: u32) -> Vec<u8> {
+        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::new(level));
+        encoder.write_all(content).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn is_zlib(file: &[u8]) -> bool {
+        detect_content(file).unwrap().containers.iter().any(|found| found.format.name() == "zlib")
+    }
+
+    #[test]
+    fn a_stream_of_zlib_is_opened_whatever_follows() {
+        let long: Vec<u8> = (0..600_000u32).flat_map(u32::to_le_bytes).collect();
+        for level in [0, 1, 6, 9] {
+            for content in [&eicar(), &long] {
+                let mut file = zlib_of(content, level);
+                comes_apart(&Case::new("zlib", &file, &content[..68]));
+                file.extend(b"\nmore");
+                let taken = take_apart(&file, &Passwords::NONE);
+                assert!(taken.outcome.is_complete(), "{:?}", taken.outcome);
+                assert_eq!(taken.members.first().map(|(_, member)| member), Some(content));
+            }
+        }
+        // A smaller window, as the header may say.
+        let mut small = zlib_of(&eicar(), 9);
+        small[..2].copy_from_slice(&[0x18, 0x19]);
+        comes_apart(&Case::new("zlib", &small, &eicar()));
+        survives_mutations(&Case::new("zlib", &small, &eicar()), 200);
+    }
+
+    #[test]
+    fn what_only_begins_like_zlib_is_none() {
+        let mut random = Random(1);
+        for header in [[0x78, 0x01], [0x78, 0x5e], [0x78, 0x9c], [0x78, 0xda], [b'h', b'C']] {
+            for length in 2..2000 {
+                let noise: Vec<u8> = (2..length).map(|_| random.next() as u8).collect();
+                assert!(!is_zlib(&[&header, noise.as_slice()].concat()), "{header:?} {length}");
+            }
+            assert!(!is_zlib(&[&header[..], &[0; 70_000]].concat()) && !is_zlib(&header));
+        }
+        let whole = zlib_of(&eicar(), 9);
+        assert!((0..whole.len()).all(|length| !is_zlib(&whole[..length])), "cut off it may be anything");
+        let mut wrong = whole.clone();
+        *wrong.last_mut().unwrap() ^= 1;
+        assert!(!is_zlib(&wrong) && !is_zlib(&zlib_of(b"", 9)));
+        // A Mac's disk image begins with its first chunk.
+        let mut footer = vec![0; 512];
+        footer[..12].copy_from_slice(b"koly\0\0\0\x04\0\0\x02\0");
+        assert!(!is_zlib(&[whole, footer].concat()));
+    }
 
     #[test]
     fn the_member_is_named_after_the_file() {
