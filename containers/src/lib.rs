@@ -28,6 +28,7 @@ pub mod windows;
 mod activemime;
 mod ar;
 mod arc;
+mod asar;
 mod binhex;
 mod cab;
 mod chm;
