@@ -26,6 +26,7 @@ pub mod passwords;
 pub mod windows;
 
 mod activemime;
+mod appledouble;
 mod ar;
 mod arc;
 mod asar;
