@@ -131,6 +131,29 @@ fn swf(content: &[u8]) -> Vec<u8> {
     file.finish().unwrap()
 }
 
+fn zlib(content: &[u8]) -> Vec<u8> {
+    let mut file = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+    file.write_all(content).unwrap();
+    file.finish().unwrap()
+}
+
+fn asar(content: &[u8]) -> Vec<u8> {
+    let length = content.len();
+    let directory = format!(
+        "{{\"files\":{{\"a.txt\":{{\"size\":1,\"offset\":\"{length}\"}},\"folder\":{{\"files\":{{\"member\":{{\"size\":{length},\"offset\":\"0\"}}}}}}}}}}"
+    );
+    let text = directory.len() as u32;
+    let padded = text.next_multiple_of(4);
+    let header: Vec<u8> = [4, padded + 8, padded + 4, text].into_iter().flat_map(u32::to_le_bytes).collect();
+    [&header, directory.as_bytes(), &vec![0; (padded - text) as usize], content, b"a"].concat()
+}
+
+fn appledouble(content: &[u8]) -> Vec<u8> {
+    let (length, offset) = (content.len() as u32, 26 + 2 * 12);
+    let entries: Vec<u8> = [1, offset + 4, length, 2, offset, 4].into_iter().flat_map(u32::to_be_bytes).collect();
+    [b"\0\x05\x16\0\0\x02\0\0", &[0; 16][..], &[0, 2], &entries, b"fork", content].concat()
+}
+
 fn pdf(content: &[u8]) -> Vec<u8> {
     let before = format!("%PDF-1.4\n1 0 obj\n<< /Length {} >>\nstream\n", content.len());
     [before.as_bytes(), content, b"\nendstream\nendobj\nstartxref\n0\n%%EOF\n"].concat()
@@ -176,6 +199,9 @@ fn written_here() -> Vec<(&'static str, Vec<u8>, bool)> {
         ("activemime", activemime(&eicar()), false),
         ("text", text(&eicar()), true),
         ("swf", swf(&eicar()), false),
+        ("zlib", zlib(&eicar()), false),
+        ("asar", asar(&eicar()), false),
+        ("appledouble", appledouble(&eicar()), false),
     ]
 }
 
@@ -244,6 +270,9 @@ fn content_is_found_three_deep_in_mixed_formats() {
             "onenote" => onenote(content),
             "activemime" => activemime(content),
             "text" => text(content),
+            "zlib" => zlib(content),
+            "asar" => asar(content),
+            "appledouble" => appledouble(content),
             _ => zstd(content),
         };
         for (inner, file, _) in containers() {
