@@ -112,7 +112,10 @@ fn containers(
         }
     }
     // Content that a container holds as it is would be found twice.
-    let alone = !whole.iter().any(|found| holds_files_as_they_are(found.format));
+    let mut alone = true;
+    for found in &whole {
+        alone = alone && !holds_files_as_they_are(found.format, probe.input)?;
+    }
     let mut suspicious = None;
     if alone {
         if !whole.is_empty() {
@@ -156,9 +159,14 @@ fn containers(
 
 /// Whether a container of this format holds what is in it as it is, mostly: what seems to lie inside is likely a member then. A PDF's
 /// contents don't show, and what does is opened by whoever takes the file for another format: a browser shows a page behind a PDF's
-/// header, and Word a web archive.
-fn holds_files_as_they_are(format: ContainerFormat) -> bool {
-    format.name() != "pdf"
+/// header, and Word a web archive. So it is with a document in RTF, but its pictures look like base64 in every way: it counts if a
+/// browser would find a page in it.
+fn holds_files_as_they_are(format: ContainerFormat, input: &mut dyn ReadSeek) -> io::Result<bool> {
+    Ok(match format.name() {
+        "pdf" => false,
+        "rtf" => !text::has_markup(input)?,
+        _ => true,
+    })
 }
 
 /// Where in a file's beginning a web archive begins: Word opens one behind whatever else the file begins with.
@@ -284,6 +292,11 @@ mod tests {
         assert_eq!(containers(&cabinet), []);
         cabinet[16 + 16..16 + 32].copy_from_slice(&[0x2c, 0, 0, 0, 0, 0, 0, 0, 3, 1, 1, 0, 1, 0, 0, 0]);
         assert_eq!(containers(&cabinet), [("cab", 16)]);
+        let rtf = |behind: &[u8]| [b"{\\rtf1 ", &b"word ".repeat(20_000)[..], behind, b" a < b}"].concat();
+        assert_eq!(containers(&rtf(page)), [("rtf", 0), ("text", 0)]);
+        // A picture is no base64, and no letter before it any markup.
+        let picture = [b"{\\pict ", b"0123456789abcdef".repeat(100).as_slice(), b"}"].concat();
+        assert_eq!(containers(&rtf(&picture)), [("rtf", 0)]);
         // In a tape archive it is a member.
         let mut header = tar::Header::new_old();
         header.set_path("page.html").unwrap();

@@ -109,6 +109,32 @@ pub(crate) fn search_content(content: &[u8], input: &mut dyn ReadSeek, head_is_b
 // The first window is the head.
 const _: () = assert!(WINDOW_BYTES == HEAD_BYTES);
 
+/// Whether a file has what a browser takes for an element, anywhere.
+pub(crate) fn has_markup(input: &mut dyn ReadSeek) -> io::Result<bool> {
+    any_window(input, 1, |text| {
+        let is_element = |at: usize| text.get(at + 1).is_some_and(u8::is_ascii_alphabetic);
+        memchr::memchr_iter(b'<', text).any(is_element)
+    })
+}
+
+/// Whether one of a file's windows, each of which begins with so many bytes of the one before it, is as is asked.
+fn any_window(input: &mut dyn ReadSeek, overlap: usize, mut is_so: impl FnMut(&[u8]) -> bool) -> io::Result<bool> {
+    input.seek(SeekFrom::Start(0))?;
+    let mut bytes = vec![0; WINDOW_BYTES];
+    let mut kept = 0;
+    loop {
+        let filled = kept + read_full(input, bytes.get_mut(kept..).unwrap_or_default())?;
+        if is_so(bytes.get(..filled).unwrap_or_default()) {
+            return Ok(true);
+        }
+        if filled < bytes.len() {
+            return Ok(false);
+        }
+        bytes.copy_within(filled - overlap.., 0);
+        kept = overlap;
+    }
+}
+
 /// A search, window by window.
 struct Search {
     hidden: Hidden,
