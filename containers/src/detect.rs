@@ -120,7 +120,7 @@ fn containers(
     if alone {
         if !whole.is_empty() {
             let format = ContainerFormat(&mail::EML);
-            let has_mail = inside.iter().any(|found| found.format == format);
+            let has_mail = whole.iter().chain(&inside).any(|found| found.format == format);
             let at = if has_mail { None } else { mail_within(probe.head) };
             inside.extend(at.map(|at| Found { format, offset: at as u64 }));
         }
@@ -160,11 +160,13 @@ fn containers(
 /// Whether a container of this format holds what is in it as it is, mostly: what seems to lie inside is likely a member then. A PDF's
 /// contents don't show, and what does is opened by whoever takes the file for another format: a browser shows a page behind a PDF's
 /// header, and Word a web archive. So it is with a document in RTF, but its pictures look like base64 in every way: it counts if a
-/// browser would find a page in it.
+/// browser would find a page in it. What a mail says of itself, and what is no base64 in a part that says so, show too; but its parts
+/// are mostly base64, so they count if an address is in them.
 fn holds_files_as_they_are(format: ContainerFormat, input: &mut dyn ReadSeek) -> io::Result<bool> {
     Ok(match format.name() {
         "pdf" => false,
         "rtf" => !text::has_markup(input)?,
+        "eml" => !text::has_address(input)?,
         _ => true,
     })
 }
@@ -297,6 +299,12 @@ mod tests {
         // A picture is no base64, and no letter before it any markup.
         let picture = [b"{\\pict ", b"0123456789abcdef".repeat(100).as_slice(), b"}"].concat();
         assert_eq!(containers(&rtf(&picture)), [("rtf", 0)]);
+        let fields = b"From: a\r\nTo: b\r\nMIME-Version: 1.0\r\n";
+        assert_eq!(containers(&[fields, &b"X: "[..], page, b"\r\n\r\ntext\r\n"].concat()), [("eml", 0), ("text", 0)]);
+        let base64 = b"Content-Transfer-Encoding: base64\r\n\r\n";
+        assert_eq!(containers(&[fields, &base64[..], page].concat()), [("eml", 0), ("text", 0)]);
+        let attached = b"QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWZnaGlqa2xtbm9wcXJzdHV2d3h5ejAxMjM0\r\n".repeat(9);
+        assert_eq!(containers(&[fields, &base64[..], &attached].concat()), [("eml", 0)]);
         // In a tape archive it is a member.
         let mut header = tar::Header::new_old();
         header.set_path("page.html").unwrap();

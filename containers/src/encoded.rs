@@ -110,6 +110,11 @@ pub(crate) fn next_data(text: &[u8], is_all: bool, is_text: bool) -> Found {
     Found::Nothing(text.len().saturating_sub(kept).max(1))
 }
 
+/// Whether a text has an address.
+pub(crate) fn has_address(text: &[u8]) -> bool {
+    first_address(text).is_some()
+}
+
 /// How many characters are looked at at once: every line of a run covers one such piece of the text whole.
 const PIECE_BYTES: usize = LINE_CHARACTERS_MIN / 2;
 

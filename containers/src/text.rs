@@ -25,7 +25,7 @@ use memchr::memmem::Finder;
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, hand_out, read_full};
 use crate::encoded::{
-    Address, ESCAPE_BYTES_MAX, Found, JOINT_BYTES_MAX, LINE_CHARACTERS_MIN, SEARCH_AGAIN_BYTES, TOLD_BY_BYTES,
+    self, Address, ESCAPE_BYTES_MAX, Found, JOINT_BYTES_MAX, LINE_CHARACTERS_MIN, SEARCH_AGAIN_BYTES, TOLD_BY_BYTES,
     begins_file_of_lines, characters, escaped, escaped_in_lines, is_taken_out, is_text, joint, next_data,
 };
 use crate::fields::{find, le32};
@@ -114,6 +114,19 @@ pub(crate) fn has_markup(input: &mut dyn ReadSeek) -> io::Result<bool> {
     any_window(input, 1, |text| {
         let is_element = |at: usize| text.get(at + 1).is_some_and(u8::is_ascii_alphabetic);
         memchr::memchr_iter(b'<', text).any(is_element)
+    })
+}
+
+/// Whether a file has a `data:` address, anywhere.
+pub(crate) fn has_address(input: &mut dyn ReadSeek) -> io::Result<bool> {
+    let mut plain = Vec::new();
+    any_window(input, WINDOW_BYTES / 2, |text| {
+        if encoded::has_address(text) || characters(text).next().is_none() {
+            return encoded::has_address(text);
+        }
+        plain.clear();
+        unescape(text, text.len(), |part, _| plain.extend_from_slice(part));
+        encoded::has_address(&plain)
     })
 }
 
