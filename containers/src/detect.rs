@@ -130,6 +130,9 @@ fn containers(
         if hidden.has_more {
             suspicious = Some("more in the file looks like archives than is looked into".to_owned());
         }
+        if hidden.has_long_address {
+            suspicious = Some("a data: address says more of itself than is read".to_owned());
+        }
         for (offset, name) in hidden.archives.into_iter().chain(names) {
             // The probe saw it if programs find it by the file's end; farther from there it is an attachment.
             if name == "zip" && !whole.is_empty() {

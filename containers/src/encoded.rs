@@ -4,7 +4,7 @@
 use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
-use memchr::{memchr, memchr_iter, memchr2_iter};
+use memchr::{memchr, memchr_iter, memchr2, memchr2_iter, memchr3};
 
 use crate::fields::find;
 use crate::transfer::{self, Base64, digit, hex_digit};
@@ -23,10 +23,10 @@ pub(crate) const LINE_CHARACTERS_MIN: usize = 32;
 pub(crate) const SHORT_LINE_CHARACTERS_MIN: usize = 4;
 /// How many characters of a run in such lines are looked at: they stand for more than a program's header, which begins with two letters only.
 const LOOKED_AT_CHARACTERS: usize = 88;
-/// The longest beginning of a `data:` address, up to its comma.
-const ADDRESS_BYTES_MAX: usize = 4096;
-/// The longest beginning of a run in short lines, or of an address.
-pub(crate) const SEARCH_AGAIN_BYTES: usize = ADDRESS_BYTES_MAX + 512;
+/// The longest beginning of a `data:` address, up to its comma. Browsers take any, writers some hundred bytes.
+const ADDRESS_BYTES_MAX: usize = 28 << 10;
+/// The longest beginning of a run in short lines, and of an address that is looked for without a sign that one begins.
+pub(crate) const SEARCH_AGAIN_BYTES: usize = 4608;
 /// How far is looked ahead for where a string goes on.
 pub(crate) const JOINT_BYTES_MAX: usize = 32;
 /// The longest escape that is decoded, with zeros before its number.
@@ -106,8 +106,104 @@ pub(crate) fn next_data(text: &[u8], is_all: bool, is_text: bool) -> Found {
         return Found::Address(at, address);
     }
     // What may be the beginning of a run or an address is searched again with what follows.
-    let kept = if is_all { 0 } else { SEARCH_AGAIN_BYTES };
-    Found::Nothing(text.len().saturating_sub(kept).max(1))
+    let searched = if is_all { text.len() } else { searched_until(text) };
+    Found::Nothing(searched.max(1))
+}
+
+/// From where on a piece of text in which nothing is found is searched again with what follows.
+pub(crate) fn searched_until(text: &[u8]) -> usize {
+    let end = text.len().saturating_sub(SEARCH_AGAIN_BYTES);
+    long_beginnings(text).unfinished.map_or(end, |(start, _)| end.min(start))
+}
+
+/// What there is in a piece of text of addresses with long beginnings.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct LongBeginnings {
+    /// Where the first one begins whose comma is not there yet, with what is before it, and how much of that is there.
+    unfinished: Option<(usize, usize)>,
+    /// The comma of one is further away than is looked for.
+    is_too_long: bool,
+}
+
+impl LongBeginnings {
+    /// Whether one can't be read at all.
+    pub(crate) fn is_too_long(&self) -> bool {
+        self.is_too_long
+    }
+
+    /// Whether one can't be read if so many bytes are searched again with what follows.
+    pub(crate) fn goes_on_for(&self, bytes: usize) -> bool {
+        self.is_too_long || self.unfinished.is_some_and(|(_, length)| length > bytes)
+    }
+}
+
+/// In prose "data:" may be followed by no comma for long as well: what counts is in quotes, brackets, or the value of an attribute.
+pub(crate) fn long_beginnings(text: &[u8]) -> LongBeginnings {
+    let mut found = LongBeginnings::default();
+    let mut next = NextOfKinds { text, places: [None; KINDS] };
+    for colon in memchr_iter(b':', text) {
+        let Some(start) = scheme(text, colon) else { continue };
+        // With what is before it, which is to be seen with what follows.
+        let Some(from) = text.get(..start).unwrap_or_default().iter().rposition(|byte| *byte > b' ') else { continue };
+        let before = text.get(from).copied();
+        let Some(end) = before.and_then(|before| next.end(before, colon)) else { continue };
+        let comma = next.place(COMMA, colon);
+        if comma > end || end < text.len() && comma == text.len() {
+            continue;
+        }
+        if comma - from > ADDRESS_BYTES_MAX {
+            found.is_too_long = true;
+        } else if comma == text.len() {
+            found.unfinished = found.unfinished.or(Some((from, text.len() - from)));
+        }
+    }
+    found
+}
+
+/// How many kinds of characters are looked for, and which of them is the comma.
+const KINDS: usize = 6;
+const COMMA: usize = 0;
+
+/// Where the next character of each kind lies. Remembered, so that no text makes this a search for each of its colons.
+struct NextOfKinds<'t> {
+    text: &'t [u8],
+    places: [Option<usize>; KINDS],
+}
+
+impl NextOfKinds<'_> {
+    /// Where an address ends with this character before it, at the latest; none if it is none then.
+    fn end(&mut self, before: u8, colon: usize) -> Option<usize> {
+        let kind = match before {
+            b'"' => 1,
+            b'\'' => 2,
+            b'`' => 3,
+            b'(' => 4,
+            b'=' => 5,
+            _ => return None,
+        };
+        Some(self.place(kind, colon))
+    }
+
+    /// The place of the next one behind a colon; the text's end if there is none.
+    fn place(&mut self, kind: usize, colon: usize) -> usize {
+        let known = self.places.get(kind).copied().flatten().filter(|place| *place > colon);
+        known.unwrap_or_else(|| {
+            let rest = self.text.get(colon..).unwrap_or_default();
+            let at = match kind {
+                COMMA => memchr(b',', rest),
+                1 => memchr(b'"', rest),
+                2 => memchr(b'\'', rest),
+                3 => memchr(b'`', rest),
+                4 => memchr2(b'(', b')', rest),
+                _ => memchr3(b' ', b'\n', b'>', rest),
+            };
+            let place = at.map_or(self.text.len(), |at| colon + at);
+            if let Some(known) = self.places.get_mut(kind) {
+                *known = Some(place);
+            }
+            place
+        })
+    }
 }
 
 /// Whether a text has an address.
@@ -674,6 +770,35 @@ mod tests {
         assert_eq!(first_address(text).map(|(at, address)| (at, address.length)), Some((0, 29)));
         let text = b"data:\"data:a/b;data:x,\"QQ";
         assert_eq!(first_address(text).map(|(at, address)| (at, address.extension)), Some((6, ".b".to_owned())));
+    }
+
+    #[test]
+    fn long_beginnings_are_told_where_they_are_addresses() {
+        let told = |text: String| {
+            let found = long_beginnings(text.as_bytes());
+            (found.unfinished.map(|(start, _)| start), found.is_too_long)
+        };
+        let (some, many) = ("x".repeat(20_000), "x".repeat(40_000));
+        for before in ["\"", "'", "(", "=", "= "] {
+            assert_eq!(told(format!("{before}data:a/b;{some}")), (Some(0), false), "{before}");
+            assert_eq!(told(format!("{before}data:a/b;{some},")), (None, false), "{before}");
+            assert_eq!(told(format!("{before}data:a/b;{many}")), (None, true), "{before}");
+            assert_eq!(told(format!("{before}data:a/b;{many},")), (None, true), "{before}");
+        }
+        // What a program prints, and what is written about data.
+        for text in [
+            format!("\"data:\" {many}"),
+            format!("the data: {many}"),
+            format!("(data: see below) {many}"),
+            format!("x =data: {many}"),
+        ] {
+            assert_eq!(told(text), (None, false));
+        }
+        let begun = Instant::now();
+        for text in ["(data:", "\"data:", "=data:", "'data:(data:`data:"] {
+            long_beginnings(text.repeat(1_000_000).as_bytes());
+        }
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     }
 
     #[test]

@@ -26,7 +26,8 @@ use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, hand_out, read_full};
 use crate::encoded::{
     self, Address, ESCAPE_BYTES_MAX, Found, JOINT_BYTES_MAX, LINE_CHARACTERS_MIN, SEARCH_AGAIN_BYTES, TOLD_BY_BYTES,
-    begins_file_of_lines, characters, escaped, escaped_in_lines, is_taken_out, is_text, joint, next_data,
+    begins_file_of_lines, characters, escaped, escaped_in_lines, is_taken_out, is_text, joint, long_beginnings,
+    next_data, searched_until,
 };
 use crate::fields::{find, le32};
 use crate::format::{CLAIMS_MAX, Claim, Claims, Format, HEAD_BYTES, Probe};
@@ -77,6 +78,8 @@ pub(crate) struct Hidden {
     pub(crate) archives: Vec<(u64, &'static str)>,
     /// It has more that looks like an archive than was looked into.
     pub(crate) has_more: bool,
+    /// A `data:` address in it says more of itself than is read.
+    pub(crate) has_long_address: bool,
 }
 
 /// Searches all of a file. Its head, the first [`HEAD_BYTES`], may be text that was searched for data in vain.
@@ -204,6 +207,7 @@ impl Search {
             self.plain.clear();
             unescape(text, text.len(), |part, _| self.plain.extend_from_slice(part));
             hidden.data = has_data(&self.plain);
+            hidden.has_long_address |= long_beginnings(&self.plain).goes_on_for(SEARCH_AGAIN_BYTES);
         }
         let (uuencode, yenc) = begins_file_of_lines(text);
         hidden.uuencode |= uuencode;
@@ -219,7 +223,8 @@ impl Search {
                 hidden.has_more = true;
             }
         }
-        let next = text.len().saturating_sub(SEARCH_AGAIN_BYTES);
+        hidden.has_long_address |= long_beginnings(text).is_too_long();
+        let next = searched_until(text);
         self.start += next as u64;
         next
     }

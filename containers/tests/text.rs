@@ -262,6 +262,30 @@ fn addresses_are_read_as_browsers_read_them() {
 }
 
 #[test]
+fn an_address_may_say_much_of_itself() {
+    let page = |before: usize, says: usize| {
+        let words = "a word ".repeat(before);
+        let (says, data) = ("x".repeat(says), base64::encode(&eicar()));
+        format!("<p>{words}</p><a href=\"data:a/b;x={says};base64,{data}\">{words}</a>")
+    };
+    for before in [0, 1000, 5000, 8000, 9000, 20_000] {
+        for says in [5000, 20_000, 28_000 - 100] {
+            must_be_found(&format!("{before} {says}"), page(before, says).as_bytes());
+        }
+        let taken = take_apart(page(before, 50_000).as_bytes(), &Passwords::NONE);
+        assert!(taken.outcome.suspicious.is_some(), "{before}");
+    }
+    let escaped = page(3000, 20_000).replace("data:", "&#100;ata:");
+    let taken = take_apart(escaped.as_bytes(), &Passwords::NONE);
+    assert!(
+        taken.outcome.suspicious.is_some() || conformance::is_found(escaped.as_bytes(), &eicar(), &Passwords::NONE)
+    );
+    // Nobody's data, but a long string.
+    let json = format!("{{\"text\": \"data: {}\", \"more\": \"the data:\"}}", "words without an end ".repeat(1000));
+    assert!(take_apart(json.as_bytes(), &Passwords::NONE).outcome.is_complete());
+}
+
+#[test]
 fn runs_in_short_lines_come_out() {
     let eicar = eicar();
     let data = base64::encode(&eicar);
