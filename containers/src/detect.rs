@@ -125,7 +125,9 @@ fn containers(
             inside.extend(at.map(|at| Found { format, offset: at as u64 }));
         }
         let hidden = search(probe.input, probe.head_is_bare)?;
-        let names = [(hidden.uuencode, "uuencode"), (hidden.yenc, "yenc"), (hidden.data, "text")];
+        let is_pdf = whole.iter().chain(&inside).any(|found| found.format.name() == "pdf");
+        let pdf = (hidden.pdf && !is_pdf, "pdf");
+        let names = [pdf, (hidden.uuencode, "uuencode"), (hidden.yenc, "yenc"), (hidden.data, "text")];
         let names = names.into_iter().filter(|(is_there, _)| *is_there).map(|(_, name)| (0, name));
         if hidden.has_more {
             suspicious = Some("more in the file looks like archives than is looked into".to_owned());
@@ -308,6 +310,9 @@ mod tests {
         assert_eq!(containers(&[fields, &base64[..], page].concat()), [("eml", 0), ("text", 0)]);
         let attached = b"QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWZnaGlqa2xtbm9wcXJzdHV2d3h5ejAxMjM0\r\n".repeat(9);
         assert_eq!(containers(&[fields, &base64[..], &attached].concat()), [("eml", 0)]);
+        // Without a header and an end it is one for programs that go by its name.
+        let objects = [&b"words ".repeat(20_000)[..], b"\n1 0 obj\n<</A 1>>\nendobj\n"].concat();
+        assert_eq!(containers(&objects), [("pdf", 0)]);
         // In a tape archive it is a member.
         let mut header = tar::Header::new_old();
         header.set_path("page.html").unwrap();

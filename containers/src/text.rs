@@ -32,6 +32,7 @@ use crate::encoded::{
 use crate::fields::{find, le32};
 use crate::format::{CLAIMS_MAX, Claim, Claims, Format, HEAD_BYTES, Probe};
 use crate::outcome::{ExtractionOutcome, Protection};
+use crate::pdf;
 use crate::transfer::{Base64, digit};
 
 /// How much of the text is held.
@@ -74,6 +75,8 @@ pub(crate) struct Hidden {
     pub(crate) data: bool,
     pub(crate) uuencode: bool,
     pub(crate) yenc: bool,
+    /// Objects of a PDF.
+    pub(crate) pdf: bool,
     /// Archives that programs find in it, where, and by their format's name.
     pub(crate) archives: Vec<(u64, &'static str)>,
     /// It has more that looks like an archive than was looked into.
@@ -212,6 +215,7 @@ impl Search {
         let (uuencode, yenc) = begins_file_of_lines(text);
         hidden.uuencode |= uuencode;
         hidden.yenc |= yenc;
+        hidden.pdf = hidden.pdf || pdf::has_objects(text, is_text);
         for (name, at) in archives(text, self.is_script) {
             let header = text.get(at..).unwrap_or_default();
             if header.len() >= HEADER_BYTES_MAX && !may_begin(name, header) {

@@ -12,6 +12,9 @@ mod plan;
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Cursor, Read, SeekFrom};
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
 
 use self::encryption::Encryption;
 use self::object::{Fault, Parser, Value, is_space};
@@ -111,6 +114,28 @@ fn table_at(tail: &[u8]) -> Option<u64> {
     let is_end = behind.trim_ascii_start().starts_with(b"%%EOF");
     std::str::from_utf8(digits).ok()?.parse().ok().filter(|_| is_end)
 }
+
+/// Whether objects of a PDF lie in a file that has neither its header nor its end: programs that know it by its name alone repair it. In text
+/// an object begins a line, since programs that write PDF, and what is written about it, have objects in strings.
+pub(crate) fn has_objects(bytes: &[u8], is_text: bool) -> bool {
+    OBJ.find_iter(bytes).any(|at| {
+        let (before, behind) = bytes.split_at_checked(at).unwrap_or_default();
+        let start = before.len().saturating_sub(ID_BYTES_MAX);
+        let before = before.get(start..).unwrap_or_default();
+        let is_dictionary = || behind.get(OBJ_BYTES..).is_some_and(|rest| rest.trim_ascii_start().starts_with(b"<<"));
+        let begins_line = || {
+            let line =
+                before.iter().rposition(is_line_break).map_or(before, |at| before.get(at + 1..).unwrap_or_default());
+            line.first().is_some_and(u8::is_ascii_digit) && (line.len() < before.len() || start == 0)
+        };
+        id_before(before, without_spaces).is_some() && is_dictionary() && (!is_text || begins_line())
+    })
+}
+
+/// How much of what lies before "obj" is looked at then.
+const ID_BYTES_MAX: usize = 32;
+const OBJ_BYTES: usize = 3;
+static OBJ: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"obj"));
 
 /// How much of a cross-reference table, or of the stream that it is, is looked at.
 const TABLE_HEAD_BYTES: usize = 24;
@@ -332,12 +357,15 @@ impl Walk<'_, '_> {
             if let (Fault::Malformed | Fault::Unread, Some(Value::Dictionary(entries))) = (parser.fault, &mut value) {
                 parser.rest_into(entries);
             }
+            let value_end = parser.at;
             parser.skip_space();
             // What touches the end of what was read may go on behind it, the word "stream" and its line break included.
             if !is_all && parser.at + 16 > head.len() && bytes < OBJECT_BYTES_MAX {
                 continue;
             }
-            if parser.is_at_end() {
+            // Of forms' data the end is such a comment, with no table before it.
+            let behind = head.get(value_end..).unwrap_or_default();
+            if parser.is_at_end() && find(behind, b"%%EOF").is_none() {
                 self.outcome.note_broken(format!("the object at {offset} is cut off"));
             }
             let mut stream = None;
@@ -802,6 +830,7 @@ fn text_of(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::conformance::take_apart;
 
     #[test]
     fn objects_are_told_by_their_numbers() {
@@ -812,6 +841,28 @@ mod tests {
         assert_eq!((id(b"end"), id(b"0 "), id(b"99999999999 0 ")), (None, None, None));
         assert_eq!(next_word(b"endobj %%EOF", 4), Some((&b"%%EOF"[..], 7)));
         assert_eq!(text_of(b"\xfe\xff\0a"), "a");
+    }
+
+    #[test]
+    fn data_of_forms_are_whole() {
+        let taken = take_apart(
+            b"%FDF-1.2\n1 0 obj\n<</FDF<</F(a.pdf)>>>>\nendobj\ntrailer\n<</Root 1 0 R>>\n%%EOF\n",
+            &Passwords::NONE,
+        );
+        assert!(taken.outcome.is_complete(), "{:?}", taken.outcome);
+    }
+
+    #[test]
+    fn objects_count_where_no_program_writes_them_in_strings() {
+        for text in [&b"1 0 obj\n<</A 1>>"[..], b"words\r\n12 0 obj<<>>", b"%c\n1  0  obj \r\n <<>>"] {
+            assert!(has_objects(text, true) && has_objects(text, false), "{}", String::from_utf8_lossy(text));
+        }
+        for text in [&b"\x80 1 0 obj<<>>"[..], b"\"1 0 obj <<>>", b"    1 0 obj\n<<"] {
+            assert!(!has_objects(text, true) && has_objects(text, false), "{}", String::from_utf8_lossy(text));
+        }
+        for text in [&b"1 obj\n<<"[..], b"\n1 0 obj\\n<<", b"endobj <<", b"1 0 objects", b"1 0 obj", b"obj"] {
+            assert!(!has_objects(text, true) && !has_objects(text, false), "{}", String::from_utf8_lossy(text));
+        }
     }
 
     #[test]
