@@ -1,4 +1,4 @@
-//! Containers that are known and not opened: disk images, archives, installers and mailboxes whose content nothing here reads. They are told as broken with this
+//! Containers that are known and not opened: disk images, archives, installers, mailboxes and databases whose content nothing here reads. They are told as broken with this
 //! reason, so that what is in them never passes for scanned.
 
 use std::io;
@@ -9,7 +9,7 @@ use crate::format::{Claims, Format, Probe, whole_if};
 use crate::outcome::ExtractionOutcome;
 
 /// What they are told by: where, by what, and what they are.
-const KINDS: [(usize, &[u8], &str); 39] = [
+const KINDS: [(usize, &[u8], &str); 41] = [
     (0, b"QFI\xfb", "QEMU disk image"),
     (0, b"<<< QEMU VM Virtual Disk Image >>>", "VirtualBox disk image"),
     (0, b"<<< Oracle VM VirtualBox Disk Image >>>", "VirtualBox disk image"),
@@ -51,6 +51,9 @@ const KINDS: [(usize, &[u8], &str); 39] = [
     (0, b"idska32\x1a", "Inno Setup"),
     (0, b"Inno Setup Setup Data (", "Inno Setup"),
     (0, b"!BDN", "Outlook mailbox"),
+    // Attachments and macros lie in chains of its pages.
+    (4, b"Standard Jet DB\0", "Access database"),
+    (4, b"Standard ACE DB\0", "Access database"),
 ];
 const BTRFS_AT: u64 = 0x1_0040;
 const BTRFS: [u8; 8] = *b"_BHRfS_M";
