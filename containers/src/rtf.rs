@@ -4,7 +4,7 @@
 //! An object is handed out as its content: the file in a package with its name, or else what follows the header of OLE 1, to its
 //! end and not to where a length says, since Word opens objects whose lengths lie.
 
-use std::io::{self, BufRead, BufReader, Read, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, hand_out};
@@ -15,6 +15,8 @@ use crate::outcome::ExtractionOutcome;
 use crate::transfer::hex_digit;
 
 const BUFFER_BYTES: usize = 64 * 1024;
+/// What an object's data is shown as.
+const OBJECT: &str = "object";
 /// The longest control word; the longest that means anything has some twenty letters.
 const WORD_BYTES_MAX: usize = 40;
 /// How many bytes pass between two looks at the clock.
@@ -48,7 +50,7 @@ impl Extractor for Rtf {
 /// The groups of control words that have data, and what it is shown as.
 fn destination(word: &[u8]) -> Option<&'static str> {
     Some(match word {
-        b"objdata" => "object",
+        b"objdata" => OBJECT,
         b"pict" => "picture",
         b"datastore" => "datastore",
         b"themedata" => "theme",
@@ -86,8 +88,15 @@ fn walk(
                 }
                 if let Some(kind) = destination(&control.word) {
                     members += 1;
-                    let mut data = Data { tokens: &mut tokens, nested: 0, binary_bytes: 0, has_ended: false };
-                    member(&format!("{kind}-{members}"), &mut data, budget, sink, outcome)?;
+                    let start = tokens.input.stream_position()?;
+                    let name = format!("{kind}-{members}");
+                    let is_disputed = member(&name, &mut Data::new(&mut tokens, false), budget, sink, outcome)?;
+                    // Pictures have properties in groups; nobody writes any into an object.
+                    if is_disputed && kind == OBJECT && !outcome.is_over() {
+                        outcome.note_suspicious(format!("programs differ in what the data of {name:?} is"));
+                        tokens.input.seek(SeekFrom::Start(start))?;
+                        member(&name, &mut Data::new(&mut tokens, true), budget, sink, outcome)?;
+                    }
                     if outcome.is_over() {
                         return Ok(());
                     }
@@ -100,24 +109,23 @@ fn walk(
     Ok(())
 }
 
-/// Hands out what a group of data has, if it has anything.
+/// Hands out what a group of data has, if it has anything. Tells whether programs differ in what that is.
 fn member(
     name: &str,
     data: &mut Data<'_, '_>,
     budget: &Budget,
     sink: &mut Sink<'_>,
     outcome: &mut ExtractionOutcome,
-) -> io::Result<()> {
+) -> io::Result<bool> {
     let beginning = read_at_most(data, package::HEADER_BYTES_MAX)?;
     if beginning.is_empty() {
-        return Ok(());
+        return Ok(data.is_disputed);
     }
     let (mut name, mut from, mut length) = (name.to_owned(), 0, u64::MAX);
     if let Some(object) = package::embedded(&beginning) {
         from = object.offset;
-        if object.class.eq_ignore_ascii_case(b"Package")
-            && let Some(package) = package::package(&beginning, object.offset)
-        {
+        // Whatever class it says: several names stand for the program that opens packages.
+        if let Some(package) = package::package(&beginning, object.offset) {
             (name, from, length) = (package.name, package.offset, u64::from(package.length));
         }
     }
@@ -132,7 +140,8 @@ fn member(
         Err(halt) => return Err(halt.into()),
     }
     // What follows the content is searched for nothing, but must be read to get behind it.
-    io::copy(data, &mut io::sink()).map(drop)
+    io::copy(data, &mut io::sink())?;
+    Ok(data.is_disputed)
 }
 
 /// A control word with its number.
@@ -189,7 +198,8 @@ impl Tokens<'_> {
             }
             return Ok(None);
         }
-        if self.peek()? == Some(b'-') {
+        let is_negative = self.peek()? == Some(b'-');
+        if is_negative {
             self.next()?;
         }
         let mut number = 0u64;
@@ -200,20 +210,51 @@ impl Tokens<'_> {
         if self.peek()? == Some(b' ') {
             self.next()?;
         }
-        Ok(Some(Control { word, number }))
+        // The one number that counts here is a length.
+        Ok(Some(Control { word, number: if is_negative { 0 } else { number } }))
     }
 }
 
 /// The data of a group: its hexadecimal digits, up to the brace that ends it, and whatever bytes lie in it as they are. Groups in
 /// it have properties, and everything else is passed over.
+///
+/// Word goes on with the data in groups that don't say that they may be ignored, and an escaped character makes it forget half a
+/// byte: that is the other reading.
 struct Data<'d, 't> {
     tokens: &'d mut Tokens<'t>,
+    is_other_reading: bool,
     nested: u64,
+    /// How deep the group lies that may be ignored.
+    ignored: Option<u64>,
     binary_bytes: u64,
     has_ended: bool,
+    /// Both readings differ.
+    is_disputed: bool,
 }
 
-impl Data<'_, '_> {
+impl<'d, 't> Data<'d, 't> {
+    fn new(tokens: &'d mut Tokens<'t>, is_other_reading: bool) -> Self {
+        Self {
+            tokens,
+            is_other_reading,
+            nested: 0,
+            ignored: None,
+            binary_bytes: 0,
+            has_ended: false,
+            is_disputed: false,
+        }
+    }
+
+    /// The half of a byte that a digit stands for here.
+    fn half(&mut self, byte: u8) -> Option<u8> {
+        let half = hex_digit(byte)?;
+        if self.nested > 0 {
+            self.is_disputed |= self.ignored.is_none();
+            return Some(half).filter(|_| self.is_other_reading && self.ignored.is_none());
+        }
+        Some(half)
+    }
+
     fn byte(&mut self) -> io::Result<Option<u8>> {
         let mut high = None;
         while !self.has_ended {
@@ -226,10 +267,21 @@ impl Data<'_, '_> {
                 Some(b'}') if self.nested == 0 => self.has_ended = true,
                 Some(byte) => {
                     self.tokens.next()?;
-                    match (byte, hex_digit(byte).filter(|_| self.nested == 0)) {
+                    match (byte, self.half(byte)) {
                         (b'{', _) => self.nested += 1,
-                        (b'}', _) => self.nested -= 1,
+                        (b'}', _) => {
+                            self.ignored = self.ignored.filter(|depth| *depth < self.nested);
+                            self.nested -= 1;
+                        }
                         (b'\\', _) => {
+                            match self.tokens.peek()? {
+                                Some(b'*') if self.nested > 0 => _ = self.ignored.get_or_insert(self.nested),
+                                Some(b'\'') if high.is_some() => {
+                                    self.is_disputed = true;
+                                    high = high.filter(|_| !self.is_other_reading);
+                                }
+                                _ => {}
+                            }
                             let control = self.tokens.control()?;
                             self.binary_bytes =
                                 control.filter(|control| control.word == b"bin").map_or(0, |control| control.number);

@@ -78,6 +78,32 @@ fn objects_of_rich_text_come_out() {
 }
 
 #[test]
+fn objects_of_rich_text_come_out_in_each_reading() {
+    let eicar = eicar();
+    let digits = hex(&object(b"Package\0", &package(&eicar)));
+    let (before, behind) = digits.split_at(41);
+    for data in [
+        format!("{{{digits}}}"),
+        format!("{before}{{{}}}{}", &behind[..19], &behind[19..]),
+        format!("{before}{{\\foo {}}}{{\\*\\bar 41}}{}", &behind[..20], &behind[20..]),
+        format!("{}7\\'41{}", &digits[..40], &digits[40..]),
+    ] {
+        let file = format!("{{\\rtf1 {{\\object\\objemb{{\\*\\objdata {data}}}}}}}");
+        let taken = take_apart(file.as_bytes(), &Passwords::NONE);
+        assert!(taken.members.contains(&("e.com".to_owned(), eicar.clone())), "{data}: {:?}", taken.members);
+        assert!(taken.outcome.suspicious.is_some(), "{data}");
+    }
+    for data in [format!("{before}\\bin-8 {behind}"), hex(&object(b"Packager\0", &package(&eicar)))] {
+        let file = format!("{{\\rtf1 {{\\object\\objemb{{\\*\\objdata {data}}}}}}}");
+        assert_eq!(members(file.as_bytes()), [("e.com".to_owned(), eicar.clone())], "{data}");
+        assert!(take_apart(file.as_bytes(), &Passwords::NONE).outcome.is_complete(), "{data}");
+    }
+    // A picture's properties are none of its data.
+    let picture = b"{\\rtf1{\\pict{\\sp{\\sn 11}{\\sv 22}}\\pngblip 8950}}";
+    assert!(take_apart(picture, &Passwords::NONE).outcome.is_complete());
+}
+
+#[test]
 fn addresses_with_data_come_out() {
     let eicar = eicar();
     let percent: String = eicar.iter().map(|byte| format!("%{byte:02X}")).collect();

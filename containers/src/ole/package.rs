@@ -4,8 +4,8 @@
 use crate::container::display_name;
 use crate::fields::{le16, le32, until_zero};
 
-/// How much of a stream's beginning is looked at for a package's header: two names and a path.
-pub(crate) const HEADER_BYTES_MAX: u64 = 8 * 1024;
+/// How much of a stream's beginning is looked at for a package's header: two names and a path, which are as long as somebody made them.
+pub(crate) const HEADER_BYTES_MAX: u64 = 64 * 1024;
 const EMBEDDED: u32 = 2;
 
 /// A file in a package: its name, and where its content lies.
