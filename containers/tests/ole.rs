@@ -213,6 +213,54 @@ fn old_documents_under_a_password_are_told() {
 }
 
 #[test]
+fn streams_are_known_whatever_the_case_of_their_names() {
+    let package = package("eicar.com", &eicar());
+    let file = compound(cfb::Version::V3, &[("/OBJECTPOOL/_1/\u{1}OLE10NATIVE", &package)]);
+    assert_eq!(take_apart(&file, &Passwords::NONE).members, [("OBJECTPOOL/_1/eicar.com".to_owned(), eicar())]);
+    let mut word = [0u8; 64];
+    word[..2].copy_from_slice(&[0xec, 0xa5]);
+    word[11] = 0x01;
+    let file = compound(cfb::Version::V3, &[("/WORDDOCUMENT", &word)]);
+    assert_eq!(take_apart(&file, &Passwords::NONE).outcome.protected, Some(Protection::Document));
+    let info = base64::decode(STANDARD_INFO);
+    let encrypted = base64::decode(STANDARD_PACKAGE);
+    let file = compound(cfb::Version::V3, &[("/encryptioninfo", &info), ("/ENCRYPTEDPACKAGE", &encrypted)]);
+    assert!(conformance::is_found(&file, &eicar(), &Passwords::NONE));
+}
+
+#[test]
+fn workbooks_say_anywhere_that_they_are_encrypted() {
+    let record = |kind: u16, data: &[u8]| [&kind.to_le_bytes()[..], &(data.len() as u16).to_le_bytes(), data].concat();
+    let (begin, end, password) = (record(0x809, &[0; 16]), record(0x0a, b""), record(0x2f, &[1, 0]));
+    let comments = record(0x5c, &[b' '; 112]).repeat(60);
+    let protection = |path: &str, workbook: &[u8]| {
+        let taken = take_apart(&compound(cfb::Version::V3, &[(path, workbook)]), &Passwords::NONE);
+        taken.outcome.protected
+    };
+    let encrypted = [&begin[..], &comments, &password, &end].concat();
+    assert_eq!(protection("/Workbook", &encrypted), Some(Protection::Document));
+    assert_eq!(protection("/ObjectPool/_1/Workbook", &encrypted), Some(Protection::Document));
+    // Behind the first part no record says so.
+    assert_eq!(protection("/Workbook", &[&begin[..], &comments, &end, &password].concat()), None);
+}
+
+#[test]
+fn headers_that_programs_read_differently_are_told() {
+    let file = compound(cfb::Version::V3, &[("/a", &eicar())]);
+    // How long small sectors are, and what lies in them.
+    for (at, byte) in [(32, 7), (57, 0x20)] {
+        let mut file = file.clone();
+        file[at] = byte;
+        assert!(take_apart(&file, &Passwords::NONE).outcome.broken.is_some(), "{at}");
+    }
+    // The table's first sector moves to the second place: nothing is left where it belongs.
+    let mut file = file;
+    file.copy_within(76..80, 80);
+    file[76..80].fill(0xff);
+    assert!(take_apart(&file, &Passwords::NONE).outcome.broken.is_some());
+}
+
+#[test]
 fn circles_end() {
     let mut file = compound(cfb::Version::V3, &[("/large", &large())]);
     let sound = take_apart(&file, &Passwords::NONE);

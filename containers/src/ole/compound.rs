@@ -12,7 +12,8 @@ use crate::fields::{cut_off, invalid, le16, le32, le64, utf16_le};
 pub(super) const MAGIC: [u8; 8] = [0xd0, 0xcf, 0x11, 0xe0, 0xa1, 0xb1, 0x1a, 0xe1];
 /// Streams shorter than this lie in the stream of small sectors.
 const MINI_CUTOFF_BYTES: u64 = 4096;
-const MINI_SECTOR_BYTES: u64 = 64;
+const MINI_SECTOR_BITS: u16 = 6;
+const MINI_SECTOR_BYTES: u64 = 1 << MINI_SECTOR_BITS;
 const ENTRY_BYTES: usize = 128;
 /// Numbers of sectors from here on have other meanings: free, end of a chain.
 const SECTORS_MAX: u32 = 0xffff_fffa;
@@ -87,6 +88,10 @@ impl<'i> Compound<'i> {
             entries: Vec::new(),
             broken: None,
         };
+        if le16(&header, 32) != Some(MINI_SECTOR_BITS) || u64::from(number(56)) != MINI_CUTOFF_BYTES {
+            // LibreOffice goes by what the header says, Windows by what must be there.
+            compound.note(invalid("small sectors are of another length than the format has"));
+        }
         let sectors = usize::try_from(length.div_ceil(sector_bytes)).unwrap_or(usize::MAX).min(SECTORS_MAX as usize);
         let listed = (0..109).map(|at| number(76 + 4 * at));
         compound.read_allocation(listed.collect(), number(68), sectors);
@@ -169,7 +174,9 @@ impl<'i> Compound<'i> {
                 }
             }
         }
-        for sector in listed.into_iter().filter(|sector| *sector < SECTORS_MAX) {
+        // A place that is free keeps its place before others.
+        let end = listed.iter().rposition(|sector| *sector < SECTORS_MAX).map_or(0, |last| last + 1);
+        for sector in listed.into_iter().take(end) {
             if self.next.len() >= sectors {
                 break;
             }

@@ -28,6 +28,8 @@ use crate::passwords::Passwords;
 
 /// The longest stream that is taken into memory to look for source, and the longest directory of a project.
 const MODULE_BYTES_MAX: u64 = 16 << 20;
+/// How far into a document it is looked for whether it is encrypted: a workbook says so behind other records.
+const RECORDS_BYTES_MAX: u64 = 1 << 20;
 /// The longest name of an attachment that is read.
 const NAME_BYTES_MAX: u64 = 4096;
 
@@ -83,8 +85,10 @@ impl Walk<'_, '_, '_> {
             .filter(|index| self.compound.entries.get(*index).is_some_and(|entry| entry.kind == Kind::Stream))
             .collect();
         for index in &streams {
-            let property = self.name_of(*index).strip_prefix(outlook::PROPERTY);
-            let property = outlook::ATTACHMENT_NAMES.into_iter().find(|name| property == Some(*name));
+            let property = property(self.name_of(*index));
+            let property = property.and_then(|property| {
+                outlook::ATTACHMENT_NAMES.into_iter().find(|name| property.eq_ignore_ascii_case(name))
+            });
             if let Some(property) = property {
                 self.attachment_names.insert((self.parent_of(*index), property), *index);
             }
@@ -117,20 +121,19 @@ impl Walk<'_, '_, '_> {
     /// Notes that a document of before 2007 is encrypted.
     fn note_protection(&mut self, streams: &[usize]) {
         for index in streams {
-            // Such documents have their streams in the root.
-            let in_root = self.parent_of(*index) == Some(0);
-            let is_encrypted: fn(&[u8]) -> bool = match self.name_of(*index) {
+            // Programs find streams whatever the case of their names. A document that is embedded has them in its storage.
+            let is_encrypted: fn(&[u8]) -> bool = match self.name_of(*index).to_ascii_lowercase().as_str() {
                 // FibBase: magic number, then the flags at 10, of which one is fEncrypted.
-                "WordDocument" => {
+                "worddocument" => {
                     |head| le16(head, 0) == Some(0xa5ec) && le16(head, 10).is_some_and(|flags| flags & 0x0100 != 0)
                 }
-                "Workbook" | "Book" => workbook_is_encrypted,
+                "workbook" | "book" => workbook_is_encrypted,
                 // CurrentUserAtom: an encrypted document has this token.
-                "Current User" => |head| le32(head, 12) == Some(0xf3d1_c4df),
-                "EncryptedSummary" => |_| true,
+                "current user" => |head| le32(head, 12) == Some(0xf3d1_c4df),
+                "encryptedsummary" => |_| true,
                 _ => continue,
             };
-            if in_root && self.beginning(*index, 4096).is_ok_and(|head| is_encrypted(&head)) {
+            if self.beginning(*index, RECORDS_BYTES_MAX).is_ok_and(|head| is_encrypted(&head)) {
                 self.outcome.note_protected(Protection::Document);
             }
         }
@@ -139,7 +142,8 @@ impl Walk<'_, '_, '_> {
     /// Hands out the document that an encrypted one is, decrypted. Tells which stream it lies in.
     fn encrypted_package(&mut self, streams: &[usize]) -> Option<usize> {
         let named = |walk: &Self, name| {
-            streams.iter().copied().find(|index| walk.name_of(*index) == name && walk.parent_of(*index) == Some(0))
+            let is_it = |index: &usize| walk.name_of(*index).eq_ignore_ascii_case(name);
+            streams.iter().copied().find(|index| is_it(index) && walk.parent_of(*index) == Some(0))
         };
         let (info, package) = (named(self, "EncryptionInfo")?, named(self, "EncryptedPackage")?);
         let info = match self.beginning(info, encryption::INFO_BYTES_MAX) {
@@ -196,11 +200,11 @@ impl Walk<'_, '_, '_> {
     fn stream(&mut self, index: usize, offsets: &HashMap<(Option<usize>, String), u32>) {
         let name = self.name_of(index).to_owned();
         let path = display_name(shown_path(&self.compound.path(index)).as_bytes());
-        if name.ends_with("Ole10Native") {
+        if name.to_ascii_lowercase().ends_with("ole10native") {
             return self.package(index, &path);
         }
-        if let Some(property) = name.strip_prefix(outlook::PROPERTY) {
-            match property {
+        if let Some(property) = property(&name) {
+            match property.to_ascii_uppercase().as_str() {
                 outlook::ATTACHMENT => {
                     let path = self.attachment_path(index, &path);
                     return self.raw(index, path);
@@ -210,7 +214,7 @@ impl Walk<'_, '_, '_> {
             }
         }
         self.raw(index, path.clone());
-        if name == powerpoint::STREAM {
+        if name.eq_ignore_ascii_case(powerpoint::STREAM) {
             return self.storages(index, &path);
         }
         let offset = offsets.get(&(self.parent_of(index), name.to_lowercase())).copied();
@@ -369,13 +373,24 @@ impl Walk<'_, '_, '_> {
     }
 }
 
-/// Whether a workbook's first records say that the others are encrypted. Format: [MS-XLS] 2.4.117.
+/// The number and type of the property of a message that a stream is named after.
+fn property(name: &str) -> Option<&str> {
+    let (prefix, property) = name.split_at_checked(outlook::PROPERTY.len())?;
+    Some(property).filter(|_| prefix.eq_ignore_ascii_case(outlook::PROPERTY))
+}
+
+/// Whether a workbook's first records say that the others are encrypted. Format: [MS-XLS] 2.4.117. It ends with the first part of the
+/// workbook, whose other parts lie behind it as they are.
 fn workbook_is_encrypted(head: &[u8]) -> bool {
     const FILE_PASS: u16 = 0x2f;
+    const END: u16 = 0x0a;
     let mut at = 0;
     while let (Some(kind), Some(length)) = (le16(head, at), le16(head, at + 2)) {
         if kind == FILE_PASS {
             return true;
+        }
+        if kind == END {
+            return false;
         }
         at += 4 + usize::from(length);
     }
