@@ -34,6 +34,7 @@ mod binhex;
 mod cab;
 mod chm;
 mod cipher;
+mod cms;
 mod coded;
 mod cpio;
 mod disk;

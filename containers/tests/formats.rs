@@ -91,6 +91,15 @@ fn tnef(content: &[u8]) -> Vec<u8> {
     file
 }
 
+/// A message with its signature around it, as S/MIME sends it.
+fn cms(content: &[u8]) -> Vec<u8> {
+    let value = |tag: u8, content: &[u8]| [&[tag, 0x84][..], &(content.len() as u32).to_be_bytes(), content].concat();
+    let identifier = |kind: u8| [b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07", &[kind][..]].concat();
+    let inner = value(0x30, &[identifier(1), value(0xa0, &value(0x04, content))].concat());
+    let signed = value(0x30, &[value(2, &[1]), value(0x31, b""), inner, value(0x31, b"")].concat());
+    value(0x30, &[identifier(2), value(0xa0, &signed)].concat())
+}
+
 fn rtf(content: &[u8]) -> Vec<u8> {
     let mut object = b"\x01\x05\0\0\x02\0\0\0\x08\0\0\0Package\0\0\0\0\0\0\0\0\0".to_vec();
     let package = [b"\x02\0a\0a\0\0\0\x03\0\x02\0\0\0a\0", &(content.len() as u32).to_le_bytes()[..], content].concat();
@@ -191,6 +200,7 @@ fn written_here() -> Vec<(&'static str, Vec<u8>, bool)> {
         ("zstd", zstd(&eicar()), false),
         ("ole", ole(&eicar()), false),
         ("pdf", pdf(&eicar()), false),
+        ("cms", cms(&eicar()), true),
         ("tnef", tnef(&eicar()), false),
         ("mbox", mbox(&eicar()), true),
         ("eml", eml(&eicar()), true),
@@ -263,6 +273,7 @@ fn content_is_found_three_deep_in_mixed_formats() {
             "xz" => xz(content),
             "ole" => ole(content),
             "pdf" => pdf(content),
+            "cms" => cms(content),
             "tnef" => tnef(content),
             "mbox" => mbox(content),
             "eml" => eml(content),
