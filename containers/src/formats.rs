@@ -9,7 +9,7 @@
 
 use crate::format::Format;
 use crate::{
-    activemime, appledouble, ar, arc, asar, binhex, cab, chm, cms, coded, cpio, disk, elf, exfat, ext, fat, hfs, iso9660, lzh, mail, nsis, ntfs, ole, onenote, pdf, pe, rar, rpm, rtf, sevenz, squashfs, stream, swf, tar, text, textual, udf, unopened, upx, utf16, wim, xar, zip,
+    activemime, appledouble, ar, arc, asar, binhex, cab, chm, cms, coded, cpio, disk, elf, exfat, ext, fat, hfs, iso9660, lnk, lzh, mail, nsis, ntfs, ole, onenote, pdf, pe, rar, rpm, rtf, sevenz, squashfs, stream, swf, tar, text, textual, udf, unopened, upx, utf16, wim, xar, zip,
 };
 
 /// Every format that this build takes apart.
@@ -35,6 +35,7 @@ pub static FORMATS: &[&Format] = &[
     &pdf::FORMAT,
     &rtf::FORMAT,
     &onenote::FORMAT,
+    &lnk::FORMAT,
     &activemime::FORMAT,
     &swf::FORMAT,
     &asar::FORMAT,

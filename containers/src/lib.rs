@@ -47,6 +47,7 @@ mod fields;
 mod file_systems;
 mod hfs;
 mod iso9660;
+mod lnk;
 mod lzh;
 mod mail;
 mod nsis;
