@@ -9,7 +9,7 @@
 
 use crate::format::Format;
 use crate::{
-    activemime, appledouble, ar, arc, asar, binhex, cab, chm, cms, coded, cpio, disk, elf, exfat, ext, fat, hfs, iso9660, lnk, lzh, mail, nsis, ntfs, ole, onenote, pdf, pe, rar, rpm, rtf, sevenz, squashfs, stream, swf, tar, text, textual, udf, unopened, upx, utf16, wim, xar, zip,
+    activemime, appledouble, ar, arc, asar, binhex, cab, chm, cms, coded, cpio, disk, elf, exfat, ext, fat, hfs, iso9660, lnk, lzh, mail, nsis, ntfs, ole, onenote, pdf, pe, pyinstaller, rar, rpm, rtf, sevenz, squashfs, stream, swf, tar, text, textual, udf, unopened, upx, utf16, wim, xar, zip,
 };
 
 /// Every format that this build takes apart.
@@ -73,6 +73,8 @@ pub static FORMATS: &[&Format] = &[
     &utf16::FORMAT,
     &pe::FORMAT,
     &elf::FORMAT,
+    &pyinstaller::FORMAT,
+    &pyinstaller::MODULES,
     &upx::FORMAT,
     &unopened::FORMAT,
 ];

@@ -100,6 +100,30 @@ fn cms(content: &[u8]) -> Vec<u8> {
     value(0x30, &[identifier(2), value(0xa0, &signed)].concat())
 }
 
+fn zlib(content: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(content).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn pyinstaller(content: &[u8]) -> Vec<u8> {
+    let content = zlib(content);
+    let table =
+        [&20u32.to_be_bytes()[..], &[0; 4], &(content.len() as u32).to_be_bytes(), &[0; 4], b"\x01ba\0"].concat();
+    let mut end = b"MEI\x0c\x0b\x0a\x0b\x0e".to_vec();
+    for number in [content.len() + table.len() + 88, content.len(), table.len(), 311] {
+        end.extend_from_slice(&(number as u32).to_be_bytes());
+    }
+    end.resize(88, 0);
+    [b"\x7fELF program", &content[..], &table, &end].concat()
+}
+
+fn pyz(content: &[u8]) -> Vec<u8> {
+    let content = zlib(content);
+    let table = (17 + content.len() as u32).to_be_bytes();
+    [b"PYZ\0\xa7\x0d\x0d\x0a", &table[..], &[0; 5], &content].concat()
+}
+
 fn rtf(content: &[u8]) -> Vec<u8> {
     let mut object = b"\x01\x05\0\0\x02\0\0\0\x08\0\0\0Package\0\0\0\0\0\0\0\0\0".to_vec();
     let package = [b"\x02\0a\0a\0\0\0\x03\0\x02\0\0\0a\0", &(content.len() as u32).to_le_bytes()[..], content].concat();
@@ -212,6 +236,8 @@ fn written_here() -> Vec<(&'static str, Vec<u8>, bool)> {
         ("zlib", zlib(&eicar()), false),
         ("asar", asar(&eicar()), false),
         ("appledouble", appledouble(&eicar()), false),
+        ("pyinstaller", pyinstaller(&eicar()), false),
+        ("pyz", pyz(&eicar()), false),
     ]
 }
 
@@ -285,6 +311,8 @@ fn content_is_found_three_deep_in_mixed_formats() {
             "zlib" => zlib(content),
             "asar" => asar(content),
             "appledouble" => appledouble(content),
+            "pyinstaller" => pyinstaller(content),
+            "pyz" => pyz(content),
             _ => zstd(content),
         };
         for (inner, file, _) in containers() {
