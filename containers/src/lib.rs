@@ -62,6 +62,7 @@ mod rar;
 mod rpm;
 mod rtf;
 mod runs;
+mod script_encoder;
 mod sevenz;
 mod squashfs;
 mod stream;

@@ -12,14 +12,22 @@ use crate::container::{Container, Extractor, ReadSeek, Sink};
 use crate::format::{Claim, Claims, Format, Probe};
 use crate::outcome::ExtractionOutcome;
 use crate::parts::{BUFFER_BYTES, Out, read_start};
-use crate::{binhex, mail, rtf, text, textual};
+use crate::{binhex, mail, rtf, script_encoder, text, textual};
 
 /// Without a mark at the beginning, so many of the first characters tell that a text is in UTF-16: all are of ASCII.
 const TOLD_BY_CHARACTERS: usize = 32;
 
 /// What a text in UTF-16 may be.
-static KINDS: [&Format; 7] =
-    [&text::FORMAT, &rtf::FORMAT, &textual::UUENCODE, &textual::YENC, &binhex::FORMAT, &mail::EML, &mail::MBOX];
+static KINDS: [&Format; 8] = [
+    &script_encoder::FORMAT,
+    &text::FORMAT,
+    &rtf::FORMAT,
+    &textual::UUENCODE,
+    &textual::YENC,
+    &binhex::FORMAT,
+    &mail::EML,
+    &mail::MBOX,
+];
 
 /// Text in UTF-16.
 pub(crate) static FORMAT: Format = Format {
