@@ -57,6 +57,7 @@ mod onenote;
 mod parts;
 mod pdf;
 mod pe;
+mod pgp;
 mod pyinstaller;
 mod rar;
 mod rpm;

@@ -124,6 +124,12 @@ fn pyz(content: &[u8]) -> Vec<u8> {
     [b"PYZ\0\xa7\x0d\x0d\x0a", &table[..], &[0; 5], &content].concat()
 }
 
+fn pgp(content: &[u8]) -> Vec<u8> {
+    let literal = [&[0xcb, 255][..], &(content.len() as u32 + 7).to_be_bytes(), b"b\x01a\0\0\0\0", content].concat();
+    let packed = [b"\x02", &zlib(&literal)[..]].concat();
+    [&[0xc8, 255][..], &(packed.len() as u32).to_be_bytes(), &packed].concat()
+}
+
 fn rtf(content: &[u8]) -> Vec<u8> {
     let mut object = b"\x01\x05\0\0\x02\0\0\0\x08\0\0\0Package\0\0\0\0\0\0\0\0\0".to_vec();
     let package = [b"\x02\0a\0a\0\0\0\x03\0\x02\0\0\0a\0", &(content.len() as u32).to_le_bytes()[..], content].concat();
@@ -236,6 +242,7 @@ fn written_here() -> Vec<(&'static str, Vec<u8>, bool)> {
         ("zlib", zlib(&eicar()), false),
         ("asar", asar(&eicar()), false),
         ("appledouble", appledouble(&eicar()), false),
+        ("pgp", pgp(&eicar()), false),
         ("pyinstaller", pyinstaller(&eicar()), false),
         ("pyz", pyz(&eicar()), false),
     ]
@@ -311,6 +318,7 @@ fn content_is_found_three_deep_in_mixed_formats() {
             "zlib" => zlib(content),
             "asar" => asar(content),
             "appledouble" => appledouble(content),
+            "pgp" => pgp(content),
             "pyinstaller" => pyinstaller(content),
             "pyz" => pyz(content),
             _ => zstd(content),
