@@ -9,10 +9,19 @@ use crate::format::{Claims, Format, Probe, whole_if};
 use crate::outcome::ExtractionOutcome;
 
 /// What they are told by: where, by what, and what they are.
-const KINDS: [(usize, &[u8], &str); 41] = [
+const KINDS: [(usize, &[u8], &str); 65] = [
     (0, b"QFI\xfb", "QEMU disk image"),
     (0, b"<<< QEMU VM Virtual Disk Image >>>", "VirtualBox disk image"),
     (0, b"<<< Oracle VM VirtualBox Disk Image >>>", "VirtualBox disk image"),
+    (0, b"QED\0", "QEMU disk image"),
+    (0, b"WithoutFreeSpace", "Parallels disk image"),
+    (0, b"WithouFreSpacExt", "Parallels disk image"),
+    (0, b"Bochs Virtual HD Image", "Bochs disk image"),
+    (0, b"COWD\x01\0\0\0", "VMware disk image"),
+    (0, b"sprs\0\0\0\x03", "sparse disk image of a Mac"),
+    (0, b"\x3a\xff\x26\xed\x01\0", "sparse image of Android"),
+    (0, b"LUKS\xba\xbe", "encrypted disk of Linux"),
+    (3, b"-FVE-FS-", "BitLocker disk"),
     (0, b"\0\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\0", "raw image of a CD"),
     (0, b"\x45\x3d\xcd\x28", "cramfs"),
     (0, b"-rom1fs-", "romfs"),
@@ -50,10 +59,28 @@ const KINDS: [(usize, &[u8], &str); 41] = [
     (0, b"zlb\x1a", "Inno Setup"),
     (0, b"idska32\x1a", "Inno Setup"),
     (0, b"Inno Setup Setup Data (", "Inno Setup"),
+    (0, b"\xa3\x48\x4b\xbe\x98\x6c\x4a\xa9\x99\x4c\x53\x0a\x86\xd6\x48\x7d", "AutoIt script"),
     (0, b"!BDN", "Outlook mailbox"),
-    // Attachments and macros lie in chains of its pages.
+    // Attachments and macros lie in their tables.
     (4, b"Standard Jet DB\0", "Access database"),
     (4, b"Standard ACE DB\0", "Access database"),
+    // A section as OneDrive gives it away: {638DE92F-A6D4-4BC1-9A36-B3FC2511A5B7} in place of how files are stored.
+    (48, b"\x2f\xe9\x8d\x63\xd4\xa6\xc1\x4b\x9a\x36\xb3\xfc\x25\x11\xa5\xb7", "OneNote section in packages"),
+    (0, b"flatpak\0\x01\0\x89\xe5", "Flatpak bundle"),
+    // What Macs' archiver and installer open.
+    // Behind a mark of letters and a length.
+    (6, b"TYP1", "Apple archive"),
+    (0, b"pbzx\0", "Apple archive"),
+    (0, b"pbze\0", "Apple archive"),
+    (0, b"pbzz\0", "Apple archive"),
+    (0, b"pbz4\0", "Apple archive"),
+    (0, b"ITOLITLS\x01\0\0\0", "Microsoft Help 2"),
+    (0, b"\xca\xfe\xd0\x0d", "Pack200"),
+    (0, b"\x8f\xaf\xac\x84", "PPMd"),
+    (0, b"UHA\x06", "UHARC"),
+    (7, b"-sqx-", "SQX"),
+    (14, b"\x1aJar\x1b", "JAR of ARJ"),
+    (20, b"\xdc\xa7\xc4\xfd", "ZOO"),
 ];
 const BTRFS_AT: u64 = 0x1_0040;
 const BTRFS: [u8; 8] = *b"_BHRfS_M";
@@ -68,7 +95,7 @@ pub(crate) static FORMAT: Format = Format {
     mime: "application/octet-stream",
     extension: "bin",
     category: "A",
-    beside: &[],
+    beside: &["onenote"],
     probe,
     extractor: &Unopened,
 };
@@ -103,5 +130,33 @@ impl Extractor for Unopened {
             Err(error) => outcome.note_error("the file can't be read", &error),
         }
         outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance::take_apart;
+    use crate::passwords::Passwords;
+
+    #[test]
+    fn each_is_told_by_its_name() {
+        for (at, magic, name) in KINDS {
+            let file = [&vec![b'1'; at][..], magic, &[b'2'; 64]].concat();
+            let outcome = take_apart(&file, &Passwords::NONE).outcome;
+            assert!(outcome.broken.is_some_and(|broken| broken.contains(name)), "{name}");
+            assert_eq!(outcome.suspicious, None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_section_of_onenote_in_packages_is_told() {
+        let mut file = b"\xe4\x52\x5c\x7b\x8c\xd8\xa7\x4d\xae\xb1\x53\x78\xd0\x29\x96\xd3".to_vec();
+        file.resize(48, 0);
+        file.extend_from_slice(b"\x2f\xe9\x8d\x63\xd4\xa6\xc1\x4b\x9a\x36\xb3\xfc\x25\x11\xa5\xb7");
+        file.resize(1024, 0);
+        let outcome = take_apart(&file, &Passwords::NONE).outcome;
+        assert!(outcome.broken.is_some_and(|broken| broken.contains("OneNote")));
+        assert_eq!(outcome.suspicious, None);
     }
 }
