@@ -9,7 +9,7 @@ use std::io;
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name};
 use crate::fields::{be16, invalid, le16};
-use crate::format::{Format, Probe, whole_if};
+use crate::format::{Format, whole_if};
 use crate::outcome::ExtractionOutcome;
 use crate::parts::{Out, read_array, read_vec};
 
@@ -35,16 +35,16 @@ pub(crate) static FORMAT: Format = Format {
     category: "A",
     beside: &[],
     probe: |probe| {
-        let is_one = is_plausible(probe);
+        let is_one = begins_archive(probe.head);
         whole_if(is_one)
     },
     extractor: &Cpio,
 };
 
 /// Whether there is a whole header: two bytes alone would be too weak a mark.
-fn is_plausible(probe: &Probe<'_>) -> bool {
-    matches!(Header::parse(probe.head), Some(header) if (1..=NAME_BYTES_MAX).contains(&header.name_bytes)
-        && probe.head.get(header.header_bytes as usize..).is_some_and(|rest|
+pub(crate) fn begins_archive(head: &[u8]) -> bool {
+    matches!(Header::parse(head), Some(header) if (1..=NAME_BYTES_MAX).contains(&header.name_bytes)
+        && head.get(header.header_bytes as usize..).is_some_and(|rest|
             rest.get(header.name_bytes as usize - 1) == Some(&0)))
 }
 

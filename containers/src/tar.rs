@@ -80,7 +80,7 @@ fn is_header(block: &[u8; BLOCK_BYTES]) -> bool {
 }
 
 /// Whether a block is a header with the magic number of all but the oldest ones.
-fn has_magic(block: &[u8; BLOCK_BYTES]) -> bool {
+pub(crate) fn has_magic(block: &[u8; BLOCK_BYTES]) -> bool {
     block.get(257..262) == Some(b"ustar") && is_header(block)
 }
 

@@ -238,8 +238,8 @@ impl Search {
     }
 }
 
-/// What an archive begins with that programs look for, and whether they look for it behind any script, or anywhere.
-const ARCHIVES: [(&str, &[u8], bool); 8] = [
+/// What an archive begins with that programs look for, and whether they look for it anywhere, or behind a script only.
+const ARCHIVES: [(&str, &[u8], bool); 15] = [
     ("7z", b"7z\xbc\xaf\x27\x1c", true),
     ("rar", b"Rar!\x1a\x07", true),
     ("cab", b"MSCF", true),
@@ -248,7 +248,16 @@ const ARCHIVES: [(&str, &[u8], bool); 8] = [
     ("bzip2", b"\nBZh", false),
     ("xz", b"\n\xfd7zXZ\0", false),
     ("zstd", b"\n\x28\xb5\x2f\xfd", false),
+    ("lz4", b"\n\x04\x22\x4d\x18", false),
+    ("lz4", b"\n\x02\x21\x4c\x18", false),
+    ("lzip", b"\nLZIP\x01", false),
+    ("lzma", b"\n\x5d\0\0", false),
+    ("compress", b"\n\x1f\x9d", false),
+    ("cpio", b"\n07070", false),
+    ("tar", b"ustar", false),
 ];
+/// Where in a tape archive's header its magic number lies.
+const TAR_MAGIC_AT: usize = 257;
 
 /// Made once: for a short text making them would take longer than to search.
 static ARCHIVE_FINDERS: LazyLock<[Finder<'static>; ARCHIVES.len()]> =
@@ -258,12 +267,20 @@ static ARCHIVE_FINDERS: LazyLock<[Finder<'static>; ARCHIVES.len()]> =
 fn archives(text: &[u8], is_script: bool) -> impl Iterator<Item = (&'static str, usize)> {
     let formats = ARCHIVES.into_iter().zip(ARCHIVE_FINDERS.iter());
     let formats = formats.filter(move |((_, _, anywhere), _)| is_script || *anywhere);
-    formats.flat_map(move |((name, magic, _), finder)| {
+    formats.flat_map(move |((name, magic, anywhere), finder)| {
         // The line break before it belongs to the script.
         let skip = usize::from(magic.starts_with(b"\n"));
-        let most = if skip == 0 { usize::MAX } else { 1 };
-        finder.find_iter(text).map(move |at| (name, at + skip)).take(most)
+        let most = if anywhere { usize::MAX } else { 1 };
+        let start = move |at: usize| if name == "tar" { at.checked_sub(TAR_MAGIC_AT) } else { Some(at + skip) };
+        // Of the first ones in a script only those count that are more than a word.
+        let is_one = move |at: &usize| !is_weak(name) || may_begin(name, text.get(*at..).unwrap_or_default());
+        finder.find_iter(text).filter_map(start).filter(is_one).map(move |at| (name, at)).take(most)
     })
+}
+
+/// Whether what an archive of this format begins with may be anything else as well.
+fn is_weak(name: &str) -> bool {
+    matches!(name, "lzma" | "compress" | "cpio" | "tar")
 }
 
 /// Whether an archive may begin with this header, all of which is there.
@@ -274,6 +291,14 @@ fn may_begin(name: &str, header: &[u8]) -> bool {
         // The header has a checksum.
         "7z" => header.get(12..32).map(crc32fast::hash) == le32(header, 8),
         "bzip2" => header.get(4..10) == Some(b"1AY&SY"),
+        // Its dictionary has a length that a program chose, and what is encoded begins with a zero.
+        "lzma" => {
+            let is_length = |bytes: u32| bytes.count_ones() <= 2 && bytes >= 1 << 12;
+            le32(header, 1).is_some_and(is_length) && header.get(13) == Some(&0)
+        }
+        "compress" => header.get(2).is_some_and(|flags| flags & 0x60 == 0 && matches!(flags & 0x1f, 9..=16)),
+        "cpio" => crate::cpio::begins_archive(header),
+        "tar" => header.first_chunk().is_some_and(crate::tar::has_magic),
         _ => true,
     }
 }

@@ -259,6 +259,28 @@ fn archives_are_found_behind_and_before_anything() {
     must_be_found("behind a script", &[b"#!/bin/sh\ntail -n +3 $0 | tar xz\nexit\n".to_vec(), gzipped(&tar)].concat());
 }
 
+#[test]
+fn archives_of_each_kind_are_found_behind_a_script() {
+    let script = b"#!/bin/sh\n# ustar \n070701 LZIP\ntail -n +5 $0 | unpack\nexit\n";
+    let sample = |name| SAMPLES.iter().find(|sample| sample.name == name).unwrap().file();
+    let tar = [tar_entry("e.com", &eicar(), b'0'), vec![0; 1024]].concat();
+    let mut archives = vec![("tar", tar)];
+    archives.extend([("lz4", sample("lz4")), ("lz4", sample("lz4-legacy")), ("lzip", sample("lzip-two"))]);
+    archives.extend([("lzma", sample("lzma")), ("compress", sample("compress"))]);
+    archives.extend([("cpio", sample("cpio-odc")), ("cpio", sample("cpio-newc"))]);
+    for (format, archive) in archives {
+        // Near, and across what is searched at once.
+        for padding in [0, 65_536 - script.len() - 3, 65_536 - script.len() - 262] {
+            let file = [script, &vec![b'#'; padding][..], b"\n", &archive].concat();
+            let found = lazaret_containers::detect_content(&file).unwrap().containers;
+            let found: Vec<_> = found.iter().map(|found| (found.format.name(), found.offset as usize)).collect();
+            assert_eq!(found, [(format, script.len() + padding + 1)]);
+            assert!(!take_apart(&file, &Passwords::NONE).members.is_empty(), "{format}");
+        }
+    }
+    assert_eq!(lazaret_containers::detect_content(script).unwrap().containers, []);
+}
+
 /// A member of an archive of Spark's.
 fn spark(method: u8, packed: &[u8], content: &[u8]) -> Vec<u8> {
     let sum = content.iter().fold(0u16, |sum, byte| {
