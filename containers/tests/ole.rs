@@ -261,6 +261,17 @@ fn headers_that_programs_read_differently_are_told() {
 }
 
 #[test]
+fn a_project_whose_directory_is_malformed_is_told() {
+    // A record whose length no program goes by, and source that begins with what its compression makes of a quote.
+    let dir = compressed(b"\x05\0\xff\xff\xff\x7f\x1a\0\x01\0\0\0M\x31\0\x04\0\0\0\0\0\0\0");
+    let file = compound(cfb::Version::V3, &[("/VBA/dir", &dir), ("/VBA/M", b"\x01\x03\xb0\x02a\x45\x00")]);
+    assert!(take_apart(&file, &Passwords::NONE).outcome.broken.is_some());
+    // Elsewhere a stream of this name may be anything.
+    let file = compound(cfb::Version::V3, &[("/other/dir", &dir)]);
+    assert!(take_apart(&file, &Passwords::NONE).outcome.is_complete());
+}
+
+#[test]
 fn circles_end() {
     let mut file = compound(cfb::Version::V3, &[("/large", &large())]);
     let sound = take_apart(&file, &Passwords::NONE);

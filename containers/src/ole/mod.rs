@@ -188,8 +188,13 @@ impl Walk<'_, '_, '_> {
             let Ok(stream) = self.compound.stream(*index) else { continue };
             let mut dir = Vec::new();
             // A directory that is broken further on names modules nevertheless.
-            let _ = vba::Decompressor::new(stream).take(MODULE_BYTES_MAX).read_to_end(&mut dir);
-            for module in vba::modules(&dir) {
+            let read = vba::Decompressor::new(stream).take(MODULE_BYTES_MAX).read_to_end(&mut dir);
+            let (modules, is_whole) = vba::modules(&dir);
+            // What it doesn't name is found only if its source begins as it mostly does.
+            if self.is_beside_a_project(*index) && (read.is_err() || !is_whole) {
+                self.outcome.note_broken("the directory of a project is malformed");
+            }
+            for module in modules {
                 offsets.insert((parent, module.stream.to_lowercase()), module.offset);
             }
         }

@@ -21,8 +21,8 @@ pub(super) struct Module {
     pub(super) offset: u32,
 }
 
-/// The modules that a decompressed `dir` stream names.
-pub(super) fn modules(dir: &[u8]) -> Vec<Module> {
+/// The modules that a decompressed `dir` stream names, and whether it could be read to its end.
+pub(super) fn modules(dir: &[u8]) -> (Vec<Module>, bool) {
     const PROJECT_VERSION: u16 = 0x09;
     const STREAM_NAME: u16 = 0x1a;
     const STREAM_NAME_UTF16: u16 = 0x32;
@@ -47,7 +47,7 @@ pub(super) fn modules(dir: &[u8]) -> Vec<Module> {
         }
         at = data + size;
     }
-    modules
+    (modules, at == dir.len())
 }
 
 /// Where the source of a module begins that no directory names: behind a signature and the header of a piece.
@@ -179,6 +179,8 @@ mod tests {
         record(0x32, 4, b"M\x002\0");
         record(0x31, 4, &[7, 0, 0, 0]);
         record(0x1a, u32::MAX, b"");
-        assert_eq!(modules(&dir), [Module { stream: "M2".to_owned(), offset: 7 }]);
+        let named = vec![Module { stream: "M2".to_owned(), offset: 7 }];
+        assert_eq!(modules(&dir), (named.clone(), false));
+        assert_eq!(modules(&dir[..dir.len() - 6]), (named, true));
     }
 }
