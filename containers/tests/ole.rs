@@ -261,6 +261,25 @@ fn headers_that_programs_read_differently_are_told() {
 }
 
 #[test]
+fn streams_of_hangul_come_out_inflated() {
+    let mut header = b"HWP Document File".to_vec();
+    header.resize(256, 0);
+    header[36] = 1;
+    let mut deflated = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::default());
+    deflated.write_all(&eicar()).unwrap();
+    let deflated = deflated.finish().unwrap();
+    let streams =
+        [("/FileHeader", &header[..]), ("/BinData/BIN0001.eps", &deflated), ("/BinData/BIN0002.png", b"\x89PNG")];
+    let file = compound(cfb::Version::V3, &streams);
+    let taken = take_apart(&file, &Passwords::NONE);
+    assert!(taken.members.contains(&("BinData/BIN0001.eps.inflated".to_owned(), eicar())), "{:?}", taken.members);
+    assert!(taken.outcome.is_complete() && taken.members.len() == 4);
+    header[36] = 3;
+    let file = compound(cfb::Version::V3, &[("/FileHeader", &header)]);
+    assert_eq!(take_apart(&file, &Passwords::NONE).outcome.protected, Some(Protection::Document));
+}
+
+#[test]
 fn a_project_whose_directory_is_malformed_is_told() {
     // A record whose length no program goes by, and source that begins with what its compression makes of a quote.
     let dir = compressed(b"\x05\0\xff\xff\xff\x7f\x1a\0\x01\0\0\0M\x31\0\x04\0\0\0\0\0\0\0");

@@ -5,10 +5,12 @@
 //! something else at times), an attachment of a message (under its own name), a message's compressed text, and the decrypted package of
 //! an encrypted document (instead), the compound files that a presentation embeds (besides). Streams that no storage knows are handed out too.
 //!
-//! Documents of before 2007 that are encrypted are told as protected and not decrypted.
+//! Documents of before 2007 that are encrypted are told as protected and not decrypted. The streams of Hangul's documents come out inflated as
+//! well.
 
 mod compound;
 mod encryption;
+mod hangul;
 mod outlook;
 pub(crate) mod package;
 mod powerpoint;
@@ -16,6 +18,8 @@ mod vba;
 
 use std::collections::HashMap;
 use std::io::{self, BufReader, Cursor, Read};
+
+use flate2::bufread::DeflateDecoder;
 
 use self::compound::{Compound, Kind};
 pub(crate) use self::outlook::decompress as compressed_text;
@@ -56,7 +60,8 @@ impl Extractor for Ole {
                 if let Some(error) = compound.broken.take() {
                     outcome.note_error("the compound file is broken", &error);
                 }
-                let mut walk = Walk { compound, passwords, budget, sink, outcome, attachment_names: HashMap::new() };
+                let (is_deflated, attachment_names) = (false, HashMap::new());
+                let mut walk = Walk { compound, passwords, budget, sink, outcome, is_deflated, attachment_names };
                 walk.run();
                 outcome = walk.outcome;
                 if let Some(error) = walk.compound.broken {
@@ -75,6 +80,8 @@ struct Walk<'w, 's, 'i> {
     budget: &'w Budget,
     sink: &'w mut Sink<'s>,
     outcome: ExtractionOutcome,
+    /// It is a document of Hangul, whose streams are deflated.
+    is_deflated: bool,
     /// The streams that name attachments, by the storage that they lie in and their property.
     attachment_names: HashMap<(Option<usize>, &'static str), usize>,
 }
@@ -131,6 +138,11 @@ impl Walk<'_, '_, '_> {
                 // CurrentUserAtom: an encrypted document has this token.
                 "current user" => |head| le32(head, 12) == Some(0xf3d1_c4df),
                 "encryptedsummary" => |_| true,
+                "fileheader" => {
+                    let flags = self.beginning(*index, 64).ok().and_then(|header| hangul::flags(&header));
+                    self.is_deflated |= flags.is_some_and(|flags| flags & hangul::DEFLATED != 0);
+                    |header| hangul::flags(header).is_some_and(|flags| flags & hangul::ENCRYPTED != 0)
+                }
                 _ => continue,
             };
             if self.beginning(*index, RECORDS_BYTES_MAX).is_ok_and(|head| is_encrypted(&head)) {
@@ -219,6 +231,9 @@ impl Walk<'_, '_, '_> {
             }
         }
         self.raw(index, path.clone());
+        if self.is_deflated && !self.outcome.is_over() && path.split_once('/').is_some() {
+            self.inflated(index, &path);
+        }
         if name.eq_ignore_ascii_case(powerpoint::STREAM) {
             return self.storages(index, &path);
         }
@@ -236,6 +251,22 @@ impl Walk<'_, '_, '_> {
             Err(error) => Ok(Some(error)),
         };
         self.note(&format!("stream {path:?}"), handed_out);
+    }
+
+    /// Hands out what a stream of Hangul is inflated, if it was deflated: pictures of some kinds are not.
+    fn inflated(&mut self, index: usize, path: &str) {
+        let Ok(stream) = self.compound.stream(index) else { return };
+        let mut content = DeflateDecoder::new(BufReader::new(stream));
+        let Ok(beginning) = read_at_most(&mut content, hangul::BEGINNING_BYTES) else { return };
+        if beginning.is_empty() {
+            return;
+        }
+        let mut content = Cursor::new(beginning).chain(content);
+        let handed_out = hand_out(format!("{path}.inflated"), None, &mut content, self.budget, self.sink);
+        // What is wrong with it means that it lies there as it is, and so it came out.
+        if let Err(halt) = handed_out {
+            self.outcome.note_halt(halt);
+        }
     }
 
     /// Hands out the compound files that a presentation embeds.
