@@ -84,7 +84,9 @@ struct Cms;
 impl Extractor for Cms {
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
         let mut outcome = ExtractionOutcome::default();
-        if let Err(error) = walk(container, budget, sink, &mut outcome) {
+        let result = walk(container, budget, sink, &mut outcome)
+            .and_then(|()| if outcome.is_over() { Ok(()) } else { behind(container, budget, sink, &mut outcome) });
+        if let Err(error) = result {
             outcome.note_error("the message is broken", &error);
         }
         outcome
@@ -112,6 +114,30 @@ fn walk(
         _ => hand_out(name, None, &mut octets, budget, sink),
     };
     match handed_out {
+        Ok(None) => Ok(()),
+        Ok(Some(error)) => Err(error),
+        Err(halt) => Err(halt.into()),
+    }
+}
+
+/// Hands out what lies behind the message: whoever opens the file as something else may find it there.
+fn behind(
+    container: &mut Container<'_>,
+    budget: &Budget,
+    sink: &mut Sink<'_>,
+    outcome: &mut ExtractionOutcome,
+) -> io::Result<()> {
+    let end = Header::read(container.input, 0)?.next(container.input, budget)?;
+    let Some(length) = container.length.checked_sub(end) else {
+        outcome.note_broken("the message is cut off");
+        return Ok(());
+    };
+    if length == 0 {
+        return Ok(());
+    }
+    container.input.seek(SeekFrom::Start(end))?;
+    let mut content = (&mut *container.input).take(length);
+    match hand_out("behind the message".to_owned(), Some(length), &mut content, budget, sink) {
         Ok(None) => Ok(()),
         Ok(Some(error)) => Err(error),
         Err(halt) => Err(halt.into()),
@@ -329,6 +355,13 @@ mod tests {
         assert_eq!(members(&file), [eicar()]);
         let file = message(SMIME, 31, &[value(2, &[1]), value(0x16, b"http://a"), value(OCTETS, &eicar())]);
         assert_eq!(members(&file), [eicar()]);
+    }
+
+    #[test]
+    fn what_lies_behind_a_message_comes_out() {
+        for message in [signed(&value(OCTETS, b"a")), signed_in_pieces(b"a", 7)] {
+            assert_eq!(members(&[&message[..], &eicar()].concat()), [b"a".to_vec(), eicar()]);
+        }
     }
 
     #[test]
