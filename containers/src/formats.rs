@@ -9,7 +9,9 @@
 
 use crate::format::Format;
 use crate::{
-    activemime, appledouble, ar, arc, asar, binhex, cab, chm, cms, coded, cpio, disk, elf, exfat, ext, fat, hfs, iso9660, lnk, lzh, mail, nsis, ntfs, ole, onenote, pdf, pe, pgp, pyinstaller, rar, rpm, rtf, script_encoder, sevenz, squashfs, stream, swf, tar, text, textual, udf, unopened, upx, utf16, wim, xar, zip,
+    activemime, appledouble, ar, arc, asar, binhex, cab, chm, cms, coded, cpio, disk, elf, exfat, ext, fat, hfs,
+    iso9660, lnk, lzh, mail, nsis, ntfs, ole, onenote, pdf, pe, pgp, pyinstaller, rar, rpm, rtf, script_encoder,
+    sevenz, squashfs, stream, swf, tar, text, textual, udf, unopened, upx, utf16, wim, xar, zip,
 };
 
 /// Every format that this build takes apart.

@@ -106,8 +106,13 @@ pub(crate) static ZSTD: Format = Format {
     category: "A",
     beside: &[],
     probe: |probe| {
-        // A frame, or one to be skipped, behind which frames may follow.
-        whole_if(matches!(probe.head, [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..]))
+        Ok(match probe.head {
+            // A frame, or one to be skipped, behind which frames may follow.
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => vec![Claim::Whole(0)],
+            // Programs that Nuitka made bring all their files along like this, as a resource or behind their end.
+            [b'K', b'A', b'Y', 0x28, 0xb5, 0x2f, 0xfd, ..] => vec![Claim::Whole(3)],
+            _ => Vec::new(),
+        })
     },
     extractor: &ZSTD_STREAM,
 };
@@ -361,5 +366,13 @@ mod tests {
         assert_eq!(member_name(".gz", GZIP_STREAM.suffixes), ".gz");
         assert_eq!(member_name("é.xz", XZ_STREAM.suffixes), "é");
         assert_eq!(member_name("é", ZSTD_STREAM.suffixes), "é");
+    }
+
+    #[test]
+    fn what_programs_of_nuitka_bring_along_is_a_stream_behind_a_mark() {
+        let content = crate::conformance::eicar().repeat(3);
+        let file = [b"KAY", &zstd::encode_all(&content[..], 1).unwrap()[..]].concat();
+        let members = crate::conformance::take_apart(&file, &crate::passwords::Passwords::NONE).members;
+        assert_eq!(members, [("file".to_owned(), content)]);
     }
 }
