@@ -170,12 +170,6 @@ fn swf(content: &[u8]) -> Vec<u8> {
     file.finish().unwrap()
 }
 
-fn zlib(content: &[u8]) -> Vec<u8> {
-    let mut file = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
-    file.write_all(content).unwrap();
-    file.finish().unwrap()
-}
-
 fn asar(content: &[u8]) -> Vec<u8> {
     let length = content.len();
     let directory = format!(

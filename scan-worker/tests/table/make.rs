@@ -13,7 +13,7 @@ fn sample(name: &str) -> Vec<u8> {
     SAMPLES.iter().find(|sample| sample.name == name).unwrap().file()
 }
 
-fn zlib(before: &[u8], content: &[u8]) -> Vec<u8> {
+pub fn zlib(before: &[u8], content: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::ZlibEncoder::new(before.to_vec(), flate2::Compression::default());
     encoder.write_all(content).unwrap();
     encoder.finish().unwrap()
@@ -307,6 +307,71 @@ pub fn activemime(content: &[u8]) -> Vec<u8> {
     zlib(&file, content)
 }
 
+/// The EICAR test file as Windows' script encoder writes a script.
+pub fn encoded_script() -> Vec<u8> {
+    b"#@~^AAAAAA==plrZh]@$bn]c'K}o**`h7b{;Z#FN^AqZz]R?:bgf)I9Rz1Pqj(I`?RPA?KRo&S3\"fu3CMAAAAAA==^#~@".to_vec()
+}
+
+/// A shortcut whose arguments are the content, in UTF-16.
+pub fn shortcut(content: &[u8]) -> Vec<u8> {
+    let mut file = b"\x4c\0\0\0\x01\x14\x02\0\0\0\0\0\xc0\0\0\0\0\0\0\x46\xa0\0\0\0".to_vec();
+    file.resize(76, 0);
+    file.extend_from_slice(&(content.len() as u16).to_le_bytes());
+    file.extend(content.iter().flat_map(|byte| [*byte, 0]));
+    [&file[..], &[0; 4]].concat()
+}
+
+/// What `openssl cms -sign -nodetach` leaves behind, without certificates.
+pub fn signed(content: &[u8]) -> Vec<u8> {
+    let value = |tag: u8, content: &[u8]| [&[tag, 0x84][..], &(content.len() as u32).to_be_bytes(), content].concat();
+    let identifier = |kind: u8| [b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07", &[kind][..]].concat();
+    let inner = value(0x30, &[identifier(1), value(0xa0, &value(0x04, content))].concat());
+    let signed = value(0x30, &[value(2, &[1]), value(0x31, b""), inner, value(0x31, b"")].concat());
+    value(0x30, &[identifier(2), value(0xa0, &signed)].concat())
+}
+
+/// A message of OpenPGP that is compressed and nothing else.
+pub fn openpgp(content: &[u8]) -> Vec<u8> {
+    let literal = [&[0xcb, 255][..], &(content.len() as u32 + 7).to_be_bytes(), b"b\x01a\0\0\0\0", content].concat();
+    let packed = zlib(b"\x02", &literal);
+    [&[0xc8, 255][..], &(packed.len() as u32).to_be_bytes(), &packed].concat()
+}
+
+/// A program that PyInstaller made, with one file.
+pub fn pyinstaller(content: &[u8]) -> Vec<u8> {
+    let content = zlib(b"", content);
+    let table =
+        [&20u32.to_be_bytes()[..], &[0; 4], &(content.len() as u32).to_be_bytes(), &[0; 4], b"\x01ba\0"].concat();
+    let mut end = b"MEI\x0c\x0b\x0a\x0b\x0e".to_vec();
+    for number in [content.len() + table.len() + 88, content.len(), table.len(), 311] {
+        end.extend_from_slice(&(number as u32).to_be_bytes());
+    }
+    end.resize(88, 0);
+    [b"\x7fELF program", &content[..], &table, &end].concat()
+}
+
+/// The modules that such a program brings along.
+pub fn pyz(content: &[u8]) -> Vec<u8> {
+    let content = zlib(b"", content);
+    let table = (17 + content.len() as u32).to_be_bytes();
+    [b"PYZ\0\xa7\x0d\x0d\x0a", &table[..], &[0; 5], &content].concat()
+}
+
+pub fn asar(content: &[u8]) -> Vec<u8> {
+    let directory = format!("{{\"files\":{{\"e.com\":{{\"size\":{},\"offset\":\"0\"}}}}}}", content.len());
+    let text = directory.len() as u32;
+    let padded = text.next_multiple_of(4);
+    let header: Vec<u8> = [4, padded + 8, padded + 4, text].into_iter().flat_map(u32::to_le_bytes).collect();
+    [&header, directory.as_bytes(), &vec![0; (padded - text) as usize], content].concat()
+}
+
+/// AppleSingle with the content in the data fork, or AppleDouble with it in the resource fork.
+pub fn apple(is_double: bool, content: &[u8]) -> Vec<u8> {
+    let (magic, kind) = if is_double { (7, 2) } else { (0, 1) };
+    let entry: Vec<u8> = [kind, 26 + 12, content.len() as u32].into_iter().flat_map(u32::to_be_bytes).collect();
+    [&[0, 5, 0x16, magic, 0, 2, 0, 0], &[0; 16][..], &[0, 1], &entry, content].concat()
+}
+
 /// A message with one attachment.
 pub fn eml(content: &[u8]) -> Vec<u8> {
     format!(
@@ -386,7 +451,7 @@ pub fn unopened() -> Vec<Vec<File>> {
     let apfs = [&[0; 32][..], b"NXSB"].concat();
     let btrfs = [vec![0; 0x1_0040], b"_BHRfS_M".to_vec()].concat();
     let stuff_it = b"SIT!\0\x01\0\0\0\0rLau";
-    let heads: [(&'static str, &[u8]); 29] = [
+    let heads: [(&'static str, &[u8]); 49] = [
         ("QCOW2", b"QFI\xfb\0\0\0\x03"),
         ("raw CD images", b"\0\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0\x02\0\x01"),
         ("APFS", &apfs),
@@ -416,6 +481,26 @@ pub fn unopened() -> Vec<Vec<File>> {
         ("ACE", b"\x12\x34\x31\0\0\0\x90**ACE**"),
         ("lrzip", b"LRZI\0\x06"),
         ("grzip", b"GRZipII\0"),
+        ("QED", b"QED\0\0\0\x01\0"),
+        ("Parallels' disks", b"WithoutFreeSpace\x02\0\0\0"),
+        ("Bochs' disks", b"Bochs Virtual HD Image\0"),
+        ("COWD", b"COWD\x01\0\0\0"),
+        ("sparse images of Macs", b"sprs\0\0\0\x03"),
+        ("sparse images of Android", b"\x3a\xff\x26\xed\x01\0"),
+        ("LUKS", b"LUKS\xba\xbe\0\x01"),
+        ("BitLocker", b"\xeb\x58\x90-FVE-FS-"),
+        ("AutoIt", b"\xa3\x48\x4b\xbe\x98\x6c\x4a\xa9\x99\x4c\x53\x0a\x86\xd6\x48\x7d"),
+        ("Access", b"\0\x01\0\0Standard ACE DB\0"),
+        ("Flatpak", b"flatpak\0\x01\0\x89\xe5"),
+        ("Apple Archive", b"AA01\x20\0TYP1F"),
+        ("pbzx", b"pbzx\0\0\0\0"),
+        ("Microsoft Help 2", b"ITOLITLS\x01\0\0\0"),
+        ("Pack200", b"\xca\xfe\xd0\x0d"),
+        ("PPMd", b"\x8f\xaf\xac\x84"),
+        ("UHARC", b"UHA\x06"),
+        ("SQX", b"\0\0\0\0\0\0\0-sqx-"),
+        ("ARJ's JAR", b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x1aJar\x1b"),
+        ("ZOO", b"ZOO 2.10 Archive.\x1a\0\0\xdc\xa7\xc4\xfd"),
     ];
     heads.into_iter().map(|(of, head)| made(of, [head, &[0; 512]].concat())).collect()
 }

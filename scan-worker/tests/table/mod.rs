@@ -45,7 +45,8 @@ pub struct Row {
 }
 
 /// Words of first cells that name no format.
-const WORDS_BETWEEN: [&str; 10] = ["and", "for", "to", "also", "beside", "other", "s", "partition", "map", "text"];
+const WORDS_BETWEEN: [&str; 11] =
+    ["and", "for", "to", "also", "beside", "other", "s", "of", "partition", "map", "text"];
 /// Words for which there is no file: no program at hand writes it, and what is tested is the structure that all versions share.
 const WORDS_WITHOUT: [&str; 1] = ["2.60"];
 
@@ -133,7 +134,7 @@ pub fn rows() -> Vec<Row> {
     rows.extend(documents(content));
     rows.push(Row {
         is_opened: false,
-        ..row("QCOW2, VDI, raw CD images, APFS, ReFS, Btrfs, cramfs, romfs, zisofs, WARC, ZPAQ, FreeArc, ACE, ALZ, EGG, KGB, MLA, Mozilla's MAR, StuffIt, InstallShield, Inno Setup, PST, lrzip, rzip, grzip, bzip3, LZFSE, Snappy, Zstandard before 0.8", make::unopened())
+        ..row("QCOW2, VDI, QED, COWD, Parallels' and Bochs' disks, sparse images of Macs and Android, raw CD images, LUKS, BitLocker, APFS, ReFS, Btrfs, cramfs, romfs, zisofs, WARC, ZPAQ, FreeArc, ACE, ALZ, EGG, KGB, MLA, SQX, ZOO, ARJ's JAR, UHARC, Mozilla's MAR, StuffIt, Apple Archive, pbzx, Flatpak, Pack200, InstallShield, Inno Setup, AutoIt, Access, PST, Microsoft Help 2, lrzip, rzip, grzip, bzip3, PPMd, LZFSE, Snappy, Zstandard before 0.8", make::unopened())
     });
     rows
 }
@@ -146,7 +147,7 @@ fn archives(content: &[u8]) -> Vec<Row> {
         ),
         row("tar", make::tars(content).into_iter().map(|(of, bytes)| made(of, bytes))),
         row(
-            "gzip, bzip2, xz, lzma, zstd, lz4, lzip, lzop, Z, SZDD",
+            "gzip, bzip2, xz, lzma, zstd, lz4, lzip, lzop, zlib, Z, SZDD",
             [
                 made("gzip", crate::common::gz(content)),
                 made("bzip2", crate::common::bz2(content)),
@@ -156,6 +157,7 @@ fn archives(content: &[u8]) -> Vec<Row> {
                 of("lz4", "lz4"),
                 of("lzip", "lzip"),
                 of("lzop", "lzop"),
+                made("zlib", make::zlib(b"", content)),
                 of("Z", "compress"),
                 of("SZDD", "szdd"),
             ],
@@ -178,6 +180,14 @@ fn archives(content: &[u8]) -> Vec<Row> {
             ],
         ),
         row("lzh, arj, arc", [of("lzh", "lzh"), of("arj", "arj"), of("arc", "arc")]),
+        row(
+            "Electron's asar; AppleSingle, AppleDouble",
+            [
+                made("Electron's asar", make::asar(content)),
+                made("AppleSingle", make::apple(false, content)),
+                made("AppleDouble", make::apple(true, content)),
+            ],
+        ),
     ]
 }
 
@@ -214,13 +224,16 @@ fn disks(content: &[u8]) -> Vec<Row> {
 fn documents(content: &[u8]) -> Vec<Row> {
     vec![
         row(
-            "programs for Windows and Linux, UPX",
+            "programs for Windows and Linux, UPX, PyInstaller",
             [
                 of("programs Windows", "pe"),
                 made("programs Linux", make::linux_program(content)),
                 made("UPX", make::packed_program(content)),
+                made("PyInstaller", make::pyinstaller(content)),
+                made("PyInstaller PYZ", make::pyz(content)),
             ],
         ),
+        row("lnk, vbe, jse", [made("lnk", make::shortcut(content)), made("vbe jse", make::encoded_script())]),
         row("NSIS, CHM", [of("NSIS", "nsis"), of("CHM", "chm")]),
         row("doc, xls, ppt, msi, msg (OLE)", make::compounds(content).into_iter().map(|(of, bytes)| made(of, bytes))),
         row("pdf", [made("pdf", make::pdf(content))]),
@@ -243,6 +256,10 @@ fn documents(content: &[u8]) -> Vec<Row> {
                 of("yEnc", "yenc"),
                 of("BinHex 4", "binhex"),
             ],
+        ),
+        row(
+            "S/MIME, p7m, OpenPGP",
+            [made("S MIME p7m", make::signed(content)), made("OpenPGP", make::openpgp(content))],
         ),
         row(
             "html, css, scripts, XML, JSON, ics, vcf, PEM, LDIF and other text",
