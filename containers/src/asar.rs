@@ -258,6 +258,16 @@ fn unescaped(text: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn pages_in_the_directory_are_found() {
+        // Whoever opens it by its name takes it for a page.
+        let text = b"{\"files\":{},\"x\":\"<script src='data:text/plain;base64,QUJDREVGR0hJSktMTU5PUA=='>\"}";
+        let length = text.len() as u32;
+        let header: Vec<u8> = [4, length + 8, length + 4, length].into_iter().flat_map(u32::to_le_bytes).collect();
+        let found = crate::detect::detect_content(&[&header[..], text].concat()).unwrap().containers;
+        assert_eq!(found.iter().map(|found| found.format.name()).collect::<Vec<_>>(), ["asar", "text"]);
+    }
+
     use crate::conformance::{Case, Taken, check, eicar, take_apart};
     use crate::passwords::Passwords;
 

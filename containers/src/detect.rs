@@ -164,12 +164,13 @@ fn containers(
 
 /// Whether a container of this format holds what is in it as it is, mostly: what seems to lie inside is likely a member then. A PDF's
 /// contents don't show, and what does is opened by whoever takes the file for another format: a browser shows a page behind a PDF's
-/// header, and Word a web archive. A shortcut's show no more, and what it starts takes the shortcut itself for a page or an archive. So it is with a document in RTF, but its pictures look like base64 in every way: it counts if a
-/// browser would find a page in it. What a mail says of itself, and what is no base64 in a part that says so, show too; but its parts
-/// are mostly base64, so they count if an address is in them.
+/// header, and Word a web archive. A shortcut's show no more, and what it starts takes the shortcut itself for a page or an archive. So
+/// it is with what is around the content of messages and forks, of which much is never read. So it is with a document in RTF, but its
+/// pictures look like base64 in every way: it counts if a browser would find a page in it. What a mail says of itself, and what is no
+/// base64 in a part that says so, show too; but its parts are mostly base64, so they count if an address is in them.
 fn holds_files_as_they_are(format: ContainerFormat, input: &mut dyn ReadSeek) -> io::Result<bool> {
     Ok(match format.name() {
-        "pdf" | "lnk" => false,
+        "pdf" | "lnk" | "cms" | "pgp" | "appledouble" | "asar" => false,
         "rtf" => !text::has_markup(input)?,
         "eml" => !text::has_address(input)?,
         _ => true,

@@ -144,8 +144,15 @@ pub(crate) fn long_beginnings(text: &[u8]) -> LongBeginnings {
     for colon in memchr_iter(b':', text) {
         let Some(start) = scheme(text, colon) else { continue };
         // With what is before it, which is to be seen with what follows.
-        let Some(from) = text.get(..start).unwrap_or_default().iter().rposition(|byte| *byte > b' ') else { continue };
+        let last = |end: usize| text.get(..end).unwrap_or_default().iter().rposition(|byte| *byte > b' ');
+        let Some(from) = last(start) else { continue };
         let before = text.get(from).copied();
+        let is_broken = text.get(from..start).is_some_and(|between| memchr2(b'\n', b'\r', between).is_some());
+        let opens = || last(from).is_some_and(|at| matches!(text.get(at), Some(b'=' | b'(')));
+        if is_broken && !matches!(before, Some(b'=' | b'(')) && !opens() {
+            // A quote at the end of a line closes what is in it, unless a value begins there.
+            continue;
+        }
         let Some(end) = before.and_then(|before| next.end(before, colon)) else { continue };
         let comma = next.place(COMMA, colon);
         if comma > end || end < text.len() && comma == text.len() {
@@ -785,8 +792,10 @@ mod tests {
             assert_eq!(told(format!("{before}data:a/b;{many}")), (None, true), "{before}");
             assert_eq!(told(format!("{before}data:a/b;{many},")), (None, true), "{before}");
         }
+        assert_eq!(told(format!("href=\n\"\n data:a/b;{many},")), (None, true));
         // What a program prints, and what is written about data.
         for text in [
+            format!("  version: \"1.16.0\"\ndata:\n  keystore: {many}"),
             format!("\"data:\" {many}"),
             format!("the data: {many}"),
             format!("(data: see below) {many}"),

@@ -69,6 +69,7 @@ pub static FORMATS: &[&Format] = &[
     &arc::FORMAT,
     &coded::LZMA,
     &stream::ZLIB,
+    &stream::NUITKA,
     &textual::UUENCODE,
     &textual::YENC,
     &binhex::FORMAT,

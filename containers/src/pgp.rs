@@ -40,12 +40,15 @@ pub(crate) static FORMAT: Format = Format {
     extension: "pgp",
     category: "A",
     beside: &[],
-    probe: |probe| whole_if(probe.head.first().is_some_and(|first| first & 0x80 != 0) && is_message(probe.head, 0)),
+    probe: |probe| {
+        let beyond = probe.length.saturating_sub(probe.head.len() as u64);
+        whole_if(probe.head.first().is_some_and(|first| first & 0x80 != 0) && is_message(probe.head, beyond, 0))
+    },
     extractor: &Pgp,
 };
 
-/// Whether packets of a message begin a file. What lies before its content must be whole.
-fn is_message(head: &[u8], depth: u32) -> bool {
+/// Whether packets of a message begin a file, of which so much lies beyond its head. What lies before its content must be whole.
+fn is_message(head: &[u8], beyond: u64, depth: u32) -> bool {
     let mut input = head;
     let mut needs_more = false;
     for _ in 0..PACKETS_MAX {
@@ -59,10 +62,10 @@ fn is_message(head: &[u8], depth: u32) -> bool {
                     let mut content = content.take(BEGINNING_BYTES);
                     content.read_to_end(&mut beginning)
                 });
-                return (read.is_ok() || !beginning.is_empty()) && is_message(&beginning, depth + 1);
+                return (read.is_ok() || !beginning.is_empty()) && is_message(&beginning, 0, depth + 1);
             }
             (LITERAL, Some(b'b' | b't' | b'u' | b'l' | b'1' | b'm')) => {
-                return needs_more || depth > 0 || body.is_literal();
+                return needs_more || depth > 0 || body.is_literal(beyond);
             }
             // What encrypted packets begin with is random, so what is before them must tell.
             (tag, _) if needs_more && ENCRYPTED.contains(&tag) => return true,
@@ -187,14 +190,17 @@ impl<'i, R: BufRead> Body<'i, R> {
         self.input.fill_buf().ok()?.first().copied().filter(|_| self.left > 0 || self.is_endless)
     }
 
-    /// Whether what is literal ends with the file, as that of a message does that is not signed; all of it must be there.
-    fn is_literal(&mut self) -> bool {
+    /// Whether what is literal ends with the file, as that of a message does that is not signed; all of it must be there. Where nothing
+    /// says how long it is, its name must be one.
+    fn is_literal(&mut self, beyond: u64) -> bool {
+        let is_definite = self.is_definite();
         let Ok(rest) = self.input.fill_buf() else { return false };
-        let header = rest.get(1).map_or(u64::MAX, |name| 6 + u64::from(*name));
-        let rest = rest.len() as u64;
-        match self.is_definite() {
-            true => self.left >= header && rest == self.left,
-            false => header <= rest && (self.is_endless || self.left >= 512),
+        let name = rest.get(1).and_then(|length| rest.get(2..2 + usize::from(*length)));
+        let Some(name) = name.filter(|name| name.len() + 6 <= rest.len()) else { return false };
+        let is_name = std::str::from_utf8(name).is_ok_and(|name| !name.contains(char::is_control));
+        match is_definite {
+            true => self.left >= name.len() as u64 + 6 && rest.len() as u64 + beyond == self.left,
+            false => is_name && (self.is_endless || self.left >= 512),
         }
     }
 
@@ -295,6 +301,26 @@ mod tests {
                 conformance::survives_mutations(&Case::new("pgp", &file, &content), 100);
             }
         }
+    }
+
+    #[test]
+    fn long_messages_are_opened_as_well() {
+        let mut random = conformance::Random(1);
+        let long: Vec<u8> = (0..200_000).map(|_| random.next() as u8).collect();
+        let file = packet(LITERAL, &literal(&long));
+        for file in [file.clone(), packet(COMPRESSED, &compressed(&file))] {
+            assert!(conformance::is_found(&file, &long, &Passwords::NONE));
+        }
+    }
+
+    #[test]
+    fn random_bytes_are_no_message() {
+        let mut random = conformance::Random(2);
+        let named = (0..2000).filter(|_| {
+            let noise: Vec<u8> = (0..600).map(|_| random.next() as u8).collect();
+            !detect_content(&[b"\xafb", noise.as_slice()].concat()).unwrap().containers.is_empty()
+        });
+        assert!(named.count() < 40, "only without a name, or with a short one");
     }
 
     #[test]

@@ -171,6 +171,9 @@ fn walk_modules(input: &mut dyn ReadSeek, length: u64, out: &mut Out<'_, '_>) ->
     }
     let end = table.min(length);
     let (mut at, mut number) = (MODULES_AT, 1);
+    if at >= end {
+        out.outcome.note_broken("no module lies before the table of contents");
+    }
     while at < end && !out.outcome.is_over() {
         out.check()?;
         input.seek(SeekFrom::Start(at))?;
@@ -206,6 +209,12 @@ mod tests {
         let packed: Vec<u8> = modules.iter().flat_map(|module| deflated(module)).collect();
         let table = (MODULES_AT as u32 + packed.len() as u32).to_be_bytes();
         [MODULES_MAGIC, b"\xa7\x0d\x0d\x0a", &table, &[0; 5], &packed, b"table"].concat()
+    }
+
+    #[test]
+    fn modules_behind_the_table_are_told() {
+        let file = [MODULES_MAGIC, b"\xa7\x0d\x0d\x0a", &17u32.to_be_bytes(), &[0; 5], &deflated(&eicar())].concat();
+        assert!(take_apart(&file, &Passwords::NONE).outcome.broken.is_some());
     }
 
     fn program(members: &[(&str, u8, &[u8])], cookie_bytes: u64, signature: &[u8]) -> Vec<u8> {

@@ -11,7 +11,7 @@
 //! the end of another one is a member; what else lies there no program opens.
 
 use std::cell::RefCell;
-use std::io::{self, Cursor, Read, SeekFrom, Write};
+use std::io::{self, BufReader, Cursor, Read, SeekFrom, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
@@ -22,13 +22,14 @@ use rars::{
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name, read_full};
-use crate::fields::{le16, le32, read_at_most};
+use crate::fields::{le16, le32};
 use crate::format::{Claim, Claims, Format, Probe, whole_if};
 use crate::limits::Limit;
 use crate::outcome::{ExtractionOutcome, Protection};
 use crate::parts::{Out, read_array, read_vec};
 use crate::passwords::Passwords;
 use crate::pe;
+use crate::stream::is_zeros;
 
 /// The longest archive that is taken apart: it lies in memory, beside a member and the decoder's dictionary.
 const ARCHIVE_BYTES_MAX: u64 = 48 << 20;
@@ -268,17 +269,17 @@ fn end(archive: &Archive) -> Option<u64> {
     Some((end.offset as u64).saturating_add(header).saturating_add(end.add_size.unwrap_or(0)))
 }
 
-/// Hands out what is behind an archive's end, if it begins as another one. Whatever else lies there is found by those who search the file.
+/// Hands out what is behind an archive's end, unless it is zeros, which fill up a medium's last block: another archive, or what programs
+/// show that take the file for something else.
 fn behind(input: &mut dyn ReadSeek, end: u64, length: u64, out: &mut Out<'_, '_>) {
     if end >= length || out.is_over() {
         return;
     }
-    let most = (MARK.len() + 2 + FIRST_HEADER_BYTES_MAX) as u64;
-    match input.seek(SeekFrom::Start(end)).and_then(|_| read_at_most(input, most)) {
-        Ok(start) if begins_archive(&start) => {
+    match input.seek(SeekFrom::Start(end)).and_then(|_| is_zeros(&mut BufReader::new(&mut *input))) {
+        Ok(false) => {
             out.stored("behind the archive".to_owned(), input, end, length - end);
         }
-        Ok(_) => {}
+        Ok(true) => {}
         Err(error) => out.outcome.note_error("what is behind the archive can't be read", &error),
     }
 }

@@ -94,7 +94,8 @@ fn walk(
                     // Pictures have properties in groups; nobody writes any into an object.
                     if is_disputed && kind == OBJECT && !outcome.is_over() {
                         outcome.note_suspicious(format!("programs differ in what the data of {name:?} is"));
-                        tokens.input.seek(SeekFrom::Start(start))?;
+                        let end = tokens.input.stream_position()?;
+                        tokens.input.seek_relative(start as i64 - end as i64)?;
                         member(&name, &mut Data::new(&mut tokens, true), budget, sink, outcome)?;
                     }
                     if outcome.is_over() {

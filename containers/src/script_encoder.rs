@@ -10,10 +10,11 @@ use memchr::memmem::find;
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, read_full};
 use crate::encoded::is_text;
+use crate::fields::le32;
 use crate::format::{Claim, Claims, Format, Probe};
 use crate::outcome::ExtractionOutcome;
 use crate::parts::{Out, read_start};
-use crate::transfer::digit;
+use crate::transfer::{self, digit};
 
 /// What an encoded part begins with, before its length.
 const START: &[u8] = b"#@~^";
@@ -112,14 +113,22 @@ fn decoded(text: &[u8]) -> Vec<u8> {
     while let Some((start, encoded)) = part(rest) {
         out.extend_from_slice(rest.get(..start).unwrap_or_default());
         let body = rest.get(encoded..).unwrap_or_default();
-        let end = find(body, END);
-        // Before the mark is the checksum.
+        // Where its length says that the part ends, or else at the first mark. Before that is the checksum.
+        let said = length_of(rest.get(..encoded).unwrap_or_default()).map(|length| length.saturating_add(NUMBER_BYTES));
+        let is_end = |end: &usize| body.get(*end..).is_some_and(|rest| rest.starts_with(END));
+        let end = said.filter(is_end).or_else(|| find(body, END));
         let length = end.map_or(body.len(), |end| end.saturating_sub(NUMBER_BYTES));
         decode(body.get(..length).unwrap_or_default(), &mut out);
         rest = end.and_then(|end| body.get(end + END.len()..)).unwrap_or_default();
     }
     out.extend_from_slice(rest);
     out
+}
+
+/// How long a part says that it is, which lies before it.
+fn length_of(before: &[u8]) -> Option<usize> {
+    let length = transfer::base64(before.last_chunk::<NUMBER_BYTES>()?)?;
+    usize::try_from(le32(&length, 0)?).ok()
 }
 
 fn decode(encoded: &[u8], out: &mut Vec<u8>) {
@@ -202,6 +211,26 @@ mod tests {
         let page =
             |one: &[u8]| [b"<html>", &vec![b' '; 262_140][..], one, b"</script>", one, &vec![b' '; 70_000]].concat();
         assert_eq!(script(&page(&file)), page(&eicar));
+    }
+
+    #[test]
+    fn a_part_is_as_long_as_it_says() {
+        let plain = b"'^#~@ in a comment\r\nx";
+        let mut file = encoded(plain);
+        // All of these stand for themselves at some place, or the mark could not lie in what is encoded.
+        let body = START.len() + NUMBER_BYTES;
+        let end = file.len() - END.len() - NUMBER_BYTES;
+        file.splice(body..end, [&b"aaaa^#~@"[..], b"bbbb"].concat());
+        let length = base64_of_length(12);
+        file.splice(START.len()..body, length);
+        let mut expected = Vec::new();
+        decode(b"aaaa^#~@bbbb", &mut expected);
+        assert_eq!(script(&file), expected);
+    }
+
+    fn base64_of_length(length: u8) -> Vec<u8> {
+        const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        [&[DIGITS[usize::from(length >> 2)], DIGITS[usize::from(length & 3) << 4]], &b"AAAA=="[..]].concat()
     }
 
     #[test]

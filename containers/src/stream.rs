@@ -106,13 +106,8 @@ pub(crate) static ZSTD: Format = Format {
     category: "A",
     beside: &[],
     probe: |probe| {
-        Ok(match probe.head {
-            // A frame, or one to be skipped, behind which frames may follow.
-            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => vec![Claim::Whole(0)],
-            // Programs that Nuitka made bring all their files along like this, as a resource or behind their end.
-            [b'K', b'A', b'Y', 0x28, 0xb5, 0x2f, 0xfd, ..] => vec![Claim::Whole(3)],
-            _ => Vec::new(),
-        })
+        // A frame, or one to be skipped, behind which frames may follow.
+        whole_if(matches!(probe.head, [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..]))
     },
     extractor: &ZSTD_STREAM,
 };
@@ -124,6 +119,34 @@ static ZSTD_STREAM: Stream = Stream {
         let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
         decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
         Ok(Box::new(decoder))
+    },
+};
+
+/// What programs that Nuitka made bring along, as a resource or behind their end: all their files in one frame of Zstandard, behind which
+/// there may be what tells where it begins.
+pub(crate) static NUITKA: Format = Format {
+    name: "nuitka",
+    description: "Files of a program made by Nuitka",
+    mime: "application/octet-stream",
+    extension: "bin",
+    category: "A",
+    beside: &[],
+    probe: |probe| {
+        let is_one = matches!(probe.head, [b'K', b'A', b'Y', 0x28, 0xb5, 0x2f, 0xfd, ..]);
+        Ok(if is_one { vec![Claim::Whole(NUITKA_MARK_BYTES)] } else { Vec::new() })
+    },
+    extractor: &NUITKA_STREAM,
+};
+
+const NUITKA_MARK_BYTES: u64 = 3;
+
+static NUITKA_STREAM: Stream = Stream {
+    format: "nuitka",
+    suffixes: &[],
+    decoder: |input| {
+        let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
+        decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+        Ok(Box::new(decoder.single_frame()))
     },
 };
 
@@ -262,13 +285,19 @@ impl<R: BufRead, D: Read> Concatenated<R, D> {
 
 /// Reads zeros to the end of the input; anything else is an error.
 fn skip_zeros(input: &mut impl BufRead) -> io::Result<()> {
+    let follows = || io::Error::new(io::ErrorKind::InvalidData, "data follows the last stream");
+    if is_zeros(input)? { Ok(()) } else { Err(follows()) }
+}
+
+/// Whether there are only zeros up to the end of the input.
+pub(crate) fn is_zeros(input: &mut impl BufRead) -> io::Result<bool> {
     loop {
         let available = input.fill_buf()?;
         if available.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         if available.iter().any(|byte| *byte != 0) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "data follows the last stream"));
+            return Ok(false);
         }
         let read = available.len();
         input.consume(read);
@@ -371,8 +400,9 @@ mod tests {
     #[test]
     fn what_programs_of_nuitka_bring_along_is_a_stream_behind_a_mark() {
         let content = crate::conformance::eicar().repeat(3);
-        let file = [b"KAY", &zstd::encode_all(&content[..], 1).unwrap()[..]].concat();
-        let members = crate::conformance::take_apart(&file, &crate::passwords::Passwords::NONE).members;
-        assert_eq!(members, [("file".to_owned(), content)]);
+        let file = [b"KAY", &zstd::encode_all(&content[..], 1).unwrap()[..], b"\0\0\x10\x20"].concat();
+        let taken = take_apart(&file, &Passwords::NONE);
+        assert!(taken.outcome.is_complete(), "{:?}", taken.outcome);
+        assert_eq!(taken.members, [("file".to_owned(), content)]);
     }
 }

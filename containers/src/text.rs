@@ -115,11 +115,19 @@ pub(crate) fn search_content(content: &[u8], input: &mut dyn ReadSeek, head_is_b
 // The first window is the head.
 const _: () = assert!(WINDOW_BYTES == HEAD_BYTES);
 
-/// Whether a file has what a browser takes for an element, anywhere.
+/// Whether a file has, anywhere, what a browser takes for a script or an element with an attribute: others do nothing.
 pub(crate) fn has_markup(input: &mut dyn ReadSeek) -> io::Result<bool> {
-    any_window(input, 1, |text| {
-        let is_element = |at: usize| text.get(at + 1).is_some_and(u8::is_ascii_alphabetic);
-        memchr::memchr_iter(b'<', text).any(is_element)
+    any_window(input, WINDOW_BYTES / 2, |text| {
+        // Where the next attribute's sign or the element's end is.
+        let mut next = 0;
+        memchr::memchr_iter(b'<', text).any(|at| {
+            let name = text.get(at + 1..).unwrap_or_default();
+            if next <= at {
+                next = memchr::memchr2(b'=', b'>', name).map_or(text.len(), |end| at + 1 + end);
+            }
+            let is_script = name.get(..6).is_some_and(|name| name.eq_ignore_ascii_case(b"script"));
+            name.first().is_some_and(u8::is_ascii_alphabetic) && (is_script || text.get(next) == Some(&b'='))
+        })
     })
 }
 

@@ -124,6 +124,10 @@ fn pyz(content: &[u8]) -> Vec<u8> {
     [b"PYZ\0\xa7\x0d\x0d\x0a", &table[..], &[0; 5], &content].concat()
 }
 
+fn nuitka(content: &[u8]) -> Vec<u8> {
+    [b"KAY", &zstd(content)[..]].concat()
+}
+
 fn pgp(content: &[u8]) -> Vec<u8> {
     let literal = [&[0xcb, 255][..], &(content.len() as u32 + 7).to_be_bytes(), b"b\x01a\0\0\0\0", content].concat();
     let packed = [b"\x02", &zlib(&literal)[..]].concat();
@@ -239,6 +243,7 @@ fn written_here() -> Vec<(&'static str, Vec<u8>, bool)> {
         ("pgp", pgp(&eicar()), false),
         ("pyinstaller", pyinstaller(&eicar()), false),
         ("pyz", pyz(&eicar()), false),
+        ("nuitka", nuitka(&eicar()), false),
     ]
 }
 
@@ -315,6 +320,7 @@ fn content_is_found_three_deep_in_mixed_formats() {
             "pgp" => pgp(content),
             "pyinstaller" => pyinstaller(content),
             "pyz" => pyz(content),
+            "nuitka" => nuitka(content),
             _ => zstd(content),
         };
         for (inner, file, _) in containers() {

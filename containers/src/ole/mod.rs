@@ -34,6 +34,9 @@ use crate::passwords::Passwords;
 const MODULE_BYTES_MAX: u64 = 16 << 20;
 /// How far into a document it is looked for whether it is encrypted: a workbook says so behind other records.
 const RECORDS_BYTES_MAX: u64 = 1 << 20;
+/// What is read like this of all streams of a file; then less of each.
+const ALL_RECORDS_BYTES_MAX: usize = 64 << 20;
+const FIRST_RECORDS_BYTES: u64 = 4096;
 /// The longest name of an attachment that is read.
 const NAME_BYTES_MAX: u64 = 4096;
 
@@ -127,6 +130,7 @@ impl Walk<'_, '_, '_> {
 
     /// Notes that a document of before 2007 is encrypted.
     fn note_protection(&mut self, streams: &[usize]) {
+        let mut read_bytes = 0;
         for index in streams {
             // Programs find streams whatever the case of their names. A document that is embedded has them in its storage.
             let is_encrypted: fn(&[u8]) -> bool = match self.name_of(*index).to_ascii_lowercase().as_str() {
@@ -145,8 +149,12 @@ impl Walk<'_, '_, '_> {
                 }
                 _ => continue,
             };
-            if self.beginning(*index, RECORDS_BYTES_MAX).is_ok_and(|head| is_encrypted(&head)) {
-                self.outcome.note_protected(Protection::Document);
+            // Of many of them, which may all be the same, only the first records.
+            let most = if read_bytes < ALL_RECORDS_BYTES_MAX { RECORDS_BYTES_MAX } else { FIRST_RECORDS_BYTES };
+            let Ok(head) = self.beginning(*index, most) else { continue };
+            read_bytes += head.len();
+            if is_encrypted(&head) {
+                return self.outcome.note_protected(Protection::Document);
             }
         }
     }

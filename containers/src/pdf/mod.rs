@@ -316,7 +316,8 @@ impl Walk<'_, '_> {
             // A word may lie across the end of the window.
             position = (window_end - WORD_BYTES_MAX).max(from + at as u64);
         }
-        if !has_end {
+        // Objects in a text that is no document have no end either.
+        if !has_end && find(&self.read(0, WINDOW_BYTES as u64)?, b"%PDF-").is_some() {
             self.outcome.note_broken("the document has no end: it is cut off");
         }
         Ok(())
@@ -863,6 +864,15 @@ mod tests {
         for text in [&b"1 obj\n<<"[..], b"\n1 0 obj\\n<<", b"endobj <<", b"1 0 objects", b"1 0 obj", b"obj"] {
             assert!(!has_objects(text, true) && !has_objects(text, false), "{}", String::from_utf8_lossy(text));
         }
+    }
+
+    #[test]
+    fn what_is_written_about_objects_is_not_cut_off() {
+        let text = b"# PDF\n\n1 0 obj\n<< /Type /Catalog >>\nendobj\n\nis an object.\n";
+        let taken = take_apart(text, &Passwords::NONE);
+        assert!(taken.outcome.is_complete(), "{:?}", taken.outcome);
+        let cut = [b"%PDF-1.4\n", &text[7..]].concat();
+        assert!(take_apart(&cut, &Passwords::NONE).outcome.broken.is_some());
     }
 
     #[test]

@@ -224,13 +224,14 @@ fn disks(content: &[u8]) -> Vec<Row> {
 fn documents(content: &[u8]) -> Vec<Row> {
     vec![
         row(
-            "programs for Windows and Linux, UPX, PyInstaller",
+            "programs for Windows and Linux, UPX, PyInstaller, Nuitka",
             [
                 of("programs Windows", "pe"),
                 made("programs Linux", make::linux_program(content)),
                 made("UPX", make::packed_program(content)),
                 made("PyInstaller", make::pyinstaller(content)),
                 made("PyInstaller PYZ", make::pyz(content)),
+                made("Nuitka", [b"KAY", &crate::common::zst(content)[..]].concat()),
             ],
         ),
         row("lnk, vbe, jse", [made("lnk", make::shortcut(content)), made("vbe jse", make::encoded_script())]),

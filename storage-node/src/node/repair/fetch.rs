@@ -29,7 +29,7 @@ pub(super) async fn day(round: &Round, peer: NodeId, scope: &RepairScope, day: u
     let mut after = None;
     loop {
         let page = RepairPage { scope: scope.clone(), day, after };
-        let items = match round.shared.cluster.ask(peer, Request::RepairItems(page)).await {
+        let items = match round.step(round.shared.cluster.ask(peer, Request::RepairItems(page))).await {
             Ok(Response::RepairItems(items)) => items,
             answer => {
                 tracing::debug!(%peer, day, ?answer, "a node could not be compared with");
@@ -49,7 +49,7 @@ pub(super) async fn day(round: &Round, peer: NodeId, scope: &RepairScope, day: u
 
 async fn take(round: &Round, peer: NodeId, items: Vec<RepairItem>) -> Left {
     let shared = &round.shared;
-    let lacked = shared.blocking(move |store| lacking(&store, items)).await;
+    let lacked = round.step(shared.blocking(move |store| lacking(&store, items))).await;
     let Some(Ok(lacked)) = lacked else { return Left { undone: true, done: false } };
     let mut left = Left { done: !lacked.is_empty(), undone: false };
     let mut wanted = Vec::new();

@@ -166,7 +166,7 @@ struct Round {
     lost: Vec<NodeId>,
     /// Nodes to compare with.
     peers: Vec<NodeId>,
-    /// One permit for each step under way: pages read from the index, copies fetched, batches handed over.
+    /// One permit for each step under way: pages read from the index, peers asked, copies fetched, batches handed over.
     steps: Semaphore,
 }
 
@@ -197,9 +197,15 @@ impl Round {
     async fn step<T>(&self, step: impl Future<Output = T>) -> T {
         let Shared { environment, foreground, options, .. } = &*self.shared;
         let all = u32::try_from(options.repair_concurrency.max(1)).unwrap_or(u32::MAX);
-        let permits = if foreground.is_busy(environment) { all } else { 1 };
-        // Never closed.
-        let _permits = self.steps.acquire_many(permits).await;
+        let _permits = loop {
+            let permits = if foreground.is_busy(environment) { all } else { 1 };
+            // Never closed.
+            let taken = self.steps.acquire_many(permits).await;
+            // Clients may have come while it waited.
+            if permits == all || !foreground.is_busy(environment) {
+                break taken;
+            }
+        };
         let began = environment.clock.monotonic();
         let done = step.await;
         let worked = environment.clock.monotonic().saturating_sub(began);
@@ -279,7 +285,8 @@ impl Round {
     /// Fetches what `peer` has of a partition and this node lacks.
     async fn compare(&self, peer: NodeId, partition: u8, own: &BTreeMap<u32, DayDigest>) -> Left {
         let scope = RepairScope { node: self.shared.id, epoch: self.map.epoch, partition, lost: self.lost.clone() };
-        let theirs = match self.shared.cluster.ask(peer, Request::RepairDigests(scope.clone())).await {
+        let digests = self.shared.cluster.ask(peer, Request::RepairDigests(scope.clone()));
+        let theirs = match self.step(digests).await {
             Ok(Response::RepairDigests(theirs)) => theirs,
             answer => {
                 tracing::debug!(%peer, partition, ?answer, "a node could not be compared with");

@@ -62,7 +62,7 @@ pub(super) async fn hand_over(round: &Round, items: Vec<SurplusItem>) -> Left {
                 let confirmed = BTreeSet::new();
                 batch.push(Surplus { name, length, put_time_ms, placement, hold, damaged, owners, confirmed });
             }
-            RepairItem::Locator(put) => left.and(hand_over_locator(round, put).await),
+            RepairItem::Locator(put) => left.and(round.step(hand_over_locator(round, put)).await),
             // All nodes own these.
             RepairItem::Tombstone(_) | RepairItem::Hold(_) => {}
         }
