@@ -29,7 +29,7 @@ pub(super) async fn day(round: &Round, peer: NodeId, scope: &RepairScope, day: u
     let mut after = None;
     loop {
         let page = RepairPage { scope: scope.clone(), day, after };
-        let items = match round.step(round.shared.cluster.ask(peer, Request::RepairItems(page))).await {
+        let items = match round.shared.cluster.ask(peer, Request::RepairItems(page)).await {
             Ok(Response::RepairItems(items)) => items,
             answer => {
                 tracing::debug!(%peer, day, ?answer, "a node could not be compared with");
@@ -49,7 +49,7 @@ pub(super) async fn day(round: &Round, peer: NodeId, scope: &RepairScope, day: u
 
 async fn take(round: &Round, peer: NodeId, items: Vec<RepairItem>) -> Left {
     let shared = &round.shared;
-    let lacked = round.step(shared.blocking(move |store| lacking(&store, items))).await;
+    let lacked = shared.blocking(move |store| lacking(&store, items)).await;
     let Some(Ok(lacked)) = lacked else { return Left { undone: true, done: false } };
     let mut left = Left { done: !lacked.is_empty(), undone: false };
     let mut wanted = Vec::new();
@@ -70,7 +70,8 @@ async fn take(round: &Round, peer: NodeId, items: Vec<RepairItem>) -> Left {
             tracing::debug!(%error, "repair could not store an item");
         }
     }
-    let at_once = shared.options.repair_concurrency.max(1);
+    let busy = shared.foreground.is_busy(&shared.environment);
+    let at_once = if busy { 1 } else { shared.options.repair_concurrency.max(1) };
     let fetches = stream::iter(wanted).map(|wanted| fetch_at_pace(round, peer, wanted)).buffer_unordered(at_once);
     let mut fetches = std::pin::pin!(fetches);
     while let Some(fetched) = fetches.next().await {
@@ -109,27 +110,30 @@ fn has(entry: Option<&Entry>, item: &RepairItem) -> bool {
     }
 }
 
-/// Fetches a copy when its turn has come; false if it has to be tried again.
+/// Fetches a copy, then rests if clients want the node; false if it has to be tried again.
 async fn fetch_at_pace(round: &Round, peer: NodeId, wanted: Wanted) -> bool {
     let shared = &round.shared;
-    let fetched = round.step(async {
-        if shared.is_stopping() { Err("this node is stopping".to_owned()) } else { fetch(shared, peer, wanted).await }
-    });
+    if shared.is_stopping() {
+        return false;
+    }
+    let began = shared.environment.clock.monotonic();
+    let fetched = fetch(shared, peer, wanted).await;
     let repair = &shared.repair;
-    match fetched.await {
+    match &fetched {
         Ok(()) => {
             repair.copied_blobs.fetch_add(1, Ordering::Relaxed);
             repair.copied_bytes.fetch_add(wanted.length, Ordering::Relaxed);
             repair.missing_blobs.fetch_sub(1, Ordering::Relaxed);
             repair.missing_bytes.fetch_sub(wanted.length, Ordering::Relaxed);
-            true
         }
         Err(reason) => {
             repair.failed_blobs.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(blob = %wanted.name, %peer, reason, "a copy could not be fetched");
-            false
         }
     }
+    let worked = shared.environment.clock.monotonic().saturating_sub(began);
+    shared.foreground.yield_after(&shared.environment, worked).await;
+    fetched.is_ok()
 }
 
 async fn fetch(shared: &Shared, peer: NodeId, wanted: Wanted) -> Result<(), String> {

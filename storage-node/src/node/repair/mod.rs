@@ -8,8 +8,7 @@
 //!
 //! Invariants: a surplus copy goes only after every owner has read its own copy and found it sound and no older; nothing
 //! expired is fetched or taken; two nodes with different maps compare nothing. A round is idempotent and may be cut short
-//! anywhere. It yields to clients: one step at a time with rests while they want the node. Else several partitions are gone
-//! through at once, as a partition of few blobs is a chain of waits for the other node and the disk.
+//! anywhere. It yields to clients: one step at a time with rests while they want the node.
 
 pub(crate) mod answer;
 mod fetch;
@@ -21,10 +20,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
 use lazaret_protocol::message::{DayDigest, RepairReport, RepairScope, Request, Response};
 use lazaret_protocol::{BlobName, ClusterMap, NodeId};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 
 use self::share::View;
 use self::surplus::SurplusItem;
@@ -33,8 +31,6 @@ use crate::index::Entry;
 
 /// Parts of the name space, one a first byte.
 pub(crate) const PARTITIONS: u32 = 256;
-/// Of these, how many a round goes through at once.
-const PARTITIONS_AT_ONCE: usize = 8;
 /// Entries read from the index at a time.
 const PAGE_ENTRIES: usize = 1024;
 /// How soon a round that left something undone is followed by the next.
@@ -166,8 +162,6 @@ struct Round {
     lost: Vec<NodeId>,
     /// Nodes to compare with.
     peers: Vec<NodeId>,
-    /// One permit for each step under way: pages read from the index, peers asked, copies fetched, batches handed over.
-    steps: Semaphore,
 }
 
 async fn round(shared: &Arc<Shared>) -> Left {
@@ -177,12 +171,15 @@ async fn round(shared: &Arc<Shared>) -> Left {
     let others = map.nodes.iter().map(|node| node.id).filter(|id| *id != shared.id);
     let peers: Vec<NodeId> = others.filter(|id| !unreachable.contains(id)).collect();
     let mut left = Left { undone: unreachable.iter().any(|id| !lost.contains(id)), done: false };
-    let steps = Semaphore::new(shared.options.repair_concurrency.max(1));
-    let round = Round { shared: Arc::clone(shared), map, lost, peers, steps };
-    let partitions = stream::iter(0..PARTITIONS).map(|partition| round.partition_by_its_map(partition as u8));
-    let mut partitions = std::pin::pin!(partitions.buffer_unordered(PARTITIONS_AT_ONCE));
-    while let Some(of_partition) = partitions.next().await {
-        left.and(of_partition);
+    let round = Round { shared: Arc::clone(shared), map, lost, peers };
+    for partition in 0..PARTITIONS {
+        // The map may have changed under the round: the next one goes by the new map.
+        if shared.is_stopping() || *shared.cluster.map() != *round.map {
+            left.undone = true;
+            return left;
+        }
+        left.and(round.partition(partition as u8).await);
+        shared.repair.partitions_done.fetch_add(1, Ordering::Relaxed);
     }
     left
 }
@@ -192,45 +189,13 @@ impl Round {
         View { map: &self.map, lost: &self.lost }
     }
 
-    /// Carries out a step among as many as may be under way at once, or alone while clients want the node: then it is
-    /// followed by a rest.
-    async fn step<T>(&self, step: impl Future<Output = T>) -> T {
-        let Shared { environment, foreground, options, .. } = &*self.shared;
-        let all = u32::try_from(options.repair_concurrency.max(1)).unwrap_or(u32::MAX);
-        let _permits = loop {
-            let permits = if foreground.is_busy(environment) { all } else { 1 };
-            // Never closed.
-            let taken = self.steps.acquire_many(permits).await;
-            // Clients may have come while it waited.
-            if permits == all || !foreground.is_busy(environment) {
-                break taken;
-            }
-        };
-        let began = environment.clock.monotonic();
-        let done = step.await;
-        let worked = environment.clock.monotonic().saturating_sub(began);
-        foreground.yield_after(environment, worked).await;
-        done
-    }
-
-    /// The map may have changed under the round: the next one goes by the new map.
-    async fn partition_by_its_map(&self, partition: u8) -> Left {
-        if self.shared.is_stopping() || *self.shared.cluster.map() != *self.map {
-            return Left { undone: true, done: false };
-        }
-        let left = self.partition(partition).await;
-        self.shared.repair.partitions_done.fetch_add(1, Ordering::Relaxed);
-        left
-    }
-
     async fn partition(&self, partition: u8) -> Left {
         let mut digests: Vec<BTreeMap<u32, DayDigest>> = vec![BTreeMap::new(); self.peers.len()];
         let mut left = Left::default();
         let (mut after, end) = (share::before_partition(partition), share::end_of_partition(partition));
         loop {
             let from = after;
-            let read = self.shared.blocking(move |store| store.entries(from, Some(end), PAGE_ENTRIES));
-            let page = self.step(read).await;
+            let page = self.shared.blocking(move |store| store.entries(from, Some(end), PAGE_ENTRIES)).await;
             let Some(Ok(page)) = page else {
                 left.undone = true;
                 return left;
@@ -285,8 +250,7 @@ impl Round {
     /// Fetches what `peer` has of a partition and this node lacks.
     async fn compare(&self, peer: NodeId, partition: u8, own: &BTreeMap<u32, DayDigest>) -> Left {
         let scope = RepairScope { node: self.shared.id, epoch: self.map.epoch, partition, lost: self.lost.clone() };
-        let digests = self.shared.cluster.ask(peer, Request::RepairDigests(scope.clone()));
-        let theirs = match self.step(digests).await {
+        let theirs = match self.shared.cluster.ask(peer, Request::RepairDigests(scope.clone())).await {
             Ok(Response::RepairDigests(theirs)) => theirs,
             answer => {
                 tracing::debug!(%peer, partition, ?answer, "a node could not be compared with");

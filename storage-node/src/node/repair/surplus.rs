@@ -55,21 +55,19 @@ pub(super) async fn hand_over(round: &Round, items: Vec<SurplusItem>) -> Left {
                 round.shared.repair.surplus_blobs.fetch_add(1, Ordering::Relaxed);
                 let owners = round.view().owners(placement);
                 if batch.len() == REPAIR_ITEMS_MAX || batch_bytes + length > VERIFY_BYTES_MAX {
-                    left.and(round.step(hand_over_batch(round, std::mem::take(&mut batch))).await);
+                    left.and(hand_over_batch(round, std::mem::take(&mut batch)).await);
                     batch_bytes = 0;
                 }
                 batch_bytes += length;
                 let confirmed = BTreeSet::new();
                 batch.push(Surplus { name, length, put_time_ms, placement, hold, damaged, owners, confirmed });
             }
-            RepairItem::Locator(put) => left.and(round.step(hand_over_locator(round, put)).await),
+            RepairItem::Locator(put) => left.and(hand_over_locator(round, put).await),
             // All nodes own these.
             RepairItem::Tombstone(_) | RepairItem::Hold(_) => {}
         }
     }
-    if !batch.is_empty() {
-        left.and(round.step(hand_over_batch(round, batch)).await);
-    }
+    left.and(hand_over_batch(round, batch).await);
     left
 }
 
@@ -85,10 +83,11 @@ async fn hand_over_locator(round: &Round, put: PutLocator) -> Left {
 
 async fn hand_over_batch(round: &Round, mut batch: Vec<Surplus>) -> Left {
     let mut left = Left::default();
-    if round.shared.is_stopping() {
+    if batch.is_empty() || round.shared.is_stopping() {
         return left;
     }
     let shared = &round.shared;
+    let began = shared.environment.clock.monotonic();
     let owners: BTreeSet<NodeId> = batch.iter().flat_map(|copy| copy.owners.iter().copied()).collect();
     for owner in owners {
         if !round.peers.contains(&owner) {
@@ -114,6 +113,8 @@ async fn hand_over_batch(round: &Round, mut batch: Vec<Surplus>) -> Left {
         }
     }
     left.and(give_up(round, batch).await);
+    let worked = shared.environment.clock.monotonic().saturating_sub(began);
+    shared.foreground.yield_after(&shared.environment, worked).await;
     left
 }
 
