@@ -8,6 +8,10 @@ mod files;
 
 use std::time::{Duration, Instant};
 
+/// As in the program: what is measured of memory depends on it.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Waits for what another thread or process does. Thirty seconds is long past what any of it takes.
 fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
