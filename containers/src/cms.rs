@@ -9,10 +9,11 @@ use std::io::{self, BufReader, Read, SeekFrom};
 use flate2::bufread::ZlibDecoder;
 
 use crate::budget::Budget;
-use crate::container::{Container, Extractor, ReadSeek, Sink, hand_out};
+use crate::container::{Container, Extractor, ReadSeek, Sink};
 use crate::fields::{cut_off, invalid, read_at_most};
 use crate::format::{Format, whole_if};
 use crate::outcome::{ExtractionOutcome, Protection};
+use crate::parts::Out;
 use crate::stream::member_name;
 
 /// The kinds of content, by the object identifiers that tell them: 1.2.840.113549.1.7 and 1.2.840.113549.1.9.16.1.
@@ -83,65 +84,47 @@ struct Cms;
 
 impl Extractor for Cms {
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
-        let mut outcome = ExtractionOutcome::default();
-        let result = walk(container, budget, sink, &mut outcome)
-            .and_then(|()| if outcome.is_over() { Ok(()) } else { behind(container, budget, sink, &mut outcome) });
-        if let Err(error) = result {
-            outcome.note_error("the message is broken", &error);
-        }
-        outcome
+        let mut out = Out::new(budget, sink);
+        let result = walk(container, budget, &mut out);
+        out.end("the message is broken", result)
     }
 }
 
-fn walk(
-    container: &mut Container<'_>,
-    budget: &Budget,
-    sink: &mut Sink<'_>,
-    outcome: &mut ExtractionOutcome,
-) -> io::Result<()> {
+fn walk(container: &mut Container<'_>, budget: &Budget, out: &mut Out<'_, '_>) -> io::Result<()> {
     let input = &mut *container.input;
     input.seek(SeekFrom::Start(0))?;
     let kind = Kind::of(&read_at_most(input, 32)?).ok_or_else(|| invalid("no message"))?;
     if kind == Kind::Encrypted {
-        outcome.note_protected(Protection::Document);
+        out.outcome.note_protected(Protection::Document);
+    } else if let Some(content) = content(input, budget)?
+        && !hand_out(kind, content, container, out)
+    {
         return Ok(());
     }
-    let Some(content) = content(input, budget)? else { return Ok(()) };
+    behind(container, budget, out)
+}
+
+/// Hands out the content of a message. False if it ended with an error or nothing more may come out.
+fn hand_out(kind: Kind, content: Header, container: &mut Container<'_>, out: &mut Out<'_, '_>) -> bool {
     let name = member_name(container.name, &[(".p7m", ""), (".p7s", ""), (".p7z", ""), (".tsd", "")]);
-    let mut octets = BufReader::new(Octets::new(input, content));
-    let handed_out = match kind {
-        Kind::Compressed => hand_out(name, None, &mut ZlibDecoder::new(octets), budget, sink),
-        _ => hand_out(name, None, &mut octets, budget, sink),
-    };
-    match handed_out {
-        Ok(None) => Ok(()),
-        Ok(Some(error)) => Err(error),
-        Err(halt) => Err(halt.into()),
+    let mut octets = BufReader::new(Octets::new(&mut *container.input, content));
+    match kind {
+        Kind::Compressed => out.member(name, None, &mut ZlibDecoder::new(octets)),
+        _ => out.member(name, None, &mut octets),
     }
 }
 
 /// Hands out what lies behind the message: whoever opens the file as something else may find it there.
-fn behind(
-    container: &mut Container<'_>,
-    budget: &Budget,
-    sink: &mut Sink<'_>,
-    outcome: &mut ExtractionOutcome,
-) -> io::Result<()> {
+fn behind(container: &mut Container<'_>, budget: &Budget, out: &mut Out<'_, '_>) -> io::Result<()> {
     let end = Header::read(container.input, 0)?.next(container.input, budget)?;
     let Some(length) = container.length.checked_sub(end) else {
-        outcome.note_broken("the message is cut off");
+        out.outcome.note_broken("the message is cut off");
         return Ok(());
     };
-    if length == 0 {
-        return Ok(());
+    if length > 0 {
+        out.stored("behind the message".to_owned(), container.input, end, length);
     }
-    container.input.seek(SeekFrom::Start(end))?;
-    let mut content = (&mut *container.input).take(length);
-    match hand_out("behind the message".to_owned(), Some(length), &mut content, budget, sink) {
-        Ok(None) => Ok(()),
-        Ok(Some(error)) => Err(error),
-        Err(halt) => Err(halt.into()),
-    }
+    Ok(())
 }
 
 /// The header of a value.

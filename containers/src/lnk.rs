@@ -44,10 +44,8 @@ impl Extractor for Shortcut {
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
         let (input, length) = (&mut *container.input, container.length);
         let mut out = Out::new(budget, sink);
-        if let Err(error) = walk(input, length, &mut out) {
-            out.outcome.note_error("the shortcut is broken", &error);
-        }
-        out.outcome
+        let result = walk(input, length, &mut out);
+        out.end("the shortcut is broken", result)
     }
 }
 

@@ -12,7 +12,7 @@ use memchr::memmem::rfind;
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name};
 use crate::fields::{be32, invalid, until_zero};
-use crate::format::{Format, Probe, whole_if};
+use crate::format::{Format, whole_if};
 use crate::outcome::ExtractionOutcome;
 use crate::parts::{Out, part, read_array, read_vec};
 
@@ -43,7 +43,8 @@ pub(crate) static FORMAT: Format = Format {
     category: "E",
     beside: &["pe", "elf", "upx", "zip"],
     probe: |probe| {
-        let is_one = PROGRAMS.iter().any(|magic| probe.head.starts_with(magic)) && archive(probe)?.is_some();
+        let is_one = PROGRAMS.iter().any(|magic| probe.head.starts_with(magic))
+            && find_archive(probe.input, probe.length)?.is_some();
         whole_if(is_one)
     },
     extractor: &Program,
@@ -71,10 +72,6 @@ struct Archive {
 }
 
 /// The archive that a program finds in itself.
-fn archive(probe: &mut Probe<'_>) -> io::Result<Option<Archive>> {
-    find_archive(probe.input, probe.length)
-}
-
 fn find_archive(input: &mut dyn ReadSeek, length: u64) -> io::Result<Option<Archive>> {
     let mut end = length;
     while end > 0 {
@@ -115,10 +112,8 @@ impl Extractor for Program {
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
         let (input, length) = (&mut *container.input, container.length);
         let mut out = Out::new(budget, sink);
-        if let Err(error) = walk(input, length, &mut out) {
-            out.outcome.note_error("the archive is broken", &error);
-        }
-        out.outcome
+        let result = walk(input, length, &mut out);
+        out.end("the archive is broken", result)
     }
 }
 
@@ -156,10 +151,8 @@ impl Extractor for Modules {
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
         let (input, length) = (&mut *container.input, container.length);
         let mut out = Out::new(budget, sink);
-        if let Err(error) = walk_modules(input, length, &mut out) {
-            out.outcome.note_error("the archive is broken", &error);
-        }
-        out.outcome
+        let result = walk_modules(input, length, &mut out);
+        out.end("the archive is broken", result)
     }
 }
 

@@ -3,17 +3,18 @@
 //!
 //! What comes out is the whole text with these parts decoded.
 
-use std::io::{self, Cursor, SeekFrom};
+use std::io::{self, Cursor};
 
 use memchr::memmem::find;
 
 use crate::budget::Budget;
-use crate::container::{Container, Extractor, ReadSeek, Sink, read_full};
+use crate::container::{Container, Extractor, ReadSeek, Sink};
 use crate::encoded::is_text;
 use crate::fields::le32;
 use crate::format::{Claim, Claims, Format, Probe};
 use crate::outcome::ExtractionOutcome;
 use crate::parts::{Out, read_start};
+use crate::text::any_window;
 use crate::transfer::{self, digit};
 
 /// What an encoded part begins with, before its length.
@@ -24,7 +25,6 @@ const END: &[u8] = b"^#~@";
 const NUMBER_BYTES: usize = 8;
 /// The longest text that is decoded.
 const TEXT_BYTES_MAX: u64 = 16 << 20;
-const SEARCH_BYTES: usize = 256 * 1024;
 
 /// What the characters from the space on stand for, by each of the tables; and the tab.
 const CHARACTERS: [&[u8; 96]; 3] = [
@@ -55,21 +55,8 @@ fn probe(probe: &mut Probe<'_>) -> io::Result<Claims> {
 
 /// Whether a part lies anywhere in a text.
 fn is_far(input: &mut dyn ReadSeek) -> io::Result<bool> {
-    input.seek(SeekFrom::Start(0))?;
-    let mut bytes = vec![0; SEARCH_BYTES];
-    let mut kept = 0;
-    loop {
-        let filled = kept + read_full(input, bytes.get_mut(kept..).unwrap_or_default())?;
-        if part(bytes.get(..filled).unwrap_or_default()).is_some() {
-            return Ok(true);
-        }
-        if filled < bytes.len() {
-            return Ok(false);
-        }
-        // What may be the beginning of a part is searched again with what follows.
-        kept = START.len() + NUMBER_BYTES;
-        bytes.copy_within(filled - kept..filled, 0);
-    }
+    // What may be the beginning of a part is searched again with what follows.
+    any_window(input, START.len() + NUMBER_BYTES, |text| part(text).is_some())
 }
 
 /// The first part of a text: where it begins, and where what is encoded does.

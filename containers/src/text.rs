@@ -145,7 +145,11 @@ pub(crate) fn has_address(input: &mut dyn ReadSeek) -> io::Result<bool> {
 }
 
 /// Whether one of a file's windows, each of which begins with so many bytes of the one before it, is as is asked.
-fn any_window(input: &mut dyn ReadSeek, overlap: usize, mut is_so: impl FnMut(&[u8]) -> bool) -> io::Result<bool> {
+pub(crate) fn any_window(
+    input: &mut dyn ReadSeek,
+    overlap: usize,
+    mut is_so: impl FnMut(&[u8]) -> bool,
+) -> io::Result<bool> {
     input.seek(SeekFrom::Start(0))?;
     let mut bytes = vec![0; WINDOW_BYTES];
     let mut kept = 0;

@@ -8,8 +8,10 @@ use lazaret_containers::conformance::{self, Case, eicar};
 use lazaret_containers::{ContainerFormat, Passwords};
 
 mod base64;
+mod built;
 mod samples;
 
+use built::{activemime, appledouble, asar, cms, onenote, pgp, pyinstaller, pyz, zlib};
 use samples::{End, SAMPLES};
 
 /// Random changes of each file.
@@ -91,47 +93,8 @@ fn tnef(content: &[u8]) -> Vec<u8> {
     file
 }
 
-/// A message with its signature around it, as S/MIME sends it.
-fn cms(content: &[u8]) -> Vec<u8> {
-    let value = |tag: u8, content: &[u8]| [&[tag, 0x84][..], &(content.len() as u32).to_be_bytes(), content].concat();
-    let identifier = |kind: u8| [b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07", &[kind][..]].concat();
-    let inner = value(0x30, &[identifier(1), value(0xa0, &value(0x04, content))].concat());
-    let signed = value(0x30, &[value(2, &[1]), value(0x31, b""), inner, value(0x31, b"")].concat());
-    value(0x30, &[identifier(2), value(0xa0, &signed)].concat())
-}
-
-fn zlib(content: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
-    encoder.write_all(content).unwrap();
-    encoder.finish().unwrap()
-}
-
-fn pyinstaller(content: &[u8]) -> Vec<u8> {
-    let content = zlib(content);
-    let table =
-        [&20u32.to_be_bytes()[..], &[0; 4], &(content.len() as u32).to_be_bytes(), &[0; 4], b"\x01ba\0"].concat();
-    let mut end = b"MEI\x0c\x0b\x0a\x0b\x0e".to_vec();
-    for number in [content.len() + table.len() + 88, content.len(), table.len(), 311] {
-        end.extend_from_slice(&(number as u32).to_be_bytes());
-    }
-    end.resize(88, 0);
-    [b"\x7fELF program", &content[..], &table, &end].concat()
-}
-
-fn pyz(content: &[u8]) -> Vec<u8> {
-    let content = zlib(content);
-    let table = (17 + content.len() as u32).to_be_bytes();
-    [b"PYZ\0\xa7\x0d\x0d\x0a", &table[..], &[0; 5], &content].concat()
-}
-
 fn nuitka(content: &[u8]) -> Vec<u8> {
     [b"KAY", &zstd(content)[..]].concat()
-}
-
-fn pgp(content: &[u8]) -> Vec<u8> {
-    let literal = [&[0xcb, 255][..], &(content.len() as u32 + 7).to_be_bytes(), b"b\x01a\0\0\0\0", content].concat();
-    let packed = [b"\x02", &zlib(&literal)[..]].concat();
-    [&[0xc8, 255][..], &(packed.len() as u32).to_be_bytes(), &packed].concat()
 }
 
 fn rtf(content: &[u8]) -> Vec<u8> {
@@ -143,27 +106,6 @@ fn rtf(content: &[u8]) -> Vec<u8> {
     format!("{{\\rtf1 text{{\\object\\objemb{{\\*\\objclass Package}}{{\\*\\objdata\n{digits}}}}}}}").into_bytes()
 }
 
-fn onenote(content: &[u8]) -> Vec<u8> {
-    let mut file = b"\xe4\x52\x5c\x7b\x8c\xd8\xa7\x4d\xae\xb1\x53\x78\xd0\x29\x96\xd3".to_vec();
-    file.resize(1024, 0);
-    file.extend_from_slice(b"\xe7\x16\xe3\xbd\x65\x26\x11\x45\xa4\xc4\x8d\x4d\x0b\x7a\x9e\xac");
-    file.extend_from_slice(&(content.len() as u64).to_le_bytes());
-    file.extend_from_slice(&[0; 12]);
-    file.extend_from_slice(content);
-    file.extend_from_slice(b"\x22\xa7\xfb\x71\x79\x0f\x0b\x4a\xbb\x13\x89\x92\x56\x42\x6b\x24");
-    let length = file.len() as u64;
-    file[196..204].copy_from_slice(&length.to_le_bytes());
-    file
-}
-
-fn activemime(content: &[u8]) -> Vec<u8> {
-    let mut file = b"ActiveMime\0\0\x01\xf0\x04\0\0\0".to_vec();
-    file.resize(50, 0);
-    let mut encoder = flate2::write::ZlibEncoder::new(file, flate2::Compression::default());
-    encoder.write_all(content).unwrap();
-    encoder.finish().unwrap()
-}
-
 fn text(content: &[u8]) -> Vec<u8> {
     format!("<!DOCTYPE html>\n<a href=\"data:application/zip;base64,{}\">a</a>\n", base64::encode(content)).into_bytes()
 }
@@ -172,23 +114,6 @@ fn swf(content: &[u8]) -> Vec<u8> {
     let mut file = flate2::write::ZlibEncoder::new(b"CWS\x0a\x4c\0\0\0".to_vec(), flate2::Compression::default());
     file.write_all(content).unwrap();
     file.finish().unwrap()
-}
-
-fn asar(content: &[u8]) -> Vec<u8> {
-    let length = content.len();
-    let directory = format!(
-        "{{\"files\":{{\"a.txt\":{{\"size\":1,\"offset\":\"{length}\"}},\"folder\":{{\"files\":{{\"member\":{{\"size\":{length},\"offset\":\"0\"}}}}}}}}}}"
-    );
-    let text = directory.len() as u32;
-    let padded = text.next_multiple_of(4);
-    let header: Vec<u8> = [4, padded + 8, padded + 4, text].into_iter().flat_map(u32::to_le_bytes).collect();
-    [&header, directory.as_bytes(), &vec![0; (padded - text) as usize], content, b"a"].concat()
-}
-
-fn appledouble(content: &[u8]) -> Vec<u8> {
-    let (length, offset) = (content.len() as u32, 26 + 2 * 12);
-    let entries: Vec<u8> = [1, offset + 4, length, 2, offset, 4].into_iter().flat_map(u32::to_be_bytes).collect();
-    [b"\0\x05\x16\0\0\x02\0\0", &[0; 16][..], &[0, 2], &entries, b"fork", content].concat()
 }
 
 fn pdf(content: &[u8]) -> Vec<u8> {
@@ -237,9 +162,9 @@ fn written_here() -> Vec<(&'static str, Vec<u8>, bool)> {
         ("activemime", activemime(&eicar()), false),
         ("text", text(&eicar()), true),
         ("swf", swf(&eicar()), false),
-        ("zlib", zlib(&eicar()), false),
+        ("zlib", zlib(b"", &eicar()), false),
         ("asar", asar(&eicar()), false),
-        ("appledouble", appledouble(&eicar()), false),
+        ("appledouble", appledouble(false, &eicar()), false),
         ("pgp", pgp(&eicar()), false),
         ("pyinstaller", pyinstaller(&eicar()), false),
         ("pyz", pyz(&eicar()), false),
@@ -314,9 +239,9 @@ fn content_is_found_three_deep_in_mixed_formats() {
             "onenote" => onenote(content),
             "activemime" => activemime(content),
             "text" => text(content),
-            "zlib" => zlib(content),
+            "zlib" => zlib(b"", content),
             "asar" => asar(content),
-            "appledouble" => appledouble(content),
+            "appledouble" => appledouble(false, content),
             "pgp" => pgp(content),
             "pyinstaller" => pyinstaller(content),
             "pyz" => pyz(content),

@@ -184,8 +184,8 @@ fn archives(content: &[u8]) -> Vec<Row> {
             "Electron's asar; AppleSingle, AppleDouble",
             [
                 made("Electron's asar", make::asar(content)),
-                made("AppleSingle", make::apple(false, content)),
-                made("AppleDouble", make::apple(true, content)),
+                made("AppleSingle", make::appledouble(false, content)),
+                made("AppleDouble", make::appledouble(true, content)),
             ],
         ),
     ]
@@ -258,10 +258,7 @@ fn documents(content: &[u8]) -> Vec<Row> {
                 of("BinHex 4", "binhex"),
             ],
         ),
-        row(
-            "S/MIME, p7m, OpenPGP",
-            [made("S MIME p7m", make::signed(content)), made("OpenPGP", make::openpgp(content))],
-        ),
+        row("S/MIME, p7m, OpenPGP", [made("S MIME p7m", make::cms(content)), made("OpenPGP", make::pgp(content))]),
         row(
             "html, css, scripts, XML, JSON, ics, vcf, PEM, LDIF and other text",
             [make::texts(content).into_iter().flat_map(|(of, bytes)| made(of, bytes)).collect(), of("html", "utf16")],
