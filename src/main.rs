@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         Err(error) => return cli::usage_error(&error),
     };
     start_telemetry(&cli.command);
+    allocator::give_back_when_idle();
     allow_open_files();
     let outcome = run(cli.command);
     logging::flush();

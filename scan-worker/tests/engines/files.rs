@@ -150,6 +150,8 @@ fn reload_of_20000_rules() {
     for _ in 0..100 {
         judge(&engine, "file", b"to make the scanners");
     }
+    // What compiling took goes back by and by.
+    std::thread::sleep(Duration::from_secs(20));
     let first = resident_kib();
     println!("{} MiB resident", first / 1024);
     for salt in 1..=4 {
@@ -162,6 +164,6 @@ fn reload_of_20000_rules() {
             resident_kib() / 1024
         );
     }
-    let last = resident_kib();
-    assert!(last <= first + first / 10, "{first} KiB before, {last} KiB after");
+    let most = first + first / 10;
+    wait_until("the memory of the reload", || resident_kib() <= most);
 }

@@ -12,6 +12,11 @@ use std::time::{Duration, Instant};
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+// SAFETY: as in the program's `allocator`, which switches this on later, since its processes in the sandbox may have no threads.
+#[allow(unsafe_code)]
+#[unsafe(export_name = "malloc_conf")]
+static CONFIGURATION: &[u8] = b"oversize_threshold:0,background_thread:true\0";
+
 /// Waits for what another thread or process does. Thirty seconds is long past what any of it takes.
 fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
