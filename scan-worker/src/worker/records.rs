@@ -1,7 +1,9 @@
 //! Writes the records of one root's nested files, in the order in which they were finished, in batches.
 //!
-//! Scan threads block when the channel is full, which paces them to the store. A batch is whatever came while the one before
-//! was being written. Verdicts to be kept follow the records they stand for; one that can't be kept is no fault.
+//! Scan threads block when the channel is full, which paces them to the store. A batch is what came within a quarter of a second: a
+//! record's ids and digests lie all over the store's indexes, so that a small batch writes a page for each of them, and in a large one
+//! they share pages. The end of a tree waits for nothing. Verdicts to be kept follow the records they stand for; one that can't be
+//! kept is no fault.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +16,8 @@ use crate::scan::RecordSink;
 
 /// Records that wait to be written: two batches, so that one fills while the other is written.
 const WAITING_MAX: usize = 2 * NESTED_BATCH_MAX;
+/// How long a batch gathers records at most.
+const GATHERING: Duration = Duration::from_millis(250);
 /// How often a batch is offered to a store that refuses it.
 const TRIES: u32 = 3;
 /// How long to wait in between.
@@ -75,7 +79,7 @@ async fn write_all(
 ) -> Result<(), String> {
     let mut messages = Vec::with_capacity(NESTED_BATCH_MAX);
     loop {
-        waiting.recv_many(&mut messages, NESTED_BATCH_MAX).await;
+        gather(&mut waiting, &mut messages, &environment).await;
         // No message: whoever scans is gone, and so is whoever asks.
         let mut ended = messages.is_empty();
         let mut batch = Vec::with_capacity(messages.len());
@@ -97,6 +101,18 @@ async fn write_all(
         }
         if ended {
             return Ok(());
+        }
+    }
+}
+
+/// Waits for the next batch. It is empty if no more can come.
+async fn gather(waiting: &mut mpsc::Receiver<Message>, messages: &mut Vec<Message>, environment: &Environment) {
+    waiting.recv_many(messages, NESTED_BATCH_MAX).await;
+    let mut gathered = environment.clock.sleep(GATHERING);
+    while messages.len() < NESTED_BATCH_MAX && !matches!(messages.last(), None | Some(Message::End)) {
+        tokio::select! {
+            () = &mut gathered => return,
+            came = waiting.recv_many(messages, NESTED_BATCH_MAX - messages.len()) => if came == 0 { return },
         }
     }
 }
