@@ -17,6 +17,10 @@ use crate::store::StoreFault;
 /// rows spend most of their time fetching index pages again.
 pub(super) const WRITE_CACHE_KIB: u32 = 64 * 1024;
 
+/// Pages that the log grows by before they go to where they belong: 16 MiB. Those of an index are written many times to the log, and
+/// once from there; with SQLite's own 1,000 that took a tenth of the time of a large container.
+const LOG_PAGES: u32 = 4000;
+
 /// Statements that a connection keeps prepared, more than there are texts.
 const STATEMENTS_KEPT: usize = 128;
 
@@ -35,7 +39,8 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreFault> {
 pub(super) fn open_to_write(path: &Path) -> Result<Connection, StoreFault> {
     let connection = open(path)?;
     connection.execute_batch(&format!(
-        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA cache_size = -{WRITE_CACHE_KIB}"
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA cache_size = -{WRITE_CACHE_KIB};
+         PRAGMA wal_autocheckpoint = {LOG_PAGES}"
     ))?;
     Ok(connection)
 }
