@@ -20,9 +20,6 @@ use crate::verdict::ResultCode;
 /// Most keys that one call looks up or keeps.
 pub const VERDICT_BATCH_MAX: usize = 500;
 
-/// What takes files apart and folds results. Counted up when the same file would come out otherwise.
-const PIPELINE_VERSION: u32 = 1;
-
 /// The rule's keys that decide nothing about a file that was judged completely: who may use it, how it is scheduled, and
 /// limits, which are checked against the totals of an entry. All others count, those to come included.
 const RULE_KEYS_WITHOUT_WEIGHT: [&str; 9] = [
@@ -67,8 +64,8 @@ pub struct VerdictScope {
 }
 
 impl VerdictScope {
-    /// The scope of a rule and of the engines that are loaded. `attributes` says what else results differ by: the digests
-    /// that are taken. None if the rule wants no verdicts of earlier scans, or an engine does not tell its database's version.
+    /// The scope of a rule and of the engines that are loaded. `attributes` says what else results differ by: the build of
+    /// the program, and the digests that are taken. None if the rule wants no verdicts of earlier scans, or an engine does not tell its database's version.
     pub fn new(rule: &Rule, engines: &[EngineVersion], attributes: &str) -> Option<Self> {
         if !rule.verdict_cache {
             return None;
@@ -90,8 +87,6 @@ impl VerdictScope {
             hasher.update(&(bytes.len() as u64).to_le_bytes());
             hasher.update(bytes);
         };
-        field(&PIPELINE_VERSION.to_le_bytes());
-        field(env!("CARGO_PKG_VERSION").as_bytes());
         field(attributes.as_bytes());
         field(serde_json::Value::Object(weighty).to_string().as_bytes());
         field(&ratio.0.to_le_bytes());

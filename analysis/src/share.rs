@@ -40,8 +40,9 @@ pub struct NewShare {
     pub root: DataId,
     /// The worker that leads: the name of its process, which no other one has.
     pub worker: String,
-    /// Its build. Another one may walk through the same container in another order.
-    pub build: String,
+    /// What takes the file apart and judges it there: the build and the engines with their databases. Another one may walk through the
+    /// same container in another order, or find less.
+    pub pipeline: String,
     /// When the rule's time for the analysis is over.
     pub deadline_ms: Option<u64>,
 }
@@ -121,12 +122,12 @@ pub trait Shares: Send + Sync {
     /// Opens a share; the lead's own part in it. One of the same root is replaced.
     async fn open_share(&self, share: &NewShare, until_ms: u64) -> Result<PartToken, StoreError>;
 
-    /// Joins the oldest share that this worker is not in yet, whose lead is of the same build and alive, of which no part
+    /// Joins the oldest share that this worker is not in yet, whose lead has the same pipeline and is alive, of which no part
     /// was lost, and that has fewer than [`PARTS_MAX`].
     async fn join_share(
         &self,
         worker: &str,
-        build: &str,
+        pipeline: &str,
         until_ms: u64,
         now_ms: u64,
     ) -> Result<Option<Part>, StoreError>;

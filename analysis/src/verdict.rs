@@ -161,16 +161,20 @@ pub enum Extraction {
 
 /// A file's own result, without its nested files.
 ///
-/// It is the worst of what the engines and the extraction say. "Not Scanned" of one engine counts only if no engine judged
+/// It is the worst of what the engines and the extraction say, as the policy sees it ([`Policy::worst`]). "Not Scanned" of one engine counts only if no engine judged
 /// the file, and not for a container that came apart completely, since its members are judged one by one. Without any
 /// engine nothing was judged, whatever the extraction says.
-pub fn own_result(engine_codes: impl IntoIterator<Item = ResultCode>, extraction: Extraction) -> ResultCode {
+pub fn own_result(
+    policy: &Policy,
+    engine_codes: impl IntoIterator<Item = ResultCode>,
+    extraction: Extraction,
+) -> ResultCode {
     let mut engines = 0;
     let mut judged: Option<ResultCode> = None;
     for code in engine_codes {
         engines += 1;
         if code != ResultCode::NOT_SCANNED {
-            judged = Some(judged.map_or(code, |so_far| worst(so_far, code)));
+            judged = Some(judged.map_or(code, |so_far| policy.worst(so_far, code)));
         }
     }
     let by_engines = match judged {
@@ -179,7 +183,7 @@ pub fn own_result(engine_codes: impl IntoIterator<Item = ResultCode>, extraction
         None => ResultCode::NOT_SCANNED,
     };
     match extraction {
-        Extraction::Incomplete(code) => worst(by_engines, code),
+        Extraction::Incomplete(code) => policy.worst(by_engines, code),
         Extraction::NotAContainer | Extraction::Complete => by_engines,
     }
 }
@@ -198,6 +202,17 @@ impl Default for Policy {
 }
 
 impl Policy {
+    /// The place of a code among the results of one file and of what is nested in it: lower ones decide. What blocks comes before what
+    /// is allowed, so that nothing that the policy lets pass can hide anything that it doesn't; then severity counts.
+    pub fn rank(&self, code: ResultCode) -> (bool, usize) {
+        (self.outcome(code) == Outcome::Allowed, code.severity_rank())
+    }
+
+    /// Which of two results decides.
+    pub fn worst(&self, a: ResultCode, b: ResultCode) -> ResultCode {
+        if self.rank(a) <= self.rank(b) { a } else { b }
+    }
+
     /// What `code` means for the file.
     pub fn outcome(&self, code: ResultCode) -> Outcome {
         if !code.is_final() {
@@ -347,7 +362,9 @@ mod tests {
     #[test]
     fn own_result_is_the_worst_of_the_engines() {
         use Extraction::{Complete, Incomplete, NotAContainer};
-        let own = |engines: &[u16], extraction| own_result(engines.iter().map(|c| code(*c)), extraction).code();
+        let policy = Policy::default();
+        let own =
+            |engines: &[u16], extraction| own_result(&policy, engines.iter().map(|c| code(*c)), extraction).code();
         assert_eq!(own(&[0], NotAContainer), 0);
         assert_eq!(own(&[0, 1, 2], NotAContainer), 1);
         assert_eq!(own(&[0, 25], NotAContainer), 25);
@@ -366,5 +383,23 @@ mod tests {
         assert_eq!(own(&[0], Incomplete(ResultCode::ARCHIVE_DEPTH)), 9);
         assert_eq!(own(&[10], Incomplete(ResultCode::ENCRYPTED_ARCHIVE)), 12);
         assert_eq!(own(&[1], Incomplete(ResultCode::ARCHIVE_DEPTH)), 1);
+    }
+
+    #[test]
+    fn what_is_allowed_hides_nothing_that_is_not() {
+        let mut policy = Policy::default();
+        // By default severity alone decides.
+        for (a, b) in ResultCode::all().flat_map(|a| ResultCode::all().map(move |b| (a, b))) {
+            assert_eq!(policy.worst(a, b), worst(a, b));
+        }
+        policy.allowed.extend([code(17), code(21)]);
+        assert_eq!(policy.worst(code(17), code(12)), code(12));
+        assert_eq!(policy.worst(code(12), code(21)), code(12));
+        assert_eq!(policy.worst(code(17), code(21)), code(21));
+        assert_eq!(policy.worst(code(17), code(0)), code(17));
+        let own =
+            |engines: &[u16], extraction| own_result(&policy, engines.iter().map(|c| code(*c)), extraction).code();
+        assert_eq!(own(&[0, 17], Extraction::Incomplete(code(12))), 12);
+        assert_eq!(own(&[21, 25], Extraction::NotAContainer), 25);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use lazaret_analysis::{Limits, ResultCode, Rule, worst};
+use lazaret_analysis::{Limits, ResultCode, Rule};
 use lazaret_containers::{ExtractionOutcome, Limit, Protection, Stop};
 
 /// Why a tree is no longer scanned.
@@ -87,7 +87,8 @@ pub fn outcome_code(outcome: &ExtractionOutcome, rule: &Rule) -> Option<ResultCo
         outcome.broken.as_ref().map(|_| ResultCode::EXTRACTION_FAILED),
         outcome.suspicious.as_ref().map(|_| ResultCode::SUSPICIOUS),
     ];
-    codes.into_iter().flatten().reduce(worst)
+    let policy = rule.policy();
+    codes.into_iter().flatten().reduce(|a, b| policy.worst(a, b))
 }
 
 #[cfg(test)]
@@ -118,6 +119,17 @@ mod tests {
         assert_eq!(outcome_code(&outcome, &rule), Some(ResultCode::EXTRACTION_FAILED));
         outcome.note_suspicious("two directories");
         assert_eq!(outcome_code(&outcome, &rule), Some(ResultCode::SUSPICIOUS));
+    }
+
+    #[test]
+    fn what_a_rule_allows_does_not_decide() {
+        let mut rule = Rule::with_defaults("test");
+        rule.allowed_codes.push(ResultCode::EXTRACTION_FAILED);
+        let mut outcome = ExtractionOutcome::default();
+        outcome.note_broken("broken");
+        assert_eq!(outcome_code(&outcome, &rule), Some(ResultCode::EXTRACTION_FAILED));
+        outcome.note_protected(Protection::Archive);
+        assert_eq!(outcome_code(&outcome, &rule), Some(ResultCode::ENCRYPTED_ARCHIVE));
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod file_type;
 pub mod memory;
 mod metrics;
 pub mod pool;
+mod program;
 pub mod sample;
 pub mod scan;
 pub mod signers;

@@ -8,6 +8,7 @@ use std::io::Write;
 
 use common::*;
 use lazaret_analysis::{FileResult, ResultCode, Rule};
+use lazaret_scan_worker::engines;
 use zip::CompressionMethod;
 
 const INFECTED: ResultCode = ResultCode::INFECTED;
@@ -259,6 +260,24 @@ fn an_encrypted_member_is_said_and_the_others_are_scanned() {
     let scanned = scan("file.zip", raw);
     assert_eq!(scanned.root.own, ResultCode::SUSPICIOUS);
     assert_eq!(scanned.at("plain").result.file.size_bytes, 5);
+}
+
+#[test]
+fn what_a_rule_allows_hides_nothing_that_it_blocks() {
+    let mut locked = zip_by(CompressionMethod::Stored, &[("member", b"content")]);
+    let central = locked.windows(4).position(|four| four == b"PK\x01\x02").unwrap();
+    locked[6] |= 1;
+    locked[central + 8] |= 1;
+    let mut cut = gz(b"content");
+    cut.truncate(cut.len() - 4);
+    let both = tar(&[("cut.gz", &cut), ("locked.zip", &locked)]);
+    // Severity would have the one that is cut off decide.
+    assert_eq!(scan("both.tar", both.clone()).root.overall, ResultCode::EXTRACTION_FAILED);
+    let mut rule = Rule::with_defaults("test");
+    rule.allowed_codes.push(ResultCode::EXTRACTION_FAILED);
+    let scanned = scan_with(&scanner(options(), engines::builtin().unwrap()), "both.tar", both, rule);
+    assert_eq!(scanned.root.overall, ResultCode::ENCRYPTED_ARCHIVE);
+    assert_eq!(scanned.root.blocked_reasons, ["Encrypted Archive"]);
 }
 
 #[test]

@@ -727,13 +727,34 @@ async fn several_workers_share_an_archive_and_the_rows_are_those_of_one() {
     );
     let worst = ResultStore::get(&*station.backend, one.worst_child.unwrap()).await.unwrap().unwrap();
     assert_eq!(worst.new.file.display_name, "3");
-    assert_eq!(
-        station.backend.join_share("nobody", env!("CARGO_PKG_VERSION"), now_ms() + 1_000, now_ms()).await.unwrap(),
-        None
-    );
     for (_, worker) in workers {
         worker.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_with_other_engines_takes_no_part() {
+    let station = Station::new().await;
+    let rule = Rule { load_sharing: true, verdict_cache: false, ..Rule::with_defaults("test") };
+    let (probe, _, _) = Probe::new("");
+    let slow: Arc<dyn Engine> = Arc::new(Slow);
+    let lead = station.start_with(station.options(), engines::builtin().unwrap().into_iter().chain([slow]).collect());
+    let data_id = station.create("archive.tar", long_archive(4_000), rule).await;
+    station.queue(data_id).await;
+    while ResultStore::get(&*station.backend, data_id).await.unwrap().unwrap().state == State::Queued {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    // It finds no threat in anything.
+    let helper = station.start_with(station.options(), vec![probe.clone()]);
+    let result = station.finished(data_id).await.result.unwrap();
+    let container = result.container.unwrap();
+    assert_eq!(
+        (result.overall, container.extracted_count, container.detected_count),
+        (ResultCode::INFECTED, 4_000, 80)
+    );
+    assert_eq!(scans(&probe), 0);
+    helper.stop().await;
+    lead.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -743,11 +764,12 @@ async fn what_a_helper_had_claimed_and_never_did_is_done_by_the_lead() {
     let worker = station.start();
     let data_id = station.create("archive.tar", long_archive(4_000), rule).await;
     station.queue(data_id).await;
+    let pipeline = common::scanner(common::options(), engines::builtin().unwrap()).pipeline();
     // A helper that claims some members and is never heard of again.
     let joined = async {
         loop {
             let (until_ms, now_ms) = (now_ms() + 500, now_ms());
-            let joined = station.backend.join_share("dead", env!("CARGO_PKG_VERSION"), until_ms, now_ms).await.unwrap();
+            let joined = station.backend.join_share("dead", &pipeline, until_ms, now_ms).await.unwrap();
             if let Some(part) = joined {
                 break part;
             }

@@ -5,9 +5,9 @@ use crate::id::DataId;
 use crate::share::{NewShare, PartResult, PartState};
 use crate::store::ResultStore;
 
-const BUILD: &str = "conformance";
+const PIPELINE: &str = "conformance";
 
-/// What [`crate::share::Shares`] must do. No share of this build may be open.
+/// What [`crate::share::Shares`] must do. No share of this pipeline may be open.
 pub async fn shares(store: &dyn ResultStore) {
     members_are_claimed_without_gaps_and_folded_once(store).await;
     a_part_that_is_lost_is_taken_once(store).await;
@@ -16,20 +16,20 @@ pub async fn shares(store: &dyn ResultStore) {
 }
 
 fn new_share(worker: &str) -> NewShare {
-    NewShare { root: DataId::random(), worker: worker.to_owned(), build: BUILD.to_owned(), deadline_ms: Some(77) }
+    NewShare { root: DataId::random(), worker: worker.to_owned(), pipeline: PIPELINE.to_owned(), deadline_ms: Some(77) }
 }
 
 async fn members_are_claimed_without_gaps_and_folded_once(store: &dyn ResultStore) {
-    assert_eq!(store.join_share("b", BUILD, 1_000, 100).await.unwrap(), None);
+    assert_eq!(store.join_share("b", PIPELINE, 1_000, 100).await.unwrap(), None);
     let share = new_share("a");
     let lead = store.open_share(&share, 1_000).await.unwrap();
-    assert_eq!(store.join_share("a", BUILD, 1_000, 100).await.unwrap(), None, "it is in it already");
-    assert_eq!(store.join_share("b", "another build", 1_000, 100).await.unwrap(), None);
-    assert_eq!(store.join_share("b", BUILD, 2_000, 1_000).await.unwrap(), None, "its lead is dead");
+    assert_eq!(store.join_share("a", PIPELINE, 1_000, 100).await.unwrap(), None, "it is in it already");
+    assert_eq!(store.join_share("b", "another pipeline", 1_000, 100).await.unwrap(), None);
+    assert_eq!(store.join_share("b", PIPELINE, 2_000, 1_000).await.unwrap(), None, "its lead is dead");
     assert_eq!(store.claim_members(&lead, 3).await.unwrap(), Some(0..3));
-    let part = store.join_share("b", BUILD, 1_000, 100).await.unwrap().unwrap();
+    let part = store.join_share("b", PIPELINE, 1_000, 100).await.unwrap().unwrap();
     assert_eq!((part.root, part.deadline_ms), (share.root, Some(77)));
-    assert_eq!(store.join_share("b", BUILD, 1_000, 100).await.unwrap(), None, "once is enough");
+    assert_eq!(store.join_share("b", PIPELINE, 1_000, 100).await.unwrap(), None, "once is enough");
     assert_eq!(store.claim_members(&part.token, 5).await.unwrap(), Some(3..8));
     assert_eq!(store.claim_members(&lead, 0).await.unwrap(), Some(8..9), "at least one");
     assert_eq!(store.claim_members(&part.token, 1).await.unwrap(), Some(9..10));
@@ -49,19 +49,19 @@ async fn members_are_claimed_without_gaps_and_folded_once(store: &dyn ResultStor
     store.close_share(share.root).await.unwrap();
     assert_eq!(store.parts(&lead, 100).await.unwrap(), None);
     assert_eq!(store.claim_members(&lead, 1).await.unwrap(), None);
-    assert_eq!(store.join_share("c", BUILD, 1_000, 100).await.unwrap(), None);
+    assert_eq!(store.join_share("c", PIPELINE, 1_000, 100).await.unwrap(), None);
 }
 
 async fn a_part_that_is_lost_is_taken_once(store: &dyn ResultStore) {
     let share = new_share("a");
     let lead = store.open_share(&share, 10_000).await.unwrap();
-    let part = store.join_share("b", BUILD, 1_000, 100).await.unwrap().unwrap();
+    let part = store.join_share("b", PIPELINE, 1_000, 100).await.unwrap().unwrap();
     assert_eq!(store.claim_members(&part.token, 2).await.unwrap(), Some(0..2));
     assert!(!store.take_part(&part.token, 999).await.unwrap(), "its lease has not ended");
     assert!(store.extend_part(&part.token, 2_000).await.unwrap());
     assert_eq!(store.parts(&lead, 1_999).await.unwrap().unwrap()[0].state, PartState::Working);
     assert_eq!(store.parts(&lead, 2_000).await.unwrap().unwrap()[0].state, PartState::Lost);
-    assert_eq!(store.join_share("c", BUILD, 9_000, 2_000).await.unwrap(), None, "somebody died of it");
+    assert_eq!(store.join_share("c", PIPELINE, 9_000, 2_000).await.unwrap(), None, "somebody died of it");
     assert!(store.take_part(&part.token, 2_000).await.unwrap());
     assert!(!store.take_part(&part.token, 2_000).await.unwrap());
     assert!(!store.extend_part(&part.token, 9_000).await.unwrap());
@@ -77,7 +77,7 @@ async fn a_part_that_is_lost_is_taken_once(store: &dyn ResultStore) {
 async fn a_share_opened_again_forgets_its_parts(store: &dyn ResultStore) {
     let share = new_share("a");
     let first = store.open_share(&share, 10_000).await.unwrap();
-    let part = store.join_share("b", BUILD, 10_000, 100).await.unwrap().unwrap();
+    let part = store.join_share("b", PIPELINE, 10_000, 100).await.unwrap().unwrap();
     store.claim_members(&part.token, 2).await.unwrap().unwrap();
     let second = store.open_share(&share, 10_000).await.unwrap();
     assert_eq!(store.parts(&first, 100).await.unwrap(), None);

@@ -14,7 +14,7 @@ use crate::id::{DataId, random_bytes};
 use crate::share::{NewShare, PARTS_MAX, Part, PartResult, PartState, PartToken, PartView, Shares};
 use crate::store::{PAGE_RECORDS_MAX, StoreError, StoreFault};
 
-/// Joins the first share that the worker `?2` of build `?3` may join at `?4`.
+/// Joins the first share that the worker `?2` with the pipeline `?3` may join at `?4`.
 const JOIN: &str = "
     INSERT INTO share_part (token, share, worker, until_ms) SELECT ?1, share.id, ?2, ?6
     FROM share JOIN share_part AS lead ON lead.token = share.lead
@@ -39,7 +39,7 @@ impl SqliteBackend {
         self.delete_share(share.root).await?;
         let insert = self.writer.execute(
             "INSERT INTO share (root, lead, build, deadline_ms) VALUES (?1, ?2, ?3, ?4)",
-            (share.root, lead.0.clone(), share.build.clone(), share.deadline_ms.map(to_i64)),
+            (share.root, lead.0.clone(), share.pipeline.clone(), share.deadline_ms.map(to_i64)),
         );
         insert.await?;
         // Without its lead's part nobody can join it.
@@ -56,14 +56,14 @@ impl SqliteBackend {
         self.writer.execute("DELETE FROM share WHERE root = ?1", (root,)).await.map(drop)
     }
 
-    async fn join(&self, worker: &str, build: &str, until_ms: u64, now_ms: u64) -> Result<Option<Part>, StoreFault> {
+    async fn join(&self, worker: &str, pipeline: &str, until_ms: u64, now_ms: u64) -> Result<Option<Part>, StoreFault> {
         // An idle worker asks often; it should not take the write lock for that.
         if !self.readers.read(|connection| any(connection, "SELECT 1 FROM share LIMIT 1", ())).await? {
             return Ok(None);
         }
         let token = new_token();
-        let (worker, build) = (worker.to_owned(), build.to_owned());
-        let values = (token.0.clone(), worker, build, to_i64(now_ms), PARTS_MAX, to_i64(until_ms));
+        let (worker, pipeline) = (worker.to_owned(), pipeline.to_owned());
+        let values = (token.0.clone(), worker, pipeline, to_i64(now_ms), PARTS_MAX, to_i64(until_ms));
         let joining = self.writer.write(|connection| {
             let Some(share) = one(connection, JOIN, values, |row| Ok(row.get::<_, i64>(0)?))? else { return Ok(None) };
             one(connection, "SELECT root, deadline_ms FROM share WHERE id = ?1", (share,), |row| {
@@ -144,11 +144,11 @@ impl Shares for SqliteBackend {
     async fn join_share(
         &self,
         worker: &str,
-        build: &str,
+        pipeline: &str,
         until_ms: u64,
         now_ms: u64,
     ) -> Result<Option<Part>, StoreError> {
-        self.join(worker, build, until_ms, now_ms).await.map_err(on_share("join"))
+        self.join(worker, pipeline, until_ms, now_ms).await.map_err(on_share("join"))
     }
 
     async fn claim_members(&self, part: &PartToken, count: u32) -> Result<Option<Range<u32>>, StoreError> {

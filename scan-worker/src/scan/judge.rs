@@ -52,8 +52,8 @@ pub(super) fn process(tree: &Arc<Tree>, node: &Arc<Node>, sample: Sample, known:
     });
     if let Some(fault) = sample.fault() {
         // Whatever was found, something of it was seen by nobody.
-        judged.failure =
-            Some(judged.failure.map_or(ResultCode::SCAN_FAILED, |code| worst(code, ResultCode::SCAN_FAILED)));
+        let failed = ResultCode::SCAN_FAILED;
+        judged.failure = Some(judged.failure.map_or(failed, |code| tree.rule.policy().worst(code, failed)));
         (judged.detail, judged.unkeepable) = (fault.to_owned(), true);
     }
     // Before the result, so that whoever has a tree's result can count on its memory.

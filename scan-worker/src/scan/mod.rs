@@ -48,6 +48,7 @@ use crate::examine::takes_part;
 use crate::memory::{MemoryBudget, Reservation};
 use crate::metrics::Metrics;
 use crate::pool::{Lane, Pool};
+use crate::program;
 use crate::sample::Sample;
 use crate::source::{BlobSource, SourceError};
 use crate::spool::{Spool, SpoolOptions, TreeSpool};
@@ -128,6 +129,8 @@ pub struct Scanner {
 
 struct Shared {
     options: ScannerOptions,
+    /// What results depend on besides rules and engines: the build of the program, and the digests that are taken.
+    attributes: String,
     /// The rules that files are matched against in the sandbox, if there is one.
     confined: Option<Arc<RuleSets>>,
     engines: Vec<Arc<dyn Engine>>,
@@ -168,8 +171,10 @@ impl Scanner {
         let digests = lazaret_digests::Pool::of_process()?;
         let (leaf_cost, counters, metrics) = (LeafCost::default(), Arc::default(), Arc::default());
         let trees = AtomicUsize::new(0);
+        let attributes = format!("{} {:?}", program::identity(), options.digests);
         let shared = Shared {
             options,
+            attributes,
             confined,
             engines,
             memory,
@@ -197,13 +202,23 @@ impl Scanner {
 
     /// What the verdicts of a rule depend on, with the engines as they are now. None if it wants none of earlier scans.
     pub fn scope(&self, rule: &Rule) -> Option<VerdictScope> {
+        VerdictScope::new(rule, &self.engine_versions(), &self.shared.attributes)
+    }
+
+    /// What takes files apart and judges them, with the engines as they are now: two of the same name find the same in the same file, and
+    /// in the same order.
+    pub fn pipeline(&self) -> String {
+        let whole = (&self.shared.attributes, self.engine_versions());
+        blake3::hash(format!("{whole:?}").as_bytes()).to_string()
+    }
+
+    fn engine_versions(&self) -> Vec<EngineVersion> {
         let version = |engine: &Arc<dyn Engine>| {
             let info = engine.info();
             let database = (info.database_version, info.def_time_ms);
             EngineVersion { id: info.id, name: info.name, version: info.version, database }
         };
-        let engines: Vec<EngineVersion> = self.shared.engines.iter().map(version).collect();
-        VerdictScope::new(rule, &engines, &format!("{:?}", self.shared.options.digests))
+        self.shared.engines.iter().map(version).collect()
     }
 
     /// The byte budget over all samples, for fetching a root into memory.

@@ -12,7 +12,7 @@ use lazaret_analysis::cache::may_be_kept;
 use lazaret_analysis::verdict::Extraction;
 use lazaret_analysis::{
     ContainerResult, DataId, EngineResult, FileInfo, FileResult, Findings, KeptTree, KeptVerdict, NestedRecord,
-    Outcome, PartResult, ResultCode, Rule, Times, TreeTotals, VerdictKey, WorstMember, own_result, worst,
+    Outcome, PartResult, Policy, ResultCode, Rule, Times, TreeTotals, VerdictKey, WorstMember, own_result,
 };
 
 use super::share::RootPart;
@@ -64,17 +64,17 @@ pub(super) struct Folded {
 }
 
 impl Folded {
-    fn add_worst(&mut self, candidate: WorstMember) {
-        let key = |worst: &WorstMember| (worst.code.severity_rank(), worst.ordinal);
+    fn add_worst(&mut self, candidate: WorstMember, policy: &Policy) {
+        let key = |worst: &WorstMember| (policy.rank(worst.code), worst.ordinal);
         if self.worst.as_ref().is_none_or(|so_far| key(&candidate) < key(so_far)) {
             self.worst = Some(candidate);
         }
     }
 
     /// Adds what another worker found in its members.
-    pub fn add(&mut self, part: &PartResult) {
+    pub fn add(&mut self, part: &PartResult, policy: &Policy) {
         if let Some(worst) = part.worst {
-            self.add_worst(worst);
+            self.add_worst(worst, policy);
         }
         self.detected = self.detected.saturating_add(part.detected);
         self.totals.merge(&part.totals);
@@ -227,7 +227,7 @@ impl Node {
             tree.finish(result);
             return None;
         };
-        parent.fold(self, &result, tally);
+        parent.fold(self, &result, tally, &tree.rule.policy());
         if !tree.is_lost() {
             let kept = key.map(|key| (key, result.clone()));
             let record = NestedRecord {
@@ -298,7 +298,7 @@ impl Node {
     }
 
     /// Takes a direct member's result into account.
-    fn fold(&self, member: &Self, result: &FileResult, tally: Tally) {
+    fn fold(&self, member: &Self, result: &FileResult, tally: Tally, policy: &Policy) {
         let candidate = WorstMember { code: result.overall, ordinal: member.ordinal, data_id: member.data_id };
         let within = container_totals(result, tally.totals);
         let folded = &mut lock(&self.state).folded;
@@ -306,7 +306,7 @@ impl Node {
         folded.unkeepable |= !tally.keepable;
         folded.detected += u64::from(is_threat(result.own));
         folded.detected += result.container.as_ref().map_or(0, |container| container.detected_count);
-        folded.add_worst(candidate);
+        folded.add_worst(candidate, policy);
     }
 
     fn result(&self, folded: &Folded, judged: Judged, rule: &Rule) -> FileResult {
@@ -315,20 +315,21 @@ impl Node {
             Some(Opened { reason: None, .. }) => Extraction::Complete,
             Some(Opened { reason: Some(code), .. }) => Extraction::Incomplete(*code),
         };
+        let policy = rule.policy();
         let mut own = match (&judged.findings.skipped, extraction) {
             // Not "Not Scanned" made good by members that were: the rule has it not scanned.
-            (Some(skipped), Extraction::Incomplete(limit)) => worst(skipped.code, limit),
+            (Some(skipped), Extraction::Incomplete(limit)) => policy.worst(skipped.code, limit),
             (Some(skipped), _) => skipped.code,
-            (None, _) => own_result(judged.engines.iter().map(|engine| engine.code), extraction),
+            (None, _) => own_result(&policy, judged.engines.iter().map(|engine| engine.code), extraction),
         };
         if let Some(failure) = judged.failure {
-            own = worst(own, failure);
+            own = policy.worst(own, failure);
         }
-        let overall = folded.worst.map_or(own, |nested| worst(own, nested.code));
+        let overall = folded.worst.map_or(own, |nested| policy.worst(own, nested.code));
         let mut blocked_reasons = Vec::new();
         for code in [overall, own] {
             let text = code.text().to_owned();
-            if rule.outcome(code) == Outcome::Blocked && !blocked_reasons.contains(&text) {
+            if policy.outcome(code) == Outcome::Blocked && !blocked_reasons.contains(&text) {
                 blocked_reasons.push(text);
             }
         }

@@ -206,8 +206,9 @@ impl RootPart {
         if self.stopped.is_none() && !others.is_empty() && !self.agrees_with(others) {
             return None;
         }
+        let policy = self.rule.policy();
         for part in others {
-            self.folded.add(part);
+            self.folded.add(part, &policy);
             let opened = self.judged.container.get_or_insert_default();
             if opened.reason.is_none() {
                 (opened.reason, opened.detail) = (part.reason, part.detail.clone());

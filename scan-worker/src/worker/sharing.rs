@@ -157,7 +157,8 @@ impl Shared {
         let share = NewShare {
             root: record.data_id,
             worker: self.identity.clone(),
-            build: env!("CARGO_PKG_VERSION").to_owned(),
+            // Before the scan: of an engine that gets a newer database meanwhile, others may have no older one.
+            pipeline: self.scanner.pipeline(),
             deadline_ms: rule
                 .global_timeout_seconds
                 .map(|seconds| self.now_ms().saturating_add(seconds.saturating_mul(1_000))),
@@ -307,7 +308,7 @@ impl Shared {
     pub(super) async fn join(&self) -> Option<Part> {
         let now_ms = self.now_ms();
         let until_ms = now_ms.saturating_add(self.options.lease_ms);
-        match self.results.join_share(&self.identity, env!("CARGO_PKG_VERSION"), until_ms, now_ms).await {
+        match self.results.join_share(&self.identity, &self.scanner.pipeline(), until_ms, now_ms).await {
             Ok(part) => part,
             Err(error) => {
                 tracing::warn!(%error, "no shared file could be joined");

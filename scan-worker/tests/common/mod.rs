@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use lazaret_analysis::{DataId, EngineInfo, FileInfo, FileResult, NestedRecord, Rule};
+use lazaret_analysis::{DataId, EngineInfo, FileInfo, FileResult, NestedRecord, Policy, Rule};
 use lazaret_containers::Passwords;
 use lazaret_digests::Selection;
 use lazaret_node_client::Environment;
@@ -151,25 +151,26 @@ pub fn scan_with(scanner: &Scanner, name: &str, content: impl Into<Bytes>, rule:
 
 pub fn scan_locked(scanner: &Scanner, name: &str, content: Bytes, rule: Rule, passwords: Passwords) -> Scanned {
     let (store, records) = (Arc::new(MemoryStore::default()), Arc::new(Records::default()));
+    let policy = rule.policy();
     let root = Root { passwords, ..root(name, content, rule, scanner) };
     let spooled_before = scanner.spool().spooled_bytes();
     let scan = scanner.scan(root, store, records.clone());
     let TreeOutcome::Finished(root) = scan.wait() else { panic!("the scan of {name} was not finished") };
     let records = std::mem::take(&mut *records.0.lock().unwrap());
-    check(&root, &records);
+    check(&root, &records, &policy);
     Scanned { root: *root, records, spooled_bytes: scanner.spool().spooled_bytes() - spooled_before }
 }
 
 /// What holds of every scan.
-fn check(root: &FileResult, records: &[NestedRecord]) {
+fn check(root: &FileResult, records: &[NestedRecord], policy: &Policy) {
     let mut seen: HashMap<DataId, usize> = HashMap::new();
     let mut members: HashMap<DataId, Vec<u32>> = HashMap::new();
     for (at, record) in records.iter().enumerate() {
         assert_eq!(record.root, ROOT_ID);
         assert!(seen.insert(record.data_id, at).is_none(), "{} was recorded twice", record.path);
         members.entry(record.parent).or_default().push(record.ordinal);
-        assert!(record.result.overall.severity_rank() <= record.result.own.severity_rank());
-        assert!(root.overall.severity_rank() <= record.result.overall.severity_rank());
+        assert!(policy.rank(record.result.overall) <= policy.rank(record.result.own));
+        assert!(policy.rank(root.overall) <= policy.rank(record.result.overall));
     }
     for record in records {
         if let Some(parent) = seen.get(&record.parent) {
