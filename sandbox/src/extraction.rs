@@ -64,7 +64,7 @@ impl Work for Extraction {
 
     fn work(&mut self, input: &File, mut output: Output) -> io::Result<()> {
         let task = output.task()?;
-        let job = Job { task: &task, output: Rc::new(RefCell::new(output)), blocks: RefCell::default() };
+        let job = Job { task: &task, output: Rc::new(RefCell::new(output)), blocks: Rc::default() };
         if task.whole {
             let mapped = Mapped::sealed(input)?;
             let content = mapped.as_ref();
@@ -118,7 +118,7 @@ struct Job<'j> {
     task: &'j Task,
     output: Rc<RefCell<Output>>,
     /// Where contents go. Apart from the output, which is needed while one is written: for what it is read from.
-    blocks: RefCell<Blocks>,
+    blocks: Rc<RefCell<Blocks>>,
 }
 
 /// The output's shared memory, mapped at first use: most files hand no content out.
@@ -148,12 +148,27 @@ impl Job<'_> {
                 Some(ToJob::TakeApart(terms)) => return self.take_all_apart(&containers, input, &terms, extraction),
                 Some(ToJob::Ask(question)) => (None, question),
                 Some(ToJob::AskAbout(bytes, question)) => (Some(bytes), question),
+                Some(ToJob::Another(task)) => {
+                    self.take_another_apart(&task, about, extraction)?;
+                    continue;
+                }
                 _ => return Ok(()),
             };
             let mut answer = extraction.answer(&question, &about.content(bytes)?);
             answer.truncate(ANSWER_BYTES_MAX);
             self.answer(&answer)?;
         }
+    }
+
+    /// Takes another file apart, which lies in the input.
+    fn take_another_apart(&self, task: &Task, about: &About<'_>, extraction: &mut Extraction) -> io::Result<()> {
+        let content = about.content(Some(task.length))?;
+        let Some(ToJob::TakeApart(terms)) = self.output.borrow_mut().command()? else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let job = Job { task, output: self.output.clone(), blocks: self.blocks.clone() };
+        let containers = task.containers.as_deref().unwrap_or_default();
+        job.take_all_apart(containers, &mut Mapping { input: Cursor::new(&*content), job: &job }, &terms, extraction)
     }
 
     fn take_all_apart(

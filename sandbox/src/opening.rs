@@ -1,5 +1,6 @@
 //! A file that is open in the sandbox, and processes there that answer questions about many.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read};
 
@@ -17,7 +18,9 @@ use crate::wire::{INPUT_BYTES, REMARK_BYTES_MAX, Record, Task, Terms, ToJob};
 const CPU_SECONDS_MORE: u64 = 60;
 /// Processor time that a process may take for all that it is asked about. Whoever asks looks at the clock.
 const CPU_SECONDS_OF_ANSWERS: u64 = 24 * 3600;
-/// The longest content that a process for many is asked about.
+/// A process for many takes so many files apart: what one of them left of its memory scattered is no trouble for long.
+const TAKEN_APART_MAX: u32 = 256;
+/// The longest content that a process for many is asked about, or takes apart.
 pub const CONTENT_BYTES_MAX: u64 = 4 << 20;
 
 /// What is to be opened.
@@ -45,6 +48,8 @@ pub struct Request<'r> {
 pub struct Opening<'o> {
     job: Job,
     input: &'o dyn Input,
+    /// Whether the process is for many: then it is told which file this is, and waits for the next one afterwards.
+    for_many: bool,
 }
 
 impl Sandbox {
@@ -60,15 +65,15 @@ impl Sandbox {
         };
         let cpu_seconds = request.limits.archive_seconds.saturating_add(CPU_SECONDS_MORE);
         let job = Job::begin(self, &task, input_memory(input).map_err(failed)?, cpu_seconds)?;
-        Ok(Opening { job, input })
+        Ok(Opening { job, input, for_many: false })
     }
 
-    /// Starts a process that answers questions about many contents, which must all be one submitter's.
+    /// Starts a process for many contents, which must all be of one archive.
     pub fn respondent(&self) -> Result<Respondent, SandboxError> {
         let failed = |source| SandboxError::Channel { operation: "prepare the input of", source };
         let task = Task { name: String::new(), length: 0, whole: false, containers: Some(Vec::new()), standing: None };
         let input_memory = shared_memory("input", CONTENT_BYTES_MAX).map_err(failed)?;
-        Ok(Respondent { job: Job::begin(self, &task, input_memory, CPU_SECONDS_OF_ANSWERS)? })
+        Ok(Respondent { job: Job::begin(self, &task, input_memory, CPU_SECONDS_OF_ANSWERS)?, taken_apart: 0 })
     }
 }
 
@@ -76,10 +81,12 @@ fn input_memory(input: &dyn Input) -> io::Result<File> {
     input.whole().map_or_else(|| shared_memory("input", INPUT_BYTES), |whole| sealed_memory("input", whole))
 }
 
-/// A process that answers questions about contents. Whatever one of them makes of it is of no good to the next one, so it is for
-/// the contents of one archive, whose own process could as well have hidden them.
+/// A process that answers questions about contents and takes short ones apart. Whatever one of them makes of it is of no good to the
+/// next one, so it is for the contents of one archive, whose own process could as well have hidden them.
 pub struct Respondent {
     job: Job,
+    /// How many files it has taken apart.
+    taken_apart: u32,
 }
 
 impl Respondent {
@@ -93,6 +100,23 @@ impl Respondent {
         self.job.hand_in(content)?;
         self.job.command(&ToJob::AskAbout(content.len() as u64, question))?;
         self.job.answer(&Nothing, check)
+    }
+
+    /// Hands out the members of all the containers that a file is, up to [`CONTENT_BYTES_MAX`] of it, which must be in memory and of
+    /// which it is known what it is. What ends the process while nothing was handed out yet need not be this file's fault: another
+    /// process begins anew then. Gives the process back if it is there for the next one.
+    pub fn members(
+        self,
+        request: &Request<'_>,
+        input: &dyn Input,
+        found: &[Found],
+        budget: &Budget,
+        sink: &mut Sink<'_>,
+    ) -> (ExtractionOutcome, Option<Self>) {
+        let taken_apart = self.taken_apart + 1;
+        let (outcome, job) = Opening { job: self.job, input, for_many: true }.all_members(request, found, budget, sink);
+        let next = job.filter(|_| taken_apart < TAKEN_APART_MAX).map(|job| Self { job, taken_apart });
+        (outcome, next)
     }
 }
 
@@ -139,14 +163,31 @@ impl Opening<'_> {
 
     /// Hands out the members of all the file's containers. What ends the job early is in the outcome.
     pub fn members(
-        mut self,
+        self,
         request: &Request<'_>,
         found: &[Found],
         budget: &Budget,
         sink: &mut Sink<'_>,
     ) -> ExtractionOutcome {
+        self.all_members(request, found, budget, sink).0
+    }
+
+    /// The same; and the process, if it is for many and waits for the next file.
+    fn all_members(
+        mut self,
+        request: &Request<'_>,
+        found: &[Found],
+        budget: &Budget,
+        sink: &mut Sink<'_>,
+    ) -> (ExtractionOutcome, Option<Job>) {
         let mut outcome = ExtractionOutcome::default();
         let mut done = 0;
+        let request = Request { containers: Some(found), ..request.clone() };
+        let handed_out = Cell::new(false);
+        let mut sink = |member: lazaret_containers::Member<'_>| {
+            handed_out.set(true);
+            sink(member)
+        };
         loop {
             let terms = Terms {
                 skip: u32::try_from(done).unwrap_or(u32::MAX),
@@ -156,25 +197,41 @@ impl Opening<'_> {
                 passwords: request.passwords.clone(),
                 standing: request.standing.clone(),
             };
-            let told = self.job.command(&ToJob::TakeApart(terms));
-            match told.and_then(|()| self.some_members(budget, sink, &mut outcome, &mut done)) {
-                Ok(()) => return outcome,
-                Err(ended) => ended.note(&mut outcome),
+            let begun = if self.for_many { self.hand_in(&request) } else { Ok(()) };
+            let told = begun.and_then(|()| self.job.command(&ToJob::TakeApart(terms)));
+            match told.and_then(|()| self.some_members(budget, &mut sink, &mut outcome, &mut done)) {
+                Ok(()) => return (outcome, Some(self.job).filter(|_| self.for_many)),
+                Err(Ended::Failed(..)) if self.for_many && !handed_out.get() && done == 0 => {}
+                Err(ended) => {
+                    ended.note(&mut outcome);
+                    done += 1;
+                }
             }
-            done += 1;
             // The container that ended the process is given up; the file may be another one too.
             if outcome.is_over() || done >= found.len() {
-                return outcome;
+                return (outcome, None);
             }
-            let request = Request { containers: Some(found), ..request.clone() };
             match self.job.sandbox().open(&request, self.input) {
                 Ok(opening) => self = opening,
                 Err(error) => {
                     outcome.note_broken(error.to_string());
-                    return outcome;
+                    return (outcome, None);
                 }
             }
         }
+    }
+
+    /// Tells a process for many which file is next.
+    fn hand_in(&mut self, request: &Request<'_>) -> Result<(), Ended> {
+        let content = self.input.whole().unwrap_or_default();
+        self.job.hand_in(content)?;
+        self.job.command(&ToJob::Another(Task {
+            name: request.name.to_owned(),
+            length: content.len() as u64,
+            whole: true,
+            containers: request.containers.map(<[Found]>::to_vec),
+            standing: None,
+        }))
     }
 
     /// Hands out members until the job is done, and counts its containers.
@@ -210,7 +267,11 @@ impl Opening<'_> {
                 Record::Walked(members) => self.input.walked(members),
                 Record::Done { reread_bytes } => {
                     budget.add_reread(reread_bytes);
-                    self.job.give_back();
+                    if self.for_many {
+                        self.job.now_waits();
+                    } else {
+                        self.job.give_back();
+                    }
                     return Ok(());
                 }
                 Record::Type { .. }

@@ -103,6 +103,8 @@ pub(crate) struct Terms {
 pub(crate) enum ToJob {
     /// It is to take the file apart. It ends with that.
     TakeApart(Terms),
+    /// It is to take this file apart, all of which is in the input, as the next message says, and to wait for what comes then.
+    Another(Task),
     /// It is to answer this about the file.
     Ask(Vec<u8>),
     /// It is to answer this about so many bytes of the input, whatever the file is.

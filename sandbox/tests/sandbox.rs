@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use common::Bytes;
 use lazaret_containers::conformance::{self, eicar};
 use lazaret_containers::{Budget, ExtractionOutcome, Halt, Limit, Limits, Member, Passwords, TreeBudget};
-use lazaret_sandbox::{Ended, Input, Request, Sandbox, SandboxError, SandboxOptions};
+use lazaret_sandbox::{Ended, Input, Request, Respondent, Sandbox, SandboxError, SandboxOptions};
 
 fn options() -> SandboxOptions {
     SandboxOptions { program: env!("CARGO_BIN_EXE_sandboxed-for-tests").into(), ..SandboxOptions::new(2) }
@@ -131,6 +131,70 @@ fn files_come_apart_as_they_do_without_it() {
     let opened = open(&sandbox, &cut);
     assert_eq!((brief(&opened.members), &opened.outcome), (brief(&direct.members), &direct.outcome));
     assert!(opened.members == direct.members);
+}
+
+/// What another file comes to in a process for many, and the process if it goes on.
+fn another(respondent: Respondent, file: &[u8]) -> (Vec<(String, Vec<u8>)>, ExtractionOutcome, Option<Respondent>) {
+    let limits = conformance::limits();
+    let tree = Arc::new(TreeBudget::new(limits.clone(), file.len() as u64));
+    let budget = Budget::new(tree, Arc::default(), file.len() as u64);
+    let found = lazaret_containers::detect_content(file).unwrap().containers;
+    let request = Request {
+        name: "file",
+        length: file.len() as u64,
+        containers: Some(&found),
+        shared: false,
+        limits: &limits,
+        passwords: &Passwords::NONE,
+        standing: None,
+    };
+    let mut members = Vec::new();
+    let (outcome, next) = respondent.members(&request, &Bytes(file, true), &found, &budget, &mut |member| {
+        let mut content = Vec::new();
+        let _ = member.content.read_to_end(&mut content);
+        members.push((member.name, content));
+        Ok(())
+    });
+    (members, outcome, next)
+}
+
+#[test]
+fn a_process_for_many_takes_one_file_after_the_other_apart() {
+    let sandbox = sandbox();
+    let large = noise(3 << 20);
+    let mut broken = zip(&[("a", b"one"), ("large", &large)]);
+    broken.truncate(2 << 20);
+    let files = [
+        zip(&[("eicar.com", &eicar()), ("empty", b""), ("large", &large)]),
+        broken,
+        zip(&[("b", b"the next")]),
+        // Longer than what was in its place before.
+        zip(&[("c", &noise(1000)), ("more", &large)]),
+    ];
+    let mut respondent = sandbox.respondent().unwrap();
+    for file in files.iter().cycle().take(12) {
+        let direct = conformance::take_apart(file, &Passwords::NONE);
+        let (members, outcome, next) = another(respondent, file);
+        assert_eq!((brief(&members), &outcome), (brief(&direct.members), &direct.outcome));
+        assert!(members == direct.members);
+        respondent = next.expect("it goes on");
+    }
+    assert_eq!(sandbox.lost(), 0);
+}
+
+#[test]
+fn what_ended_a_process_for_many_before_costs_no_file() {
+    let sandbox = sandbox();
+    let respondent = sandbox.respondent().unwrap();
+    // As if a former file had ended it.
+    let zygote = sandbox.process_id();
+    let templates = std::fs::read_to_string(format!("/proc/{zygote}/task/{zygote}/children")).unwrap();
+    for template in templates.split_ascii_whitespace() {
+        assert!(std::process::Command::new("kill").args(["-9", template]).status().unwrap().success());
+    }
+    let (members, outcome, next) = another(respondent, &zip(&[("a", b"one")]));
+    assert_eq!((brief(&members), outcome), (vec![("a", 3)], ExtractionOutcome::default()));
+    assert!(next.is_none());
 }
 
 #[test]

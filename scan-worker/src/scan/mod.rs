@@ -330,7 +330,8 @@ struct Tree {
     source: Arc<Watched>,
     spool: TreeSpool,
     records: Arc<dyn RecordSink>,
-    /// Processes in the sandbox that are asked about this tree's files: no more than threads ask at once.
+    /// Processes in the sandbox that are asked about this tree's members and take short ones apart: no more than that threads have
+    /// under way at once, one member inside the other.
     respondents: Mutex<Vec<Respondent>>,
     lane: Lane,
     progress: ProgressState,
@@ -347,6 +348,14 @@ impl Tree {
         let scanner = &self.scanner;
         let all_busy = scanner.trees.load(Ordering::Relaxed) >= scanner.options.scan_threads;
         if all_busy { self.standing_question() } else { None }
+    }
+
+    /// A process in the sandbox for this tree's members. Whoever is done with it puts it back to the others.
+    fn respondent(&self, sandbox: &Sandbox) -> Result<Respondent, String> {
+        // A statement of its own: one that is dropped may have to wait, and not under the lock.
+        let idle = lock(&self.respondents).pop();
+        let idle = idle.filter(Respondent::is_current);
+        idle.map_or_else(|| sandbox.respondent(), Ok).map_err(|error| error.to_string())
     }
 
     /// What a process in the sandbox is to answer unasked: by the rules that never take long.

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use lazaret_analysis::{FileInfo, ResultCode, Signer};
 use lazaret_containers::format::Found;
-use lazaret_containers::{Budget, ExtractionOutcome, FileType, Guarded, Halt, Limit, Remark, Turn, detect};
-use lazaret_sandbox::{CONTENT_BYTES_MAX, Ended, Input, Opening, Request, Respondent, Sandbox};
+use lazaret_containers::{Budget, ExtractionOutcome, FileType, Guarded, Halt, Limit, Member, Remark, Turn, detect};
+use lazaret_sandbox::{CONTENT_BYTES_MAX, Ended, Input, Opening, Request, Sandbox};
 
 use super::members::{Members, nested};
 use super::node::{Node, Opened};
@@ -173,10 +173,35 @@ impl<'o> FileOpening<'o> {
 
     fn take_apart_in(&self, sandbox: &Sandbox, begun: Option<Opening<'_>>, containers: &[Found]) -> ExtractionOutcome {
         let request = Request { standing: self.tree.question_about_members(), ..self.request(Some(containers)) };
+        if begun.is_none() && self.is_short_member() {
+            return self.take_short_apart(sandbox, &request, containers);
+        }
         match begun.map_or_else(|| begin(sandbox, &request, self.input), Ok) {
             Ok(opening) => {
                 let mut members = Members::new(self.tree, self.node, self.budget);
                 opening.members(&request, containers, self.budget, &mut |member| members.take(member))
+            }
+            Err(reason) => {
+                let mut outcome = ExtractionOutcome::default();
+                outcome.note_broken(reason);
+                outcome
+            }
+        }
+    }
+
+    /// Whether one of the tree's processes for many takes the file: that costs a fraction of a process of its own.
+    fn is_short_member(&self) -> bool {
+        self.node.parent.is_some() && self.sample.bytes().is_some_and(|bytes| bytes.len() as u64 <= CONTENT_BYTES_MAX)
+    }
+
+    fn take_short_apart(&self, sandbox: &Sandbox, request: &Request<'_>, containers: &[Found]) -> ExtractionOutcome {
+        match self.tree.respondent(sandbox) {
+            Ok(respondent) => {
+                let mut members = Members::new(self.tree, self.node, self.budget);
+                let mut sink = |member: Member<'_>| members.take(member);
+                let (outcome, next) = respondent.members(request, self.input, containers, self.budget, &mut sink);
+                lock(&self.tree.respondents).extend(next);
+                outcome
             }
             Err(reason) => {
                 let mut outcome = ExtractionOutcome::default();
@@ -255,7 +280,7 @@ impl ConfinedFile<'_, '_> {
     fn ask_opened(&self, question: Vec<u8>, check: &dyn Fn() -> Result<(), Halt>) -> Result<Vec<u8>, String> {
         let opening = self.opening;
         let mut begun = opening.begun.borrow_mut();
-        if begun.is_none() && !self.containers.is_empty() && opening.admits_depth() {
+        if begun.is_none() && !self.containers.is_empty() && opening.admits_depth() && !opening.is_short_member() {
             *begun = Some(begin(self.sandbox, &opening.request(Some(self.containers)), opening.input)?);
         }
         // One that was begun before the rules changed judges by those of before.
@@ -283,14 +308,9 @@ impl ConfinedFile<'_, '_> {
         content: &[u8],
         check: &dyn Fn() -> Result<(), Halt>,
     ) -> Result<Vec<u8>, String> {
-        let respondents = &self.opening.tree.respondents;
-        // A statement of its own: one that is dropped may have to wait, and not under the lock.
-        let idle = lock(respondents).pop();
-        let idle = idle.filter(Respondent::is_current);
-        let begun = idle.map_or_else(|| self.sandbox.respondent(), Ok);
-        let mut respondent = begun.map_err(|error| error.to_string())?;
+        let mut respondent = self.opening.tree.respondent(self.sandbox)?;
         let answer = respondent.ask(question, content, check).map_err(in_words)?;
-        lock(respondents).push(respondent);
+        lock(&self.opening.tree.respondents).push(respondent);
         Ok(answer)
     }
 }
