@@ -94,6 +94,31 @@ fn a_package_is_handed_out_as_its_file() {
 }
 
 #[test]
+fn a_package_is_handed_out_under_whatever_name_it_lies() {
+    let eicar = eicar();
+    let package = package("eicar.com", &eicar);
+    let mut of_another_type = package.clone();
+    of_another_type[4] = 3;
+    for (path, stream) in [
+        ("/ObjectPool/_1/\u{1}Ole10NativeX", &package[..]),
+        ("/ObjectPool/_1/Contents", &package[4..]),
+        ("/ObjectPool/_1/Contents", &of_another_type),
+        ("/ObjectPool/_1/\u{1}Ole10Native", &of_another_type),
+        ("/ObjectPool/_1/\u{1}Ole10Native", &package[4..]),
+    ] {
+        let file = compound(cfb::Version::V3, &[(path, stream)]);
+        let taken = take_apart(&file, &Passwords::NONE);
+        assert!(taken.members.contains(&("ObjectPool/_1/eicar.com".to_owned(), eicar.clone())), "{path:?}: {taken:?}");
+        assert!(taken.members.len() == 2 && taken.outcome.is_complete(), "{path:?}");
+    }
+    // Streams that begin with small numbers, as those of documents do, are none.
+    for stream in [&[0; 5000][..], &[2, 0, 0, 0, 0, 0, 3, 0].repeat(600), b"\x02\0\0\0\x02\0a\0b\0\0\0\x03\0"] {
+        let file = compound(cfb::Version::V3, &[("/1Table", stream)]);
+        assert_eq!(names(&file), ["1Table"]);
+    }
+}
+
+#[test]
 fn source_comes_out_by_the_directory_and_without_it() {
     let source = [b"Attribute VB_Name = \"M\"\r\n'".to_vec(), eicar()].concat();
     let module = [vec![0xcc; 700], compressed(&source)].concat();

@@ -104,6 +104,56 @@ fn objects_of_rich_text_come_out_in_each_reading() {
 }
 
 #[test]
+fn objects_of_rich_text_come_out_behind_headers_that_lie() {
+    let (eicar, file) = (eicar(), package(&eicar()));
+    let objects = [
+        // A name longer than all there is, one that takes the package for part of itself, another kind of object, other bytes before it.
+        [b"\x01\x05\0\0\x02\0\0\0\xff\xff\xff\x7fPackage\0", &[0; 12][..], &file].concat(),
+        [b"\x01\x05\0\0\x02\0\0\0\x80\0\0\0Package\0", &[0; 12][..], &file, &[0; 9000]].concat(),
+        [b"\x01\x05\0\0\x05\0\0\0\x08\0\0\0Package\0", &[0; 12][..], &file].concat(),
+        object(b"Package\0", &[b"junk", &file[..]].concat()),
+    ];
+    for data in objects.map(|object| hex(&object)) {
+        let file = format!("{{\\rtf1 {{\\object\\objemb{{\\*\\objdata {data}}}}}}}");
+        let taken = take_apart(file.as_bytes(), &Passwords::NONE);
+        assert!(taken.members.contains(&("e.com".to_owned(), eicar.clone())), "{data}: {:?}", taken.members);
+        assert!(taken.outcome.is_complete(), "{data}: {}", taken.outcome.detail());
+        conformance::survives_mutations(&Case::new("rtf", file.as_bytes(), &eicar), ROUNDS);
+    }
+    let compound = [b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", &[7; 600][..]].concat();
+    let data = hex(&[b"\x01\x05\0\0\x02\0\0\0\xff\xff\xff\xff", &compound[..]].concat());
+    let file = format!("{{\\rtf1 {{\\object\\objemb{{\\*\\objdata {data}}}}}}}");
+    assert!(members(file.as_bytes()).contains(&("object-1.ole".to_owned(), compound)));
+}
+
+#[test]
+fn objects_of_rich_text_come_out_wherever_they_lie() {
+    let eicar = eicar();
+    let data = hex(&object(b"Package\0", &package(&eicar)));
+    for text in [
+        format!("{{\\rtf1}}{{\\object\\objemb{{\\*\\objdata {data}}}}}"),
+        format!("{{\\rtf1 a}} }} {{\\object\\objemb{{\\*\\objdata {data}}}}}}}"),
+        // Data that begins in other data.
+        format!("{{\\rtf1{{\\object{{\\*\\objdata 0105000\\objdata {data}}}}}}}"),
+        format!("{{\\rtf1{{\\object{{\\*\\objdata 0105{{\\*\\objdata {data}}}}}}}}}"),
+        format!("{{\\rtf1{{\\pict 0105{{\\sp{{\\sv{{\\object\\objdata {data}}}}}}}8950}}}}"),
+    ] {
+        let taken = take_apart(text.as_bytes(), &Passwords::NONE);
+        assert!(taken.members.contains(&("e.com".to_owned(), eicar.clone())), "{text}: {:?}", taken.members);
+        assert!(taken.outcome.is_complete(), "{text}: {}", taken.outcome.detail());
+        conformance::survives_mutations(&Case::new("rtf", text.as_bytes(), &eicar), ROUNDS);
+    }
+    // What mail servers and editors leave behind a document is nothing to remark, whatever braces it has.
+    for behind in ["\r\n\0", "\0\0\0", "-- \r\nThis mail {was checked", "}}}", "{\\rtf1 b}"] {
+        let taken = take_apart(format!("{{\\rtf1 a}}{behind}").as_bytes(), &Passwords::NONE);
+        assert!(taken.outcome.is_complete() && taken.members.is_empty(), "{behind}: {taken:?}");
+    }
+    // As deep as this each would be read as often as there are others around it.
+    let deep = format!("{{\\rtf1{}", "{\\pict 00".repeat(100_000));
+    assert!(take_apart(deep.as_bytes(), &Passwords::NONE).outcome.suspicious.is_some());
+}
+
+#[test]
 fn addresses_with_data_come_out() {
     let eicar = eicar();
     let percent: String = eicar.iter().map(|byte| format!("%{byte:02X}")).collect();

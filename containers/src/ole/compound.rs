@@ -9,7 +9,7 @@ use crate::container::{ReadSeek, read_full};
 use crate::fields::{cut_off, invalid, le16, le32, le64, utf16_le};
 
 /// What every compound file begins with.
-pub(super) const MAGIC: [u8; 8] = [0xd0, 0xcf, 0x11, 0xe0, 0xa1, 0xb1, 0x1a, 0xe1];
+pub(crate) const MAGIC: [u8; 8] = [0xd0, 0xcf, 0x11, 0xe0, 0xa1, 0xb1, 0x1a, 0xe1];
 /// Streams shorter than this lie in the stream of small sectors.
 const MINI_CUTOFF_BYTES: u64 = 4096;
 const MINI_SECTOR_BITS: u16 = 6;

@@ -3,7 +3,8 @@
 //! Every stream is handed out, under its path. Some hold something that is handed out instead or besides: the file in a
 //! package (instead, with the name it was given), the source of VBA modules (besides, since the compiled code says
 //! something else at times), an attachment of a message (under its own name), a message's compressed text, and the decrypted package of
-//! an encrypted document (instead), the compound files that a presentation embeds (besides). Streams that no storage knows are handed out too.
+//! an encrypted document (instead), the compound files that a presentation embeds (besides), the file in a stream that is a package by its
+//! content alone (besides). Streams that no storage knows are handed out too.
 //!
 //! Documents of before 2007 that are encrypted are told as protected and not decrypted. The streams of Hangul's documents come out inflated as
 //! well.
@@ -21,6 +22,7 @@ use std::io::{self, BufReader, Cursor, Read};
 
 use flate2::bufread::DeflateDecoder;
 
+pub(crate) use self::compound::MAGIC;
 use self::compound::{Compound, Kind};
 pub(crate) use self::outlook::decompress as compressed_text;
 use crate::budget::Budget;
@@ -239,6 +241,7 @@ impl Walk<'_, '_, '_> {
             }
         }
         self.raw(index, path.clone());
+        self.unnamed_package(index, &path);
         if self.is_deflated && !self.outcome.is_over() && path.split_once('/').is_some() {
             self.inflated(index, &path);
         }
@@ -349,25 +352,43 @@ impl Walk<'_, '_, '_> {
             Some(package) => {
                 (format!("{}{}", folder(path), package.name), package.offset as u64, Some(u64::from(package.length)))
             }
-            None => (path.to_owned(), 4, None),
+            None => {
+                self.unnamed_package(index, path);
+                (path.to_owned(), 4, None)
+            }
         };
         let size = self.compound.entries.get(index).map_or(0, |entry| entry.size);
         let rest = size.saturating_sub(offset);
         if length.is_some_and(|length| length > rest) {
             self.outcome.note_broken(format!("the package in {path:?} ends inside its file"));
         }
+        // What follows the file are its names again, in UTF-16.
+        self.part(index, path, name, offset, length.unwrap_or(rest));
+    }
+
+    /// Hands out part of a stream.
+    fn part(&mut self, index: usize, path: &str, name: String, offset: u64, length: u64) {
         let handed_out = match self.compound.stream(index) {
             Ok(mut stream) => match skip(&mut stream, offset) {
-                // What follows the file are its names again, in UTF-16.
-                Ok(()) => {
-                    let mut content = stream.take(length.unwrap_or(rest));
-                    hand_out(name, length, &mut content, self.budget, self.sink)
-                }
+                Ok(()) => hand_out(name, Some(length), &mut stream.take(length), self.budget, self.sink),
                 Err(error) => Ok(Some(error)),
             },
             Err(error) => Ok(Some(error)),
         };
         self.note(&format!("stream {path:?}"), handed_out);
+    }
+
+    /// Hands out the file in what is a package by its content alone: some programs go by that.
+    fn unnamed_package(&mut self, index: usize, path: &str) {
+        if self.outcome.is_over() {
+            return;
+        }
+        let size = self.compound.entries.get(index).map_or(0, |entry| entry.size);
+        // What can't be read was told with the stream.
+        let Ok(beginning) = self.beginning(index, package::HEADER_BYTES_MAX) else { return };
+        let Some(package) = package::unnamed_package(&beginning, size) else { return };
+        let name = format!("{}{}", folder(path), package.name);
+        self.part(index, path, name, package.offset as u64, u64::from(package.length));
     }
 
     /// Under which path an attachment is shown: by its name, which is a stream beside it.
