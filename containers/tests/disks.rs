@@ -284,6 +284,70 @@ fn files_of_a_disc_that_begin_alike_all_come_out() {
     assert!(conformance::is_found(&image, &eicar, &Passwords::NONE));
 }
 
+/// An image with a catalog of what to boot, in block 24, with an entry of this kind of medium and so many sectors for an image in block 30.
+fn bootable(media: u8, sectors: u16, records: &[Vec<u8>], boot_image: &[u8]) -> Vec<u8> {
+    let mut catalog = vec![1];
+    catalog.resize(30, 0);
+    catalog.extend_from_slice(&[0x55, 0xaa, 0x88, media, 0, 0, 0, 0]);
+    catalog.extend_from_slice(&sectors.to_le_bytes());
+    catalog.extend_from_slice(&30u32.to_le_bytes());
+    let mut boot = b"\0CD001\x01EL TORITO SPECIFICATION".to_vec();
+    boot.resize(71, 0);
+    boot.push(24);
+    disc(records, &[(17, &boot), (18, b"\xffCD001\x01"), (24, &catalog), (30, boot_image)])
+}
+
+#[test]
+fn what_is_booted_from_a_disc_comes_out() {
+    let eicar = eicar();
+    let image = bootable(0, 4, &[], &eicar);
+    let members = take_apart(&image, &Passwords::NONE).members;
+    assert_eq!(members, [("boot-30.img".to_owned(), [&eicar[..], &vec![0; 2048 - eicar.len()]].concat())]);
+    conformance::check(&Case::new("iso9660", &image, &eicar), ROUNDS);
+    // Some say one sector and mean the file system in it.
+    let mut file_system = sample("fat12");
+    file_system.truncate(10 * 2048);
+    file_system[19..21].copy_from_slice(&[20, 0]);
+    file_system[510..512].copy_from_slice(&[0x55, 0xaa]);
+    let image = bootable(0, 1, &[], &file_system);
+    assert_eq!(take_apart(&image, &Passwords::NONE).members[0].1.len(), 20 * 512);
+    // As nearly every disc to install from, which has a file that firmware reads the beginning of.
+    let file = disc_record(b"BOOT.IMG;1", 0, 30, 5000, 0);
+    let image = bootable(0, 4, &[file], &eicar);
+    let taken = take_apart(&image, &Passwords::NONE);
+    assert_eq!((taken.members.len(), taken.outcome.is_complete()), (1, true));
+    // A floppy disk that is not all there.
+    assert!(take_apart(&bootable(2, 1, &[], &eicar), &Passwords::NONE).outcome.broken.is_some());
+}
+
+#[test]
+fn each_session_of_a_disc_comes_out() {
+    let eicar = eicar();
+    let of_session = disc(&[disc_record(b"E.COM;1", 0, 30, eicar.len() as u32, 0)], &[(30, &eicar)]);
+    let volume = |root: u32| {
+        let mut volume = of_session[16 * 2048..17 * 2048].to_vec();
+        volume[156..190].copy_from_slice(&disc_record(&[0], 0, root, 2048, 2));
+        volume
+    };
+    // The root directory of the last one lists a file, and that of the first, in block 22, another.
+    let records = [disc_record(&[0], 0, 22, 2048, 2), disc_record(b"E.COM;1", 0, 30, eicar.len() as u32, 0)];
+    let own = disc_record(b"A.TXT;1", 0, 28, 5, 0);
+    let image =
+        disc(std::slice::from_ref(&own), &[(22, &records.concat()), (28, b"clean"), (30, &eicar), (33, &volume(22))]);
+    let taken = take_apart(&image, &Passwords::NONE);
+    let expected = [("A.TXT".to_owned(), b"clean".to_vec()), ("E.COM".to_owned(), eicar.clone())];
+    assert_eq!((taken.members, taken.outcome.detail()), (expected.to_vec(), String::new()));
+    conformance::survives_mutations(&Case::new("iso9660", &image, &eicar), ROUNDS);
+    // Whose places count from where it begins itself, as in images that are a disk with partitions as well.
+    let partitioned = [disc(std::slice::from_ref(&own), &[(28, b"clean")]), of_session.clone()].concat();
+    assert_eq!(take_apart(&partitioned, &Passwords::NONE).members, expected);
+    // In a file it is that file's, and what only looks like a volume is none.
+    let mut within = disc(&[disc_record(b"A.ISO;1", 0, 40, of_session.len() as u32, 0)], &[(33, &volume(35))]);
+    within.extend_from_slice(&of_session);
+    let taken = take_apart(&within, &Passwords::NONE);
+    assert_eq!((taken.members.len(), taken.outcome.is_complete()), (1, true), "{:?}", taken.outcome);
+}
+
 #[test]
 fn attributes_before_a_file_of_a_disc_hide_nothing() {
     let eicar = eicar();
