@@ -335,3 +335,21 @@ fn films_come_out_and_what_is_not_opened_is_told() {
         assert!(take_apart(head, &Passwords::NONE).outcome.broken.is_some(), "{head:?}");
     }
 }
+
+#[test]
+fn the_last_volume_of_a_split_archive_is_told() {
+    // What 7-Zip ends an archive with: where the packed header lies, behind some 300,000 bytes, and how it is packed.
+    let end = b"\x17\x06\xc4\xfb\x93\x01\x09\x67\0\x07\x0b\x01\0\x01\x23\x03\x01\x01\x05\x5d\0\x10\0\0\x0c\x6e\x0a\x01\xc8\xe4\x1f\x90\0\0";
+    let mut random = conformance::Random(1);
+    let mut noise = |length: usize| (0..length).map(|_| random.next() as u8).collect::<Vec<_>>();
+    let before = 32 + 0x493fb + 0x67;
+    for length in [200, 95_000, before - 1] {
+        let file = [&noise(length)[..], end].concat();
+        let taken = take_apart(&file, &Passwords::NONE);
+        assert!(taken.outcome.broken.is_some_and(|reason| reason.contains("volume")), "{length}");
+        assert!(take_apart(&file[..file.len() - 1], &Passwords::NONE).outcome.is_complete());
+    }
+    // One that lies whole at the end of something else is found by its beginning.
+    let file = [&noise(before)[..], end].concat();
+    assert!(take_apart(&file, &Passwords::NONE).outcome.is_complete());
+}

@@ -321,6 +321,17 @@ impl<'h> Streams<'h> {
     }
 }
 
+/// How far behind the archive's first header what a packed header is made of ends, if these bytes are such a header and nothing else.
+pub(super) fn end_of_packed(bytes: &[u8]) -> Option<u64> {
+    let mut place = Place { rest: bytes };
+    if place.number().ok()? != ID_ENCODED_HEADER {
+        return None;
+    }
+    let streams = Streams::read(&mut place).ok().filter(|_| place.rest.is_empty())?;
+    let folder = streams.walk().folder().ok()??;
+    folder.spans.iter().map(|(offset, length)| offset.saturating_add(*length)).max()
+}
+
 fn next_count(counts: &mut Option<Place<'_>>) -> io::Result<u64> {
     counts.as_mut().map_or(Ok(1), Place::number)
 }

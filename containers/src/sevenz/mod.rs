@@ -3,7 +3,7 @@
 //!
 //! The header is walked in place, so that millions of files cost no more memory than their names; the dictionaries of all coders of a
 //! folder together stay under [`crate::limits::DECODER_BYTES_MAX`]. Several volumes are not put together: the first one alone is told
-//! to be cut off.
+//! to be cut off, and the last one, which ends with the header, to be no whole archive. Those in between have nothing to know them by.
 
 mod aes;
 mod coders;
@@ -13,13 +13,15 @@ use std::cell::RefCell;
 use std::io::{self, Read};
 use std::rc::Rc;
 
+use memchr::memmem;
+
 use self::aes::Keys;
 use self::coders::{Shared, is_compressed, is_encrypted, open};
 use self::header::{File, Files, Folder, Header, Streams, Walk};
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, Sink, display_name};
 use crate::fields::{invalid, le32, le64};
-use crate::format::{Format, whole_if};
+use crate::format::{Claim, Format, Probe};
 use crate::limits::{Halt, TooMuchMemory};
 use crate::outcome::{ExtractionOutcome, Protection};
 use crate::parts::{Checked, Exactly, Out, cut_off, read_array, read_vec};
@@ -42,9 +44,26 @@ pub(crate) static FORMAT: Format = Format {
     extension: "7z",
     category: "A",
     beside: &[],
-    probe: |probe| whole_if(probe.head.starts_with(&MAGIC)),
+    probe: |probe| {
+        if probe.head.starts_with(&MAGIC) {
+            return Ok(vec![Claim::Whole(0)]);
+        }
+        Ok(if is_last_volume(probe) { vec![Claim::Inside(0)] } else { Vec::new() })
+    },
     extractor: &SevenZip,
 };
+
+/// The longest packed header at an archive's end: they have some forty bytes.
+const PACKED_HEADER_BYTES_MAX: usize = 512;
+
+/// Whether a file ends with the header of an archive that began in another file. One that began in this one is found by its beginning.
+fn is_last_volume(probe: &Probe<'_>) -> bool {
+    let tail = probe.tail.get(probe.tail.len().saturating_sub(PACKED_HEADER_BYTES_MAX)..).unwrap_or(probe.tail);
+    memmem::find_iter(tail, b"\x17\x06").filter_map(|at| tail.get(at..)).any(|header| {
+        let header_at = probe.length.saturating_sub(header.len() as u64);
+        header::end_of_packed(header).is_some_and(|end| end.saturating_add(SIGNATURE_HEADER_BYTES) > header_at)
+    })
+}
 
 struct SevenZip;
 
@@ -74,6 +93,9 @@ struct Archive<'i, 'b> {
 impl<'b> Archive<'_, 'b> {
     fn run(&mut self, length: u64, out: &mut Out<'_, '_>) -> io::Result<()> {
         let start: [u8; SIGNATURE_HEADER_BYTES as usize] = read_array(&mut **self.input.borrow_mut(), 0)?;
+        if !start.starts_with(&MAGIC) {
+            return Err(invalid("it begins in another volume"));
+        }
         let (Some(offset), Some(bytes)) = (le64(&start, 12), le64(&start, 20)) else { return Err(cut_off()) };
         if le32(&start, 8) != start.get(12..).map(crc) {
             out.outcome.note_broken("the checksum of the archive's first header is wrong");
