@@ -1,8 +1,9 @@
 //! What PyInstaller puts behind or into a program: scripts, libraries and data, and an archive of modules in it. Format: PyInstaller's
 //! documentation, "Bootstrap Process" and "PyInstaller Archives".
 //!
-//! The modules' archive is read from its beginning, one deflated module behind the other: its table of contents is a Python object, and
-//! names only what lies there. Modules come out as the code that Python runs, with its strings in it.
+//! The modules' archive is read from its beginning, one deflated module behind the other, and so is what lies behind its table of contents,
+//! which is a Python object and may name both. Format of that: CPython, `Python/marshal.c`. Modules come out as the code that Python runs, with
+//! its strings in it.
 
 use std::io::{self, BufReader, Read, SeekFrom};
 
@@ -11,7 +12,7 @@ use memchr::memmem::rfind;
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name};
-use crate::fields::{be32, invalid, until_zero};
+use crate::fields::{be32, invalid, le32, until_zero};
 use crate::format::{Format, whole_if};
 use crate::outcome::ExtractionOutcome;
 use crate::parts::{Out, part, read_array, read_vec};
@@ -33,6 +34,8 @@ const PROGRAMS: [&[u8]; 5] = [b"MZ", b"\x7fELF", b"\xcf\xfa\xed\xfe", b"\xce\xfa
 const MODULES_MAGIC: &[u8] = b"PYZ\0";
 /// Where its first module lies.
 const MODULES_AT: u64 = 17;
+/// How many objects of a table of contents lie in each other at most: they are names, places and lengths.
+const OBJECTS_DEEP_MAX: usize = 16;
 
 /// A program that PyInstaller made.
 pub(crate) static FORMAT: Format = Format {
@@ -163,10 +166,28 @@ fn walk_modules(input: &mut dyn ReadSeek, length: u64, out: &mut Out<'_, '_>) ->
         out.outcome.note_broken("the archive is cut off");
     }
     let end = table.min(length);
-    let (mut at, mut number) = (MODULES_AT, 1);
-    if at >= end {
+    if MODULES_AT >= end {
         out.outcome.note_broken("no module lies before the table of contents");
     }
+    let mut number = 1;
+    modules_within(input, MODULES_AT, end, &mut number, out)?;
+    if out.outcome.is_over() || out.outcome.broken.is_some() {
+        return Ok(());
+    }
+    let bytes = (length - end).min(TABLE_BYTES_MAX);
+    let bytes = read_vec(input, end, bytes, TABLE_BYTES_MAX)?;
+    let table = object_bytes(&bytes).ok_or_else(|| invalid("the table of contents is malformed"))?;
+    modules_within(input, end + table as u64, length, &mut number, out)
+}
+
+/// Hands out the modules that lie one behind the other.
+fn modules_within(
+    input: &mut dyn ReadSeek,
+    mut at: u64,
+    end: u64,
+    number: &mut u32,
+    out: &mut Out<'_, '_>,
+) -> io::Result<()> {
     while at < end && !out.outcome.is_over() {
         out.check()?;
         input.seek(SeekFrom::Start(at))?;
@@ -179,9 +200,55 @@ fn walk_modules(input: &mut dyn ReadSeek, length: u64, out: &mut Out<'_, '_>) ->
             return Ok(());
         }
         at += read;
-        number += 1;
+        *number += 1;
     }
     Ok(())
+}
+
+/// How long the Python object is that some bytes begin with.
+fn object_bytes(bytes: &[u8]) -> Option<usize> {
+    // How many objects are left in each of those that are open; none where a mark ends them.
+    let mut open = vec![Some(1u64)];
+    let mut at = 0usize;
+    while let Some(left) = open.last_mut() {
+        match left {
+            Some(0) => {
+                open.pop();
+                continue;
+            }
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        // The highest bit says that it is referred to.
+        let kind = bytes.get(at)? & 0x7f;
+        at += 1;
+        let (short, long) = (bytes.get(at).map(|byte| usize::from(*byte)), le32(bytes, at).map(|long| long as usize));
+        let (skip, objects) = match kind {
+            b'0' if left.is_none() => {
+                open.pop();
+                continue;
+            }
+            b'N' | b'T' | b'F' | b'S' | b'.' => (0, None),
+            b'i' | b'r' | b'R' => (4, None),
+            b'I' | b'g' => (8, None),
+            b'y' => (16, None),
+            b's' | b't' | b'u' | b'a' | b'A' => (long?.checked_add(4)?, None),
+            b'z' | b'Z' | b'f' => (1 + short?, None),
+            b'l' => ((long? as u32 as i32).unsigned_abs() as usize * 2 + 4, None),
+            b'(' | b'[' | b'<' | b'>' => (4, Some(Some(long? as u64))),
+            b')' => (1, Some(Some(short? as u64))),
+            b'{' => (0, Some(None)),
+            _ => return None,
+        };
+        at = at.checked_add(skip).filter(|at| *at <= bytes.len())?;
+        if let Some(objects) = objects {
+            if open.len() >= OBJECTS_DEEP_MAX {
+                return None;
+            }
+            open.push(objects);
+        }
+    }
+    Some(at)
 }
 
 #[cfg(test)]
@@ -201,12 +268,36 @@ mod tests {
     fn modules(modules: &[&[u8]]) -> Vec<u8> {
         let packed: Vec<u8> = modules.iter().flat_map(|module| deflated(module)).collect();
         let table = (MODULES_AT as u32 + packed.len() as u32).to_be_bytes();
-        [MODULES_MAGIC, b"\xa7\x0d\x0d\x0a", &table, &[0; 5], &packed, b"table"].concat()
+        [MODULES_MAGIC, b"\xa7\x0d\x0d\x0a", &table, &[0; 5], &packed, TABLE].concat()
+    }
+
+    /// As Python writes `[("os", (0, 17, 30)), ("é", (1, 47, 3 << 40))]`.
+    const TABLE: &[u8] = b"[\x02\0\0\0\xa9\x02\xda\x02os\xa9\x03\xe9\0\0\0\0\xe9\x11\0\0\0\xe9\x1e\0\0\0\
+        \xa9\x02\xf5\x02\0\0\0\xc3\xa9\xa9\x03\xe9\x01\0\0\0\xe9\x2f\0\0\0l\x03\0\0\0\0\0\0\0\0\x0c";
+
+    #[test]
+    fn objects_of_python_have_an_end() {
+        for object in [TABLE, b"{z\x01a)\x02Tr\0\0\0\x000", b"N", b"l\xfe\xff\xff\xff\0\0\0\0"] {
+            assert_eq!(object_bytes(&[object, b"rest"].concat()), Some(object.len()));
+            for length in 0..object.len() {
+                assert_eq!(object_bytes(&object[..length]), None, "{object:?} {length}");
+            }
+        }
+        let deep = [&b"(\x01\0\0\0".repeat(100)[..], b"N"].concat();
+        for object in [&deep[..], b"x\x9c", b"0", b"(\xff\xff\xff\xffN"] {
+            assert_eq!(object_bytes(object), None);
+        }
     }
 
     #[test]
-    fn modules_behind_the_table_are_told() {
+    fn modules_behind_the_table_come_out_or_are_told() {
         let file = [MODULES_MAGIC, b"\xa7\x0d\x0d\x0a", &17u32.to_be_bytes(), &[0; 5], &deflated(&eicar())].concat();
+        assert!(take_apart(&file, &Passwords::NONE).outcome.broken.is_some());
+        let file = [modules(&[b"import os"]), deflated(&eicar())].concat();
+        let taken = take_apart(&file, &Passwords::NONE);
+        assert_eq!(taken.members.last(), Some(&("module-2".to_owned(), eicar())));
+        assert!(taken.outcome.is_complete(), "{}", taken.outcome.detail());
+        let file = [modules(&[b"import os"]), b"no module".to_vec()].concat();
         assert!(take_apart(&file, &Passwords::NONE).outcome.broken.is_some());
     }
 
