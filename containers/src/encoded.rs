@@ -21,6 +21,10 @@ const DIFFERENT_CHARACTERS_MIN: u32 = 8;
 pub(crate) const LINE_CHARACTERS_MIN: usize = 32;
 /// The same where what a run stands for tells that it is one, whose lines may then be of any length: what is shorter is mostly a word.
 pub(crate) const SHORT_LINE_CHARACTERS_MIN: usize = 4;
+/// The same between lines that say that there is data between them.
+const ARMORED_LINE_CHARACTERS_MIN: usize = 1;
+/// Most lines behind the one with which it begins that say more of it.
+const ARMOR_HEADERS_MAX: usize = 16;
 /// How many characters of a run in such lines are looked at: they stand for more than a program's header, which begins with two letters only.
 const LOOKED_AT_CHARACTERS: usize = 88;
 /// The longest beginning of a `data:` address, up to its comma. Browsers take any, writers some hundred bytes.
@@ -38,7 +42,7 @@ pub(crate) const TOLD_BY_BYTES: usize = 4096;
 /// The longest line that begins a file in text.
 const LINE_BYTES_MAX: usize = 512;
 /// What files begin with that are worth to be hidden.
-const MAGIC: [&[u8]; 22] = [
+const MAGIC: [&[u8]; 30] = [
     b"MZ",
     b"PK",
     b"\x1f\x8b\x08",
@@ -61,7 +65,17 @@ const MAGIC: [&[u8]; 22] = [
     b"\x04\x22\x4d\x18",
     b"LZIP",
     b"\x78\x9f\x3e\x22",
+    b"\x78\x01",
+    b"\x78\x5e",
+    b"\x78\x9c",
+    b"\x78\xda",
+    b"xar!\0",
+    b"MSWIM\0",
+    b"ITSF\x03\0",
+    b"\x60\xea",
 ];
+/// What text may begin with.
+const TEXT_MARKS: [&[u8]; 2] = [b"\xff\xfe", b"\xef\xbb\xbf"];
 
 /// Whether a file that begins like this is a text, if with some odd characters in it.
 pub(crate) fn is_text(head: &[u8]) -> bool {
@@ -99,6 +113,9 @@ pub(crate) fn next_data(text: &[u8], is_all: bool, is_text: bool) -> Found {
     let end = address.as_ref().map_or(text.len(), |(at, _)| *at);
     let run = first_run(text, end, is_text);
     let end = run.map_or(end, |(at, _)| at);
+    let armored = first_armored(text, end);
+    let run = armored.map(|at| (at, ARMORED_LINE_CHARACTERS_MIN)).or(run);
+    let end = armored.unwrap_or(end);
     if let Some((at, line)) = first_run_in_lines(text, end).map(|at| (at, SHORT_LINE_CHARACTERS_MIN)).or(run) {
         return Found::Run(at, line);
     }
@@ -343,7 +360,8 @@ fn are_digits_or_joints(piece: &[u8; LINES_BYTES]) -> bool {
 /// Whether the first byte of text, or of what begins as files do, may begin with this digit.
 fn may_begin_file(character: u8) -> bool {
     static DIGITS: LazyLock<u64> = LazyLock::new(|| {
-        let first = (0..=u8::MAX).filter(is_of_text).chain(MAGIC.iter().filter_map(|magic| magic.first().copied()));
+        let marks = MAGIC.iter().chain(&TEXT_MARKS).filter_map(|magic| magic.first().copied());
+        let first = (0..=u8::MAX).filter(is_of_text).chain(marks);
         first.fold(0, |digits, byte| digits | 1 << (byte >> 2))
     });
     digit(character).is_some_and(|digit| *DIGITS >> digit & 1 == 1)
@@ -372,6 +390,8 @@ fn begins_file_in_lines(text: &[u8], start: usize) -> bool {
     match decoded(&characters).as_slice() {
         [b'M', b'Z', rest @ ..] => rest.get(61) == Some(&0),
         [b'P', b'K', one, other, ..] => matches!((one, other), (1, 2) | (3, 4) | (5, 6) | (7, 8)),
+        // Words begin with what these two bytes are in base64.
+        [0x78, 1 | 0x5e | 0x9c | 0xda, ..] | [0x60, 0xea, ..] => false,
         _ => true,
     }
 }
@@ -389,7 +409,37 @@ fn is_of_text(byte: &u8) -> bool {
 
 /// Whether bytes are text, also in two bytes a character, as some shells take it.
 fn is_all_text(bytes: &[u8]) -> bool {
+    let bytes = TEXT_MARKS.iter().find_map(|mark| bytes.strip_prefix(*mark)).unwrap_or(bytes);
     bytes.iter().all(is_of_text) || bytes.as_chunks::<2>().0.iter().all(|[low, high]| is_of_text(low) && *high == 0)
+}
+
+/// Made once: for a short text making it would take longer than to search.
+static ARMOR: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"-----BEGIN "));
+
+/// Where the first data begins, not behind `end`, after a line that says so, as those of OpenPGP and PEM do: however short it is, programs that
+/// look for the line decode it.
+fn first_armored(text: &[u8], end: usize) -> Option<usize> {
+    let mut begins = ARMOR.find_iter(text).take_while(|at| *at < end);
+    begins.find_map(|at| armored(text, at)).filter(|data| *data <= end)
+}
+
+/// Where the data begins after such a line, and those that say more of it.
+fn armored(text: &[u8], begin: usize) -> Option<usize> {
+    let head = text.get(..begin + SEARCH_AGAIN_BYTES / 2).unwrap_or(text);
+    let mut at = begin;
+    for _ in 0..=ARMOR_HEADERS_MAX {
+        at += memchr(b'\n', head.get(at..)?)? + 1;
+        let rest = head.get(at..)?;
+        let line = rest.get(..memchr(b'\n', rest).unwrap_or(rest.len()))?.trim_ascii_end();
+        let start = line.trim_ascii_start();
+        if start.is_empty() || memchr(b':', line).is_some() {
+            continue;
+        }
+        // Else it is what somebody writes about such lines.
+        let is_data = !start.starts_with(b"=") && start.iter().all(|byte| digit(*byte).is_some() || *byte == b'=');
+        return (is_data && !start.starts_with(b"-----")).then_some(at + line.len() - start.len());
+    }
+    None
 }
 
 /// The first address of a text, and where it begins.
@@ -722,6 +772,32 @@ mod tests {
         }
         let three = run.chunks(3).collect::<Vec<_>>().join(&b" "[..]);
         assert_eq!(first_run_in_lines(&three, three.len()), None, "lines that are too short");
+    }
+
+    #[test]
+    fn armored_data_counts_however_short_it_is() {
+        for headers in ["", "Version: 1\nComment: data: x\n", "\r\n", "Proc-Type: 4,ENCRYPTED\n \n"] {
+            for data in ["QUJD", "QUJDREVG\nRw==\n=abcd", "  QUJDREVG"] {
+                let text = format!("words\n-----BEGIN X-----\n{headers}{data}\n-----END X-----\n");
+                let at = text.find("QUJD").unwrap();
+                assert_eq!(first_armored(text.as_bytes(), text.len()), Some(at), "{text}");
+                assert_eq!(first_armored(text.as_bytes(), at - 1), None);
+            }
+        }
+        for text in [
+            "-----BEGIN X-----",
+            "-----BEGIN X-----\n...\n-----END X-----\n",
+            "-----BEGIN X-----\n-----END X-----\n",
+            "behind -----BEGIN X-----\nthere are letters\n",
+            "printf(\"-----BEGIN %s-----\\n\", name);\nreturn;\n",
+        ] {
+            assert_eq!(first_armored(text.as_bytes(), text.len()), None, "{text}");
+        }
+        let begun = Instant::now();
+        for text in ["-----BEGIN ", "-----BEGIN :\n"] {
+            assert!(first_armored(text.repeat(60_000).as_bytes(), usize::MAX).is_none());
+        }
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     }
 
     #[test]

@@ -154,6 +154,40 @@ fn objects_of_rich_text_come_out_wherever_they_lie() {
 }
 
 #[test]
+fn short_armored_data_comes_out() {
+    let content = b"IEX(x)";
+    let armored =
+        format!("-----BEGIN PGP MESSAGE-----\n\n{}\n=abcd\n-----END PGP MESSAGE-----\n", base64::encode(content));
+    for text in [armored.clone(), format!("Look:\r\n\r\n{}", armored.replace('\n', "\r\n"))] {
+        assert_eq!(members(text.as_bytes())[0].1, content, "{text}");
+    }
+    // In lines of any length.
+    let lines: String = base64::encode(&eicar()).chars().enumerate().fold(String::new(), |mut lines, (at, digit)| {
+        lines.push(digit);
+        if at % 7 == 0 {
+            lines.push('\n');
+        }
+        lines
+    });
+    let text = format!("-----BEGIN X-----\n{lines}\n-----END X-----\n");
+    assert_eq!(members(text.as_bytes())[0].1, eicar());
+}
+
+#[test]
+fn short_strings_come_out_that_stand_for_what_files_begin_with() {
+    let mut deflated = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+    deflated.write_all(&eicar()).unwrap();
+    for content in [
+        deflated.finish().unwrap(),
+        [b"\xef\xbb\xbf", &eicar()[..]].concat(),
+        [b"\xff\xfe".to_vec(), eicar().into_iter().flat_map(|byte| [byte, 0]).take(90).collect()].concat(),
+    ] {
+        let text = format!("{{\"a\": \"{}\"}}\n", base64::encode(&content));
+        assert_eq!(members(text.as_bytes())[0].1, content, "{text}");
+    }
+}
+
+#[test]
 fn addresses_with_data_come_out() {
     let eicar = eicar();
     let percent: String = eicar.iter().map(|byte| format!("%{byte:02X}")).collect();
