@@ -9,8 +9,8 @@
 
 use crate::format::Format;
 use crate::{
-    activemime, appledouble, ar, arc, asar, binhex, cab, chm, cms, coded, cpio, disk, elf, exfat, ext, fat, hfs,
-    iso9660, lnk, lzh, mail, nsis, ntfs, ole, onenote, pdf, pe, pgp, pyinstaller, rar, rpm, rtf, script_encoder,
+    activemime, appledouble, ar, arc, asar, binhex, cab, chm, cms, coded, cpio, disk, dotnet, elf, exfat, ext, fat,
+    hfs, iso9660, lnk, lzh, mail, nsis, ntfs, ole, onenote, pdf, pe, pgp, pyinstaller, rar, rpm, rtf, script_encoder,
     sevenz, squashfs, stream, swf, tar, text, textual, udf, unopened, upx, utf16, wim, xar, zip,
 };
 
@@ -80,6 +80,7 @@ pub static FORMATS: &[&Format] = &[
     &elf::FORMAT,
     &pyinstaller::FORMAT,
     &pyinstaller::MODULES,
+    &dotnet::FORMAT,
     &upx::FORMAT,
     &unopened::FORMAT,
 ];

@@ -38,6 +38,7 @@ mod cms;
 mod coded;
 mod cpio;
 mod disk;
+mod dotnet;
 mod elf;
 mod encoded;
 mod exfat;

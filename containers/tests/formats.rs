@@ -11,7 +11,7 @@ mod base64;
 mod built;
 mod samples;
 
-use built::{activemime, appledouble, asar, cms, onenote, pgp, pyinstaller, pyz, zlib};
+use built::{activemime, appledouble, asar, cms, dotnet, onenote, pgp, pyinstaller, pyz, zlib};
 use samples::{End, SAMPLES};
 
 /// Random changes of each file.
@@ -168,6 +168,7 @@ fn written_here() -> Vec<(&'static str, Vec<u8>, bool)> {
         ("pgp", pgp(&eicar()), false),
         ("pyinstaller", pyinstaller(&eicar()), false),
         ("pyz", pyz(&eicar()), false),
+        ("dotnet", dotnet(&eicar()), false),
         ("nuitka", nuitka(&eicar()), false),
     ]
 }
@@ -245,6 +246,7 @@ fn content_is_found_three_deep_in_mixed_formats() {
             "pgp" => pgp(content),
             "pyinstaller" => pyinstaller(content),
             "pyz" => pyz(content),
+            "dotnet" => dotnet(content),
             "nuitka" => nuitka(content),
             _ => zstd(content),
         };

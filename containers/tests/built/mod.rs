@@ -63,7 +63,21 @@ pub fn pyinstaller(content: &[u8]) -> Vec<u8> {
 pub fn pyz(content: &[u8]) -> Vec<u8> {
     let content = zlib(b"", content);
     let table = (17 + content.len() as u32).to_be_bytes();
-    [b"PYZ\0\xa7\x0d\x0d\x0a", &table[..], &[0; 5], &content].concat()
+    [b"PYZ\0\xa7\x0d\x0d\x0a", &table[..], &[0; 5], &content, b"[\0\0\0\0"].concat()
+}
+
+/// A program of .NET that brings it along.
+pub fn dotnet(content: &[u8]) -> Vec<u8> {
+    const MARK: &[u8] = b"\x8b\x12\x02\xb9\x6a\x61\x20\x38\x72\x7b\x93\x02\x14\xd7\xa0\x32\
+        \x13\xf5\xb9\xe6\xef\xae\x33\x18\xee\x3b\x2d\xce\x24\xb3\x6a\xae";
+    // Of its zlib stream what is deflated.
+    let packed = zlib(b"", content);
+    let packed = &packed[2..packed.len() - 4];
+    let table_at = (48 + packed.len()) as u64;
+    let numbers = [48, content.len(), packed.len()].map(|number| (number as u64).to_le_bytes()).concat();
+    let table =
+        [&[6u32, 0, 1].map(u32::to_le_bytes).concat()[..], b"\x02id", &[0; 40], &numbers, b"\x01\x05a.dll"].concat();
+    [b"\x7fELF\0\0\0\0", &table_at.to_le_bytes()[..], MARK, packed, &table].concat()
 }
 
 /// An archive of Electron's, with the content in a folder.
