@@ -1,5 +1,6 @@
 //! Text with files in it: web pages and style sheets with `data:` addresses, scripts with long strings of base64, XML with binary data
-//! (flat OpenDocument, Word of 2003, Flat OPC), calendars and address books with attachments. Formats: RFC 2397, RFC 4648.
+//! (flat OpenDocument, Word of 2003, Flat OPC), calendars and address books with attachments, values of Windows' registry, PostScript and
+//! scripts with files and text in hexadecimal digits. Formats: RFC 2397, RFC 4648.
 //!
 //! Any text may be such a file, so a text is one if it has a `data:` address or a run of base64 anywhere, or if it is markup. It counts
 //! only if the file is nothing else, and then other files are searched as well: what opens them passes over odd characters. Short runs are
@@ -19,15 +20,15 @@ use std::collections::BTreeSet;
 use std::io::{self, Read, SeekFrom};
 use std::sync::LazyLock;
 
-use memchr::memchr;
 use memchr::memmem::Finder;
+use memchr::{memchr, memrchr};
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, hand_out, read_full};
 use crate::encoded::{
     self, Address, ESCAPE_BYTES_MAX, Found, JOINT_BYTES_MAX, LINE_CHARACTERS_MIN, SEARCH_AGAIN_BYTES, TOLD_BY_BYTES,
-    begins_file_of_lines, characters, escaped, escaped_in_lines, is_taken_out, is_text, joint, long_beginnings,
-    next_data, searched_until,
+    begins_file_of_lines, characters, escaped, escaped_in_lines, hex_byte, is_taken_out, is_text, joint,
+    long_beginnings, next_data, searched_until,
 };
 use crate::fields::{find, le32};
 use crate::format::{CLAIMS_MAX, Claim, Claims, Format, HEAD_BYTES, Probe};
@@ -172,6 +173,8 @@ struct Search {
     plain: Vec<u8>,
     is_text: Option<bool>,
     is_script: bool,
+    /// All was text so far.
+    is_all_text: bool,
     /// In the next window no data lies, but for what is written as escapes.
     is_bare: bool,
     /// Where the next window begins in the file.
@@ -188,6 +191,7 @@ impl Search {
             plain,
             is_text: None,
             is_script: false,
+            is_all_text: true,
             is_bare: head_is_bare,
             start: 0,
             candidates: BTreeSet::new(),
@@ -215,6 +219,9 @@ impl Search {
             self.is_script = text.starts_with(b"#!");
         }
         let is_text = *self.is_text.get_or_insert_with(|| is_text(text));
+        if self.is_all_text && !self.is_script {
+            self.archive_behind_text(text);
+        }
         let hidden = &mut self.hidden;
         let has_data = |text: &[u8]| !matches!(next_data(text, true, is_text), Found::Nothing(_));
         hidden.data = hidden.data || !std::mem::take(&mut self.is_bare) && has_data(text);
@@ -245,9 +252,35 @@ impl Search {
         next
     }
 
+    /// Notes the archive that begins where the text ends: a shell runs a script without a mark as well.
+    fn archive_behind_text(&mut self, text: &[u8]) {
+        let Some(end) = end_of_text(text) else { return };
+        if text.len() == WINDOW_BYTES && end + SEARCH_AGAIN_BYTES > text.len() {
+            // It is seen again, with what follows.
+            return;
+        }
+        self.is_all_text = false;
+        // The line break before the archive belongs to the script.
+        let Some(line_break) = text.get(..end).and_then(|text| memrchr(b'\n', text)) else { return };
+        let begins = |(name, magic, anywhere): &(&'static str, &[u8], bool)| {
+            let at = if *name == "tar" { line_break + 1 + TAR_MAGIC_AT } else { line_break };
+            let is_one = !anywhere && text.get(at..).is_some_and(|rest| rest.starts_with(magic));
+            is_one.then_some((self.start + line_break as u64 + 1, *name))
+        };
+        self.candidates.extend(ARCHIVES.iter().filter_map(begins));
+    }
+
     fn end(self, input: &mut dyn ReadSeek) -> io::Result<Hidden> {
         Ok(Hidden { archives: confirmed(input, self.candidates)?, ..self.hidden })
     }
+}
+
+/// Where in a piece of text the first byte lies that is none of text.
+fn end_of_text(text: &[u8]) -> Option<usize> {
+    let is_control = |byte: &u8| matches!(byte, 0..=8 | 14..=26 | 28..=31);
+    // In pieces, so that many are asked about by each instruction.
+    let piece = text.chunks(128).position(|piece| piece.iter().fold(false, |any, byte| any | is_control(byte)))?;
+    text.iter().skip(piece * 128).position(is_control).map(|at| piece * 128 + at)
 }
 
 /// What an archive begins with that programs look for, and whether they look for it anywhere, or behind a script only.
@@ -302,6 +335,7 @@ fn may_begin(name: &str, header: &[u8]) -> bool {
         "cab" => crate::cab::begins_cabinet(header),
         // The header has a checksum.
         "7z" => header.get(12..32).map(crc32fast::hash) == le32(header, 8),
+        "gzip" => header.get(3).is_some_and(|flags| flags & 0xe0 == 0),
         "bzip2" => header.get(4..10) == Some(b"1AY&SY"),
         // Its dictionary has a length that a program chose, and what is encoded begins with a zero.
         "lzma" => {
@@ -403,20 +437,21 @@ impl Walk<'_, '_> {
                 return Ok(());
             }
             let is_all = ahead.len() < WINDOW_BYTES / 2;
-            let (skip, address, line_min) = match next_data(ahead, is_all, is_text) {
+            let (skip, written) = match next_data(ahead, is_all, is_text) {
                 Found::Nothing(skip) => {
                     window.at += skip;
                     continue;
                 }
-                Found::Run(at, line) => (at, None, line),
-                Found::Address(at, address) => (at, Some(address), 0),
+                Found::Run(at, line) => (at, Written::Run(line)),
+                Found::Hex(at) => (at, Written::Hex),
+                Found::Address(at, address) => (at, Written::Address(address)),
             };
             window.at += skip;
             let beginning = window.place();
-            window.at += address.as_ref().map_or(0, |address| address.length);
+            window.at += if let Written::Address(address) = &written { address.length } else { 0 };
             if window.is_unescaped {
                 let data_at = window.place();
-                let mut passed = Data::new(window, address.as_ref(), line_min);
+                let mut passed = Data::new(window, &written);
                 let mut scratch = [0; 4096];
                 while passed.read(&mut scratch)? > 0 {
                     self.budget.check()?;
@@ -428,15 +463,15 @@ impl Walk<'_, '_> {
                 }
                 window.go_back(data_at)?;
             }
-            self.data(window, address.as_ref(), line_min)?;
+            self.data(window, &written)?;
         }
     }
 
-    fn data(&mut self, window: &mut Window<'_>, address: Option<&Address>, line_min: usize) -> io::Result<()> {
+    fn data(&mut self, window: &mut Window<'_>, written: &Written) -> io::Result<()> {
         self.members += 1;
-        let extension = address.map_or("", |address| address.extension.as_str());
+        let extension = if let Written::Address(address) = written { address.extension.as_str() } else { "" };
         let name = format!("data-{}{extension}", self.members);
-        let mut data = Data::new(window, address, line_min);
+        let mut data = Data::new(window, written);
         let result = hand_out(name.clone(), None, &mut data, self.budget, self.sink);
         let (end, line_break) = (data.end, data.line_break);
         match result {
@@ -448,7 +483,7 @@ impl Walk<'_, '_> {
             // A quote that is never closed was none, and what looked like an address was its line. So the lines behind that are searched
             // for themselves. Each kind of quote ends at the next one, so that no byte is read for more than one address a kind.
             Some(place) => window.go_back(place)?,
-            None if address.is_some() && end == Some(End::OfText) => {
+            None if matches!(written, Written::Address(_)) && end == Some(End::OfText) => {
                 self.outcome.note_broken(format!("the text ends inside {name}"));
             }
             None => {}
@@ -564,9 +599,19 @@ enum End {
     OfText,
 }
 
+/// How data is written in a text.
+enum Written {
+    /// In base64, of which so many characters stand together at least.
+    Run(usize),
+    /// In hexadecimal digits.
+    Hex,
+    Address(Address),
+}
+
 /// Data on its way out, decoded.
 struct Data<'d, 'w> {
     window: &'d mut Window<'w>,
+    is_hex: bool,
     is_base64: bool,
     is_address: bool,
     /// What ends an address.
@@ -588,10 +633,16 @@ struct Data<'d, 'w> {
 }
 
 impl<'d, 'w> Data<'d, 'w> {
-    /// The data of an address, or of a run, that begins where the window is.
-    fn new(window: &'d mut Window<'w>, address: Option<&Address>, line_min: usize) -> Self {
+    /// The data that begins where the window is.
+    fn new(window: &'d mut Window<'w>, written: &Written) -> Self {
+        let (address, line_min) = match written {
+            Written::Address(address) => (Some(address), 0),
+            Written::Run(line_min) => (None, *line_min),
+            Written::Hex => (None, 0),
+        };
         Self {
             window,
+            is_hex: matches!(written, Written::Hex),
             is_base64: address.is_none_or(|address| address.is_base64),
             is_address: address.is_some(),
             ended_by: address.and_then(|address| address.ended_by),
@@ -615,7 +666,12 @@ impl<'d, 'w> Data<'d, 'w> {
             return Ok(());
         };
         let mut used = 1;
-        if self.is_base64 {
+        if self.is_hex {
+            // With less of the text ahead than a byte takes it ends.
+            let Some((byte, length)) = hex_byte(ahead) else { return self.finish() };
+            self.out.push(byte);
+            used = length;
+        } else if self.is_base64 {
             let length = ahead.iter().take_while(|byte| digit(**byte).is_some()).count();
             if length > 0 && self.is_padded {
                 return self.finish();

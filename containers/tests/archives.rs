@@ -276,7 +276,19 @@ fn archives_of_each_kind_are_found_behind_a_script() {
             let found: Vec<_> = found.iter().map(|found| (found.format.name(), found.offset as usize)).collect();
             assert_eq!(found, [(format, script.len() + padding + 1)]);
             assert!(!take_apart(&file, &Passwords::NONE).members.is_empty(), "{format}");
+            // Shells run what has no mark as well, and so do other programs that go by a file's name.
+            let unmarked = [&b"echo\n"[..], &vec![b'#'; padding + script.len() - 5], b"\n", &archive].concat();
+            let found = lazaret_containers::detect_content(&unmarked).unwrap().containers;
+            assert!(found.iter().any(|found| found.format.name() == format), "{format} behind {padding}: {found:?}");
+            assert!(!take_apart(&unmarked, &Passwords::NONE).members.is_empty(), "{format}");
         }
+    }
+    // Pictures and tables begin with text, too.
+    let mut random = conformance::Random(4);
+    let noise: Vec<u8> = (0..3_000_000).map(|_| random.next() as u8).collect();
+    for header in ["P6\n1000 1000\n255\n", "MATLAB 5.0 MAT-file\n", "a,b\n\n"] {
+        let file = [header.as_bytes(), b"\0", &noise, b"\n\x1f\x9d\x90", b"\n\x1f\x8b\x08\0", &noise].concat();
+        assert_eq!(lazaret_containers::detect_content(&file).unwrap().containers, []);
     }
     assert_eq!(lazaret_containers::detect_content(script).unwrap().containers, []);
 }
