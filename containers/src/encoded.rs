@@ -43,7 +43,7 @@ pub(crate) const TOLD_BY_BYTES: usize = 4096;
 /// The longest line that begins a file in text.
 const LINE_BYTES_MAX: usize = 512;
 /// What files begin with that are worth to be hidden.
-const MAGIC: [&[u8]; 30] = [
+const MAGIC: [&[u8]; 31] = [
     b"MZ",
     b"PK",
     b"\x1f\x8b\x08",
@@ -74,6 +74,7 @@ const MAGIC: [&[u8]; 30] = [
     b"MSWIM\0",
     b"ITSF\x03\0",
     b"\x60\xea",
+    b"\x5d\0\0",
 ];
 /// What text may begin with.
 const TEXT_MARKS: [&[u8]; 2] = [b"\xff\xfe", b"\xef\xbb\xbf"];
@@ -85,6 +86,20 @@ pub(crate) fn is_text(head: &[u8]) -> bool {
     let is_control = |byte: &u8| u8::from(matches!(byte, 0..=8 | 14..=26 | 28..=31));
     let controls: usize = head.chunks(128).map(|piece| usize::from(piece.iter().map(is_control).sum::<u8>())).sum();
     controls * CONTROLS_OF_TEXT <= head.len().max(2 * CONTROLS_OF_TEXT)
+}
+
+/// What a file's beginning tells of the rest.
+#[derive(Clone, Copy)]
+pub(crate) struct Told {
+    pub(crate) is_text: bool,
+    /// Strings and streams in digits are a PDF's own, whose reader decodes them.
+    is_pdf: bool,
+}
+
+impl Told {
+    pub(crate) fn by(head: &[u8]) -> Self {
+        Self { is_text: is_text(head), is_pdf: head.starts_with(b"%PDF") }
+    }
 }
 
 /// What is next in a piece of text.
@@ -111,15 +126,17 @@ pub(crate) struct Address {
 
 /// The first data in a piece of text. If the text goes on, what may be cut off at the end of the piece is left for the next. In what
 /// is no text runs count only if they stand for something that begins as files do.
-pub(crate) fn next_data(text: &[u8], is_all: bool, is_text: bool) -> Found {
+pub(crate) fn next_data(text: &[u8], is_all: bool, told: Told) -> Found {
     let address = first_address(text);
     let end = address.as_ref().map_or(text.len(), |(at, _)| *at);
-    let run = first_run(text, end, is_text);
+    let run = first_run(text, end, told.is_text);
     let end = run.map_or(end, |(at, _)| at);
     let armored = first_armored(text, end);
     let run = armored.map(|at| (at, ARMORED_LINE_CHARACTERS_MIN)).or(run);
     let end = armored.unwrap_or(end);
-    if let Some(at) = first_hex(text, end) {
+    if !told.is_pdf
+        && let Some(at) = first_hex(text, end)
+    {
         return Found::Hex(at);
     }
     if let Some((at, line)) = first_run_in_lines(text, end).map(|at| (at, SHORT_LINE_CHARACTERS_MIN)).or(run) {
@@ -297,7 +314,9 @@ fn run(text: &[u8], start: usize, is_text: bool) -> Option<usize> {
     if begins_as_file(&characters) {
         return Some(SHORT_LINE_CHARACTERS_MIN);
     }
-    let counts = is_text && (is_long || is_element && !characters.iter().all(u8::is_ascii_hexdigit));
+    // A program that decodes a file's lines doesn't ask what else is in it.
+    let is_line = before == Some(&b'\n') && is_long;
+    let counts = is_line || is_text && (is_long || is_element && !characters.iter().all(u8::is_ascii_hexdigit));
     counts.then_some(LINE_CHARACTERS_MIN)
 }
 
@@ -406,7 +425,9 @@ fn begins_file_in_lines(text: &[u8], start: usize) -> bool {
 fn begins_as_file(characters: &[u8]) -> bool {
     let (mut decoder, mut bytes) = (Base64::default(), Vec::new());
     decoder.decode(characters, &mut bytes);
-    is_all_text(&bytes) || MAGIC.iter().any(|magic| bytes.starts_with(magic))
+    // A tape archive begins with a name, behind which the numbers of its owner are.
+    let is_tar = bytes.get(100..107).is_some_and(|mode| mode.iter().all(|byte| matches!(byte, b'0'..=b'7')));
+    is_tar || is_all_text(&bytes) || MAGIC.iter().any(|magic| bytes.starts_with(magic))
 }
 
 fn is_of_text(byte: &u8) -> bool {
@@ -544,6 +565,8 @@ fn may_begin_in_hex(bytes: &[u8]) -> bool {
         [0x1f, 0x8b, 8, flags, ..] => flags & 0xe0 == 0 && bytes.get(8).is_none_or(|level| matches!(level, 0 | 2 | 4)),
         [b'B', b'Z', b'h', b'1'..=b'9', ..] => bytes.get(4..10).is_none_or(|magic| magic == b"1AY&SY"),
         [0xff, 0xd8, 0xff, kind, ..] => *kind >= 0xc0,
+        // What a shortcut is known by.
+        [b'L', 0, 0, 0, class @ ..] => class.get(..4).is_none_or(|class| class == b"\x01\x14\x02\0"),
         _ => MAGIC.iter().any(|magic| magic.len() >= HEX_FIRST_BYTES && bytes.starts_with(magic)),
     }
 }

@@ -27,8 +27,8 @@ use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, hand_out, read_full};
 use crate::encoded::{
     self, Address, ESCAPE_BYTES_MAX, Found, JOINT_BYTES_MAX, LINE_CHARACTERS_MIN, SEARCH_AGAIN_BYTES, TOLD_BY_BYTES,
-    begins_file_of_lines, characters, escaped, escaped_in_lines, hex_byte, is_taken_out, is_text, joint,
-    long_beginnings, next_data, searched_until,
+    Told, begins_file_of_lines, characters, escaped, escaped_in_lines, hex_byte, is_taken_out, joint, long_beginnings,
+    next_data, searched_until,
 };
 use crate::fields::{find, le32};
 use crate::format::{CLAIMS_MAX, Claim, Claims, Format, HEAD_BYTES, Probe};
@@ -59,12 +59,13 @@ pub(crate) static FORMAT: Format = Format {
 
 /// Only what is seen at once: the rest of a file is searched if nothing claims it, see [`search`].
 fn probe(probe: &mut Probe<'_>) -> io::Result<Claims> {
-    if !is_text(probe.head) {
+    let told = Told::by(probe.head);
+    if !told.is_text {
         return Ok(Vec::new());
     }
     let head = probe.head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(probe.head).trim_ascii_start();
     let markup = matches!(head, [b'<', b'!' | b'?' | b'a'..=b'z' | b'A'..=b'Z', ..]);
-    let has_data = |text: &[u8]| !matches!(next_data(text, true, true), Found::Nothing(_));
+    let has_data = |text: &[u8]| !matches!(next_data(text, true, told), Found::Nothing(_));
     let is_one = markup || has_data(probe.head) || !probe.is_short() && has_data(probe.tail);
     probe.head_is_bare = !is_one;
     Ok(if is_one { vec![Claim::Inside(0)] } else { Vec::new() })
@@ -171,7 +172,7 @@ pub(crate) fn any_window(
 struct Search {
     hidden: Hidden,
     plain: Vec<u8>,
-    is_text: Option<bool>,
+    told: Option<Told>,
     is_script: bool,
     /// All was text so far.
     is_all_text: bool,
@@ -189,7 +190,7 @@ impl Search {
         Self {
             hidden,
             plain,
-            is_text: None,
+            told: None,
             is_script: false,
             is_all_text: true,
             is_bare: head_is_bare,
@@ -215,15 +216,15 @@ impl Search {
 
     /// Searches the next window. Tells from where in it on it is searched again with what follows.
     fn window(&mut self, text: &[u8]) -> usize {
-        if self.is_text.is_none() {
+        if self.told.is_none() {
             self.is_script = text.starts_with(b"#!");
         }
-        let is_text = *self.is_text.get_or_insert_with(|| is_text(text));
+        let told = *self.told.get_or_insert_with(|| Told::by(text));
         if self.is_all_text && !self.is_script {
             self.archive_behind_text(text);
         }
         let hidden = &mut self.hidden;
-        let has_data = |text: &[u8]| !matches!(next_data(text, true, is_text), Found::Nothing(_));
+        let has_data = |text: &[u8]| !matches!(next_data(text, true, told), Found::Nothing(_));
         hidden.data = hidden.data || !std::mem::take(&mut self.is_bare) && has_data(text);
         if !hidden.data && characters(text).next().is_some() {
             self.plain.clear();
@@ -234,7 +235,7 @@ impl Search {
         let (uuencode, yenc) = begins_file_of_lines(text);
         hidden.uuencode |= uuencode;
         hidden.yenc |= yenc;
-        hidden.pdf = hidden.pdf || pdf::has_objects(text, is_text);
+        hidden.pdf = hidden.pdf || pdf::has_objects(text, told.is_text);
         for (name, at) in archives(text, self.is_script) {
             let header = text.get(at..).unwrap_or_default();
             if header.len() >= HEADER_BYTES_MAX && !may_begin(name, header) {
@@ -429,7 +430,7 @@ impl Walk<'_, '_> {
 
     /// Hands out what lies in a text. If its escapes are decoded, only what has one.
     fn text(&mut self, window: &mut Window<'_>) -> io::Result<()> {
-        let is_text = is_text(window.ahead(TOLD_BY_BYTES)?);
+        let told = Told::by(window.ahead(TOLD_BY_BYTES)?);
         loop {
             self.budget.check()?;
             let ahead = window.ahead(WINDOW_BYTES / 2)?;
@@ -437,7 +438,7 @@ impl Walk<'_, '_> {
                 return Ok(());
             }
             let is_all = ahead.len() < WINDOW_BYTES / 2;
-            let (skip, written) = match next_data(ahead, is_all, is_text) {
+            let (skip, written) = match next_data(ahead, is_all, told) {
                 Found::Nothing(skip) => {
                     window.at += skip;
                     continue;

@@ -218,6 +218,23 @@ fn short_armored_data_comes_out() {
 }
 
 #[test]
+fn strings_come_out_of_scripts_with_other_bytes_in_them() {
+    let mut random = conformance::Random(5);
+    let key: Vec<u8> = (0..200).map(|_| random.next() as u8).collect();
+    let tar = [&b"a.com"[..], &[0; 95], b"0000644\0", &[0; 400]].concat();
+    for (content, before) in [(&key, "\r\n"), (&tar, "\r\n"), (&tar, " a=")] {
+        let text =
+            [&b"@echo off\r\nrem "[..], &[0; 500], before.as_bytes(), base64::encode(content).as_bytes(), b"\r\n"]
+                .concat();
+        assert_eq!(members(&text), [("data-1".to_owned(), content.clone())], "behind {before:?}");
+    }
+    // Long names of functions, as programs have them.
+    let names =
+        [&b"\x7fELF\0\0"[..], &[7; 500], &[b"_ZN4core3fmt9Formatter".repeat(12), vec![0]].concat().repeat(50)].concat();
+    assert_eq!(members(&names), []);
+}
+
+#[test]
 fn short_strings_come_out_that_stand_for_what_files_begin_with() {
     let mut deflated = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
     deflated.write_all(&eicar()).unwrap();
