@@ -26,6 +26,8 @@ test: claim-target
 	scripts/system-packages $(TEST_PACKAGES)
 	cargo test --release --locked --workspace --lib --bins --tests $(CHECKED) --no-run
 	scripts/schemathesis "$(CARGO_TARGET_DIR)/release/lazaret"
+	# Off by default: rebuilds the binary and no library.
+	cargo test --release --locked --workspace --features otlp --bin lazaret --test otlp $(CHECKED) -- trace otlp collector
 	cargo test --release --locked --workspace --lib --bins --tests $(CHECKED)
 
 # Every benchmark for BENCH_SECONDS each, into target/bench/report.json and report.html of this clone.
@@ -52,6 +54,7 @@ lint: system-packages claim-target
 	scripts/check-units
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	cargo clippy --release --locked --workspace --features otlp --bin lazaret --test otlp -- -D warnings
 	command -v cargo-deny >/dev/null || cargo install --locked --version $(CARGO_DENY_VERSION) cargo-deny
 	cargo deny --log-level error check bans licenses sources
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps

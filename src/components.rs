@@ -43,7 +43,7 @@ use crate::metrics::Told;
 use crate::{logging, metrics, notify, offline, rules};
 
 /// Loads a component's configuration; `None` if it was only to be printed or checked, which is done.
-fn configured<C: Config>(options: &ComponentOptions) -> anyhow::Result<Option<C>> {
+fn configured<C: Config>(options: &ComponentOptions, service: &str) -> anyhow::Result<Option<C>> {
     let mut config: C = config::load(&options.config)?;
     if options.print_config {
         write!(crate::output::stdout(), "{}", config::to_yaml(&config)?)?;
@@ -53,13 +53,16 @@ fn configured<C: Config>(options: &ComponentOptions) -> anyhow::Result<Option<C>
         writeln!(crate::output::stdout(), "{} is a valid configuration", options.config.display())?;
         return Ok(None);
     }
-    logging::start(config.log().map_or(&LogConfig::default(), |log| log))?;
+    let otlp = config.otlp().cloned().unwrap_or_default();
+    logging::start(config.log().map_or(&LogConfig::default(), |log| log), &otlp, service)?;
     Ok(Some(config))
 }
 
 /// `lazaret storage-node`.
 pub async fn storage_node(options: StorageNodeOptions) -> anyhow::Result<ExitCode> {
-    let Some(config) = configured::<StorageNodeConfig>(&options.component)? else { return Ok(ExitCode::SUCCESS) };
+    let Some(config) = configured::<StorageNodeConfig>(&options.component, "lazaret-storage-node")? else {
+        return Ok(ExitCode::SUCCESS);
+    };
     if options.fsck {
         return offline::fsck(config, options.json).await;
     }
@@ -107,7 +110,7 @@ async fn serve_node(
 
 /// `lazaret gateway`.
 pub async fn gateway(options: ComponentOptions) -> anyhow::Result<ExitCode> {
-    let Some(config) = configured::<GatewayConfig>(&options)? else { return Ok(ExitCode::SUCCESS) };
+    let Some(config) = configured::<GatewayConfig>(&options, "lazaret-gateway")? else { return Ok(ExitCode::SUCCESS) };
     let listener = bind_http(config.listen).await?;
     let address = listener.local_addr()?;
     let cluster = quic_cluster(&ClusterFile::load(&config.cluster)?)?;
@@ -126,7 +129,9 @@ pub async fn gateway(options: ComponentOptions) -> anyhow::Result<ExitCode> {
 
 /// `lazaret scan-worker`.
 pub async fn scan_worker(options: ComponentOptions) -> anyhow::Result<ExitCode> {
-    let Some(config) = configured::<ScanWorkerConfig>(&options)? else { return Ok(ExitCode::SUCCESS) };
+    let Some(config) = configured::<ScanWorkerConfig>(&options, "lazaret-scan-worker")? else {
+        return Ok(ExitCode::SUCCESS);
+    };
     let cluster = quic_cluster(&ClusterFile::load(&config.cluster)?)?;
     follow_map(&cluster, &config.cluster);
     let backend = SqliteBackend::open(&config.results).await?;

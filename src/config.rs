@@ -4,6 +4,7 @@
 mod accounts;
 mod engines;
 mod load;
+mod otlp;
 mod up;
 
 use std::fs;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::engines::EnginesConfig;
 pub use self::load::RateLimitsConfig;
+pub use self::otlp::OtlpConfig;
 pub use self::up::UpConfig;
 use crate::logging::LogConfig;
 use accounts::{LockoutConfig, PasswordsConfig, SessionsConfig};
@@ -39,6 +41,11 @@ pub trait Config: Serialize + DeserializeOwned {
 
     /// Where log lines go.
     fn log(&mut self) -> Option<&mut LogConfig> {
+        None
+    }
+
+    /// Where traces go.
+    fn otlp(&self) -> Option<&OtlpConfig> {
         None
     }
 
@@ -341,6 +348,8 @@ pub struct GatewayConfig {
     pub metrics: Option<SocketAddr>,
     /// Where log lines go.
     pub log: LogConfig,
+    /// Where traces go.
+    pub otlp: OtlpConfig,
 }
 
 impl Default for GatewayConfig {
@@ -377,6 +386,7 @@ impl Default for GatewayConfig {
             digests: Selection::ALL,
             metrics: None,
             log: LogConfig::default(),
+            otlp: OtlpConfig::default(),
         }
     }
 }
@@ -429,6 +439,10 @@ impl Config for GatewayConfig {
         Some(&mut self.log)
     }
 
+    fn otlp(&self) -> Option<&OtlpConfig> {
+        Some(&self.otlp)
+    }
+
     fn check(&self) -> anyhow::Result<()> {
         if !self.listen.ip().is_loopback() && !self.plain_http_off_loopback && self.tls.is_none() {
             bail!(
@@ -441,6 +455,7 @@ impl Config for GatewayConfig {
         }
         self.check_bounds()?;
         self.log.check()?;
+        self.otlp.check()?;
         accounts::check(&self.sessions, &self.lockout, &self.passwords)
     }
 }
@@ -493,6 +508,8 @@ pub struct ScanWorkerConfig {
     pub metrics: Option<SocketAddr>,
     /// Where log lines go.
     pub log: LogConfig,
+    /// Where traces go.
+    pub otlp: OtlpConfig,
 }
 
 impl Default for ScanWorkerConfig {
@@ -514,6 +531,7 @@ impl Default for ScanWorkerConfig {
             engines: EnginesConfig::default(),
             metrics: None,
             log: LogConfig::default(),
+            otlp: OtlpConfig::default(),
         }
     }
 }
@@ -532,6 +550,10 @@ impl Config for ScanWorkerConfig {
         Some(&mut self.log)
     }
 
+    fn otlp(&self) -> Option<&OtlpConfig> {
+        Some(&self.otlp)
+    }
+
     fn check(&self) -> anyhow::Result<()> {
         // Each thread takes a stack and each file a lease and buffers; more help nobody on any machine of today.
         const THREADS_MAX: usize = 1024;
@@ -545,6 +567,7 @@ impl Config for ScanWorkerConfig {
             bail!("sample_memory_max_bytes must be at least {MIB} and sample_budget_bytes no less than it");
         }
         self.log.check()?;
+        self.otlp.check()?;
         self.engines.check()
     }
 }

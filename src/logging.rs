@@ -24,6 +24,7 @@ use tracing_subscriber::{EnvFilter, Layer};
 pub use self::stream::flush;
 use self::stream::{Stream, Write};
 use self::syslog::Server;
+use crate::config::OtlpConfig;
 
 /// The environment variable that filters what goes to the error output.
 const FILTER_VARIABLE: &str = "LAZARET_LOG";
@@ -188,8 +189,15 @@ pub fn start_plain(usual: &str) {
 
 /// Starts logging as a component's configuration says. The error output is one more stream if `LAZARET_LOG` is set or no
 /// other is named.
-pub fn start(config: &LogConfig) -> anyhow::Result<()> {
+///
+/// Traces go where `otlp` says, as those of `service`.
+pub fn start(config: &LogConfig, otlp: &OtlpConfig, service: &str) -> anyhow::Result<()> {
     let mut layers = Vec::new();
+    #[cfg(feature = "otlp")]
+    layers.extend(crate::traces::start(otlp, service)?);
+    // The configuration was refused if it names a collector.
+    #[cfg(not(feature = "otlp"))]
+    let _ = (otlp, service);
     if config.streams.is_empty() || std::env::var_os(FILTER_VARIABLE).is_some() {
         layers.push(to_stderr("warn"));
     }

@@ -18,6 +18,8 @@ mod output;
 mod rules;
 mod scan;
 mod simulate;
+#[cfg(feature = "otlp")]
+mod traces;
 mod up;
 mod user;
 
@@ -44,6 +46,8 @@ fn main() -> ExitCode {
     allocator::give_back_when_idle();
     allow_open_files();
     let outcome = run(cli.command);
+    #[cfg(feature = "otlp")]
+    traces::flush();
     logging::flush();
     match outcome {
         Ok(code) => code,

@@ -49,6 +49,8 @@ impl Told {
             let mut registry = Registry::default();
             metrics::describe(&nodes, &mut registry);
             describe_process(&mut registry);
+            #[cfg(feature = "otlp")]
+            describe_traces(&mut registry);
             registry
         })
         .await?;
@@ -123,6 +125,14 @@ fn describe_process(registry: &mut Registry) {
         let open = ConstGauge::<i64>::new(i64::try_from(descriptors.count()).unwrap_or(i64::MAX));
         registry.register("process_open_fds", "open file descriptors", open);
     }
+}
+
+/// What became of the spans of traces.
+#[cfg(feature = "otlp")]
+fn describe_traces(registry: &mut Registry) {
+    let (sent, dropped) = (crate::traces::sent(), crate::traces::dropped());
+    registry.register("lazaret_otlp_spans_sent", "spans that the collector took", ConstCounter::new(sent));
+    registry.register("lazaret_otlp_spans_dropped", "spans that were lost", ConstCounter::new(dropped));
 }
 
 /// Serves what there is to tell at `address` until the process ends; returns where.

@@ -33,7 +33,7 @@ const MAX_REPLICA: u8 = 3;
 pub async fn run(options: UpOptions) -> anyhow::Result<ExitCode> {
     let terminated = components::terminated();
     let config = config(&options)?;
-    logging::start(&config.log)?;
+    logging::start(&config.log, &config.otlp, "lazaret")?;
     let cluster = EmbeddedCluster::start_with(&options, config).await?;
     components::ready(format_args!("gateway={} data={}", cluster.url(), options.data.display()))?;
     terminated.await;

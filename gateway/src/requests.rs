@@ -16,6 +16,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use lazaret_identity::Principal;
 use tracing::Instrument;
+use tracing::field::Empty;
 
 use crate::access::ClientAddress;
 use crate::error::Reason;
@@ -23,6 +24,8 @@ use crate::metrics::GatewayMetrics;
 
 /// The header by which a request is known to whoever sends, passes on and answers it.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// What a client's own trace is known by (W3C Trace Context).
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// Longest id that is taken over: an UUID and then some.
 const REQUEST_ID_CHARS_MAX: usize = 128;
 /// Random bytes of an id of our own.
@@ -33,6 +36,8 @@ pub(crate) const ALIAS: &str = "/metascan_rest";
 const NO_ROUTE: &str = "(none)";
 /// Under which the lines of the access log can be told from others.
 const ACCESS: &str = "lazaret::access";
+/// Under which spans go to a collector of traces, if there is one.
+pub(crate) const TRACE: &str = "lazaret::trace";
 
 /// What a request's handler finds out that its line in the log is to tell.
 #[derive(Debug, Clone, Default)]
@@ -51,6 +56,7 @@ pub(crate) async fn told(State(metrics): State<Arc<GatewayMetrics>>, mut request
     let id = request_id(request.headers());
     let notes = RequestNotes::default();
     request.extensions_mut().insert(notes.clone());
+    let traceparent = request.headers().get(TRACEPARENT).cloned();
     let route = route(&request);
     let mut telling = Telling {
         metrics,
@@ -64,10 +70,29 @@ pub(crate) async fn told(State(metrics): State<Arc<GatewayMetrics>>, mut request
         id: id.clone(),
         told: false,
     };
+    let traceparent = traceparent.as_ref().and_then(|header| header.to_str().ok());
     // Of the highest level, so that the id is there whatever is logged.
     let span = tracing::error_span!("request", id);
-    let mut response = next.run(request).instrument(span).await;
+    let trace = tracing::trace_span!(
+        target: TRACE,
+        parent: &span,
+        "http",
+        otel.name = format!("{} {}", telling.method, telling.route),
+        otel.kind = "server",
+        otel.status_code = Empty,
+        http.request.method = %telling.method,
+        http.route = telling.route,
+        http.response.status_code = Empty,
+        request_id = id,
+        traceparent = traceparent,
+        data_id = Empty,
+    );
+    let mut response = next.run(request).instrument(trace.clone()).instrument(span).await;
     telling.answered(&response);
+    trace.record("http.response.status_code", response.status().as_u16());
+    if response.status().is_server_error() {
+        trace.record("otel.status_code", "ERROR");
+    }
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }

@@ -226,6 +226,9 @@ impl Intake {
         let charged = if exact { declared } else { 0 };
         self.rates.take(caller, charged, now).map_err(|retry_after| SubmitError::TooFast { retry_after })?;
         let receive_ms = self.environment.clock.unix_ms();
+        let data_id = DataId::random();
+        // Before anything is done about the file, so that all of it is in its trace.
+        tracing::Span::current().record("data_id", tracing::field::display(data_id));
         let pool = lazaret_digests::Pool::of_process().map_err(|error| SubmitError::Hashing(error.into()))?;
         let hashing = Hashing::new(&pool, self.digests);
         let mut receiving = Receiving {
@@ -248,7 +251,6 @@ impl Intake {
         let (stored, digests, hash_time) = receiving.finish().await?;
         let hash_ms = millis(hash_time);
 
-        let data_id = DataId::random();
         let passwords = self.sealed_passwords(data_id, &submission)?;
         let timing = Timing { receive_ms, upload_ms, hash_ms };
         let analysis = NewAnalysis { passwords, ..self.analysis(data_id, submission, &stored, &digests, timing) };

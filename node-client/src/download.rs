@@ -38,6 +38,8 @@ pub struct Download {
     source: Option<Source>,
     /// Everything wanted has verified, the length included.
     done: bool,
+    /// For traces: as long as somebody reads.
+    _span: tracing::Span,
 }
 
 /// A node's answer being read.
@@ -61,6 +63,7 @@ impl Download {
         {
             return Err(GetError::Range { start, end });
         }
+        let span = tracing::trace_span!(target: "lazaret::trace", "store get", bytes = tracing::field::Empty);
         let mut search = Search::new(cluster, name, sources);
         loop {
             let found = search.next(range).await?;
@@ -74,7 +77,16 @@ impl Download {
                         end: range.end.min(length),
                     });
                     let source = Some(Source { node: found.node, recv: found.recv, decoder, began_at: wanted.start });
-                    return Ok(Self { search, header, wanted, position: wanted.start, source, done: false });
+                    span.record("bytes", wanted.end.saturating_sub(wanted.start));
+                    return Ok(Self {
+                        search,
+                        header,
+                        wanted,
+                        position: wanted.start,
+                        source,
+                        done: false,
+                        _span: span,
+                    });
                 }
                 Err(error) => search.failed(&found.node, error.into()),
             }

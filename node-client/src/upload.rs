@@ -8,6 +8,7 @@ use lazaret_protocol::cluster_map::NodeEntry;
 use lazaret_protocol::limits::{FRAME_BYTES_MAX, HELD_BYTES_MAX, UPLOAD_LEASE_MAX_MS};
 use lazaret_protocol::message::{PutHeader, PutTarget, PutTrailer, Request, Response};
 use lazaret_protocol::name::{BlobName, PlacementKey};
+use tracing::field::Empty;
 
 use crate::cluster::{Cluster, PutError, Stored, check_length};
 use crate::node::{self, NodeError};
@@ -24,6 +25,8 @@ pub struct Upload {
     hasher: blake3::Hasher,
     length: u64,
     state: State,
+    /// For traces: from the first byte to the answer.
+    span: tracing::Span,
 }
 
 enum State {
@@ -74,7 +77,8 @@ impl Held {
 impl Upload {
     pub(crate) fn new(cluster: Cluster) -> Self {
         let state = State::Held(Held::One(Bytes::new()));
-        Self { cluster, hasher: blake3::Hasher::new(), length: 0, state }
+        let span = tracing::trace_span!(target: "lazaret::trace", "store put", bytes = Empty, replicas = Empty);
+        Self { cluster, hasher: blake3::Hasher::new(), length: 0, state, span }
     }
 
     /// Takes the next piece of the body; waits while replicas are behind. After an error the upload is over.
@@ -116,6 +120,7 @@ impl Upload {
             State::Streaming(put) => put.commit(PutTrailer { name, length: self.length }).await?,
         };
         let put_time_ms = durable.iter().map(|durable| durable.put_time_ms).min().unwrap_or(0);
+        self.span.record("bytes", self.length).record("replicas", durable.len());
         let durable_on = durable.iter().map(|durable| durable.node).collect();
         Ok(Stored { name, length: self.length, put_time_ms, durable_on })
     }

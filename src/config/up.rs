@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-use super::{Config, GatewayConfig, ScanWorkerConfig};
+use super::{Config, GatewayConfig, OtlpConfig, ScanWorkerConfig};
 use crate::logging::LogConfig;
 
 /// What the command line or the data directory decides, in both sections.
-const DECIDED: [&str; 13] = [
+const DECIDED: [&str; 14] = [
     "listen",
     "plain_http_off_loopback",
     "cluster",
@@ -25,6 +25,7 @@ const DECIDED: [&str; 13] = [
     "scan_threads",
     "metrics",
     "log",
+    "otlp",
 ];
 
 /// `lazaret up --config FILE`.
@@ -39,6 +40,8 @@ pub struct UpConfig {
     pub metrics: Option<SocketAddr>,
     /// Where log lines go.
     pub log: LogConfig,
+    /// Where traces go.
+    pub otlp: OtlpConfig,
 }
 
 impl Config for UpConfig {
@@ -61,6 +64,7 @@ impl Config for UpConfig {
         undecided("gateway", &self.gateway)?;
         undecided("scan_worker", &self.scan_worker)?;
         self.log.check()?;
+        self.otlp.check()?;
         self.gateway.check().context("gateway")?;
         self.scan_worker.check().context("scan_worker")
     }

@@ -17,7 +17,7 @@ use lazaret_digests::{Digests, Pending, Selection, Set};
 use super::node::{Judged, Node};
 use super::opening::{FileOpening, SandboxInput};
 use super::verdicts::{Asked, take_over};
-use super::{Tree, ms_since};
+use super::{TRACE, Tree, ms_since};
 use crate::budget::StopReason;
 use crate::confined::Confined;
 use crate::engine::Subject;
@@ -93,11 +93,13 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     judged.file = known.file.unwrap_or_else(|| bare_info(sample));
 
     let began = Instant::now();
+    let trace = stage(tree, node, "file type");
     let budget = FileOpening::budget(tree, node, sample);
     let input = SandboxInput::new(tree, node, sample, &budget);
     let opening = FileOpening::new(tree, node, sample, &input, &budget);
     let containers = identify(&opening, known.file_type, &mut judged);
     judged.times.filetype_ms = ms_since(began);
+    drop(trace);
 
     if node.parent.is_none() && tree.shared.as_ref().is_some_and(|shared| !shared.leads()) {
         // Whoever leads judges the root itself. Here it is only taken apart.
@@ -117,7 +119,8 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
         settle_digests(&mut judged);
     }
 
-    let began = Instant::now();
+    let (began, began_ms) = (Instant::now(), tree.scanner.clock.unix_ms());
+    let trace = stage(tree, node, "engines");
     let confined = opening.confined(&containers, known.remark.as_ref());
     let confined = confined.as_ref().map(|file| file as &dyn Confined);
     let subject = Subject { sample, file: &judged.file, confined };
@@ -128,6 +131,19 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     });
     judged.times.scan_ms = ms_since(began);
     judged.engines = examined.engines;
+    for engine in judged.engines.iter().filter(|_| !trace.is_disabled()) {
+        tracing::trace_span!(
+            target: TRACE,
+            parent: &trace,
+            "engine",
+            otel.name = engine.engine,
+            result = %engine.code,
+            started_unix_ms = began_ms,
+            took_ms = engine.scan_ms,
+            wait_ms = engine.wait_ms,
+        );
+    }
+    drop(trace);
     // An engine that would have judged it in memory: with more of that, or on another worker, it may find something.
     judged.unkeepable =
         sample.bytes().is_none() && judged.engines.iter().any(|engine| engine.code == ResultCode::NOT_SCANNED);
@@ -140,6 +156,7 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     // Where its content decided, what is in it is not looked at.
     if !examined.closed {
         let began = Instant::now();
+        let _trace = (!containers.is_empty()).then(|| stage(tree, node, "extraction"));
         judged.came_apart(opening.take_apart(&containers));
         judged.times.extraction_ms = ms_since(began);
     }
@@ -148,6 +165,14 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
         cut_short(&mut judged, code);
     }
     judged
+}
+
+/// A stage of a submitted file's own scan, for traces. Of nested files, of which there may be a million, there is none.
+fn stage(tree: &Tree, node: &Node, name: &'static str) -> tracing::Span {
+    if node.parent.is_some() {
+        return tracing::Span::none();
+    }
+    tracing::trace_span!(target: TRACE, parent: &tree.trace, "stage", otel.name = name)
 }
 
 /// Says of a file whose scan was stopped that it was, so that it does not look judged. What failed may have failed for

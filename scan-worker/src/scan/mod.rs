@@ -53,6 +53,9 @@ use crate::sample::Sample;
 use crate::source::{BlobSource, SourceError};
 use crate::spool::{Spool, SpoolOptions, TreeSpool};
 
+/// Under which spans go to a collector of traces, if there is one.
+pub(crate) const TRACE: &str = "lazaret::trace";
+
 /// How the scanner uses the machine.
 #[derive(Debug, Clone)]
 pub struct ScannerOptions {
@@ -259,6 +262,7 @@ impl Scanner {
             progress: ProgressState::new(length),
             failure: Mutex::new(None),
             done: Mutex::new(Some(done)),
+            trace: tracing::Span::current(),
         });
         let name = root.file.display_name.clone();
         let node = Arc::new(Node::root(root.data_id, name.clone()));
@@ -337,6 +341,8 @@ struct Tree {
     progress: ProgressState,
     failure: Mutex<Option<String>>,
     done: Mutex<Option<oneshot::Sender<TreeOutcome>>>,
+    /// What the root's stages belong to in traces.
+    trace: tracing::Span,
 }
 
 impl Tree {

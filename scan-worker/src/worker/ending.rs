@@ -117,6 +117,7 @@ impl Shared {
                 }
             }
         }
+        tracing::Span::current().record("result", tracing::field::display(result.overall));
         self.scanner.metrics().analysis(result.overall, result.times.total_ms);
         tracing::info!(%data_id, result = %result.overall, total_ms = result.times.total_ms, "analysis finished");
         Ok(())

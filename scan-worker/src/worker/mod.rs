@@ -36,6 +36,8 @@ use lazaret_node_client::{Cluster, Environment};
 use lazaret_protocol::BlobName;
 use lazaret_sandbox::Sandbox;
 use tokio::sync::{Semaphore, watch};
+use tracing::Instrument;
+use tracing::field::Empty;
 
 use self::ending::Ending;
 use self::fetch::Hindrance;
@@ -47,7 +49,7 @@ use self::twins::Finished;
 use self::verdicts::StoredVerdicts;
 use crate::engine::Engine;
 use crate::metrics::{Seen, WorkerMonitor};
-use crate::scan::{Root, Scanner, ScannerOptions, Sharing, TreeOutcome, TreeScan, Verdicts};
+use crate::scan::{Root, Scanner, ScannerOptions, Sharing, TRACE, TreeOutcome, TreeScan, Verdicts};
 use crate::source::{BlobSource, ClusterSource};
 use crate::spool::SpoolOptions;
 
@@ -261,9 +263,21 @@ impl Shared {
     /// Does one task, whatever comes of it.
     async fn work(&self, lease: Lease, slot: Slot, shutdown: watch::Receiver<bool>) {
         let data_id = lease.task.data_id;
+        let trace = tracing::trace_span!(
+            target: TRACE,
+            "analysis",
+            %data_id,
+            worker = self.options.name,
+            bytes = lease.task.size_bytes,
+            attempt = lease.attempts,
+            result = Empty,
+        );
+        let queued_ms = lease.task.enqueued_ms;
+        tracing::trace_span!(target: TRACE, parent: &trace, "queue wait", started_unix_ms = queued_ms);
         let mut place = Place::Slot(slot);
         let mut claimed = false;
-        let ending = match self.try_work(&lease, &mut place, &mut claimed, shutdown).await {
+        let trying = self.try_work(&lease, &mut place, &mut claimed, shutdown).instrument(trace.clone());
+        let ending = match trying.await {
             Ok(ending) => ending,
             Err(error) => Ending::Retry { detail: error.to_string() },
         };
@@ -274,7 +288,7 @@ impl Shared {
         if claimed && ending.leaves_it_unfinished() {
             self.disclaim(data_id).await;
         }
-        if let Err(error) = self.end(&lease, ending).await {
+        if let Err(error) = self.end(&lease, ending).instrument(trace).await {
             // The lease ends by itself, and the task comes back.
             tracing::warn!(%data_id, %error, "the end of a scan could not be recorded");
         }
@@ -417,8 +431,9 @@ impl Shared {
         let sharing = lead.map(|lead| Arc::clone(lead) as Arc<dyn Sharing>);
         let root = Root { content, fetch_ms, sharing, ..self.root(record, blob, verdicts.clone()) };
         let (writer, sink) = RecordWriter::start(self.results.clone(), &self.environment);
-        let mut tree = self.scanner.scan(root, self.source.clone(), sink);
-        let outcome = self.watch(record, &mut tree, supervisor, place).await;
+        let trace = tracing::trace_span!(target: TRACE, "scan");
+        let mut tree = trace.in_scope(|| self.scanner.scan(root, self.source.clone(), sink));
+        let outcome = self.watch(record, &mut tree, supervisor, place).instrument(trace).await;
         drop(tree);
         let written = writer.finish().await;
         let outcome = match (outcome, &written, lead) {
