@@ -42,4 +42,4 @@ pub use store::{
     ResultStore, SMALL_FILE_BYTES, StoreError, StoreFault, Task, TaskKind, TaskQueue,
 };
 pub use verdict::{Extraction, Outcome, Policy, ResultCode, own_result, worst};
-pub use worker_report::{EngineInfo, HostReport, WorkerReport};
+pub use worker_report::{DiskReport, EngineInfo, HostReport, WorkerReport};

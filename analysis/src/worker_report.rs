@@ -45,6 +45,20 @@ pub struct HostReport {
     pub memory_available_bytes: u64,
     /// How busy the processors are, from 0 to 100: the load of the last minute on those cores.
     pub load_percent: u64,
+    /// The disk on which the worker keeps files while it scans them.
+    pub disk: DiskReport,
+}
+
+/// A disk that a worker uses. What could not be found out is 0.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DiskReport {
+    /// The folder that the worker uses there.
+    pub folder: String,
+    /// Bytes that the worker may still write.
+    pub free_bytes: u64,
+    /// Bytes that the disk has.
+    pub total_bytes: u64,
 }
 
 /// A worker as it is at one moment.

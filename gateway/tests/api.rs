@@ -15,7 +15,7 @@ use flate2::write::GzEncoder;
 use http_body_util::BodyExt;
 use lazaret_analysis::conformance::{sample_nested, sample_result};
 use lazaret_analysis::{
-    ContainerResult, DataId, EngineInfo, HostReport, Limits, ResultCode, Rule, RuleSet, State, WorkerReport,
+    ContainerResult, DataId, DiskReport, EngineInfo, HostReport, Limits, ResultCode, Rule, RuleSet, State, WorkerReport,
 };
 use lazaret_gateway::GatewayOptions;
 use lazaret_node_client::Environment;
@@ -391,6 +391,7 @@ async fn statistics_are_what_workers_report() {
             memory_bytes: 8 << 30,
             memory_available_bytes: 2 << 30,
             load_percent: 50,
+            disk: DiskReport { folder: "/var/lib/lazaret".to_owned(), free_bytes: 3 << 30, total_bytes: 9 << 30 },
         },
     };
     station.results.report_worker(&worker("w1", 1_700_000_000_000), now_ms).await.unwrap();
@@ -410,6 +411,13 @@ async fn statistics_are_what_workers_report() {
     let status = &nodes["statuses"][0];
     assert_eq!((&status["id"], &status["cpu_cores"], &status["total_mem"]), (&json!("w1"), &json!(2), &json!(8192)));
     assert_eq!((&status["available_mem"], &status["load"]), (&json!(2048), &json!(50)));
+    assert_eq!(
+        (&status["free_disk_space"], &status["total_disk_space"]),
+        (&json!(3_u64 << 30), &json!(9_u64 << 30)),
+        "in bytes, as the reference has them"
+    );
+    let disk = json!({"dirs": ["/var/lib/lazaret"], "free": 3_u64 << 30, "location": "/var/lib/lazaret", "total": 9_u64 << 30});
+    assert_eq!(status["info_disk_space"], json!([disk]));
     assert!(status["uptime"].as_u64().unwrap() >= 60);
     assert_eq!(
         status["scan_queue_details"],

@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 use axum::Json;
 use axum::extract::{Request, State};
 use lazaret_analysis::worker_report::REPORT_FRESH_MS;
-use lazaret_analysis::{EngineInfo, WorkerReport};
+use lazaret_analysis::{DiskReport, EngineInfo, WorkerReport};
 use serde::Serialize;
-use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::documented::{Forbidden, NoRight, Unexpected};
@@ -80,13 +79,12 @@ pub(super) struct NodeAnswer {
     current_processing_files: u64,
     /// Its engines.
     engines: Vec<NodeEngine>,
-    /// Always 0: a worker keeps nothing on a disk.
+    /// Bytes that it may still write where it keeps files while it scans them.
     free_disk_space: u64,
     /// Its name.
     id: String,
-    /// Its disks: none.
-    #[schema(value_type = Vec<Object>)]
-    info_disk_space: Vec<Value>,
+    /// The disk where that is.
+    info_disk_space: Vec<DiskSpace>,
     /// What is wrong with it.
     issues: Vec<Issue>,
     /// How busy its processors are, in percent.
@@ -97,7 +95,7 @@ pub(super) struct NodeAnswer {
     scan_queue: u64,
     /// Its places for submissions.
     scan_queue_details: QueueDetails,
-    /// Always 0, as for `free_disk_space`.
+    /// Bytes that this disk has.
     total_disk_space: u64,
     /// Its memory in MB.
     total_mem: u64,
@@ -121,6 +119,19 @@ struct NodeEngine {
     engine_type: &'static str,
     id: String,
     issues: Vec<String>,
+}
+
+/// A disk of a worker.
+#[derive(Serialize, ToSchema)]
+struct DiskSpace {
+    /// The folders that the worker uses there.
+    dirs: Vec<String>,
+    /// Bytes that it may still write.
+    free: u64,
+    /// Where it is.
+    location: String,
+    /// Bytes that it has.
+    total: u64,
 }
 
 /// What is wrong with a worker.
@@ -272,15 +283,23 @@ fn node_answer(worker: WorkerReport, now_ms: u64) -> NodeAnswer {
         id: engine.id,
         issues: messages(&engine.trouble),
     });
+    let DiskReport { folder, free_bytes, total_bytes } = worker.host.disk;
+    // Workers of earlier versions tell of none.
+    let disk = (!folder.is_empty()).then(|| DiskSpace {
+        dirs: vec![folder.clone()],
+        free: free_bytes,
+        location: folder,
+        total: total_bytes,
+    });
     NodeAnswer {
         address: String::new(),
         available_mem: worker.host.memory_available_bytes / BYTES_PER_MB,
         cpu_cores: worker.host.cpu_cores,
         current_processing_files: worker.running,
         engines: engines.collect(),
-        free_disk_space: 0,
+        free_disk_space: free_bytes,
         id: worker.name,
-        info_disk_space: Vec::new(),
+        info_disk_space: disk.into_iter().collect(),
         issues: no_engine.into_iter().collect(),
         load: worker.host.load_percent,
         os: worker.host.os,
@@ -292,7 +311,7 @@ fn node_answer(worker: WorkerReport, now_ms: u64) -> NodeAnswer {
             file_slots: worker.running,
             total_scan_queue: worker.concurrent_files,
         },
-        total_disk_space: 0,
+        total_disk_space: total_bytes,
         total_mem: worker.host.memory_bytes / BYTES_PER_MB,
         total_scan_queue: worker.concurrent_files,
         uptime: now_ms.saturating_sub(worker.started_ms) / 1000,

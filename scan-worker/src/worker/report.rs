@@ -3,10 +3,12 @@
 //! A report that can't be recorded is logged and forgotten: nothing depends on it.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use lazaret_analysis::worker_report::REPORT_INTERVAL_MS;
-use lazaret_analysis::{HostReport, WorkerReport};
+use lazaret_analysis::{DiskReport, HostReport, WorkerReport};
+use rustix::fs::statvfs;
 
 use super::Shared;
 
@@ -33,7 +35,7 @@ impl Shared {
             running: self.slots.occupied(),
             engines: self.engines.iter().map(|engine| engine.info()).collect(),
             started_ms,
-            host: host(),
+            host: HostReport { disk: disk(&self.options.spool.folder), ..host() },
         }
     }
 }
@@ -49,6 +51,18 @@ fn host() -> HostReport {
         memory_bytes: memory_field(&memory, "MemTotal:"),
         memory_available_bytes: memory_field(&memory, "MemAvailable:"),
         load_percent: load_percent(&read("/proc/loadavg"), cpu_cores),
+        disk: DiskReport::default(),
+    }
+}
+
+/// The disk below a folder.
+fn disk(folder: &Path) -> DiskReport {
+    let told = statvfs(folder).ok();
+    let bytes = |blocks: u64, size: u64| blocks.saturating_mul(size);
+    DiskReport {
+        folder: folder.display().to_string(),
+        free_bytes: told.as_ref().map_or(0, |told| bytes(told.f_bavail, told.f_frsize)),
+        total_bytes: told.as_ref().map_or(0, |told| bytes(told.f_blocks, told.f_frsize)),
     }
 }
 
@@ -87,6 +101,9 @@ mod tests {
         assert_eq!(os_name("ID=x\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n").as_deref(), Some("Debian GNU/Linux 12"));
         assert_eq!(os_name("PRETTY_NAME=\"\""), None);
         let here = host();
+        let root = disk(Path::new("/"));
+        assert!(root.folder == "/" && root.total_bytes > 0 && root.free_bytes <= root.total_bytes, "{root:?}");
+        assert_eq!(disk(Path::new("/nowhere/at/all")).total_bytes, 0);
         assert!(here.cpu_cores > 0 && here.memory_bytes > here.memory_available_bytes, "{here:?}");
     }
 }
