@@ -49,7 +49,7 @@ pub(crate) enum ApiError {
     Unsupported(String),
     #[error("The header {name:?} is not valid: {reason}")]
     BadHeader { name: &'static str, reason: String },
-    #[error("{0}")]
+    #[error("{}", rule_text(.0))]
     Rule(#[from] SelectError),
     #[error("{}", submit_text(.0))]
     Submit(#[from] SubmitError),
@@ -85,6 +85,15 @@ pub(crate) enum ApiError {
     NoRoute,
     #[error("The resource does not know this method.")]
     NoMethod,
+}
+
+/// Why there is no rule. One that is there and not for this caller is answered like one that is not there; the access log has
+/// the difference.
+fn rule_text(error: &SelectError) -> String {
+    match error {
+        SelectError::NotAdmitted(name) => SelectError::Unknown(name.clone()).to_string(),
+        other => other.to_string(),
+    }
 }
 
 /// The text of a failed submission: the reference's words where it has them.

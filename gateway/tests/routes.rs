@@ -171,8 +171,9 @@ async fn what_cannot_be_scanned_as_asked_is_refused() {
     let chunked = with("transfer-encoding", "chunked", b"x");
     assert_eq!(refused(&router, chunked, 411).await, "Missing Content-Length header.");
     assert_eq!(refused(&router, submission(&station.alice, b""), 422).await, "File is empty.");
-    refused(&router, with("rule", "nonesuch", b"x"), 403).await;
-    refused(&router, with("rule", "admins", b"x"), 403).await;
+    assert_eq!(refused(&router, with("rule", "nonesuch", b"x"), 403).await, "no rule is named \"nonesuch\"");
+    let hidden = refused(&router, with("rule", "admins", b"x"), 403).await;
+    assert_eq!(hidden, "no rule is named \"admins\"", "nobody is told of rules that are not for them");
     refused(&router, with("rule", "small", b"eleven byte"), 413).await;
     refused(&router, with("workflow", "small", b"eleven byte"), 413).await;
     refused(&router, with("global-timeout", "soon", b"x"), 400).await;
