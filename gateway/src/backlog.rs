@@ -2,7 +2,7 @@
 //!
 //! The queue is shared by all gateways and counted once a second; what this one adds meanwhile is added to the count. So the
 //! bound may be passed by what the other gateways take in within a second, and by the uploads in flight. Both are small
-//! beside it.
+//! beside it. What workers take meanwhile is not: a short queue is counted again before anybody is refused.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,11 +23,13 @@ pub(crate) struct Backlog {
     /// Most tasks that wait; 0: any number.
     max: u64,
     known: Mutex<Known>,
+    /// Held by who counts.
+    counting: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
 struct Known {
-    /// When it was counted last, or began to be counted.
+    /// When it began to be counted last.
     counted: Option<Duration>,
     all: u64,
     of: HashMap<String, u64>,
@@ -35,7 +37,7 @@ struct Known {
 
 impl Backlog {
     pub(crate) fn new(queue: Arc<dyn TaskQueue>, environment: Environment, max: u64) -> Self {
-        Self { queue, environment, max, known: Mutex::default() }
+        Self { queue, environment, max, known: Mutex::default(), counting: tokio::sync::Mutex::default() }
     }
 
     /// Whether one more submission of that user may wait.
@@ -43,9 +45,35 @@ impl Backlog {
         if self.max == 0 {
             return true;
         }
-        self.count_again().await;
+        if !self.is_known(FRESH_FOR)
+            && let Ok(_counting) = self.counting.try_lock()
+        {
+            // One request counts, the others go by the last count meanwhile.
+            self.count().await;
+        }
+        if self.is_fair_to(user_id) {
+            return true;
+        }
+        // A short queue may have been emptied since. The shorter it is, the less it costs to count.
+        let fresh_for = Duration::from_millis(self.max).min(FRESH_FOR);
+        if !self.is_known(fresh_for) {
+            let _counting = self.counting.lock().await;
+            if !self.is_known(fresh_for) {
+                self.count().await;
+            }
+        }
+        self.is_fair_to(user_id)
+    }
+
+    fn is_fair_to(&self, user_id: &str) -> bool {
         let known = self.known();
         is_fair(self.max, known.all, known.of.get(user_id).copied().unwrap_or(0), 1)
+    }
+
+    /// Whether the last count is no older than that.
+    fn is_known(&self, fresh_for: Duration) -> bool {
+        let now = self.environment.clock.monotonic();
+        self.known().counted.is_some_and(|counted| now.saturating_sub(counted) < fresh_for)
     }
 
     /// One more waits.
@@ -63,16 +91,9 @@ impl Backlog {
         }
     }
 
-    /// Counts the queue if the last count is old. One request does, the others go by the last count meanwhile.
-    async fn count_again(&self) {
-        let now = self.environment.clock.monotonic();
-        {
-            let mut known = self.known();
-            if known.counted.is_some_and(|counted| now.saturating_sub(counted) < FRESH_FOR) {
-                return;
-            }
-            known.counted = Some(now);
-        }
+    /// Counts the queue.
+    async fn count(&self) {
+        self.known().counted = Some(self.environment.clock.monotonic());
         match self.queue.waiting_by_owner().await {
             Ok(owners) => {
                 let mut known = self.known();

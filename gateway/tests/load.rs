@@ -196,6 +196,24 @@ async fn a_full_queue_refuses_who_filled_it_and_takes_from_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_short_queue_is_full_only_as_long_as_it_is() {
+    let station = Station::new().await;
+    let server = serve(&station, GatewayOptions { queue_max: 2, ..station.options() }).await;
+    let client = client();
+    for number in 0..20 {
+        let answer = submit(&client, &server, &station.alice, content(100 + number)).await;
+        assert_eq!(answer.status, StatusCode::OK, "{number}: {}", answer.document);
+        let full = submit(&client, &server, &station.alice, content(50)).await;
+        assert_eq!(full.status, StatusCode::SERVICE_UNAVAILABLE, "one of the two is left for others");
+        // A worker is done with it, which nobody tells the gateway.
+        for lease in station.queue.lease("w", 100, 1000, u64::MAX / 4).await.unwrap() {
+            assert!(station.queue.ack(&lease.token).await.unwrap());
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_that_submits_too_fast_is_told_when_to_come_back_and_reads_on() {
     let station = Station::new().await;
     // So slow that no machine can be slower: the burst and one more, then nothing for an hour.
