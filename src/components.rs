@@ -139,6 +139,7 @@ pub async fn scan_worker(options: ComponentOptions) -> anyhow::Result<ExitCode> 
     if let Some(address) = config.metrics {
         metrics::serve(address, Told { worker: Some(worker.monitor()), ..Told::default() }).await?;
     }
+    worker.announce().await;
     ready(format_args!("scan-worker={}", config.name))?;
     let (shutdown, on_shutdown) = watch::channel(false);
     tokio::spawn(async move {

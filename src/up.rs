@@ -123,6 +123,7 @@ impl Services {
             };
             metrics::serve(address, told).await?;
         }
+        worker.announce().await;
         let mut watching = Running::new();
         let watched = cluster.clone();
         watching.spawn(|shutdown| async move { watched.run_background(asked(shutdown)).await });

@@ -1,8 +1,8 @@
 //! Whether the gateway can keep its promises now: each thing it depends on is asked, within a bound, at most once a
 //! second however many probes come.
 //!
-//! Whether files are scanned is decided by the queue: tasks that wait while no worker has any mean that nobody scans. How many
-//! workers reported of late is told besides, since whoever waits for a result wants to know before that.
+//! Files are scanned while at least one worker reports, which the API reference asks for ("the required minimum of healthy
+//! instances"), and takes what waits: tasks that wait while no worker has any mean that nobody scans, whoever reports.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,9 @@ const FRESH_FOR: Duration = Duration::from_secs(1);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long tasks may wait with no worker on any before scanning counts as down: longer than a worker's start.
 const UNATTENDED_MAX: Duration = Duration::from_secs(30);
+
+/// What is said when no worker reported of late.
+const NOBODY: &str = "no scan worker is alive";
 
 /// GET /readyz in full.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -170,18 +173,16 @@ fn scanning(
     unattended_since: &mut Option<Instant>,
     now: Instant,
 ) -> Component {
-    let nobody = if scan_workers == Some(0) { "no scan worker is alive" } else { "" };
+    let nobody = scan_workers == Some(0);
     if depth.queued == 0 || depth.leased > 0 {
         *unattended_since = None;
-        // Without a task nobody is missed yet.
-        let detail = if nobody.is_empty() { "ok" } else { nobody };
-        return Component { status: true, detail: detail.to_owned() };
+        let detail = if nobody { NOBODY } else { "ok" };
+        return Component { status: !nobody, detail: detail.to_owned() };
     }
     let waited = now.saturating_duration_since(*unattended_since.get_or_insert(now));
-    let status = waited < UNATTENDED_MAX;
     let waiting = format!("{} tasks wait and no worker has taken one for {} s", depth.queued, waited.as_secs());
-    let detail = if nobody.is_empty() { waiting } else { format!("{nobody}; {waiting}") };
-    Component { status, detail }
+    let detail = if nobody { format!("{NOBODY}; {waiting}") } else { waiting };
+    Component { status: !nobody && waited < UNATTENDED_MAX, detail }
 }
 
 #[cfg(test)]
@@ -202,6 +203,11 @@ mod tests {
         assert!(scanning(waiting, Some(1), &mut since, begun + 2 * UNATTENDED_MAX).status, "counted anew");
         assert!(scanning(QueueDepth::default(), Some(1), &mut since, begun + 9 * UNATTENDED_MAX).status);
         let nobody = scanning(waiting, Some(0), &mut since, begun);
-        assert!(nobody.status && nobody.detail.starts_with("no scan worker is alive; 3 tasks wait"), "{nobody:?}");
+        assert!(!nobody.status && nobody.detail.starts_with("no scan worker is alive; 3 tasks wait"), "{nobody:?}");
+        assert!(
+            !scanning(QueueDepth::default(), Some(0), &mut since, begun).status,
+            "nothing waits, and nothing would be scanned"
+        );
+        assert!(scanning(QueueDepth::default(), None, &mut since, begun).status, "the results' store is what is ill");
     }
 }

@@ -159,6 +159,7 @@ async fn callers(station: &Station) -> Vec<Caller> {
 #[tokio::test]
 async fn every_route_answers_every_caller_as_the_table_says() {
     let station = Station::new().await;
+    station.attend().await;
     let router = station.router();
     for caller in callers(&station).await {
         for route in ROUTES {
@@ -207,6 +208,7 @@ async fn the_table_has_every_route_that_there_is() {
 #[tokio::test]
 async fn without_a_key_a_route_is_open_if_that_is_set_and_whoever_has_none_may() {
     let station = Station::new().await;
+    station.attend().await;
     let router = station.gateway(GatewayOptions { anonymous: true, ..station.options() }).router();
     let rights = Role::Anonymous.built_in_rights().unwrap();
     for route in ROUTES {

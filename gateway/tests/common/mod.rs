@@ -8,7 +8,9 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use http_body_util::BodyExt;
-use lazaret_analysis::{AnalysisRecord, DataId, PasswordSeal, ProgressCache, ResultStore, SqliteBackend, TaskQueue};
+use lazaret_analysis::{
+    AnalysisRecord, DataId, PasswordSeal, ProgressCache, ResultStore, SqliteBackend, TaskQueue, WorkerReport,
+};
 use lazaret_gateway::{Backends, Gateway, GatewayOptions, Signer};
 use lazaret_identity::{Identity, Role};
 use lazaret_node_client::cluster::ClusterOptions;
@@ -101,6 +103,12 @@ impl Station {
     /// The file in which the results lie.
     pub fn results_file(&self) -> std::path::PathBuf {
         self.directory.path().join("results.db")
+    }
+
+    /// A scan worker says that it lives.
+    pub async fn attend(&self) {
+        let worker = WorkerReport { name: "a worker".to_owned(), ..WorkerReport::default() };
+        self.results.report_worker(&worker, Environment::system().clock.unix_ms()).await.unwrap();
     }
 
     /// Takes all nodes but one away.

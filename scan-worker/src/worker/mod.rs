@@ -152,6 +152,7 @@ struct Shared {
     options: WorkerOptions,
     /// A name that no other process has.
     identity: String,
+    started_ms: u64,
     /// On which scan threads wait for the store.
     runtime: tokio::runtime::Handle,
     results: Arc<dyn ResultStore>,
@@ -201,6 +202,7 @@ impl ScanWorker {
         let shared = Shared {
             options,
             identity,
+            started_ms: environment.clock.unix_ms(),
             runtime,
             results,
             queue,
@@ -233,6 +235,11 @@ impl ScanWorker {
             })
         };
         WorkerMonitor { look: Arc::new(look) }
+    }
+
+    /// Says that the worker is there, so that whoever asks a gateway from now on hears of it.
+    pub async fn announce(&self) {
+        self.shared.report_once().await;
     }
 
     /// Works until `shutdown` becomes true or its sender is gone. Then it takes no more tasks, lets running scans finish for

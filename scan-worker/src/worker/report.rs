@@ -15,18 +15,21 @@ use super::Shared;
 impl Shared {
     /// Reports, for ever.
     pub(super) async fn report(&self) {
-        let started_ms = self.now_ms();
         loop {
-            // The files under /proc answer from memory.
-            let report = self.own_report(started_ms);
-            if let Err(error) = self.results.report_worker(&report, self.now_ms()).await {
-                tracing::warn!(%error, "the worker's report could not be recorded");
-            }
+            self.report_once().await;
             self.environment.clock.sleep(Duration::from_millis(REPORT_INTERVAL_MS)).await;
         }
     }
 
-    fn own_report(&self, started_ms: u64) -> WorkerReport {
+    /// Reports.
+    pub(super) async fn report_once(&self) {
+        // The files under /proc answer from memory.
+        if let Err(error) = self.results.report_worker(&self.own_report(), self.now_ms()).await {
+            tracing::warn!(%error, "the worker's report could not be recorded");
+        }
+    }
+
+    fn own_report(&self) -> WorkerReport {
         WorkerReport {
             name: self.options.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -34,7 +37,7 @@ impl Shared {
             concurrent_files: self.options.concurrent_files.max(1) as u64,
             running: self.slots.occupied(),
             engines: self.engines.iter().map(|engine| engine.info()).collect(),
-            started_ms,
+            started_ms: self.started_ms,
             host: HostReport { disk: disk(&self.options.spool.folder), ..host() },
         }
     }
