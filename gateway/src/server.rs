@@ -1,6 +1,8 @@
 //! HTTP/1.1, and HTTP/2 where TLS agreed on it: connections are bounded in number, headers in size and time; shutdown is
 //! graceful within a bound.
 
+mod refusals;
+
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -22,6 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use self::refusals::Explained;
 use crate::access::ClientAddress;
 use crate::metrics::GatewayMetrics;
 use crate::options::{GatewayOptions, HEADER_BYTES_MAX, HEADERS_MAX, READ_BUFFER_BYTES};
@@ -121,7 +124,13 @@ impl Door {
             .max_headers(HEADERS_MAX)
             .max_header_size(HEADER_BYTES_MAX)
             .max_buf_size(READ_BUFFER_BYTES);
-        Ok(watcher.watch(http.serve_connection(TokioIo::new(stream), self.service(address))).await?)
+        let stream = Explained::new(stream);
+        let (begin, routes) = (stream.begins(), self.service(address));
+        let service = service_fn(move |request| {
+            let (answering, answer) = (begin(), routes.call(request));
+            async move { answer.await.map(|response| response.map(|body| answering.until_the_end_of(body))) }
+        });
+        Ok(watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await?)
     }
 
     async fn http_2(

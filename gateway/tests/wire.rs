@@ -228,11 +228,34 @@ async fn headers_are_bounded_in_size_number_and_time() {
         let mut stream = server.connect().await;
         // The server may answer and close before it has read everything.
         let _ = stream.write_all(&head(&station.alice, &fields)).await;
-        assert_eq!(answer_head(&mut stream).await.0, 431);
+        let (status, error) = answer(&mut stream).await;
+        assert!(status == 431 && error["err"].as_str().unwrap().contains("header"), "{status} {error}");
     }
     let mut slow = server.connect().await;
     slow.write_all(b"POST /file HTTP/1.1\r\nhost: laz").await.unwrap();
     closed(&mut slow).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_no_http_is_told_so_in_json() {
+    let station = Station::new().await;
+    let server = serve(&station, GatewayOptions::default()).await;
+    let version = b"GET /version HTTP/1.1\r\nhost: lazaret\r\n\r\n";
+    let two_lengths = "POST /file HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\ncontent-length: 5\r\n\r\nbody";
+    for malformed in ["GET /version HTTP/9\r\n\r\n", "no request at all\r\n\r\n", two_lengths] {
+        for before in [0, 2] {
+            let mut stream = server.connect().await;
+            for _ in 0..before {
+                stream.write_all(version).await.unwrap();
+                assert_eq!(answer(&mut stream).await.0, 200);
+            }
+            stream.write_all(malformed.as_bytes()).await.unwrap();
+            let (status, error) = answer(&mut stream).await;
+            assert!(status == 400 && error["err"].is_string(), "{malformed:?} after {before}: {status} {error}");
+            closed(&mut stream).await;
+        }
+    }
     server.stop().await;
 }
 
