@@ -128,8 +128,11 @@ pub struct ContainerResult {
     pub reason: Option<ResultCode>,
     /// The same in words.
     pub detail: String,
-    /// Whether something in it needs a password.
+    /// Whether something in it needs a password that nobody gave.
     pub encrypted: bool,
+    /// Whether something in it was encrypted, and a given password opened it.
+    #[serde(default)]
+    pub decrypted: bool,
 }
 
 /// Where the time went.

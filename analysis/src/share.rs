@@ -90,8 +90,11 @@ pub struct PartResult {
     pub reason: Option<ResultCode>,
     /// In words.
     pub detail: String,
-    /// Whether something needed a password.
+    /// Whether something needed a password that nobody gave.
     pub encrypted: bool,
+    /// Whether a given password opened something.
+    #[serde(default)]
+    pub decrypted: bool,
 }
 
 /// How a part is.

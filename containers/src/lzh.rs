@@ -263,6 +263,7 @@ fn arj_member(
             out.outcome.note_protected(Protection::Archive);
             return Ok(());
         }
+        out.outcome.note_decrypted();
     }
     let content = file.open(input, password.map(|password| (modifier, password)));
     out.made(name, Some(file.length), content.map(|content| Checked::new(content, Some(file.crc))));

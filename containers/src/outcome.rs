@@ -22,6 +22,8 @@ pub struct ExtractionOutcome {
     pub limit: Option<Limit>,
     /// What needs a password that was not given. An archive outranks a document.
     pub protected: Option<Protection>,
+    /// Something was encrypted, and one of the given passwords opened it.
+    pub decrypted: bool,
     /// What was broken, the first time.
     pub broken: Option<String>,
     /// What makes it suspicious, the first time: a container that shows different readers different members.
@@ -37,7 +39,7 @@ pub struct ExtractionOutcome {
 impl ExtractionOutcome {
     /// Everything came out, and there is nothing to remark.
     pub fn is_complete(&self) -> bool {
-        *self == Self::default()
+        *self == Self { decrypted: self.decrypted, ..Self::default() }
     }
 
     /// Notes that something is broken.
@@ -55,6 +57,11 @@ impl ExtractionOutcome {
         if self.protected != Some(Protection::Archive) {
             self.protected = Some(what);
         }
+    }
+
+    /// Notes that a given password opened something.
+    pub fn note_decrypted(&mut self) {
+        self.decrypted = true;
     }
 
     /// Notes that a member was left out for a limit, while others may still come out.
@@ -95,6 +102,7 @@ impl ExtractionOutcome {
         if let Some(protection) = other.protected {
             self.note_protected(protection);
         }
+        self.decrypted |= other.decrypted;
         self.broken = self.broken.take().or(other.broken);
         self.suspicious = self.suspicious.take().or(other.suspicious);
         self.stopped |= other.stopped;

@@ -205,6 +205,9 @@ fn opened<'p>(bytes: Vec<u8>, passwords: &'p Passwords, out: &mut Out<'_, '_>) -
         Ok(archive) => {
             drop(bytes);
             let password = member_password(&archive, passwords, out);
+            if password.is_some() {
+                out.outcome.note_decrypted();
+            }
             return Some((archive, password));
         }
         Err(error) => error,
@@ -218,8 +221,9 @@ fn opened<'p>(bytes: Vec<u8>, passwords: &'p Passwords, out: &mut Out<'_, '_>) -
         })
     });
     let opened = opened.flatten();
-    if opened.is_none() {
-        note(&error, "the archive is broken", &mut out.outcome);
+    match &opened {
+        Some(_) => out.outcome.note_decrypted(),
+        None => note(&error, "the archive is broken", &mut out.outcome),
     }
     opened
 }

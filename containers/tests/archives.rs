@@ -123,6 +123,15 @@ fn without_its_password_it_is_protected_and_not_broken() {
     }
 }
 
+#[test]
+fn what_a_given_password_opened_is_told() {
+    for sample in SAMPLES {
+        // One password too many opens nothing that was open before.
+        let outcome = take_apart(&sample.file(), &passwords(sample)).outcome;
+        assert_eq!(outcome.decrypted, sample.password.is_some(), "{}: {outcome:?}", sample.name);
+    }
+}
+
 /// A header of a tape archive.
 fn tar_header(name: &str, size: usize, kind: u8) -> Vec<u8> {
     let mut header = tar::Header::new_ustar();

@@ -207,8 +207,9 @@ fn an_encrypted_package_opens_with_its_password() {
     );
     let passwords = Passwords::new(["wrong", "secret"].map(str::to_owned));
     conformance::comes_apart(&Case { passwords: passwords.clone(), ..Case::new("ole", &file, &eicar()) });
+    assert!(take_apart(&file, &passwords).outcome.decrypted);
     let taken = take_apart(&file, &Passwords::new(["wrong".to_owned()]));
-    assert_eq!(taken.outcome.protected, Some(Protection::Document));
+    assert_eq!((taken.outcome.protected, taken.outcome.decrypted), (Some(Protection::Document), false));
     assert!(!conformance::is_found(&file, &eicar(), &Passwords::NONE));
     let file = compound(
         cfb::Version::V3,
@@ -218,6 +219,8 @@ fn an_encrypted_package_opens_with_its_password() {
         ],
     );
     conformance::comes_apart(&Case::new("ole", &file, &eicar()));
+    // Under the password that every program tries by itself.
+    assert!(!take_apart(&file, &passwords).outcome.decrypted);
     // Each change costs a key derivation of 50,000 rounds at most three times, so there are few.
     conformance::survives_mutations(&Case::new("ole", &file, &eicar()), 30);
 }

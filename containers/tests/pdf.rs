@@ -243,7 +243,9 @@ fn encrypted_documents_open_with_either_password() {
         for password in ["owner", "user"] {
             let passwords = Passwords::new(["wrong".to_owned(), password.to_owned()]);
             conformance::comes_apart(&Case { passwords: passwords.clone(), ..Case::new("pdf", &file, &eicar()) });
-            let members = take_apart(&file, &passwords).members;
+            let taken = take_apart(&file, &passwords);
+            assert_eq!(taken.outcome.decrypted, !opens_alone, "revision {revision}");
+            let members = taken.members;
             assert!(members.contains(&("eicar.com".to_owned(), eicar())), "revision {revision}: {members:?}");
             assert!(members.iter().any(|(_, content)| content == b"app.alert(1)"), "revision {revision}");
         }

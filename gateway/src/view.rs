@@ -187,7 +187,9 @@ fn filetype_section(record: &AnalysisRecord, result: Option<&FileResult>) -> Fil
         file_info: FiletypeFile {
             description: file.file_type_description.clone(),
             detected_by: if file.file_type.is_empty() { String::new() } else { DETECTOR.to_owned() },
-            encrypted: result.and_then(|result| result.container.as_ref()).is_some_and(|container| container.encrypted),
+            encrypted: result
+                .and_then(|result| result.container.as_ref())
+                .is_some_and(|container| container.encrypted || container.decrypted),
             extensions: file.extension.clone(),
             group_description: group_description(&group).to_owned(),
             group_id: group,
@@ -369,18 +371,27 @@ fn is_detection(code: ResultCode) -> bool {
     [ResultCode::INFECTED, ResultCode::SUSPICIOUS, ResultCode::POTENTIALLY_UNWANTED].contains(&engine_code(code))
 }
 
-/// Present only when the container did not come apart completely.
+/// Present only when the container did not come apart completely, or a password opened it.
 fn extraction_section(result: &FileResult, container: &ContainerResult) -> Option<ExtractionSection> {
+    let decrypted_status = match (container.encrypted, container.decrypted) {
+        // Something in it stayed closed, whatever else was opened.
+        (true, _) => Some("Failed"),
+        (false, true) => Some("Success"),
+        (false, false) => None,
+    };
+    let is_encrypted_file = decrypted_status.is_some();
     if container.reason.is_none() && !container.encrypted {
-        return None;
+        let (err_category, err_code, err_details) = (String::new(), 0, String::new());
+        let opened = ExtractionSection { decrypted_status, err_category, err_code, err_details, is_encrypted_file };
+        return container.decrypted.then_some(opened);
     }
     let code = container.reason.unwrap_or(ResultCode::ENCRYPTED_ARCHIVE);
     Some(ExtractionSection {
-        decrypted_status: container.encrypted.then_some("Failed"),
+        decrypted_status,
         err_category: code.text().to_owned(),
         err_code: code.code(),
         err_details: if container.detail.is_empty() { result.detail.clone() } else { container.detail.clone() },
-        is_encrypted_file: container.encrypted,
+        is_encrypted_file,
     })
 }
 

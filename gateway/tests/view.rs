@@ -393,6 +393,21 @@ fn a_container_that_did_not_come_apart_says_why() {
 }
 
 #[test]
+fn a_container_that_a_password_opened_says_so() {
+    let mut opened = result(ResultCode::NO_THREAT);
+    opened.container = Some(ContainerResult { decrypted: true, ..ContainerResult::default() });
+    let value = shown(&done(opened.clone()), None, None);
+    assert_eq!(
+        value["extraction_info"],
+        json!({"decrypted_status": "Success", "err_category": "", "err_code": 0, "err_details": "", "is_encrypted_file": true})
+    );
+    assert_eq!(value["filetype_info"]["file_info"]["encrypted"], true);
+    // One password opened something, and none the rest.
+    opened.container = Some(ContainerResult { decrypted: true, encrypted: true, ..ContainerResult::default() });
+    assert_eq!(shown(&done(opened), None, None)["extraction_info"]["decrypted_status"], "Failed");
+}
+
+#[test]
 fn metadata_comes_back_as_it_was_sent() {
     let mut record = queued();
     record.new.metadata = Some(r#"{"ticket": [1, "two"]}"#.into());

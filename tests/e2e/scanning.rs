@@ -142,6 +142,14 @@ async fn what_is_encrypted_is_opened_with_the_password_that_came_along() {
         assert_eq!(verdict(&document), (code, false), "{headers:?}: {document}");
         assert!(!document.to_string().contains("hounds"), "{document}");
     }
+    // Of the archive itself it is told whether a password opened it.
+    for (password, told) in [("cow", "Failed"), (PASSWORD, "Success")] {
+        let (_, answer) =
+            up.gateway.post_with("secret.zip", secret.clone(), &[("archivepwd", password)]).await.unwrap();
+        let document = up.gateway.finished(answer["data_id"].as_str().unwrap()).await;
+        assert_eq!(document["extraction_info"]["decrypted_status"], told, "{document}");
+        assert_eq!(document["filetype_info"]["file_info"]["encrypted"], true, "{document}");
+    }
     let (status, answer) = up.gateway.post_with("odd.zip", nested, &[("archivepwd0", "cow")]).await.unwrap();
     assert_eq!(status, 400, "{answer}");
 

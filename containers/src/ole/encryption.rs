@@ -86,8 +86,9 @@ impl Hash {
     }
 }
 
-/// Finds the key of a package. None if no password fits, or the package is encrypted in a way that is not known here.
-pub(super) fn open(info: &[u8], passwords: &Passwords, budget: &Budget) -> Result<Option<Key>, Halt> {
+/// Finds the key of a package, and whether one of the given passwords is it. None if no password fits, or the package is encrypted in a way
+/// that is not known here.
+pub(super) fn open(info: &[u8], passwords: &Passwords, budget: &Budget) -> Result<Option<(Key, bool)>, Halt> {
     let (Some(major), Some(minor)) = (le16(info, 0), le16(info, 2)) else { return Ok(None) };
     for password in passwords.iter().chain([DEFAULT_PASSWORD]) {
         let key = match (major, minor) {
@@ -95,8 +96,9 @@ pub(super) fn open(info: &[u8], passwords: &Passwords, budget: &Budget) -> Resul
             (2..=4, 2) => open_standard(info, password, budget)?,
             _ => None,
         };
-        if key.is_some() {
-            return Ok(key);
+        if let Some(key) = key {
+            // Under the other one every program opens it.
+            return Ok(Some((key, password != DEFAULT_PASSWORD)));
         }
     }
     Ok(None)

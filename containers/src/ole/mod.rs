@@ -176,7 +176,10 @@ impl Walk<'_, '_, '_> {
             }
         };
         match encryption::open(&info, self.passwords, self.budget) {
-            Ok(Some(key)) => {
+            Ok(Some((key, is_given))) => {
+                if is_given {
+                    self.outcome.note_decrypted();
+                }
                 let content = self.compound.stream(package);
                 let content = content.map(|stream| encryption::Decrypted::new(stream, key));
                 match content {

@@ -48,6 +48,8 @@ pub(super) struct Encryption {
     pub(super) has_unknown: bool,
     /// Whether the document's description of itself is encrypted too.
     pub(super) metadata: bool,
+    /// Whether it opened with a password that was given, and not with the empty one.
+    pub(super) by_password: bool,
 }
 
 impl Encryption {
@@ -79,13 +81,13 @@ impl Encryption {
             id,
             metadata,
         };
-        let key = std::iter::once("").chain(passwords).find_map(|password| {
+        let (key, by_password) = std::iter::once("").chain(passwords).find_map(|password| {
             // Before revision 5 passwords are in a code page that agrees with ASCII.
-            handler.key(password.as_bytes())
+            handler.key(password.as_bytes()).map(|key| (key, !password.is_empty()))
         })?;
         let has_unknown = [streams, strings, embedded].contains(&None);
         let [streams, strings, embedded] = [streams, strings, embedded].map(|method| method.unwrap_or(Method::Not));
-        Some(Self { key, streams, embedded, strings, named: named(dictionary), has_unknown, metadata })
+        Some(Self { key, streams, embedded, strings, named: named(dictionary), has_unknown, metadata, by_password })
     }
 
     /// The method that a stream names for itself; none if it is not known.

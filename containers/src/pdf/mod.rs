@@ -543,8 +543,10 @@ impl Walk<'_, '_> {
         if self.encryption.as_ref().is_some_and(|encryption| encryption.has_unknown) {
             self.outcome.note_broken("something is encrypted in a way that is not known");
         }
-        if self.encryption.is_none() {
-            self.outcome.note_protected(Protection::Document);
+        match &self.encryption {
+            None => self.outcome.note_protected(Protection::Document),
+            Some(encryption) if encryption.by_password => self.outcome.note_decrypted(),
+            Some(_) => {}
         }
         Ok(self.encryption.is_some())
     }

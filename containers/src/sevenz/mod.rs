@@ -219,7 +219,12 @@ impl<'b> Archive<'_, 'b> {
         out: &mut Out<'_, '_>,
     ) -> Option<Box<dyn Read + 's>> {
         match self.open(folder, length, crc) {
-            Ok(Some(content)) => Some(content),
+            Ok(Some(content)) => {
+                if is_encrypted(folder) {
+                    out.outcome.note_decrypted();
+                }
+                Some(content)
+            }
             Ok(None) => {
                 out.outcome.note_protected(Protection::Archive);
                 None

@@ -309,6 +309,7 @@ impl Walk<'_, '_> {
         let found = crypt::open(entry, list, budget, &start, &mut check)?;
         Ok(found.map(|(at, opened)| {
             self.last_password = at;
+            self.outcome.note_decrypted();
             opened
         }))
     }

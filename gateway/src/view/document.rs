@@ -384,9 +384,9 @@ pub struct ExtractionSection {
     /// Whether a protected container could be opened; absent when it is not protected.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decrypted_status: Option<&'static str>,
-    /// The kind of failure.
+    /// The kind of failure; empty if there is none.
     pub err_category: String,
-    /// The result code of the failure.
+    /// The result code of the failure; 0 if there is none.
     pub err_code: u16,
     /// What failed.
     pub err_details: String,

@@ -123,6 +123,7 @@ pub(super) struct Opened {
     pub reason: Option<ResultCode>,
     pub detail: String,
     pub encrypted: bool,
+    pub decrypted: bool,
     /// In another tree it may come apart further.
     pub unkeepable: bool,
 }
@@ -271,6 +272,7 @@ impl Node {
             reason: opened.and_then(|opened| opened.reason),
             detail: opened.map(|opened| opened.detail.clone()).unwrap_or_default(),
             encrypted: opened.is_some_and(|opened| opened.encrypted),
+            decrypted: opened.is_some_and(|opened| opened.decrypted),
         };
         let (node, rule, length) = (self.clone(), tree.rule.clone(), used.root_bytes);
         tree.finish_part(RootPart { node, rule, length, judged, folded, result, stopped });
@@ -344,6 +346,7 @@ impl Node {
             reason: opened.reason,
             detail: opened.detail,
             encrypted: opened.encrypted,
+            decrypted: opened.decrypted,
         });
         let times = Times { total_ms: ms_since(self.created), ..judged.times };
         FileResult {

@@ -162,12 +162,13 @@ impl<'o> FileOpening<'o> {
             }
             None => self.take_apart_here(containers),
         };
-        let (encrypted, unkeepable) = (outcome.protected.is_some(), outcome.unrepeatable);
+        let (encrypted, decrypted) = (outcome.protected.is_some(), outcome.decrypted);
         Some(Opened {
             reason: outcome_code(&outcome, &self.tree.rule),
             detail: outcome.detail(),
             encrypted,
-            unkeepable,
+            decrypted,
+            unkeepable: outcome.unrepeatable,
         })
     }
 

@@ -214,6 +214,7 @@ impl RootPart {
                 (opened.reason, opened.detail) = (part.reason, part.detail.clone());
             }
             opened.encrypted |= part.encrypted;
+            opened.decrypted |= part.decrypted;
         }
         let key = self.judged.key;
         let (result, keepable) = self.node.root_result(&self.folded, self.judged, &self.rule);
