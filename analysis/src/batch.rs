@@ -15,7 +15,8 @@ use crate::verdict::{Outcome, Policy, ResultCode, worst};
 pub struct NewBatch {
     /// The batch's id.
     pub batch_id: DataId,
-    /// The rule of files that name no other.
+    /// The rule of files that name no other, as it was when the batch was made. Files get the one of this name as it is when
+    /// they come.
     pub rule: Rule,
     /// Who made it.
     pub principal: Principal,

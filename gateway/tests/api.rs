@@ -15,7 +15,8 @@ use flate2::write::GzEncoder;
 use http_body_util::BodyExt;
 use lazaret_analysis::conformance::{sample_nested, sample_result};
 use lazaret_analysis::{
-    ContainerResult, DataId, DiskReport, EngineInfo, HostReport, Limits, ResultCode, Rule, RuleSet, State, WorkerReport,
+    ContainerResult, DataId, DiskReport, EngineInfo, HostReport, Limits, PasswordSeal, ResultCode, Rule, RuleSet, Rules,
+    State, WorkerReport,
 };
 use lazaret_gateway::GatewayOptions;
 use lazaret_node_client::Environment;
@@ -269,6 +270,36 @@ async fn a_batch_takes_its_rule_and_is_as_bad_as_its_worst_file() {
     assert_eq!(document["scan_results"]["scan_all_result_i"], 1);
     assert_eq!(document["batch_files"]["files_in_batch"][1]["detected_by"], 1);
     refused(&router, with(post("/file/batch", &station.alice), "rule", "nonesuch"), 403).await;
+}
+
+#[tokio::test]
+async fn files_of_a_batch_get_its_rule_as_it_is_when_they_come() {
+    let station = Station::new().await;
+    let rules = Rules::from(
+        RuleSet::from_yaml("rules: [{name: default}, {name: strict, passwords: [infected], user_agents: [maker]}]")
+            .unwrap(),
+    );
+    let router = station.gateway(GatewayOptions { rules: rules.clone(), ..station.options() }).router();
+    let batch = with(with(post("/file/batch", &station.alice), "rule", "strict"), "user-agent", "maker");
+    let id = answered(&router, batch).await["batch_id"].as_str().unwrap().to_owned();
+    let member = |name: &[u8]| with(submission(&station.alice, name), "batch", &id);
+    let (seal, first) = (PasswordSeal::from_secret(common::SECRET).unwrap(), accepted(&router, member(b"1")).await);
+    let sealed = station.record(first).await.new.passwords.expect("the rule's passwords come along");
+    assert_eq!(seal.open(first, &sealed).unwrap().iter().collect::<Vec<_>>(), ["infected"]);
+
+    rules
+        .replace(RuleSet::from_yaml("rules: [{name: default}, {name: strict, file_types: {blocked: [.js]}}]").unwrap());
+    let second = station.record(accepted(&router, member(b"2")).await).await.new;
+    assert_eq!((second.rule.name.as_str(), second.rule.file_types.blocked.len()), ("strict", 1));
+    assert_eq!(second.passwords, None, "it has none any more");
+    // No longer for whoever made the batch.
+    rules.replace(RuleSet::from_yaml("rules: [{name: default}, {name: strict, roles: [administrator]}]").unwrap());
+    assert!(refused(&router, member(b"3"), 403).await.contains("may not be used"));
+    // Gone: another one in its place would be a wrong scan without a word.
+    rules.replace(RuleSet::from_yaml("rules: [{name: default}]").unwrap());
+    assert_eq!(refused(&router, member(b"4"), 403).await, "no rule is named \"strict\"");
+    let own = accepted(&router, with(member(b"5"), "rule", "default")).await;
+    assert_eq!(station.record(own).await.new.rule.name, "default");
 }
 
 #[tokio::test]
