@@ -560,8 +560,10 @@ impl Config for ScanWorkerConfig {
         if self.scan_threads > THREADS_MAX || self.concurrent_files > THREADS_MAX {
             bail!("scan_threads and concurrent_files must be at most {THREADS_MAX}");
         }
-        if !(2..=3600).contains(&self.lease_seconds) {
-            bail!("lease_seconds must be 2 to 3600, got {}", self.lease_seconds);
+        // The queue takes what ends later for a time of a clock that was set back.
+        let lease_seconds_max = lazaret_analysis::store::LEASE_MS_MAX / 1000;
+        if !(2..=lease_seconds_max).contains(&self.lease_seconds) {
+            bail!("lease_seconds must be 2 to {lease_seconds_max}, got {}", self.lease_seconds);
         }
         if self.sample_memory_max_bytes < MIB || self.sample_budget_bytes < self.sample_memory_max_bytes {
             bail!("sample_memory_max_bytes must be at least {MIB} and sample_budget_bytes no less than it");

@@ -23,7 +23,10 @@ use crate::batch::NewBatch;
 use crate::id::DataId;
 use crate::password::SealedPasswords;
 use crate::rule::Rule;
-use crate::store::{DigestQuery, NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Progress, ProgressCache, ResultStore, StoreFault};
+use crate::store::{
+    CALLBACK_DELAY_MS_MAX, DigestQuery, LEASE_MS_MAX, NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Progress, ProgressCache,
+    ResultStore, StoreFault,
+};
 use crate::verdict::{Outcome, ResultCode};
 use crate::worker_report::{EngineInfo, WorkerReport};
 
@@ -275,13 +278,24 @@ async fn unfinished_analyses_are_listed(store: &dyn ResultStore) {
     assert_eq!(store.count_unfinished().await.unwrap(), before + 4);
     store.start(ids[1], 2000).await.unwrap();
     store.finish(ids[0], &sample_result(ResultCode::NO_THREAT, "a"), 2000).await.unwrap();
-    assert_eq!(store.unfinished(1003, 10).await.unwrap(), ids[1..3], "queued before, running or not, oldest first");
-    assert_eq!(store.unfinished(1003, 1).await.unwrap(), ids[1..2]);
-    assert_eq!(store.unfinished(1000, 10).await.unwrap(), []);
+    // What the other suites left unfinished was queued far ahead of this one's time.
+    let listed = async |before_ms, limit| {
+        let mut listed = store.unfinished(before_ms, limit).await.unwrap();
+        listed.retain(|id| ids.contains(id));
+        listed
+    };
+    assert_eq!(listed(1003, 10).await, ids[1..3], "queued before, running or not, oldest first");
+    assert_eq!(listed(1003, 1).await, ids[1..2]);
+    assert_eq!(listed(1000, 10).await, []);
     assert_eq!(store.count_unfinished().await.unwrap(), before + 3);
     for id in &ids[1..] {
         store.finish(*id, &sample_result(ResultCode::NO_THREAT, "a"), 2000).await.unwrap();
     }
+    let ahead = NewAnalysis { queued_ms: 1001 + LEASE_MS_MAX, ..sample_analysis(DataId::random()) };
+    store.create(&ahead).await.unwrap();
+    assert_ne!(store.unfinished(1001, 1).await.unwrap(), [ahead.data_id]);
+    assert_eq!(store.unfinished(1000, 1).await.unwrap(), [ahead.data_id], "the clock was set back since");
+    store.finish(ahead.data_id, &sample_result(ResultCode::NO_THREAT, "a"), 2000).await.unwrap();
     assert_eq!(store.count_unfinished().await.unwrap(), before);
 }
 
@@ -478,6 +492,7 @@ async fn callbacks_are_due_until_they_are_settled(store: &dyn ResultStore) {
     assert_eq!(due(now_ms).await, [(url.clone(), 0)]);
     assert!(store.callback_tried(id, Some(now_ms + 10)).await.unwrap());
     assert_eq!(due(now_ms + 9).await, []);
+    assert_eq!(due(now_ms - CALLBACK_DELAY_MS_MAX).await, [(url.clone(), 1)], "the clock was set back since");
     assert_eq!(due(now_ms + 10).await, [(url, 1)]);
     assert!(store.callback_tried(id, None).await.unwrap());
     assert!(!store.callback_tried(id, Some(now_ms)).await.unwrap(), "settled for good");

@@ -36,8 +36,20 @@ pub const PROGRESS_PERCENT_MAX: u8 = 99;
 /// documents are; and what is read of it, if not what comes out of it, takes a fraction of a second.
 pub const SMALL_FILE_BYTES: u64 = 1 << 20;
 
+/// The longest lease, claim or delay of a task. One that ends further off was noted before the clock was set back, and counts as
+/// ended: otherwise what a process that died had under way would wait until the clock comes there again.
+pub const LEASE_MS_MAX: u64 = 60 * 60 * 1000;
+
+/// The longest time to the next try of a callback, for the same reason: an hour's pause, and the try before it.
+pub const CALLBACK_DELAY_MS_MAX: u64 = 2 * 60 * 60 * 1000;
+
 /// One lease in so many goes to the task that waits longest, whatever its priority and owner, so that none waits for ever.
 pub const OLDEST_EVERY: u64 = 8;
+
+/// Whether what ends at `end_ms` has ended, or can't end so late unless the clock was set back since.
+pub(crate) fn has_ended(end_ms: u64, now_ms: u64) -> bool {
+    end_ms <= now_ms || end_ms > now_ms.saturating_add(LEASE_MS_MAX)
+}
 
 /// A request to a back-end that was not carried out.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -168,7 +180,8 @@ pub trait ResultStore: Shares {
     /// Notes that a worker has begun, like [`ResultStore::start`], and that until `until_ms` others may wait for what it
     /// finds out under `key`. Of analyses that claim the same key at once the one that claimed first has it; the others'
     /// claims stand too, in their order. Called again before its claim ended, it begins anew in the same place and tells
-    /// whether it is still a twin's. A claim ends with the analysis.
+    /// whether it is still a twin's. A claim ends with the analysis, and counts as ended if it ends further off than
+    /// [`LEASE_MS_MAX`].
     async fn claim(&self, data_id: DataId, key: VerdictKey, until_ms: u64, now_ms: u64) -> Result<Claim, StoreError>;
 
     /// Lets a claim end at `until_ms`; at 0, at once.
@@ -209,7 +222,8 @@ pub trait ResultStore: Shares {
     /// with the container.
     async fn nested(&self, parent: DataId, first: u32, size: u32) -> Result<Page, StoreError>;
 
-    /// Unfinished analyses that were queued before `before_ms`, oldest first.
+    /// Unfinished analyses that were queued before `before_ms`, oldest first; and those that were queued more than
+    /// [`LEASE_MS_MAX`] later than that, by a clock that was set back since.
     async fn unfinished(&self, before_ms: u64, limit: u32) -> Result<Vec<DataId>, StoreError>;
 
     /// Asks for an analysis to be cancelled. False if it is unknown or finished already. Asking twice is asking once.
@@ -251,7 +265,8 @@ pub trait ResultStore: Shares {
     /// What workers said of themselves at `since_ms` or later, by name.
     async fn workers(&self, since_ms: u64) -> Result<Vec<WorkerReport>, StoreError>;
 
-    /// Finished analyses whose submitter is to be told of them by now, the longest due first.
+    /// Finished analyses whose submitter is to be told of them by now, the longest due first. What is due later than
+    /// [`CALLBACK_DELAY_MS_MAX`] from now is due too.
     async fn due_callbacks(&self, now_ms: u64, limit: u32) -> Result<Vec<Callback>, StoreError>;
 
     /// Notes that telling was tried: the next time is at `next_ms`, or never. False if there was nothing to tell.
@@ -350,7 +365,7 @@ pub trait TaskQueue: Send + Sync {
 
     /// Takes up to `max` tasks for `lease_ms`: those of the highest priority first, and of these one of each owner in turn, in
     /// the order in which each owner's were queued. One call in [`OLDEST_EVERY`] goes by age alone. A task whose lease ended
-    /// counts as queued, and keeps its turn.
+    /// counts as queued, and keeps its turn. So does one whose lease or delay ends further off than [`LEASE_MS_MAX`].
     async fn lease(&self, worker: &str, max: usize, lease_ms: u64, now_ms: u64) -> Result<Vec<Lease>, StoreError>;
 
     /// The same among files of at most [`SMALL_FILE_BYTES`].

@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 use hmac::{Hmac, KeyInit, Mac};
 use lazaret_analysis::Callback;
+use lazaret_analysis::store::CALLBACK_DELAY_MS_MAX;
 use sha2::Sha256;
 
 use crate::gateway::Shared;
@@ -108,7 +109,7 @@ async fn try_one(shared: &Shared, options: &CallbackOptions, callback: Callback)
     let pause_ms = (PAUSE_MS << callback.attempts.min(20)).min(PAUSE_MS_MAX);
     // Longer than the try itself may take, so that the next one does not begin beside it.
     let time_max_ms = u64::try_from(options.outbound.time_max.as_millis()).unwrap_or(u64::MAX);
-    let next_ms = shared.now_ms().saturating_add(time_max_ms).saturating_add(pause_ms);
+    let next_ms = shared.now_ms().saturating_add(time_max_ms.saturating_add(pause_ms).min(CALLBACK_DELAY_MS_MAX));
     match shared.results.callback_tried(data_id, Some(next_ms)).await {
         Ok(true) => {}
         Ok(false) => return,

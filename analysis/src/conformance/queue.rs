@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::id::DataId;
-use crate::store::{LeaseToken, SMALL_FILE_BYTES, Task, TaskQueue};
+use crate::store::{LEASE_MS_MAX, LeaseToken, SMALL_FILE_BYTES, Task, TaskQueue};
 
 /// What a [`TaskQueue`] must do. It must be empty.
 pub async fn task_queue(queue: &dyn TaskQueue) {
@@ -17,6 +17,7 @@ pub async fn task_queue(queue: &dyn TaskQueue) {
     small_files_are_leased_alone(queue).await;
     leases_are_extended_and_lost(queue).await;
     tasks_are_given_back(queue).await;
+    ends_of_a_clock_that_was_set_back_are_past(queue).await;
     waiting_ends(queue).await;
     let depth = queue.depth().await.unwrap();
     assert_eq!((depth.queued, depth.leased), (0, 0), "everything was acknowledged");
@@ -198,6 +199,22 @@ async fn tasks_are_given_back(queue: &dyn TaskQueue) {
     assert!(queue.release(&second.token, 0, 600).await.unwrap());
     let third = queue.lease("w", 1, 1000, 600).await.unwrap().remove(0);
     assert_eq!((third.attempts, third.releases), (1, 2));
+    assert!(queue.ack(&third.token).await.unwrap());
+}
+
+async fn ends_of_a_clock_that_was_set_back_are_past(queue: &dyn TaskQueue) {
+    let (id, ahead_ms) = (DataId::random(), 7_200_000);
+    queue.push(Task { size_bytes: 1, ..Task::scan(id, ahead_ms) }).await.unwrap();
+    queue.lease("w", 1, 30_000, ahead_ms).await.unwrap().remove(0);
+    assert_eq!(queue.lease("w", 1, 30_000, ahead_ms).await.unwrap(), []);
+    let second = queue.lease("v", 1, 30_000, 1_000).await.unwrap().remove(0);
+    assert_eq!((second.task.data_id, second.attempts), (id, 2));
+    // The longest lease that there may be is one.
+    assert!(queue.extend(&second.token, LEASE_MS_MAX, 1_000).await.unwrap());
+    assert_eq!(queue.lease("w", 1, 30_000, 1_000).await.unwrap(), []);
+    assert!(queue.release(&second.token, 1_000, ahead_ms).await.unwrap());
+    let third = queue.lease_small("w", 1, 30_000, 1_000).await.unwrap().remove(0);
+    assert_eq!(third.task.data_id, id, "nor does a delay last so long");
     assert!(queue.ack(&third.token).await.unwrap());
 }
 

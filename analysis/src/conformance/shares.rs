@@ -11,6 +11,7 @@ const PIPELINE: &str = "conformance";
 pub async fn shares(store: &dyn ResultStore) {
     members_are_claimed_without_gaps_and_folded_once(store).await;
     a_part_that_is_lost_is_taken_once(store).await;
+    parts_of_a_clock_that_was_set_back_are_lost(store).await;
     a_share_opened_again_forgets_its_parts(store).await;
     records_of_what_is_unfinished_are_discarded(store).await;
 }
@@ -71,6 +72,18 @@ async fn a_part_that_is_lost_is_taken_once(store: &dyn ResultStore) {
     let views = store.parts(&lead, 2_000).await.unwrap().unwrap();
     assert_eq!(views[0].state, PartState::Lost);
     assert!(views[0].claimed.iter().eq(std::iter::once(&(0..2))));
+    store.close_share(share.root).await.unwrap();
+}
+
+async fn parts_of_a_clock_that_was_set_back_are_lost(store: &dyn ResultStore) {
+    let (share, ahead_ms) = (new_share("a"), 7_200_000);
+    let lead = store.open_share(&share, ahead_ms + 30_000).await.unwrap();
+    let part = store.join_share("b", PIPELINE, ahead_ms + 30_000, ahead_ms).await.unwrap().unwrap();
+    assert_eq!(store.join_share("c", PIPELINE, 31_000, 1_000).await.unwrap(), None, "its lead is dead");
+    assert!(store.extend_part(&lead, 31_000).await.unwrap());
+    assert_eq!(store.parts(&lead, 1_000).await.unwrap().unwrap()[0].state, PartState::Lost);
+    assert_eq!(store.join_share("c", PIPELINE, 31_000, 1_000).await.unwrap(), None, "somebody died of it");
+    assert!(store.take_part(&part.token, 1_000).await.unwrap());
     store.close_share(share.root).await.unwrap();
 }
 

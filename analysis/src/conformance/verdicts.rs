@@ -7,7 +7,7 @@ use crate::analysis::{ContainerResult, FileResult, NestedRecord, NewAnalysis, Pr
 use crate::batch::NewBatch;
 use crate::cache::{KeptTree, KeptVerdict, TreeTotals, VERDICT_BATCH_MAX, VerdictKey};
 use crate::id::DataId;
-use crate::store::{Claim, DigestQuery, ResultStore, StoreFault};
+use crate::store::{Claim, DigestQuery, LEASE_MS_MAX, ResultStore, StoreFault};
 use crate::verdict::ResultCode;
 
 fn sample_key(seed: DataId, number: u8) -> VerdictKey {
@@ -73,6 +73,10 @@ pub(super) async fn one_of_several_claims_counts(store: &dyn ResultStore) {
     assert_eq!(store.claim(ids[0], key, 300, 90).await.unwrap(), Claim::Yours, "a claim ends with its analysis");
     assert_eq!(store.claim(ids[1], key, 900, 400).await.unwrap(), Claim::Yours, "a claim ends by its time");
     assert_eq!(store.get(ids[1]).await.unwrap().unwrap().started_ms, Some(400), "so it starts again");
+    let ahead_ms = 2 * LEASE_MS_MAX;
+    store.extend_claim(ids[1], ahead_ms).await.unwrap();
+    assert_eq!(store.claim(ids[0], key, 600, 500).await.unwrap(), Claim::Yours, "the clock was set back since");
+    assert_eq!(store.claim(ids[1], key, 600, 500).await.unwrap(), Claim::Twin, "it claims anew");
     for id in [ids[0], ids[1]] {
         store.finish(id, &sample_result(ResultCode::NO_THREAT, "a"), 500).await.unwrap();
     }

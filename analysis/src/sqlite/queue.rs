@@ -1,7 +1,8 @@
 //! Tasks in SQLite.
 //!
 //! A task's row says from when it may be leased (`ready_ms`): that is the end of the lease while it is leased, so that an
-//! expired lease needs nobody to notice. The token tells whether a lease is still its holder's.
+//! expired lease needs nobody to notice. An end that lies further off than any lease lasts is past as well: the clock was set
+//! back. The token tells whether a lease is still its holder's.
 //!
 //! Owners take turns by numbers (start-time fair queueing): a task's turn is one after its owner's last, but not before the
 //! turn that is being served, so that who was away has saved nothing up. Leasing is then one walk along an index.
@@ -16,7 +17,8 @@ use super::connection::{all, any, one};
 use super::{SqliteBackend, on, to_i64, to_u64};
 use crate::id::{DataId, random_bytes};
 use crate::store::{
-    Lease, LeaseToken, OLDEST_EVERY, QueueDepth, SMALL_FILE_BYTES, StoreError, StoreFault, Task, TaskKind, TaskQueue,
+    LEASE_MS_MAX, Lease, LeaseToken, OLDEST_EVERY, QueueDepth, SMALL_FILE_BYTES, StoreError, StoreFault, Task,
+    TaskKind, TaskQueue,
 };
 
 /// How often a waiting worker looks for tasks that other processes pushed, or whose lease or delay ended. It is what a file
@@ -79,10 +81,14 @@ macro_rules! which {
 }
 
 /// Which tasks are leased, and in what order.
-const BY_TURN: Which = which!("FROM task WHERE ready_ms <= ?1 ORDER BY priority DESC, turn, id");
-const SMALL_BY_TURN: Which =
-    which!("FROM task WHERE ready_ms <= ?1 AND size_bytes <= 1048576 ORDER BY priority DESC, turn, id");
-const BY_AGE: Which = which!("FROM task WHERE ready_ms <= ?1 ORDER BY enqueued_ms, id");
+const BY_TURN: Which =
+    which!("FROM task WHERE (ready_ms <= ?1 OR ready_ms > ?1 + 3600000) ORDER BY priority DESC, turn, id");
+const SMALL_BY_TURN: Which = which!(
+    "FROM task WHERE (ready_ms <= ?1 OR ready_ms > ?1 + 3600000) AND size_bytes <= 1048576
+     ORDER BY priority DESC, turn, id"
+);
+const BY_AGE: Which = which!("FROM task WHERE (ready_ms <= ?1 OR ready_ms > ?1 + 3600000) ORDER BY enqueued_ms, id");
+const _: () = assert!(LEASE_MS_MAX == 3_600_000, "it stands in the statements");
 const _: () = assert!(SMALL_FILE_BYTES == 1_048_576, "it stands in SMALL_BY_TURN and in the index's definition");
 
 impl SqliteBackend {

@@ -5,7 +5,7 @@ use rusqlite::Row;
 use super::connection::{all, execute, from_json};
 use super::results::to_json;
 use super::{SqliteBackend, to_i64};
-use crate::store::{Callback, PAGE_RECORDS_MAX, StoreFault};
+use crate::store::{CALLBACK_DELAY_MS_MAX, Callback, LEASE_MS_MAX, PAGE_RECORDS_MAX, StoreFault};
 use crate::worker_report::WorkerReport;
 
 /// How long the report of a worker that is gone stays. It is removed when another one reports.
@@ -15,8 +15,11 @@ impl SqliteBackend {
     pub(super) async fn note_worker(&self, report: &WorkerReport, now_ms: u64) -> Result<(), StoreFault> {
         let values = (report.name.clone(), to_i64(now_ms), to_json(report)?);
         let too_old = to_i64(now_ms.saturating_sub(REPORT_KEPT_MS));
+        // Nor does one stay that comes from before the clock was set back: its worker would seem to live on.
+        let too_young = to_i64(now_ms.saturating_add(LEASE_MS_MAX));
         let noted = self.writer.write(move |connection| {
-            execute(connection, "DELETE FROM worker WHERE reported_ms < ?1", (too_old,))?;
+            let gone = "DELETE FROM worker WHERE reported_ms < ?1 OR reported_ms > ?2";
+            execute(connection, gone, (too_old, too_young))?;
             execute(
                 connection,
                 "INSERT INTO worker (name, reported_ms, report) VALUES (?1, ?2, ?3)
@@ -47,9 +50,10 @@ impl SqliteBackend {
             all(
                 connection,
                 "SELECT data_id, callback_attempts, coalesce(json_extract(submission, '$.sent_along.callback_url'), '') AS url
-                 FROM analysis WHERE callback_ms IS NOT NULL AND state >= 2 AND callback_ms <= ?1 AND expired = 0
+                 FROM analysis WHERE callback_ms IS NOT NULL AND state >= 2 AND expired = 0
+                     AND (callback_ms <= ?1 OR callback_ms > ?1 + ?3)
                  ORDER BY callback_ms LIMIT ?2",
-                (to_i64(now_ms), limit.min(PAGE_RECORDS_MAX)),
+                (to_i64(now_ms), limit.min(PAGE_RECORDS_MAX), to_i64(CALLBACK_DELAY_MS_MAX)),
                 callback,
             )
         });

@@ -13,7 +13,8 @@ use crate::cache::{KeptVerdict, VerdictKey};
 use crate::id::DataId;
 use crate::password::SealedPasswords;
 use crate::store::{
-    Callback, Claim, DigestQuery, NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Page, ResultStore, StoreError, StoreFault,
+    Callback, Claim, DigestQuery, LEASE_MS_MAX, NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Page, ResultStore, StoreError,
+    StoreFault,
 };
 use crate::verdict::ResultCode;
 use crate::worker_report::WorkerReport;
@@ -234,17 +235,18 @@ fn claim(
     let claimed = one(
         connection,
         "UPDATE analysis SET state = 1, claim_key = ?1, claim_until_ms = ?2, started_ms = ?3,
-             claim_order = CASE WHEN claim_key = ?1 AND claim_until_ms > ?3 THEN claim_order ELSE
+             claim_order = CASE WHEN claim_key = ?1 AND claim_until_ms > ?3 AND claim_until_ms <= ?3 + ?5 THEN claim_order ELSE
                  (SELECT coalesce(max(claim_order), 0) + 1 FROM analysis WHERE claim_key = ?1 AND state = 1) END
          WHERE data_id = ?4 AND state < 2 RETURNING claim_order",
-        (key.0, until_ms, now_ms, data_id),
+        (key.0, until_ms, now_ms, data_id, to_i64(LEASE_MS_MAX)),
         |row| Ok(row.get::<_, i64>(0)?),
     )?;
     let Some(order) = claimed else { return Ok(Claim::Nothing) };
     let twin = any(
         connection,
-        "SELECT 1 FROM analysis WHERE claim_key = ?1 AND state = 1 AND claim_until_ms > ?2 AND claim_order < ?3 LIMIT 1",
-        (key.0, now_ms, order),
+        "SELECT 1 FROM analysis WHERE claim_key = ?1 AND state = 1 AND claim_until_ms > ?2 AND claim_until_ms <= ?2 + ?4
+             AND claim_order < ?3 LIMIT 1",
+        (key.0, now_ms, order, to_i64(LEASE_MS_MAX)),
     )?;
     Ok(if twin { Claim::Twin } else { Claim::Yours })
 }
@@ -391,9 +393,9 @@ impl ResultStore for SqliteBackend {
 
     async fn unfinished(&self, before_ms: u64, limit: u32) -> Result<Vec<DataId>, StoreError> {
         let reading = self.readers.read(move |connection| {
-            let text =
-                "SELECT data_id FROM analysis WHERE state < 2 AND queued_ms < ?1 ORDER BY queued_ms, id LIMIT ?2";
-            all(connection, text, (to_i64(before_ms), limit), |row| Ok(row.get(0)?))
+            let text = "SELECT data_id FROM analysis WHERE state < 2 AND (queued_ms < ?1 OR queued_ms > ?1 + ?3)
+                 ORDER BY queued_ms, id LIMIT ?2";
+            all(connection, text, (to_i64(before_ms), limit, to_i64(LEASE_MS_MAX)), |row| Ok(row.get(0)?))
         });
         reading.await.map_err(|source| StoreError {
             operation: "list",

@@ -12,15 +12,16 @@ use super::connection::{all, any, at_one_moment, execute, one};
 use super::{SqliteBackend, on, to_i64, to_u64};
 use crate::id::{DataId, random_bytes};
 use crate::share::{NewShare, PARTS_MAX, Part, PartResult, PartState, PartToken, PartView, Shares};
-use crate::store::{PAGE_RECORDS_MAX, StoreError, StoreFault};
+use crate::store::{LEASE_MS_MAX, PAGE_RECORDS_MAX, StoreError, StoreFault, has_ended};
 
 /// Joins the first share that the worker `?2` with the pipeline `?3` may join at `?4`.
 const JOIN: &str = "
     INSERT INTO share_part (token, share, worker, until_ms) SELECT ?1, share.id, ?2, ?6
     FROM share JOIN share_part AS lead ON lead.token = share.lead
-    WHERE share.build = ?3 AND lead.until_ms > ?4 AND lead.result IS NULL
+    WHERE share.build = ?3 AND lead.until_ms > ?4 AND lead.until_ms <= ?4 + ?7 AND lead.result IS NULL
       AND NOT EXISTS (SELECT 1 FROM share_part AS part WHERE part.share = share.id
-          AND (part.worker = ?2 OR part.taken = 1 OR (part.result IS NULL AND part.until_ms <= ?4)))
+          AND (part.worker = ?2 OR part.taken = 1
+              OR (part.result IS NULL AND (part.until_ms <= ?4 OR part.until_ms > ?4 + ?7))))
       AND (SELECT count(*) FROM share_part AS part WHERE part.share = share.id) < ?5
     ORDER BY share.id LIMIT 1 RETURNING share";
 
@@ -63,7 +64,8 @@ impl SqliteBackend {
         }
         let token = new_token();
         let (worker, pipeline) = (worker.to_owned(), pipeline.to_owned());
-        let values = (token.0.clone(), worker, pipeline, to_i64(now_ms), PARTS_MAX, to_i64(until_ms));
+        let lasts_max = to_i64(LEASE_MS_MAX);
+        let values = (token.0.clone(), worker, pipeline, to_i64(now_ms), PARTS_MAX, to_i64(until_ms), lasts_max);
         let joining = self.writer.write(|connection| {
             let Some(share) = one(connection, JOIN, values, |row| Ok(row.get::<_, i64>(0)?))? else { return Ok(None) };
             one(connection, "SELECT root, deadline_ms FROM share WHERE id = ?1", (share,), |row| {
@@ -127,7 +129,7 @@ fn parts_of(connection: &Connection, lead: &str, now_ms: u64) -> Result<Option<V
         let state = match result {
             Some(json) => PartState::Done(Box::new(serde_json::from_str(&json)?)),
             None if part.get("taken")? => PartState::Lost,
-            None if to_u64(part.get("until_ms")?) <= now_ms => PartState::Lost,
+            None if has_ended(to_u64(part.get("until_ms")?), now_ms) => PartState::Lost,
             None => PartState::Working,
         };
         Ok(PartView { token: PartToken(token), claimed, state })
@@ -178,8 +180,9 @@ impl Shares for SqliteBackend {
 
     async fn take_part(&self, part: &PartToken, now_ms: u64) -> Result<bool, StoreError> {
         let update = self.writer.execute(
-            "UPDATE share_part SET taken = 1 WHERE token = ?1 AND taken = 0 AND result IS NULL AND until_ms <= ?2",
-            (part.0.clone(), to_i64(now_ms)),
+            "UPDATE share_part SET taken = 1 WHERE token = ?1 AND taken = 0 AND result IS NULL
+                 AND (until_ms <= ?2 OR until_ms > ?2 + ?3)",
+            (part.0.clone(), to_i64(now_ms), to_i64(LEASE_MS_MAX)),
         );
         update.await.map_err(on_share("take a part of"))
     }
