@@ -24,8 +24,8 @@ use crate::id::DataId;
 use crate::password::SealedPasswords;
 use crate::rule::Rule;
 use crate::store::{
-    CALLBACK_DELAY_MS_MAX, DigestQuery, LEASE_MS_MAX, NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Progress, ProgressCache,
-    ResultStore, StoreFault,
+    CALLBACK_DELAY_MS_MAX, Callback, DigestQuery, LEASE_MS_MAX, NESTED_BATCH_MAX, PAGE_RECORDS_MAX, Progress,
+    ProgressCache, ResultStore, StoreFault,
 };
 use crate::verdict::{Outcome, ResultCode};
 use crate::worker_report::{EngineInfo, WorkerReport};
@@ -480,7 +480,7 @@ async fn callbacks_are_due_until_they_are_settled(store: &dyn ResultStore) {
     store.create(&new).await.unwrap();
     let now_ms = new.queued_ms;
     let due = async |now_ms| -> Vec<(String, u32)> {
-        let all = store.due_callbacks(now_ms, 100).await.unwrap();
+        let all = store.due_callbacks(now_ms, None, 100).await.unwrap();
         all.into_iter()
             .filter(|callback| callback.data_id == id)
             .map(|callback| (callback.url, callback.attempts))
@@ -490,6 +490,26 @@ async fn callbacks_are_due_until_they_are_settled(store: &dyn ResultStore) {
     assert_eq!(due(now_ms).await, [], "not before the analysis is finished");
     store.finish(id, &sample_result(ResultCode::NO_THREAT, "x"), now_ms).await.unwrap();
     assert_eq!(due(now_ms).await, [(url.clone(), 0)]);
+    // Page by page each is told of once, those that are due at the same time too.
+    for _ in 0..4 {
+        let other = NewAnalysis { data_id: DataId::random(), ..new.clone() };
+        store.create(&other).await.unwrap();
+        store.finish(other.data_id, &sample_result(ResultCode::NO_THREAT, "x"), now_ms).await.unwrap();
+    }
+    let all = store.due_callbacks(now_ms, None, 100).await.unwrap();
+    let mut paged: Vec<Callback> = Vec::new();
+    loop {
+        let after = paged.last().map(|last| (last.due_ms, last.data_id));
+        let page = store.due_callbacks(now_ms, after, 2).await.unwrap();
+        if page.is_empty() {
+            break;
+        }
+        paged.extend(page);
+    }
+    assert!(all.len() >= 5 && all == paged, "{all:?} {paged:?}");
+    for callback in all.iter().filter(|callback| callback.data_id != id) {
+        assert!(store.callback_tried(callback.data_id, None).await.unwrap());
+    }
     assert!(store.callback_tried(id, Some(now_ms + 10)).await.unwrap());
     assert_eq!(due(now_ms + 9).await, []);
     assert_eq!(due(now_ms - CALLBACK_DELAY_MS_MAX).await, [(url.clone(), 1)], "the clock was set back since");

@@ -164,6 +164,8 @@ pub struct Callback {
     pub url: String,
     /// How often that was tried already.
     pub attempts: u32,
+    /// From when it is due, in Unix milliseconds.
+    pub due_ms: u64,
 }
 
 /// Keeps analyses and their results, and who takes which part of a container that is shared. It is the truth about what was
@@ -266,8 +268,14 @@ pub trait ResultStore: Shares {
     async fn workers(&self, since_ms: u64) -> Result<Vec<WorkerReport>, StoreError>;
 
     /// Finished analyses whose submitter is to be told of them by now, the longest due first. What is due later than
-    /// [`CALLBACK_DELAY_MS_MAX`] from now is due too.
-    async fn due_callbacks(&self, now_ms: u64, limit: u32) -> Result<Vec<Callback>, StoreError>;
+    /// [`CALLBACK_DELAY_MS_MAX`] from now is due too. Those `after` a time and an analysis, as a [`Callback`] has them, make the
+    /// next page.
+    async fn due_callbacks(
+        &self,
+        now_ms: u64,
+        after: Option<(u64, DataId)>,
+        limit: u32,
+    ) -> Result<Vec<Callback>, StoreError>;
 
     /// Notes that telling was tried: the next time is at `next_ms`, or never. False if there was nothing to tell.
     async fn callback_tried(&self, data_id: DataId, next_ms: Option<u64>) -> Result<bool, StoreError>;

@@ -2,18 +2,22 @@
 //!
 //! **Invariants.** What is yet to be told lies in the result store, so that a restart forgets none. A try is noted before it
 //! is made, with the time of the next one, so that a gateway which dies over one does not try for ever. Whoever is told may be told twice,
-//! when several gateways work on one store or an answer is lost; the signature covers the time at which it was made.
+//! when several gateways work on one store or an answer is lost; the signature covers the time at which it was made. A receiver
+//! that does not answer holds up no other one: each has a few tries at once, and who waits for them is passed over.
 
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use hmac::{Hmac, KeyInit, Mac};
-use lazaret_analysis::Callback;
 use lazaret_analysis::store::CALLBACK_DELAY_MS_MAX;
+use lazaret_analysis::{Callback, DataId};
+use reqwest::Url;
 use sha2::Sha256;
 
 use crate::gateway::Shared;
@@ -22,10 +26,13 @@ use crate::view::{PageView, document};
 
 /// How often is looked for analyses that are to be told.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Tries at once, over all hosts.
-const CONCURRENT: usize = 8;
+/// How long after a look that found more than it takes comes the next one.
+const INTERVAL_MORE: Duration = Duration::from_millis(100);
+/// Tries at once of one receiver, and over all. Each holds a document of one page.
+const CONCURRENT_PER_RECEIVER: usize = 4;
+const CONCURRENT: usize = 64;
 /// Callbacks that one look takes.
-const BATCH: u32 = 64;
+const PAGE: u32 = 256;
 /// The pause after the first try; it doubles up to the longest.
 const PAUSE_MS: u64 = 5_000;
 const PAUSE_MS_MAX: u64 = 60 * 60 * 1_000;
@@ -90,16 +97,93 @@ impl CallbackKey {
     }
 }
 
+/// Callbacks under way, and those of the last look that may begin.
+#[derive(Default)]
+struct Turns {
+    /// Of each receiver that has any under way, how many.
+    receivers: HashMap<String, usize>,
+    under_way: HashSet<DataId>,
+    waiting: Vec<Callback>,
+}
+
+impl Turns {
+    /// Takes what a look found, in place of what the last one did. Of what is under way the next time may not be noted yet.
+    fn look(&mut self, found: Vec<Callback>) {
+        self.waiting = found;
+        self.waiting.retain(|callback| !self.under_way.contains(&callback.data_id));
+    }
+
+    /// The longest due one that may begin now, with its receiver.
+    fn begin(&mut self) -> Option<(Callback, String)> {
+        if self.under_way.len() >= CONCURRENT {
+            return None;
+        }
+        let at = self.waiting.iter().position(|callback| {
+            let tries = self.receivers.get(&receiver_of(&callback.url)).copied().unwrap_or(0);
+            tries < CONCURRENT_PER_RECEIVER
+        })?;
+        let callback = self.waiting.remove(at);
+        let receiver = receiver_of(&callback.url);
+        *self.receivers.entry(receiver.clone()).or_default() += 1;
+        self.under_way.insert(callback.data_id);
+        Some((callback, receiver))
+    }
+
+    fn end(&mut self, data_id: DataId, receiver: &str) {
+        self.under_way.remove(&data_id);
+        if let Some(tries) = self.receivers.get_mut(receiver) {
+            *tries = tries.saturating_sub(1);
+            if *tries == 0 {
+                self.receivers.remove(receiver);
+            }
+        }
+    }
+}
+
+/// Host and port of a URL; of what is none, which is refused when it is tried, the text.
+fn receiver_of(url: &str) -> String {
+    match Url::parse(url) {
+        Ok(parsed) => {
+            format!("{}:{}", parsed.host_str().unwrap_or_default(), parsed.port_or_known_default().unwrap_or_default())
+        }
+        Err(_) => url.to_owned(),
+    }
+}
+
 /// Tells of what is finished, for ever.
 pub(crate) async fn tell(shared: &Shared, options: &CallbackOptions) {
+    let clock = &shared.intake.environment.clock;
+    let mut turns = Turns::default();
+    let mut running = FuturesUnordered::new();
+    let mut after = None;
+    let mut next_look = clock.monotonic();
     loop {
-        match shared.results.due_callbacks(shared.now_ms(), BATCH).await {
-            Ok(due) => {
-                stream::iter(due).for_each_concurrent(CONCURRENT, |callback| try_one(shared, options, callback)).await;
-            }
-            Err(error) => tracing::warn!(%error, "callbacks cannot be read now"),
+        while let Some((callback, receiver)) = turns.begin() {
+            running.push(async move {
+                let data_id = callback.data_id;
+                try_one(shared, options, callback).await;
+                (data_id, receiver)
+            });
         }
-        shared.intake.environment.clock.sleep(INTERVAL).await;
+        tokio::select! {
+            Some((data_id, receiver)) = running.next() => turns.end(data_id, &receiver),
+            () = clock.sleep(next_look.saturating_sub(clock.monotonic())) => {
+                // Page by page and then from the beginning, so that those of a receiver that takes none hide no others.
+                let more = match shared.results.due_callbacks(shared.now_ms(), after, PAGE).await {
+                    Ok(page) => {
+                        let full = page.len() >= PAGE as usize;
+                        after = page.last().filter(|_| full).map(|last| (last.due_ms, last.data_id));
+                        turns.look(page);
+                        full
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "callbacks cannot be read now");
+                        false
+                    }
+                };
+                next_look = clock.monotonic() + if more { INTERVAL_MORE } else { INTERVAL };
+            }
+        }
     }
 }
 
@@ -152,6 +236,35 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    #[test]
+    fn receivers_have_a_few_tries_each_and_all_of_them_a_bound() {
+        let callback = |number: u16, url: String| {
+            let mut id = [0; 16];
+            id[..2].copy_from_slice(&number.to_be_bytes());
+            Callback { data_id: DataId(id), url, attempts: 0, due_ms: 0 }
+        };
+        let hung = (0..100).map(|number| callback(number, "https://hangs.example/x".to_owned()));
+        let other = callback(100, "https://answers.example/x".to_owned());
+        let mut turns = Turns::default();
+        turns.look(hung.chain([other.clone()]).collect());
+        let begun: Vec<_> = std::iter::from_fn(|| turns.begin()).collect();
+        assert_eq!(begun.len(), CONCURRENT_PER_RECEIVER + 1);
+        assert_eq!(begun.last(), Some(&(other, "answers.example:443".to_owned())));
+        turns.end(begun[1].0.data_id, &begun[1].1);
+        turns.look(vec![begun[0].0.clone()]);
+        assert_eq!(turns.begin(), None, "it is under way");
+        turns.look(vec![begun[1].0.clone()]);
+        assert!(turns.begin().is_some());
+
+        let many = (200..400).map(|number| callback(number, format!("http://{number}.example/")));
+        let mut turns = Turns::default();
+        turns.look(many.collect());
+        let begun: Vec<_> = std::iter::from_fn(|| turns.begin()).collect();
+        assert_eq!(begun.len(), CONCURRENT);
+        begun.iter().for_each(|(callback, receiver)| turns.end(callback.data_id, receiver));
+        assert!(turns.receivers.is_empty() && turns.under_way.is_empty());
+    }
 
     #[test]
     fn the_signature_is_hmac_sha_256_of_time_and_body() {

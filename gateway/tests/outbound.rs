@@ -14,8 +14,8 @@ use axum::http::{HeaderMap, Request, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get as getting, post as posting};
 use common::{Station, accepted, ask, content, get, refused};
-use lazaret_analysis::ResultCode;
-use lazaret_analysis::conformance::sample_result;
+use lazaret_analysis::conformance::{sample_analysis, sample_result};
+use lazaret_analysis::{DataId, ResultCode, SentAlong};
 use lazaret_gateway::{CallbackKey, CallbackOptions, GatewayOptions, OutboundOptions};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -197,7 +197,7 @@ async fn callbacks_are_signed_and_made_again_until_they_are_answered() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     // Once it is answered there is nothing more to tell.
-    while !station.results.due_callbacks(u64::MAX, 9).await.unwrap().is_empty() {
+    while !station.results.due_callbacks(u64::MAX, None, 9).await.unwrap().is_empty() {
         assert!(tokio::time::Instant::now() < deadline);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -213,4 +213,40 @@ async fn callbacks_are_signed_and_made_again_until_they_are_answered() {
         let document: Value = serde_json::from_slice(body).unwrap();
         assert_eq!((&document["data_id"], &document["scan_results"]["scan_all_result_i"]), (&json!(id), &json!(1)));
     }
+}
+
+#[tokio::test]
+async fn a_receiver_that_does_not_answer_holds_up_no_other() {
+    let station = Station::new().await;
+    let telling = Telling::default();
+    let address = small_server(telling.clone()).await;
+    // It takes connections and says nothing.
+    let hung = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let hung_address = hung.local_addr().unwrap();
+    let mut outbound = options(address);
+    outbound.hosts.push(hung_address.to_string());
+    outbound.time_max = Duration::from_secs(60);
+    let callbacks = Some(CallbackOptions { outbound, key: CallbackKey::from_text(KEY) });
+    let gateway = station.gateway(GatewayOptions { callbacks, ..station.options() });
+    // More than one look takes, and what answers is due last.
+    for number in 0..301u64 {
+        let mut new = sample_analysis(DataId::random());
+        let receiver = if number == 300 { address } else { hung_address };
+        new.sent_along = SentAlong { callback_url: Some(format!("http://{receiver}/done")), ..SentAlong::default() };
+        new.queued_ms += number;
+        station.results.create(&new).await.unwrap();
+        let result = sample_result(ResultCode::NO_THREAT, "x");
+        station.results.finish(new.data_id, &result, new.queued_ms).await.unwrap();
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = tokio::spawn(gateway.serve(listener, async move { drop(stopped.await) }));
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while telling.lock().unwrap().calls.is_empty() {
+        assert!(tokio::time::Instant::now() < deadline, "it waits for the one that hangs");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    stop.send(()).unwrap();
+    serving.await.unwrap().unwrap();
+    drop(hung);
 }

@@ -4,7 +4,8 @@ use rusqlite::Row;
 
 use super::connection::{all, execute, from_json};
 use super::results::to_json;
-use super::{SqliteBackend, to_i64};
+use super::{SqliteBackend, to_i64, to_u64};
+use crate::id::DataId;
 use crate::store::{CALLBACK_DELAY_MS_MAX, Callback, LEASE_MS_MAX, PAGE_RECORDS_MAX, StoreFault};
 use crate::worker_report::WorkerReport;
 
@@ -38,22 +39,30 @@ impl SqliteBackend {
         reading.await
     }
 
-    pub(super) async fn read_callbacks(&self, now_ms: u64, limit: u32) -> Result<Vec<Callback>, StoreFault> {
+    pub(super) async fn read_callbacks(
+        &self,
+        now_ms: u64,
+        after: Option<(u64, DataId)>,
+        limit: u32,
+    ) -> Result<Vec<Callback>, StoreFault> {
+        let (after_ms, after_id) = after.map_or((-1, DataId([0; 16])), |(due_ms, id)| (to_i64(due_ms), id));
         let callback = |row: &Row<'_>| {
             Ok(Callback {
                 data_id: row.get("data_id")?,
                 url: row.get("url")?,
                 attempts: u32::try_from(row.get::<_, i64>("callback_attempts")?).unwrap_or(u32::MAX),
+                due_ms: to_u64(row.get("callback_ms")?),
             })
         };
         let reading = self.readers.read(move |connection| {
             all(
                 connection,
-                "SELECT data_id, callback_attempts, coalesce(json_extract(submission, '$.sent_along.callback_url'), '') AS url
+                "SELECT data_id, callback_ms, callback_attempts, coalesce(json_extract(submission, '$.sent_along.callback_url'), '') AS url
                  FROM analysis WHERE callback_ms IS NOT NULL AND state >= 2 AND expired = 0
                      AND (callback_ms <= ?1 OR callback_ms > ?1 + ?3)
-                 ORDER BY callback_ms LIMIT ?2",
-                (to_i64(now_ms), limit.min(PAGE_RECORDS_MAX), to_i64(CALLBACK_DELAY_MS_MAX)),
+                     AND (callback_ms, data_id) > (?4, ?5)
+                 ORDER BY callback_ms, data_id LIMIT ?2",
+                (to_i64(now_ms), limit.min(PAGE_RECORDS_MAX), to_i64(CALLBACK_DELAY_MS_MAX), after_ms, after_id),
                 callback,
             )
         });

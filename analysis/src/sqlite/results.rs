@@ -474,8 +474,13 @@ impl ResultStore for SqliteBackend {
         workers.map_err(|source| StoreError { operation: "list", object: "workers".to_owned(), source })
     }
 
-    async fn due_callbacks(&self, now_ms: u64, limit: u32) -> Result<Vec<Callback>, StoreError> {
-        let due = self.read_callbacks(now_ms, limit).await;
+    async fn due_callbacks(
+        &self,
+        now_ms: u64,
+        after: Option<(u64, DataId)>,
+        limit: u32,
+    ) -> Result<Vec<Callback>, StoreError> {
+        let due = self.read_callbacks(now_ms, after, limit).await;
         due.map_err(|source| StoreError { operation: "list", object: "callbacks".to_owned(), source })
     }
 
