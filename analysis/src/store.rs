@@ -118,6 +118,14 @@ pub enum StoreFault {
     Backend(#[source] Arc<dyn std::error::Error + Send + Sync>),
 }
 
+impl StoreFault {
+    /// Whether the same request may be carried out later: the back-end refused or is out of reach, as while a disk is full or
+    /// another program holds the database, and the request itself is in order.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Backend(_) | Self::Io { .. } | Self::Closed)
+    }
+}
+
 /// What came of claiming to find something out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claim {

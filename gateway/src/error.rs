@@ -19,7 +19,7 @@ use crate::submit::SubmitError;
 
 /// Seconds after which a client that was told to come back may do so, unless there is a better answer.
 const RETRY_AFTER_SECONDS: u64 = 1;
-/// The same while the queue is full: it takes workers a while to make room.
+/// The same while the queue is full or results can't be recorded: it takes workers, or an operator, a while to make room.
 const RETRY_AFTER_QUEUE_SECONDS: u64 = 10;
 
 /// Why a request was refused or failed.
@@ -120,7 +120,7 @@ impl ApiError {
     fn retry_after_seconds(&self) -> u64 {
         match self {
             Self::Submit(SubmitError::TooFast { retry_after }) => whole_seconds(*retry_after),
-            Self::Submit(SubmitError::QueueFull) => RETRY_AFTER_QUEUE_SECONDS,
+            Self::Submit(SubmitError::QueueFull | SubmitError::Results(_)) => RETRY_AFTER_QUEUE_SECONDS,
             _ => RETRY_AFTER_SECONDS,
         }
     }
@@ -170,6 +170,7 @@ fn submit_status(error: &SubmitError) -> StatusCode {
             StatusCode::BAD_REQUEST
         }
         SubmitError::Slow { .. } => StatusCode::REQUEST_TIMEOUT,
+        SubmitError::Results(error) if error.source.may_pass() => StatusCode::SERVICE_UNAVAILABLE,
         SubmitError::Mismatch { .. }
         | SubmitError::Hashing(_)
         | SubmitError::Passwords(_)

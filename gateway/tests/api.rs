@@ -303,6 +303,24 @@ async fn files_of_a_batch_get_its_rule_as_it_is_when_they_come() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_recorded_now_may_be_sent_again_later() {
+    let station = Station::new().await;
+    let router = station.router();
+    let options = SqliteConnectOptions::new().filename(station.results_file());
+    let mut database = SqliteConnection::connect_with(&options).await.unwrap();
+    // As it says when its disk is full.
+    let full =
+        "CREATE TRIGGER full BEFORE INSERT ON analysis BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END";
+    sqlx::query(full).execute(&mut database).await.unwrap();
+    let response = router.clone().oneshot(submission(&station.alice, b"a")).await.unwrap();
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(response.headers()[header::RETRY_AFTER], "10");
+    station.assert_nothing_created().await;
+    sqlx::query("DROP TRIGGER full").execute(&mut database).await.unwrap();
+    accepted(&router, submission(&station.alice, b"a")).await;
+}
+
+#[tokio::test]
 async fn a_batch_is_cancelled_under_both_paths() {
     let station = Station::new().await;
     let router = station.router();

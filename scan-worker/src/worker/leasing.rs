@@ -11,23 +11,57 @@ use super::sharing::JOIN_INTERVAL;
 use super::slots::Slot;
 use super::{RETRY_DELAY, Shared, is_suspect};
 
+/// The pause after tasks could not be leased doubles from [`RETRY_DELAY`] up to here.
+const LEASE_PAUSE_MAX: Duration = Duration::from_secs(10);
+
 /// Most unfinished analyses that one pass of the sweep looks at; the next pass sees the rest.
 const SWEEP_MAX: u32 = 1_000;
+
+/// The pauses while no task can be leased.
+#[derive(Default)]
+struct Pauses {
+    last: Option<Duration>,
+}
+
+impl Pauses {
+    fn next(&mut self) -> Duration {
+        let pause = self.last.map_or(RETRY_DELAY, |last| (last * 2).min(LEASE_PAUSE_MAX));
+        self.last = Some(pause);
+        pause
+    }
+
+    /// The queue answers.
+    fn end(&mut self) {
+        self.last = None;
+    }
+}
 
 impl Shared {
     /// Leases tasks and starts their scans, for ever. May be dropped at any point: a task that was leased and not begun
     /// comes back when its lease ends.
     pub(super) async fn take_tasks(self: &Arc<Self>, shutdown: &watch::Receiver<bool>) {
         let mut next_join = Duration::ZERO;
+        let mut pauses = Pauses::default();
         loop {
             let (any, small) = self.slots.free().await;
             // Side by side they cost one transaction of the queue.
             let (leased, leased_small) = tokio::join!(self.lease(any.len(), false), self.lease(small.len(), true));
+            let error = [&leased, &leased_small].into_iter().find_map(|leased| leased.as_ref().err().cloned());
+            let (leased, leased_small) = (leased.unwrap_or_default(), leased_small.unwrap_or_default());
             if leased.is_empty() && leased_small.is_empty() {
                 drop(small);
-                self.idle(any, &mut next_join, shutdown).await;
+                let Some(error) = error else {
+                    pauses.end();
+                    self.idle(any, &mut next_join, shutdown).await;
+                    continue;
+                };
+                drop(any);
+                let pause = pauses.next();
+                tracing::warn!(%error, pause_s = pause.as_secs(), "no task could be leased, trying again later");
+                self.environment.clock.sleep(pause).await;
                 continue;
             }
+            pauses.end();
             let mut suspects = Vec::new();
             for (lease, slot) in leased.into_iter().zip(any).chain(leased_small.into_iter().zip(small)) {
                 let (shared, slot, shutdown) = (self.clone(), self.slots.occupy(slot), shutdown.clone());
@@ -77,17 +111,13 @@ impl Shared {
         }
     }
 
-    async fn lease(&self, max: usize, small: bool) -> Vec<Lease> {
+    async fn lease(&self, max: usize, small: bool) -> Result<Vec<Lease>, StoreError> {
         let (name, lease_ms, now_ms) = (&self.options.name, self.options.lease_ms, self.now_ms());
-        let leased = match small {
-            _ if max == 0 => return Vec::new(),
+        match small {
+            _ if max == 0 => Ok(Vec::new()),
             true => self.queue.lease_small(name, max, lease_ms, now_ms).await,
             false => self.queue.lease(name, max, lease_ms, now_ms).await,
-        };
-        leased.unwrap_or_else(|error| {
-            tracing::warn!(%error, "no task could be leased");
-            Vec::new()
-        })
+        }
     }
 
     /// Queues what is unfinished and has no task, again and again.
@@ -115,5 +145,19 @@ impl Shared {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_that_refuses_is_asked_again_after_growing_pauses() {
+        let mut pauses = Pauses::default();
+        let seconds: Vec<u64> = (0..6).map(|_| pauses.next().as_secs()).collect();
+        assert_eq!(seconds, [1, 2, 4, 8, 10, 10]);
+        pauses.end();
+        assert_eq!(pauses.next(), RETRY_DELAY);
     }
 }
