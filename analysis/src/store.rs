@@ -398,6 +398,9 @@ pub trait TaskQueue: Send + Sync {
     /// if the lease was lost.
     async fn release(&self, token: &LeaseToken, delay_ms: u64, now_ms: u64) -> Result<bool, StoreError>;
 
+    /// Gives a task back that was not begun, as if it had not been leased. False if the lease was lost.
+    async fn unlease(&self, token: &LeaseToken) -> Result<bool, StoreError>;
+
     /// Says that a worker lives which lost its lease of this task: the lease was no attempt, but one that was given back. Nothing
     /// if the task is gone.
     async fn survived(&self, data_id: DataId) -> Result<(), StoreError>;

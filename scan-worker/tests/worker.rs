@@ -579,9 +579,9 @@ async fn what_may_have_taken_a_worker_down_is_scanned_alone() {
     let running = station.submit("held", "held").await;
     let worker = station.start_with(station.options(), vec![probe]);
     let on_begin = begun(on_begin, "held").await;
-    // Leased by a worker that was never heard of again.
+    // Leased by two workers that were never heard of again.
     let suspect = station.create("suspect", "suspect", Rule::with_defaults("test")).await;
-    station.backend.push(Task { attempts: 1, ..Task::scan(suspect, now_ms()) }).await.unwrap();
+    station.backend.push(Task { attempts: 2, ..Task::scan(suspect, now_ms()) }).await.unwrap();
     let leased = async {
         while station.backend.depth().await.unwrap().leased < 2 {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -597,6 +597,48 @@ async fn what_may_have_taken_a_worker_down_is_scanned_alone() {
     station.finished(suspect).await;
     begun(on_begin, "other").await;
     station.finished(other).await;
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_under_way_when_one_worker_died_holds_up_nothing() {
+    let station = Station::new().await;
+    let (probe, on_begin, release) = Probe::new("held");
+    let held = station.create("held", "held", Rule::with_defaults("test")).await;
+    station.backend.push(Task { attempts: 1, ..Task::scan(held, now_ms()) }).await.unwrap();
+    let worker = station.start_with(station.options(), vec![probe]);
+    begun(on_begin, "held").await;
+    let other = station.submit("other", "other").await;
+    station.finished(other).await;
+    release.send(()).unwrap();
+    station.finished(held).await;
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_that_may_have_taken_workers_down_one_is_under_way() {
+    let station = Station::new().await;
+    let (probe, on_begin, release) = Probe::new("first");
+    let mut ids = Vec::new();
+    for name in ["first", "second", "third"] {
+        let id = station.create(name, name, Rule::with_defaults("test")).await;
+        station.backend.push(Task { attempts: 2, ..Task::scan(id, now_ms()) }).await.unwrap();
+        ids.push(id);
+    }
+    let worker = station.start_with(station.options(), vec![probe]);
+    let on_begin = begun(on_begin, "first").await;
+    // If it took the worker down now, the others would have been under way twice still.
+    let waiting = station.backend.lease("other", 9, 0, now_ms()).await.unwrap();
+    let waiting: Vec<(DataId, u32)> = waiting.iter().map(|lease| (lease.task.data_id, lease.attempts)).collect();
+    assert_eq!(waiting, [(ids[1], 3), (ids[2], 3)]);
+    for id in &ids[1..] {
+        station.backend.survived(*id).await.unwrap();
+    }
+    assert!(on_begin.try_recv().is_err());
+    release.send(()).unwrap();
+    for id in ids {
+        assert_eq!(station.finished(id).await.result.unwrap().overall, ResultCode::NO_THREAT);
+    }
     worker.stop().await;
 }
 

@@ -199,6 +199,10 @@ async fn tasks_are_given_back(queue: &dyn TaskQueue) {
     assert!(queue.release(&second.token, 0, 600).await.unwrap());
     let third = queue.lease("w", 1, 1000, 600).await.unwrap().remove(0);
     assert_eq!((third.attempts, third.releases), (1, 2));
+    assert!(queue.unlease(&third.token).await.unwrap());
+    assert!(!queue.unlease(&third.token).await.unwrap() && !queue.ack(&third.token).await.unwrap());
+    let third = queue.lease("w", 1, 1000, 600).await.unwrap().remove(0);
+    assert_eq!((third.attempts, third.releases), (1, 2), "what was not begun leaves no trace");
     assert!(queue.ack(&third.token).await.unwrap());
 }
 

@@ -192,6 +192,14 @@ impl TaskQueue for SqliteBackend {
         Ok(released)
     }
 
+    async fn unlease(&self, token: &LeaseToken) -> Result<bool, StoreError> {
+        let update = self.writer.execute(
+            "UPDATE task SET token = NULL, worker = NULL, attempts = attempts - 1, ready_ms = 0 WHERE token = ?1",
+            (token.0.clone(),),
+        );
+        update.await.map_err(on_lease("give back lease", token))
+    }
+
     async fn survived(&self, data_id: DataId) -> Result<(), StoreError> {
         // Whoever has the task now keeps its own attempt.
         let update = self.writer.execute(

@@ -62,20 +62,30 @@ impl Shared {
                 continue;
             }
             pauses.end();
-            let mut suspects = Vec::new();
-            for (lease, slot) in leased.into_iter().zip(any).chain(leased_small.into_iter().zip(small)) {
+            let leased = leased.into_iter().zip(any).chain(leased_small.into_iter().zip(small));
+            let (mut suspects, mut begun): (Vec<_>, Vec<_>) = leased.partition(|(lease, _)| is_suspect(lease));
+            // One at a time: if it takes this worker down, those that had yet to be begun are not to be blamed.
+            for (lease, _) in suspects.drain(suspects.len().min(1)..) {
+                if let Err(error) = self.queue.unlease(&lease.token).await {
+                    let data_id = lease.task.data_id;
+                    tracing::warn!(%data_id, %error, "a task that was not begun could not be given back, it comes back late");
+                }
+            }
+            begun.append(&mut suspects);
+            let mut alone = None;
+            for (lease, slot) in begun {
                 let (shared, slot, shutdown) = (self.clone(), self.slots.occupy(slot), shutdown.clone());
                 let (end, ended) = oneshot::channel::<()>();
                 if is_suspect(&lease) {
-                    suspects.push(ended);
+                    alone = Some(ended);
                 }
                 self.environment.spawner.spawn(Box::pin(async move {
                     shared.work(lease, slot, shutdown).await;
                     drop(end);
                 }));
             }
-            for ended in suspects {
-                // Whatever were leased meanwhile would be suspected with it.
+            if let Some(ended) = alone {
+                // Whatever were leased meanwhile would be blamed with it.
                 let _ = ended.await;
             }
         }

@@ -8,7 +8,8 @@
 //!   [`RELEASES_MAX`] times. What never will (the blob is gone) closes the analysis as Failed, with the reason. A task that
 //!   was leased more than [`ATTEMPTS_MAX`] times without being given back took its worker down each time, and is closed too.
 //!   A worker that lost its lease and lives says so: that was no such time.
-//! - A task that was leased before is scanned alone, so that no other one is blamed if it takes this worker down as well.
+//! - A task that was under way twice when a worker died is scanned alone the third time, so that no other one is blamed if it
+//!   takes this worker down as well. After one death it is scanned like any other: most workers die of something else.
 //! - Every few seconds the worker reports who it is and what it does, which decides nothing: see `report`.
 //! - The result store is the truth: a sweep queues again whatever is unfinished and has no task.
 
@@ -361,8 +362,8 @@ impl Shared {
         })
     }
 
-    /// Waits until nothing else runs if the task was leased before: its worker may have died of it, or of another one that
-    /// it had at the same time. Alone it can only be its own fault.
+    /// Waits until nothing else runs if the task is leased for the last time: its workers may have died of it, or of another
+    /// one that they had at the same time. Alone it can only be its own fault.
     async fn alone_if_suspect(
         &self,
         lease: &Lease,
@@ -370,12 +371,15 @@ impl Shared {
         place: &mut Place,
         supervisor: &mut Supervisor<'_>,
     ) -> Result<(), Ending> {
-        if !is_suspect(lease) {
+        if lease.attempts <= 1 {
             return Ok(());
         }
         // Its former worker may have led others, who are to stop.
         if let Err(error) = self.results.close_share(record.data_id).await {
             tracing::debug!(data_id = %record.data_id, %error, "what a former worker shared could not be closed");
+        }
+        if !is_suspect(lease) {
+            return Ok(());
         }
         // Not without any place, or a worker that ends would not wait for it.
         *place = match self.waiting.clone().try_acquire_owned() {
@@ -549,7 +553,7 @@ fn alone(_: Alone) -> Ending {
     Ending::Retry { detail: "parts of a file that nobody shares".to_owned() }
 }
 
-/// Whether a task may have taken a worker down.
+/// Whether a task may have taken workers down, and would be closed for it if it took down one more.
 fn is_suspect(lease: &Lease) -> bool {
-    (2..=ATTEMPTS_MAX).contains(&lease.attempts)
+    lease.attempts == ATTEMPTS_MAX
 }

@@ -2,8 +2,8 @@
 //!
 //! - A worker joins when it has a slot and the queue has nothing for it: whatever waits in the queue goes first.
 //! - The lead waits for the others' parts without a slot. What a worker that died had claimed it scans itself, as a part more;
-//!   nobody joins any more then. So a file that kills workers kills one helper and one lead before it is suspected.
-//! - An analysis that was leased before is not shared: it is scanned alone in every sense.
+//!   nobody joins any more then. So a file that kills workers kills one helper at most besides those that had its task.
+//! - An analysis that was leased before is not shared.
 //! - Where parts don't come to what one scan would have found, their records are discarded and the file is scanned alone.
 
 use std::ops::Range;
