@@ -1,7 +1,7 @@
 //! Verdicts that are kept for the next file of the same content.
 //!
-//! A verdict is found again by a [`VerdictKey`], which says everything that it depends on: content, name, engines with the
-//! versions of their databases, what of the rule matters, how digests are chosen, and the build that took the file apart. So
+//! A verdict is found again by a [`VerdictKey`], which says everything that it depends on: content, name, engines with their
+//! settings and the versions of their databases, what of the rule matters, how digests are chosen, and the build that took the file apart. So
 //! nothing is ever flushed: an engine's update asks for other keys, and the entries of before grow old.
 //!
 //! A leaf's entry is its result. A container's entry names besides the container under which the records of its members
@@ -45,7 +45,7 @@ impl std::fmt::Debug for VerdictKey {
 }
 
 /// An engine, as far as verdicts depend on it.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EngineVersion {
     /// Its stable id and its name.
     pub id: String,
@@ -55,12 +55,15 @@ pub struct EngineVersion {
     pub version: String,
     /// The version of what it searches for, and when that was made.
     pub database: (String, u64),
+    /// What else its answers depend on: its settings, and whatever no version tells.
+    pub settings: String,
 }
 
 /// What is the same for all files of a submission.
 #[derive(Debug, Clone)]
 pub struct VerdictScope {
     hasher: blake3::Hasher,
+    engines: Vec<EngineVersion>,
 }
 
 impl VerdictScope {
@@ -82,7 +85,7 @@ impl VerdictScope {
         weighty.retain(|key, _| !RULE_KEYS_WITHOUT_WEIGHT.contains(&key.as_str()));
         // A container's own ratio was judged by these two, which totals can't tell.
         let ratio = (rule.limits.ratio, rule.limits.ratio_free_bytes);
-        let mut hasher = blake3::Hasher::new_derive_key("lazaret 2026 verdict key v1");
+        let mut hasher = blake3::Hasher::new_derive_key("lazaret 2026 verdict key v2");
         let mut field = |bytes: &[u8]| {
             hasher.update(&(bytes.len() as u64).to_le_bytes());
             hasher.update(bytes);
@@ -91,13 +94,18 @@ impl VerdictScope {
         field(serde_json::Value::Object(weighty).to_string().as_bytes());
         field(&ratio.0.to_le_bytes());
         field(&ratio.1.to_le_bytes());
-        for EngineVersion { id, name, version, database } in asked {
-            for text in [id, name, version, &database.0] {
+        for EngineVersion { id, name, version, database, settings } in &asked {
+            for text in [id, name, version, &database.0, settings] {
                 field(text.as_bytes());
             }
             field(&database.1.to_le_bytes());
         }
-        Some(Self { hasher })
+        Some(Self { hasher, engines: asked.into_iter().cloned().collect() })
+    }
+
+    /// Whether what was judged by an engine of this version may be kept: the key says so of it.
+    pub fn names(&self, version: &EngineVersion) -> bool {
+        self.engines.contains(version)
     }
 
     /// The key of a file: its content's BLAKE3, and its name without the folders before it. The whole name counts, since
@@ -191,6 +199,7 @@ mod tests {
             name: name.to_owned(),
             version: version.to_owned(),
             database: (database.to_owned(), 1),
+            settings: "none".to_owned(),
         }
     }
 
@@ -209,6 +218,7 @@ mod tests {
         assert_eq!(first, key(&other, &[a.clone(), b.clone()]), "who and how much");
         let scope = VerdictScope::new(&rule, &[a.clone(), b.clone()], "all").unwrap();
         assert_eq!(first, scope.key(&[1; 32], "elsewhere/b.zip"), "the folder");
+        assert!(scope.names(&a) && !scope.names(&engine("a", "1", "2")) && !scope.names(&engine("c", "1", "1")));
 
         let ratio = Rule { limits: crate::Limits { ratio: 7, ..rule.limits.clone() }, ..rule.clone() };
         let allowed = Rule { allowed_codes: vec![ResultCode::NO_THREAT], ..rule.clone() };
@@ -220,6 +230,7 @@ mod tests {
             key(&only_a, &engines),
             key(&rule, &[a.clone(), engine("b", "2", "1")]),
             key(&rule, &[a.clone(), engine("b", "1", "2")]),
+            key(&rule, &[a.clone(), EngineVersion { settings: "some".to_owned(), ..b.clone() }]),
             key(&rule, std::slice::from_ref(&a)),
             VerdictScope::new(&rule, &engines, "none").unwrap().key(&[1; 32], "b.zip"),
             scope.key(&[2; 32], "b.zip"),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use lazaret_analysis::EngineInfo;
-use lazaret_analysis::{FileInfo, ResultCode, YaraHit};
+use lazaret_analysis::{EngineVersion, FileInfo, ResultCode, YaraHit};
 use serde::{Deserialize, Serialize};
 
 use crate::confined::{Confined, RuleSets};
@@ -71,12 +71,19 @@ pub struct EngineVerdict {
     /// How long the file waited until the engine began with it, in milliseconds.
     #[serde(default)]
     pub wait_ms: u64,
+    /// What judged the file, where that may be another version than the one that the engine tells of itself: one of several
+    /// processes, say. The verdict is kept under that version or not at all.
+    #[serde(default)]
+    pub judged_by: Option<EngineVersion>,
+    /// Whether another scan may say otherwise although nothing has changed that verdicts are kept under.
+    #[serde(default)]
+    pub passing: bool,
 }
 
 impl EngineVerdict {
     /// This result, and what is to be said of it.
     pub fn new(code: ResultCode, threat: impl Into<String>) -> Self {
-        Self { code, threat: threat.into(), hits: Vec::new(), wait_ms: 0 }
+        Self { code, threat: threat.into(), hits: Vec::new(), wait_ms: 0, judged_by: None, passing: false }
     }
 
     /// It looked at everything and found nothing.
@@ -104,6 +111,16 @@ impl EngineVerdict {
 pub trait Engine: Send + Sync {
     /// What the engine is now. Its database may change while it is loaded.
     fn info(&self) -> EngineInfo;
+
+    /// What its answers depend on besides that: its settings, and the time if it can't tell that its database has changed.
+    fn settings(&self) -> String {
+        String::new()
+    }
+
+    /// Everything of it that its verdicts are kept under.
+    fn version(&self) -> EngineVersion {
+        version_of(self.info(), self.settings())
+    }
 
     /// What is wrong with it, in words; none if it is well.
     fn trouble(&self) -> Option<String> {
@@ -133,4 +150,10 @@ pub trait Engine: Send + Sync {
 
     /// Judges one file.
     fn scan(&self, subject: &Subject<'_>, context: &ScanContext) -> EngineVerdict;
+}
+
+/// What the verdicts of an engine are kept under.
+pub(crate) fn version_of(info: EngineInfo, settings: String) -> EngineVersion {
+    let EngineInfo { id, name, version, database_version, def_time_ms, .. } = info;
+    EngineVersion { id, name, version, database: (database_version, def_time_ms), settings }
 }

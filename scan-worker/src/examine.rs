@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lazaret_analysis::rule::SkipReason;
-use lazaret_analysis::{EngineResult, Findings, ResultCode, Rule, Signer, YaraFindings, worst};
+use lazaret_analysis::{EngineResult, EngineVersion, Findings, ResultCode, Rule, Signer, YaraFindings, worst};
 
 use crate::engine::{Engine, EngineVerdict, ScanContext, Subject};
 use crate::pool::Pool;
@@ -25,6 +25,10 @@ pub struct Examined {
     pub failure: Option<ResultCode>,
     /// Whether its content alone decided, so that it need not be taken apart.
     pub closed: bool,
+    /// Whether another scan may find otherwise although nothing has changed.
+    pub passing: bool,
+    /// What judged it, where that may be other versions than the engines tell of themselves.
+    pub judged_by: Vec<EngineVersion>,
 }
 
 /// Whether a file's digests must be there before it is examined.
@@ -69,8 +73,10 @@ pub fn examine(
     for engine in loaded.iter().filter(|engine| takes_part(engine, rule)) {
         let (result, verdict) = run(&**engine, subject, limit, waited.saturating_add(began.elapsed()), pool);
         if result.engine_id == engines::yara::ENGINE_ID {
-            findings.yara = Some(yara_findings(verdict));
+            findings.yara = Some(yara_findings(&verdict));
         }
+        examined.passing |= verdict.passing;
+        examined.judged_by.extend(verdict.judged_by);
         examined.engines.push(result);
     }
     for name in &rule.engines {
@@ -115,7 +121,7 @@ fn run(
         engine_id: info.id,
         code: verdict.code,
         threat: verdict.threat.clone(),
-        def_time_ms: info.def_time_ms,
+        def_time_ms: verdict.judged_by.as_ref().map_or(info.def_time_ms, |version| version.database.1),
         scan_ms: (began.elapsed().as_millis() as u64).saturating_sub(verdict.wait_ms),
         wait_ms: (waited.as_millis() as u64).saturating_add(verdict.wait_ms),
     };
@@ -134,14 +140,14 @@ fn missing(name: &str) -> EngineResult {
     }
 }
 
-fn yara_findings(verdict: EngineVerdict) -> YaraFindings {
+fn yara_findings(verdict: &EngineVerdict) -> YaraFindings {
     let shown = match verdict.code {
         ResultCode::NO_THREAT => 0,
         ResultCode::YARA_MATCHED => 1,
         ResultCode::NOT_SCANNED => 4,
         _ => 3,
     };
-    YaraFindings { verdict: shown, hits: verdict.hits }
+    YaraFindings { verdict: shown, hits: verdict.hits.clone() }
 }
 
 /// What a panic said.

@@ -15,8 +15,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::{eicar, engine_info, tar, zip};
 use lazaret_analysis::{
-    AnalysisRecord, DataId, FileInfo, Limits, NestedRecord, NewAnalysis, PasswordSeal, Principal, ProgressCache,
-    ResultCode, ResultStore, Rule, SentAlong, Shares, SqliteBackend, State, Task, TaskQueue,
+    AnalysisRecord, DataId, EngineVersion, FileInfo, Limits, NestedRecord, NewAnalysis, PasswordSeal, Principal,
+    ProgressCache, ResultCode, ResultStore, Rule, SentAlong, Shares, SqliteBackend, State, Task, TaskQueue,
 };
 use lazaret_node_client::{Cluster, ClusterOptions, Environment};
 use lazaret_protocol::BlobName;
@@ -697,6 +697,42 @@ async fn what_an_engine_left_out_for_want_of_memory_is_not_kept() {
     let (_, record) = scanned(&station, "long", vec![b'x'; 8 << 20], rule()).await;
     assert_eq!(record.result.unwrap().overall, ResultCode::INFECTED);
     assert_eq!(scans(&probe), 2);
+    worker.stop().await;
+}
+
+/// Two processes with databases of their own: it tells the newer one, and the other one judges.
+struct TwoProcesses {
+    judging: AtomicUsize,
+}
+
+impl Engine for TwoProcesses {
+    fn info(&self) -> EngineInfo {
+        EngineInfo { database_version: "2".into(), ..engine_info("two", "Two") }
+    }
+
+    fn scan(&self, _: &Subject<'_>, _: &ScanContext) -> EngineVerdict {
+        let database = self.judging.load(Ordering::Relaxed);
+        let judged_by = EngineVersion { database: (database.to_string(), 1), ..self.version() };
+        let found = if database == 2 { EngineVerdict::infected("New") } else { EngineVerdict::clean() };
+        EngineVerdict { judged_by: Some(judged_by), ..found }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_former_database_judged_is_not_kept_as_the_newer_ones() {
+    let station = Station::new().await;
+    let engine = Arc::new(TwoProcesses { judging: AtomicUsize::new(1) });
+    let worker = station.start_with(station.options(), vec![engine.clone()]);
+    let content = || zip(&[("member", b"content")]);
+    let overall = async |station: &Station| {
+        scanned(station, "a.zip", content(), Rule::with_defaults("test")).await.1.result.unwrap().overall
+    };
+    assert_eq!(overall(&station).await, ResultCode::NO_THREAT);
+    engine.judging.store(2, Ordering::Relaxed);
+    assert_eq!(overall(&station).await, ResultCode::INFECTED);
+    // And that is kept.
+    engine.judging.store(1, Ordering::Relaxed);
+    assert_eq!(overall(&station).await, ResultCode::INFECTED);
     worker.stop().await;
 }
 

@@ -4,6 +4,8 @@
 //!   replaced, and the file tried once more.
 //! - A clamd that can't be reached, hangs or is slow is a failure (25) within the timeout, never clean. Its health is asked
 //!   every few seconds; while it is ill files fail at once instead of waiting, and it is used again as soon as it answers.
+//! - clamd tells the version of one of its databases, and nothing of signatures that a site has beside it, nor when it has loaded
+//!   those. So its verdicts are kept under the hour as well.
 //! - clamd says OK to a file that is longer than its own `MaxFileSize`, unless `AlertExceedsMax` is on. So what is longer
 //!   than `max_file_bytes` is not sent, and is Not Scanned.
 
@@ -14,7 +16,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use lazaret_analysis::ResultCode;
 use rustix_sandbox::fs::{MemfdFlags, memfd_create};
@@ -36,6 +38,9 @@ const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
 const RECOVERY_INTERVAL: Duration = Duration::from_millis(500);
 /// The longest that a file waits for a session. One comes free at least every `timeout`.
 const WAIT_MAX: Duration = Duration::from_secs(600);
+/// For how long a verdict of clamd's is kept at most. It bounds how long signatures that no version tells of find nothing in a
+/// file that is known, and costs each known file a scan so often.
+const KEPT_FOR: Duration = Duration::from_secs(3600);
 /// The longest answer: a path or `stream`, and a name.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 /// How much of a file is sent in one INSTREAM chunk, and read of a file that is not in memory.
@@ -235,7 +240,7 @@ impl Session {
 /// What an answer without its number says, and whether clamd ends the session with it; none if it is no answer.
 fn parse_answer(text: &str) -> Option<(EngineVerdict, bool)> {
     if text.contains("size limit exceeded") {
-        return Some((EngineVerdict::not_scanned("the file is longer than clamd's StreamMaxLength"), true));
+        return Some((left_out("the file is longer than clamd's StreamMaxLength"), true));
     }
     // Before it stands `stream` or `fd[12]`.
     let (_, said) = text.split_once(": ").unwrap_or(("", text));
@@ -243,10 +248,19 @@ fn parse_answer(text: &str) -> Option<(EngineVerdict, bool)> {
         return Some((EngineVerdict::clean(), false));
     }
     if let Some(name) = said.strip_suffix(" FOUND") {
-        return Some((EngineVerdict::new(code_of(name), name), false));
+        let verdict = match code_of(name) {
+            ResultCode::NOT_SCANNED => left_out(name),
+            code => EngineVerdict::new(code, name),
+        };
+        return Some((verdict, false));
     }
     let error = said.strip_suffix("ERROR")?;
     Some((EngineVerdict::failed(format!("clamd: {}", error.trim())), true))
+}
+
+/// What clamd did not judge by a limit of its own, which it does not tell: it may be another one tomorrow.
+fn left_out(reason: &str) -> EngineVerdict {
+    EngineVerdict { passing: true, ..EngineVerdict::not_scanned(reason) }
 }
 
 /// The result of what clamd found. Its own limits, and what it could not open, are no infections.
@@ -268,6 +282,13 @@ fn code_of(name: &str) -> ResultCode {
         None if name.starts_with("PUA.") => ResultCode::POTENTIALLY_UNWANTED,
         None => ResultCode::INFECTED,
     }
+}
+
+/// What its answers depend on at a time.
+fn settings_at(options: &ClamavOptions, now: SystemTime) -> String {
+    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let period = since.as_secs() / KEPT_FOR.as_secs();
+    format!("{:?}, max_file_bytes {}, period {period}", options.address, options.max_file_bytes)
 }
 
 /// `Mon Jan  6 08:00:00 2025`, which clamd means in its own time zone; servers have UTC.
@@ -298,6 +319,10 @@ impl Engine for ClamavEngine {
             def_time_ms: health.def_time_ms,
             trouble: health.trouble.unwrap_or_default(),
         }
+    }
+
+    fn settings(&self) -> String {
+        settings_at(&self.shared.options, SystemTime::now())
     }
 
     fn waits(&self) -> bool {
@@ -348,6 +373,28 @@ mod tests {
         for garbage in ["", "stream: ", "stream: ok", "OKAY", "stream: FOUND", "UNKNOWN COMMAND"] {
             assert_eq!(code(garbage), None, "{garbage}");
         }
+    }
+
+    #[test]
+    fn what_no_version_tells_is_kept_for_a_while_only() {
+        let options = ClamavOptions {
+            name: "ClamAV".into(),
+            address: ClamdAddress::Unix("/a".into()),
+            timeout: Duration::from_secs(1),
+            connections: 1,
+            max_file_bytes: 10,
+        };
+        let at = |options: &ClamavOptions, seconds| {
+            settings_at(options, SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+        };
+        assert_eq!(at(&options, 7200), at(&options, 7200 + 3599));
+        assert_ne!(at(&options, 7200), at(&options, 7200 + 3600));
+        assert_ne!(at(&options, 0), at(&ClamavOptions { max_file_bytes: 11, ..options.clone() }, 0));
+        assert_ne!(at(&options, 0), at(&ClamavOptions { address: ClamdAddress::Unix("/b".into()), ..options }, 0));
+        let passing = |text: &str| parse_answer(text).unwrap().0.passing;
+        assert!(passing("INSTREAM size limit exceeded. ERROR"));
+        assert!(passing("stream: Heuristics.Limits.Exceeded.MaxFileSize FOUND"));
+        assert!(!passing("stream: OK") && !passing("stream: Some.Name FOUND"));
     }
 
     #[test]

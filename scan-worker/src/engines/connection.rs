@@ -9,7 +9,10 @@ use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix_sandbox::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect_unix, socket_with};
+use rustix_sandbox::io::Errno;
+use rustix_sandbox::net::{
+    AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, connect_unix, recv, socket_with,
+};
 
 /// How much is read at once of an answer. Answers are a line.
 const READ_BYTES: usize = 4096;
@@ -100,6 +103,17 @@ impl Connection {
     /// Whether something came that nobody asked for.
     pub fn has_unread(&self) -> bool {
         !self.buffer.is_empty()
+    }
+
+    /// Whether nothing is to be read and the other side is still there: so it is between two files.
+    pub fn is_at_rest(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let mut byte = [0; 1];
+        let peeked = match &self.stream {
+            Stream::Unix(stream) => recv(stream, &mut byte, flags),
+            Stream::Tcp(stream) => recv(stream, &mut byte, flags),
+        };
+        !self.has_unread() && peeked == Err(Errno::AGAIN)
     }
 
     /// The socket, to send descriptors over.

@@ -26,7 +26,13 @@
 //! `threat` names what was found, or says why not, and may be missing. Digests are empty unless `digests` is on. One
 //! connection has one file at a time. When its input ends, the engine should end.
 //!
+//! An answer may tell `database_version` and `database_time_ms` too, by an engine that has loaded a newer database since.
+//!
 //! # What is made sure
+//!
+//! A verdict is kept under the version of the process or connection that gave it, or not at all. Servers are connected to anew
+//! every few seconds, since only a connection's first line tells what they search with; a program that ends between two files is
+//! started anew as soon.
 //!
 //! A crash, a hang, an answer that is none: the file is Scan Failed (25), the process is killed with all that it started,
 //! and another is started for the next file, at once at first and then after ever longer pauses. No more than `processes`
@@ -37,18 +43,21 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use lazaret_analysis::ResultCode;
+use lazaret_analysis::{EngineVersion, ResultCode};
 use serde::{Deserialize, Serialize};
 
 use super::connection::{Connection, Pool, Slot, is_gone};
-use crate::engine::{Engine, EngineInfo, EngineVerdict, ScanContext, Subject, base_name};
+use crate::engine::{Engine, EngineInfo, EngineVerdict, ScanContext, Subject, base_name, version_of};
 use crate::source::SourceError;
 
 /// How long an engine may take until it says what it is: long enough to load a large database.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often an engine is asked what it is: the longest that a connection to a server is used.
+const HELLO_INTERVAL: Duration = Duration::from_secs(5);
 /// The longest line of an engine.
 const LINE_BYTES_MAX: usize = 64 << 10;
 /// The longest name of a threat that is kept.
@@ -92,6 +101,10 @@ pub struct ExternalOptions {
 
 /// An engine of the site's own.
 pub struct ExternalEngine {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
     options: ExternalOptions,
     conversations: Pool<Conversation>,
     state: Mutex<State>,
@@ -99,6 +112,7 @@ pub struct ExternalEngine {
 
 #[derive(Default)]
 struct State {
+    /// What was said last, by whichever process.
     hello: Hello,
     trouble: Option<String>,
     failures_in_a_row: u32,
@@ -107,7 +121,7 @@ struct State {
 }
 
 /// What an engine says of itself.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 struct Hello {
     version: String,
     #[serde(default)]
@@ -135,6 +149,11 @@ struct Response {
     result: Outcome,
     #[serde(default)]
     threat: String,
+    /// Told by an engine that loads its database anew while it runs.
+    #[serde(default)]
+    database_version: Option<String>,
+    #[serde(default)]
+    database_time_ms: Option<u64>,
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -154,6 +173,9 @@ struct Conversation {
     /// Ends with the conversation.
     _process: Option<Process>,
     files: u64,
+    /// What it said of itself.
+    hello: Hello,
+    began: Instant,
 }
 
 /// A program that was started. It goes with all that it started.
@@ -173,20 +195,34 @@ impl Drop for Process {
 impl ExternalEngine {
     /// Starts a first process, which shows that the command is right. A server that does not answer is no error here.
     pub fn start(options: ExternalOptions) -> io::Result<Self> {
-        let engine = Self { conversations: Pool::new(options.processes), state: Mutex::default(), options };
-        let first = engine.begin(Instant::now() + START_TIMEOUT);
-        match (first, &engine.options.address) {
+        let conversations = Pool::new(options.processes);
+        let shared = Arc::new(Shared { conversations, state: Mutex::default(), options });
+        let first = shared.begin(Instant::now() + START_TIMEOUT);
+        match (first, &shared.options.address) {
             (Ok(conversation), _) => {
-                if let Some(slot) = engine.conversations.slot(Duration::ZERO) {
+                if let Some(slot) = shared.conversations.slot(Duration::ZERO) {
                     slot.keep(conversation);
                 }
             }
             (Err(error), ExternalAddress::Command(_)) => return Err(error),
-            (Err(error), ExternalAddress::Socket(_)) => engine.note_failure(&error),
+            (Err(error), ExternalAddress::Socket(_)) => shared.note_failure(&error),
         }
-        Ok(engine)
+        let watched = Arc::downgrade(&shared);
+        thread::Builder::new().name("lazaret-external".into()).spawn(move || watch(&watched))?;
+        Ok(Self { shared })
     }
+}
 
+/// Hears what the engine is also while it has no files: those that are known are not shown to it.
+fn watch(watched: &Weak<Shared>) {
+    loop {
+        thread::sleep(HELLO_INTERVAL);
+        let Some(shared) = watched.upgrade() else { return };
+        shared.hear();
+    }
+}
+
+impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -212,8 +248,63 @@ impl ExternalEngine {
         };
         let line = connection.read_until(b'\n', LINE_BYTES_MAX, deadline)?;
         let hello: Hello = serde_json::from_slice(&line).map_err(|error| garbage("did not say what it is", &error))?;
-        self.state().hello = hello;
-        Ok(Conversation { connection, _process: process, files: 0 })
+        self.state().hello = hello.clone();
+        Ok(Conversation { connection, _process: process, files: 0, hello, began: Instant::now() })
+    }
+
+    /// Whether a conversation that was kept is the one to go on with.
+    fn is_current(&self, conversation: &Conversation) -> bool {
+        match &self.options.address {
+            ExternalAddress::Command(_) => conversation.connection.is_at_rest(),
+            ExternalAddress::Socket(_) => {
+                conversation.began.elapsed() < HELLO_INTERVAL && conversation.connection.is_at_rest()
+            }
+        }
+    }
+
+    /// Begins a conversation anew that is not current any more.
+    fn hear(&self) {
+        // If files have all places they hear it themselves.
+        let Some(slot) = self.conversations.slot(Duration::ZERO) else { return };
+        let kept = slot.kept(Duration::MAX);
+        let never_began = kept.is_none() && matches!(self.options.address, ExternalAddress::Command(_));
+        match kept {
+            Some(conversation) if self.is_current(&conversation) => return slot.keep(conversation),
+            // A program that failed is started for the next file.
+            None if never_began => return,
+            former => drop(former),
+        }
+        match self.begin(Instant::now() + START_TIMEOUT) {
+            Ok(conversation) => {
+                self.note_success();
+                slot.keep(conversation);
+            }
+            // Told once; the files that come meanwhile fail by themselves.
+            Err(error) if self.state().trouble.is_none() => self.note_failure(&error),
+            Err(_) => {}
+        }
+    }
+
+    fn version(&self, hello: &Hello) -> EngineVersion {
+        version_of(self.info(hello.clone(), None), self.settings())
+    }
+
+    fn info(&self, hello: Hello, trouble: Option<String>) -> EngineInfo {
+        EngineInfo {
+            id: format!("external-{}", self.options.name),
+            name: self.options.name.clone(),
+            version: hello.version,
+            kind: "external".into(),
+            database_version: hello.database_version,
+            def_time_ms: hello.database_time_ms,
+            trouble: trouble.unwrap_or_default(),
+        }
+    }
+
+    /// What its answers depend on besides its database.
+    fn settings(&self) -> String {
+        let ExternalOptions { address, max_file_bytes, digests, .. } = &self.options;
+        format!("{address:?}, max_file_bytes {max_file_bytes}, digests {digests}")
     }
 
     /// Another conversation, no sooner than the pause after failures allows.
@@ -252,15 +343,20 @@ impl ExternalEngine {
         subject: &Subject<'_>,
         context: &ScanContext,
     ) -> Result<EngineVerdict, Failure> {
-        let mut kept = slot.kept(Duration::MAX);
+        let mut kept = slot.kept(Duration::MAX).filter(|conversation| self.is_current(conversation));
         loop {
             let reused = kept.is_some();
             let mut conversation = match kept.take() {
                 Some(conversation) => conversation,
                 None => self.begin_after_pause()?,
             };
+            let before = conversation.hello.clone();
             match conversation.ask(subject, context.capped(self.options.timeout).deadline) {
-                Ok(verdict) => {
+                Ok(mut verdict) => {
+                    if conversation.hello != before {
+                        self.state().hello = conversation.hello.clone();
+                    }
+                    verdict.judged_by = Some(self.version(&conversation.hello));
                     if !conversation.connection.has_unread() {
                         slot.keep(conversation);
                     }
@@ -323,6 +419,10 @@ impl Conversation {
         if response.id != self.files {
             return Err(garbage("answered for another file", &response.id).into());
         }
+        if let Some(version) = response.database_version {
+            self.hello.database_version = version;
+            self.hello.database_time_ms = response.database_time_ms.unwrap_or(self.hello.database_time_ms);
+        }
         let threat: String = response.threat.chars().filter(|c| !c.is_control()).take(THREAT_CHARS_MAX).collect();
         let code = match response.result {
             Outcome::Clean => ResultCode::NO_THREAT,
@@ -343,18 +443,14 @@ fn garbage(what: &str, detail: &dyn std::fmt::Display) -> io::Error {
 impl Engine for ExternalEngine {
     fn info(&self) -> EngineInfo {
         let (hello, trouble) = {
-            let state = self.state();
+            let state = self.shared.state();
             (state.hello.clone(), state.trouble.clone())
         };
-        EngineInfo {
-            id: format!("external-{}", self.options.name),
-            name: self.options.name.clone(),
-            version: hello.version,
-            kind: "external".into(),
-            database_version: hello.database_version,
-            def_time_ms: hello.database_time_ms,
-            trouble: trouble.unwrap_or_default(),
-        }
+        self.shared.info(hello, trouble)
+    }
+
+    fn settings(&self) -> String {
+        self.shared.settings()
     }
 
     fn waits(&self) -> bool {
@@ -362,22 +458,22 @@ impl Engine for ExternalEngine {
     }
 
     fn needs_digests(&self) -> bool {
-        self.options.digests
+        self.shared.options.digests
     }
 
     fn scan(&self, subject: &Subject<'_>, context: &ScanContext) -> EngineVerdict {
-        if subject.sample.length() > self.options.max_file_bytes {
-            let most = self.options.max_file_bytes;
+        let most = self.shared.options.max_file_bytes;
+        if subject.sample.length() > most {
             return EngineVerdict::not_scanned(format!("the file is longer than {most} bytes"));
         }
         let queued = Instant::now();
-        let Some(slot) = self.conversations.slot(WAIT_MAX) else {
+        let Some(slot) = self.shared.conversations.slot(WAIT_MAX) else {
             return EngineVerdict::failed("no process of the engine came free");
         };
         let wait_ms = queued.elapsed().as_millis() as u64;
-        let verdict = match self.judge(&slot, subject, context) {
+        let verdict = match self.shared.judge(&slot, subject, context) {
             Ok(verdict) => {
-                self.note_success();
+                self.shared.note_success();
                 verdict
             }
             Err(Failure::Pausing) => {
@@ -386,7 +482,7 @@ impl Engine for ExternalEngine {
             }
             Err(Failure::Sample(error)) => EngineVerdict::failed(error.to_string()),
             Err(Failure::Engine(error)) => {
-                self.note_failure(&error);
+                self.shared.note_failure(&error);
                 EngineVerdict::failed(match error.kind() {
                     io::ErrorKind::TimedOut => "the engine took longer than it may".to_owned(),
                     _ if is_gone(&error) => "the engine ended in the middle of the file".to_owned(),

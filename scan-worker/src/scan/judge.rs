@@ -145,8 +145,11 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     }
     drop(trace);
     // An engine that would have judged it in memory: with more of that, or on another worker, it may find something.
-    judged.unkeepable =
+    let left_out =
         sample.bytes().is_none() && judged.engines.iter().any(|engine| engine.code == ResultCode::NOT_SCANNED);
+    // By a process with a former database, say: the key promises what the newer one would find.
+    let named = |version| tree.scope.as_ref().is_some_and(|scope| scope.names(version));
+    judged.unkeepable = left_out || examined.passing || !examined.judged_by.iter().all(named);
     judged.findings = examined.findings;
     judged.failure = [judged.failure, examined.failure].into_iter().flatten().reduce(worst);
     if containers.is_empty() {

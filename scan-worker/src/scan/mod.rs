@@ -216,12 +216,7 @@ impl Scanner {
     }
 
     fn engine_versions(&self) -> Vec<EngineVersion> {
-        let version = |engine: &Arc<dyn Engine>| {
-            let info = engine.info();
-            let database = (info.database_version, info.def_time_ms);
-            EngineVersion { id: info.id, name: info.name, version: info.version, database }
-        };
-        self.shared.engines.iter().map(version).collect()
+        self.shared.engines.iter().map(|engine| engine.version()).collect()
     }
 
     /// The byte budget over all samples, for fetching a root into memory.

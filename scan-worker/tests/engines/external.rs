@@ -3,6 +3,8 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use lazaret_analysis::ResultCode;
@@ -170,4 +172,93 @@ fn serve(connection: std::os::unix::net::UnixStream) {
         }
         line.clear();
     }
+}
+
+/// The engine with this database.
+fn versions(folder: &Path, words: &str) -> ExternalEngine {
+    let database = folder.join("words");
+    std::fs::write(&database, words).unwrap();
+    ExternalEngine::start(python(&file("tests/data/versions.py"), &[database.to_str().unwrap()])).unwrap()
+}
+
+#[test]
+fn a_verdict_is_that_of_the_process_which_gave_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = versions(folder.path(), "old");
+    let first = engine.version();
+    assert_eq!(judge(&engine, "f", b"x").judged_by.as_ref(), Some(&first));
+    std::fs::write(folder.path().join("words"), "old newer").unwrap();
+    // Two files at once make a second process begin, with the newer database.
+    let databases = std::thread::scope(|scope| {
+        let scans = [(); 2].map(|()| scope.spawn(|| judge(&engine, "f", b"slow").judged_by.unwrap().database.0));
+        let mut databases = scans.map(|scan| scan.join().unwrap());
+        databases.sort();
+        databases
+    });
+    assert_eq!(databases, ["old", "old newer"]);
+    assert_eq!(engine.info().database_version, "old newer");
+    // Whatever is asked now, nothing that the first one calls clean passes for the newer database's verdict.
+    for _ in 0..4 {
+        let verdict = judge(&engine, "f", b"newer");
+        let by_newer = verdict.judged_by.as_ref() == Some(&engine.version());
+        assert_eq!(by_newer, verdict.code == ResultCode::INFECTED, "{verdict:?}");
+    }
+}
+
+#[test]
+fn what_an_engine_loads_while_it_runs_is_heard() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = versions(folder.path(), "old");
+    std::fs::write(folder.path().join("words"), "told").unwrap();
+    let verdict = judge(&engine, "f", b"load");
+    assert_eq!(verdict.judged_by.as_ref(), Some(&engine.version()));
+    assert_eq!((engine.info().database_version.as_str(), engine.info().def_time_ms), ("told", 7));
+    // One that ends is started anew without a file that waits for it.
+    std::fs::write(folder.path().join("words"), "started").unwrap();
+    assert_eq!(judge(&engine, "f", b"end").code, ResultCode::NO_THREAT);
+    wait_until("the next process", || engine.info().database_version == "started");
+    assert_eq!(engine.trouble(), None);
+}
+
+#[test]
+fn a_server_is_asked_again_what_it_searches_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("engine.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let database = Arc::new(AtomicUsize::new(1));
+    let loaded = database.clone();
+    std::thread::spawn(move || {
+        for mut connection in listener.incoming().map_while(Result::ok) {
+            let version = loaded.load(Ordering::SeqCst);
+            writeln!(connection, r#"{{"version": "1", "database_version": "{version}"}}"#).unwrap();
+            std::thread::spawn(move || connection.read_to_end(&mut Vec::new()));
+        }
+    });
+    let engine = ExternalEngine::start(options(ExternalAddress::Socket(path))).unwrap();
+    assert_eq!(engine.info().database_version, "1");
+    database.store(2, Ordering::SeqCst);
+    wait_until("the newer version", || engine.info().database_version == "2");
+}
+
+#[test]
+fn what_it_is_told_and_shown_is_part_of_what_verdicts_are_kept_under() {
+    let folder = tempfile::tempdir().unwrap();
+    let command = |more: &[&str]| {
+        ExternalAddress::Command(
+            ["python3", "../examples/engines/wordlist.py"].iter().chain(more).map(|&part| part.to_owned()).collect(),
+        )
+    };
+    let version = |options| ExternalEngine::start(options).unwrap().version();
+    let absent = ExternalAddress::Socket(folder.path().join("absent"));
+    let versions = [
+        version(options(command(&["secret"]))),
+        version(options(command(&["hidden"]))),
+        version(ExternalOptions { max_file_bytes: 7, ..options(command(&["secret"])) }),
+        version(ExternalOptions { digests: true, ..options(command(&["secret"])) }),
+        version(options(absent)),
+    ];
+    for (at, one) in versions.iter().enumerate() {
+        assert!(!versions[..at].contains(one), "{one:?}");
+    }
+    assert_eq!(versions[0], version(options(command(&["secret"]))));
 }
