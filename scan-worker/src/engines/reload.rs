@@ -31,6 +31,19 @@ pub struct Found {
 }
 
 impl Found {
+    /// The file at a path; none if there is none.
+    pub fn at(path: &Path) -> Option<Self> {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+        Some(Self::new(path, name, &metadata))
+    }
+
+    fn new(path: &Path, name: String, metadata: &fs::Metadata) -> Self {
+        let since = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let modified_ns = since.and_then(|since| i128::try_from(since.as_nanos()).ok()).unwrap_or_default();
+        Self { path: path.to_owned(), name, length: metadata.len(), modified_ns, inode: metadata.ino() }
+    }
+
     /// When it was last written, in Unix milliseconds.
     pub fn modified_ms(&self) -> u64 {
         u64::try_from(self.modified_ns / 1_000_000).unwrap_or_default()
@@ -68,10 +81,7 @@ fn walk(path: &Path, name: String, given: bool, depth: usize, found: &mut Vec<Fo
         if found.len() >= FILES_MAX {
             return Err(LoadError(format!("there are more than {FILES_MAX} files")));
         }
-        let since = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        let modified_ns = since.and_then(|since| i128::try_from(since.as_nanos()).ok()).unwrap_or_default();
-        let (length, inode) = (metadata.len(), metadata.ino());
-        found.push(Found { path: path.to_owned(), name, length, modified_ns, inode });
+        found.push(Found::new(path, name, &metadata));
         return Ok(());
     }
     if !metadata.is_dir() || depth > DEPTH_MAX {

@@ -1,7 +1,7 @@
 //! From rule files to a compiled set.
 //!
 //! Each file is a namespace of its own, named by its path below the rule folder, so that files may use the same names. A
-//! set is taken as a whole: one rule that does not compile refuses all.
+//! set is taken as a whole: one rule that does not compile refuses all. What rules include is part of the set, wherever it lies.
 
 use std::collections::HashSet;
 use std::fs;
@@ -11,6 +11,7 @@ use lazaret_sandbox::Database;
 use yara_x::{Compiler, Rules, SourceCode};
 use yara_x_parser::ast::{AST, Item};
 
+use super::includes::Includes;
 use super::windows;
 use crate::confined::seal;
 use crate::engines::reload::{Found, LoadError};
@@ -44,20 +45,49 @@ fn is_rule_file(found: &Found) -> bool {
     matches!(found.path.extension().and_then(|extension| extension.to_str()), Some("yar" | "yara" | "rule" | "rules"))
 }
 
-/// Compiles all rule files among these. Includes are looked for beside the file, then in `folders`.
-pub(super) fn compile(files: &[Found], folders: &[PathBuf]) -> Result<Compiled, LoadError> {
-    let mut digest = blake3::Hasher::new();
-    let mut sources = Vec::new();
-    for found in files {
-        let bytes = read(&found.path)?;
-        digest.update(found.name.as_bytes()).update(&[0]).update(&(bytes.len() as u64).to_le_bytes()).update(&bytes);
-        if is_rule_file(found) {
-            let text =
-                String::from_utf8(bytes).map_err(|error| LoadError::of("read", &found.path, error.utf8_error()))?;
-            sources.push((found, text));
+/// Rule files as they were read, and what they include.
+pub(super) struct Sources<'f> {
+    /// Those that are compiled by themselves.
+    texts: Vec<(&'f Found, String)>,
+    pub includes: Includes,
+    version: String,
+    time_ms: u64,
+}
+
+impl<'f> Sources<'f> {
+    /// Reads all rule files among these. Includes are looked for in `folders`, then beside the files.
+    pub fn read(files: &'f [Found], folders: &[PathBuf]) -> Result<Self, LoadError> {
+        let mut digest = blake3::Hasher::new();
+        let mut texts = Vec::new();
+        for found in files {
+            let bytes = read(&found.path)?;
+            digest.update(found.name.as_bytes()).update(&[0]);
+            digest.update(&(bytes.len() as u64).to_le_bytes()).update(&bytes);
+            if is_rule_file(found) {
+                let text =
+                    String::from_utf8(bytes).map_err(|error| LoadError::of("read", &found.path, error.utf8_error()))?;
+                texts.push((found, text));
+            }
         }
+        let included = included(&texts);
+        texts.retain(|(found, _)| !included.contains(&found.path));
+        let mut includes = Includes::default();
+        folders.iter().filter(|folder| folder.is_dir()).for_each(|folder| includes.look_in(folder));
+        for (found, text) in &texts {
+            if let Some(folder) = found.path.parent() {
+                includes.look_in(folder);
+            }
+            includes.follow(text)?;
+        }
+        digest.update(includes.digest.finalize().as_bytes());
+        let version = digest.finalize().to_hex().chars().take(16).collect();
+        let time_ms = files.iter().chain(&includes.found).map(Found::modified_ms).max().unwrap_or_default();
+        Ok(Self { texts, includes, version, time_ms })
     }
-    let included = included(&sources);
+}
+
+/// Compiles what was read, with the same folders.
+pub(super) fn compile(sources: &Sources<'_>, folders: &[PathBuf]) -> Result<Compiled, LoadError> {
     let mut by_pieces = HashSet::new();
     let mut any_global = false;
     let mut compiler = Compiler::new();
@@ -68,10 +98,7 @@ pub(super) fn compile(files: &[Found], folders: &[PathBuf]) -> Result<Compiled, 
     for folder in folders.iter().filter(|folder| folder.is_dir()) {
         compiler.add_include_dir(folder);
     }
-    for (found, text) in &sources {
-        if included.contains(&found.path) {
-            continue;
-        }
+    for (found, text) in &sources.texts {
         if let Some(folder) = found.path.parent() {
             compiler.add_include_dir(folder);
         }
@@ -90,8 +117,7 @@ pub(super) fn compile(files: &[Found], folders: &[PathBuf]) -> Result<Compiled, 
     }
     let rules = compiler.build();
     let count = rules.iter().len();
-    let version = digest.finalize().to_hex().chars().take(16).collect();
-    let time_ms = files.iter().map(Found::modified_ms).max().unwrap_or_default();
+    let (version, time_ms) = (sources.version.clone(), sources.time_ms);
     Ok(Compiled { form: Form::Here(Box::new(rules)), count, version, time_ms, by_pieces })
 }
 
@@ -112,7 +138,7 @@ impl Compiled {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
     let length = fs::metadata(path).map_err(|error| LoadError::of("read", path, error))?.len();
     if length > FILE_BYTES_MAX {
         return Err(LoadError::of("read", path, format!("it is longer than {FILE_BYTES_MAX} bytes")));

@@ -10,9 +10,10 @@
 //!   are others, a file in which nothing was found is Not Scanned, never clean.
 
 mod compile;
+mod includes;
 mod windows;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,7 +29,7 @@ use lazaret_sandbox::CONTENT_BYTES_MAX;
 use serde_json::Value;
 use yara_x::{MetaValue, ScanError, Scanner};
 
-use self::compile::{Compiled, Form};
+use self::compile::{Compiled, Form, Sources};
 use super::reload::{self, Found, LoadError, Reloadable, Trouble};
 use crate::confined::{About, RuleSets, matches};
 use crate::engine::{Engine, EngineInfo, EngineVerdict, ScanContext, Subject, base_name};
@@ -87,6 +88,8 @@ struct Shared {
     queue: Mutex<Queue>,
     work: Condvar,
     trouble: Trouble,
+    /// Where files were looked for that the rules include, those that were refused last too.
+    included: Mutex<BTreeSet<PathBuf>>,
     /// The sandboxes that the rules are in. Locked while they change.
     confined: Mutex<Vec<Arc<RuleSets>>>,
 }
@@ -117,13 +120,16 @@ impl YaraEngine {
     /// Compiles the rules and starts the engine's threads. Takes as long as compiling takes.
     pub fn start(options: YaraOptions) -> Result<Self, LoadError> {
         let files = reload::list(&options.rules)?;
-        let compiled = compile::compile(&files, &options.rules)?;
+        let sources = Sources::read(&files, &options.rules)?;
+        let compiled = compile::compile(&sources, &options.rules)?;
+        let files = with(files.clone(), sources.includes.found);
         let shared = Arc::new(Shared {
             loaded: RwLock::new(Arc::new(compiled)),
             generation: AtomicU64::new(0),
             queue: Mutex::default(),
             work: Condvar::new(),
             trouble: Trouble::default(),
+            included: Mutex::new(sources.includes.places),
             confined: Mutex::default(),
             options,
         });
@@ -278,13 +284,28 @@ fn externals(file: &FileInfo) -> [String; 4] {
     ]
 }
 
+/// Rule files and what they include, in order.
+fn with(mut files: Vec<Found>, included: Vec<Found>) -> Vec<Found> {
+    files.extend(included);
+    files.sort();
+    files.dedup();
+    files
+}
+
 impl Reloadable for Shared {
     fn files(&self) -> Result<Vec<Found>, LoadError> {
-        reload::list(&self.options.rules)
+        let places = self.included.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let included = places.iter().filter_map(|place| Found::at(place)).collect();
+        Ok(with(reload::list(&self.options.rules)?, included))
     }
 
-    fn load(&self, files: &[Found]) -> Result<(), LoadError> {
-        let mut compiled = compile::compile(files, &self.options.rules)?;
+    /// The rule files are listed once more, since what they include is no rule file by itself.
+    fn load(&self, _: &[Found]) -> Result<(), LoadError> {
+        let files = reload::list(&self.options.rules)?;
+        let sources = Sources::read(&files, &self.options.rules)?;
+        // Also if they are refused, for what is wrong may be in there. Others than before are loaded once more for it.
+        self.included.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&sources.includes.places);
+        let mut compiled = compile::compile(&sources, &self.options.rules)?;
         let confined = self.confined.lock().unwrap_or_else(PoisonError::into_inner);
         if !confined.is_empty() {
             compiled = compiled.sealed(ENGINE_ID)?;
@@ -524,6 +545,32 @@ mod tests {
         assert_ne!(engine.info().database_version, before.database_version);
         fs::remove_file(folder.path().join("a.yar")).unwrap();
         wait_until("one rule less", || scan(&engine, "f", "abc").code == ResultCode::NO_THREAT);
+    }
+
+    #[test]
+    fn what_rules_include_is_followed_wherever_it_lies() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), "index.yar", "include \"parts/a.yar\"");
+        write(folder.path(), "parts/a.yar", "include \"deep/b.inc\" rule a { strings: $a = \"abc\" condition: $a }");
+        write(folder.path(), "parts/deep/b.inc", "rule b { strings: $a = \"def\" condition: $a }");
+        let engine = start(&folder.path().join("index.yar")).unwrap();
+        let before = engine.info().database_version;
+        write(folder.path(), "parts/a.yar", "include \"deep/b.inc\" rule a { strings: $a = \"new\" condition: $a }");
+        wait_until("the new file", || scan(&engine, "f", "new").threat == "a");
+        let between = engine.info().database_version;
+        assert_ne!(between, before);
+        write(folder.path(), "parts/deep/b.inc", "include \"c.inc\"");
+        wait_until("the refusal", || engine.trouble().is_some());
+        assert_eq!(scan(&engine, "f", "def").threat, "b");
+        // What was missing comes.
+        write(folder.path(), "parts/deep/c.inc", "rule c { strings: $a = \"ghi\" condition: $a }");
+        wait_until("the missing file", || scan(&engine, "f", "ghi").threat == "c");
+        assert_ne!(engine.info().database_version, between);
+        wait_until("recovery", || engine.trouble().is_none());
+        // Another start reads the same version.
+        wait_until("the same version", || {
+            start(&folder.path().join("index.yar")).unwrap().info().database_version == engine.info().database_version
+        });
     }
 
     #[test]
