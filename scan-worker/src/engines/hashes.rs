@@ -227,6 +227,9 @@ impl HashListEngine {
     pub fn start(options: HashListOptions) -> Result<Self, LoadError> {
         let files = files(&options)?;
         let lists = read(&options, &files)?;
+        if lists.bad.count() + lists.good.count() == 0 {
+            tracing::warn!(engine = options.name, "there is no digest in its lists");
+        }
         let shared = Arc::new(Shared { lists: RwLock::new(Arc::new(lists)), trouble: Trouble::default(), options });
         reload::watch(Arc::downgrade(&shared), files)
             .map_err(|error| LoadError(format!("cannot start a thread: {error}")))?;
@@ -269,8 +272,18 @@ impl Reloadable for Shared {
 
     fn load(&self, files: &[Found]) -> Result<(), LoadError> {
         let lists = Arc::new(read(&self.options, files)?);
+        let former = self.lists();
+        for (before, now) in [(&former.bad, &lists.bad), (&former.good, &lists.good)] {
+            if before.count() > 0 && now.count() == 0 {
+                return Err(reload::nothing_left("digests"));
+            }
+        }
         *self.lists.write().unwrap_or_else(PoisonError::into_inner) = lists;
         Ok(())
+    }
+
+    fn paths(&self) -> Vec<PathBuf> {
+        self.options.bad.iter().chain(&self.options.good).cloned().collect()
     }
 
     fn what(&self) -> String {
@@ -410,5 +423,40 @@ mod tests {
         fs::write(&bad, MD5).unwrap();
         crate::testing::wait_until("recovery", || engine.trouble().is_none());
         assert_eq!(engine.counts(), (1, 0));
+    }
+
+    #[test]
+    fn a_list_that_is_emptied_stays_in_use() {
+        let (engine, folder) = engine(MD5, "").unwrap();
+        let bad = folder.path().join("bad.csv");
+        // Being written; with its header alone; written.
+        for nothing in ["", "# generated today\n"] {
+            fs::write(&bad, nothing).unwrap();
+            crate::testing::wait_until("the refusal", || engine.trouble().is_some());
+            assert_eq!((engine.counts(), scan(&engine, MD5, "", "").code), ((1, 0), ResultCode::KNOWN_BAD));
+            fs::write(&bad, format!("{MD5}\n")).unwrap();
+            crate::testing::wait_until("recovery", || engine.trouble().is_none());
+        }
+        drop(engine);
+        // One of several files, and one of several folders.
+        let (one, other) = (folder.path().join("one"), folder.path().join("other"));
+        for (folder, digests) in [(&one, [MD5, SHA1]), (&other, [SHA256, SHA256])] {
+            fs::create_dir(folder).unwrap();
+            fs::write(folder.join("a"), digests[0]).unwrap();
+            fs::write(folder.join("b"), digests[1]).unwrap();
+        }
+        let options = HashListOptions { name: "Lists".into(), bad: vec![one.clone(), other.clone()], good: vec![] };
+        let engine = HashListEngine::start(options).unwrap();
+        fs::write(one.join("a"), "").unwrap();
+        crate::testing::wait_until("the refusal of an empty file", || engine.trouble().is_some());
+        assert_eq!(engine.counts(), (3, 0));
+        // One that is removed is meant.
+        fs::remove_file(one.join("a")).unwrap();
+        crate::testing::wait_until("the others", || engine.counts() == (2, 0));
+        assert_eq!(engine.trouble(), None);
+        fs::remove_file(other.join("a")).unwrap();
+        fs::remove_file(other.join("b")).unwrap();
+        crate::testing::wait_until("the refusal of an empty folder", || engine.trouble().is_some());
+        assert_eq!(engine.counts(), (2, 0));
     }
 }

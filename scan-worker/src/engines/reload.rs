@@ -1,9 +1,11 @@
 //! Notices that files which an engine was made from have changed, and has it made anew.
 //!
 //! Invariants: what is loaded stays in use until something newer is whole and sound. Loading happens on a thread of its
-//! own. Files that change are given a second of rest before they are read, and what was refused is not tried again before
-//! it changes.
+//! own. Files that change are given two seconds of rest before they are read, and what was refused is not tried again before
+//! it changes. What was something and is nothing now is refused: a list that is being written and a mount that is away look
+//! like that, and every file would pass. Whoever means it starts anew.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -11,8 +13,12 @@ use std::sync::{Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
-/// How often files are looked at. A change is loaded at the second look that finds it the same.
+/// How often files are looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// How many looks must have found a change the same before it is loaded.
+const LOOKS_AT_REST: u32 = 4;
+/// After so many changes without such a rest it is told that they keep the files from being loaded.
+const RESTLESS_MAX: u32 = 60;
 /// Most files below all paths of an engine: more is a wrong path.
 const FILES_MAX: usize = 200_000;
 /// How deep folders may be nested.
@@ -107,6 +113,9 @@ pub trait Reloadable: Send + Sync + 'static {
     /// Makes it anew from these files and puts that in use, or leaves everything as it is.
     fn load(&self, files: &[Found]) -> Result<(), LoadError>;
 
+    /// The paths that the files are at or below, as they were given.
+    fn paths(&self) -> Vec<PathBuf>;
+
     /// What it is called in logs.
     fn what(&self) -> String;
 
@@ -133,17 +142,37 @@ impl Trouble {
 /// Watches the files of something that was made from `files`, for as long as it exists.
 pub fn watch<T: Reloadable>(watched: Weak<T>, files: Vec<Found>) -> std::io::Result<()> {
     let body = move || {
-        let (mut tried, mut before) = (files.clone(), files);
+        let (mut in_use, mut tried, mut before) = (files.clone(), files.clone(), files);
+        let (mut looks, mut changes, mut is_sound) = (0, 0, true);
         loop {
             thread::sleep(POLL_INTERVAL);
             let Some(engine) = watched.upgrade() else { return };
             match engine.files() {
-                Ok(now) if now == tried => {}
-                Ok(now) if now == before => {
-                    reload(&*engine, &now);
-                    tried = now;
+                Ok(now) if now == tried => {
+                    (looks, changes) = (0, 0);
+                    if is_sound {
+                        // What could not be read for a while is back as it was.
+                        engine.trouble().set(None);
+                    }
                 }
-                Ok(now) => before = now,
+                Ok(now) if now == before => {
+                    looks += 1;
+                    if looks >= LOOKS_AT_REST {
+                        is_sound = reload(&*engine, &in_use, &now);
+                        if is_sound {
+                            in_use.clone_from(&now);
+                        }
+                        (tried, looks, changes) = (now, 0, 0);
+                    }
+                }
+                Ok(now) => {
+                    (before, looks) = (now, 0);
+                    changes += 1;
+                    if changes >= RESTLESS_MAX {
+                        refuse(&*engine, &LoadError("they change again and again and are never at rest".into()));
+                        changes = 0;
+                    }
+                }
                 Err(error) => refuse(&*engine, &error),
             }
         }
@@ -151,15 +180,39 @@ pub fn watch<T: Reloadable>(watched: Weak<T>, files: Vec<Found>) -> std::io::Res
     thread::Builder::new().name("lazaret-reload".into()).spawn(body).map(drop)
 }
 
-fn reload<T: Reloadable>(engine: &T, files: &[Found]) {
+/// Whether the files are in use now.
+fn reload<T: Reloadable>(engine: &T, in_use: &[Found], files: &[Found]) -> bool {
     let what = engine.what();
-    match engine.load(files) {
+    match nothing_lost(&engine.paths(), in_use, files).and_then(|()| engine.load(files)) {
         Ok(()) => {
             engine.trouble().set(None);
             tracing::info!(engine = what, files = files.len(), "engine reloaded");
+            true
         }
-        Err(error) => refuse(engine, &error),
+        Err(error) => {
+            refuse(engine, &error);
+            false
+        }
     }
+}
+
+/// An error if a file was something and is empty, or there were files at or below a path and there are none.
+fn nothing_lost(paths: &[PathBuf], in_use: &[Found], files: &[Found]) -> Result<(), LoadError> {
+    let among = |files: &[Found], path: &Path| files.iter().any(|found| found.path.starts_with(path));
+    if let Some(path) = paths.iter().find(|path| among(in_use, path) && !among(files, path)) {
+        return Err(LoadError::of("take", path, "there are no files any more"));
+    }
+    let lengths: HashMap<&Path, u64> = in_use.iter().map(|found| (found.path.as_path(), found.length)).collect();
+    let was_something = |found: &Found| lengths.get(found.path.as_path()).is_some_and(|length| *length > 0);
+    match files.iter().find(|found| found.length == 0 && was_something(found)) {
+        Some(found) => Err(LoadError::of("take", &found.path, "it is empty now")),
+        None => Ok(()),
+    }
+}
+
+/// What is refused of files that hold nothing, in the place of some that did.
+pub fn nothing_left(what: &str) -> LoadError {
+    LoadError(format!("there are no {what} any more; if that is meant, start the worker anew"))
 }
 
 fn refuse<T: Reloadable>(engine: &T, error: &LoadError) {

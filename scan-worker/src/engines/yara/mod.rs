@@ -122,6 +122,9 @@ impl YaraEngine {
         let files = reload::list(&options.rules)?;
         let sources = Sources::read(&files, &options.rules)?;
         let compiled = compile::compile(&sources, &options.rules)?;
+        if compiled.count == 0 {
+            tracing::warn!(engine = ENGINE_NAME, "there is no rule in its files");
+        }
         let files = with(files.clone(), sources.includes.found);
         let shared = Arc::new(Shared {
             loaded: RwLock::new(Arc::new(compiled)),
@@ -306,6 +309,9 @@ impl Reloadable for Shared {
         // Also if they are refused, for what is wrong may be in there. Others than before are loaded once more for it.
         self.included.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&sources.includes.places);
         let mut compiled = compile::compile(&sources, &self.options.rules)?;
+        if compiled.count == 0 && self.loaded().count > 0 {
+            return Err(reload::nothing_left("rules"));
+        }
         let confined = self.confined.lock().unwrap_or_else(PoisonError::into_inner);
         if !confined.is_empty() {
             compiled = compiled.sealed(ENGINE_ID)?;
@@ -316,6 +322,10 @@ impl Reloadable for Shared {
         }
         self.take_up(compiled);
         Ok(())
+    }
+
+    fn paths(&self) -> Vec<PathBuf> {
+        self.options.rules.clone()
     }
 
     fn what(&self) -> String {
@@ -545,6 +555,25 @@ mod tests {
         assert_ne!(engine.info().database_version, before.database_version);
         fs::remove_file(folder.path().join("a.yar")).unwrap();
         wait_until("one rule less", || scan(&engine, "f", "abc").code == ResultCode::NO_THREAT);
+    }
+
+    #[test]
+    fn rules_that_are_gone_stay_in_use() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), "a.yar", "rule a { strings: $a = \"abc\" condition: $a }");
+        let engine = start(folder.path()).unwrap();
+        let away = tempfile::tempdir().unwrap();
+        for emptied in [false, true] {
+            fs::copy(folder.path().join("a.yar"), away.path().join("a.yar")).unwrap();
+            match emptied {
+                true => write(folder.path(), "a.yar", "// nothing yet"),
+                false => fs::remove_file(folder.path().join("a.yar")).unwrap(),
+            }
+            wait_until("the refusal", || engine.trouble().is_some());
+            assert_eq!((engine.rule_count(), scan(&engine, "f", "abc").code), (1, ResultCode::YARA_MATCHED));
+            fs::copy(away.path().join("a.yar"), folder.path().join("a.yar")).unwrap();
+            wait_until("recovery", || engine.trouble().is_none());
+        }
     }
 
     #[test]
