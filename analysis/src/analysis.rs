@@ -49,6 +49,13 @@ pub struct FileInfo {
     pub extension: String,
 }
 
+impl FileInfo {
+    /// Which of its digests were taken: MD5, SHA-1, SHA-256, SHA-512.
+    pub fn digests_taken(&self) -> [bool; 4] {
+        [&self.md5, &self.sha1, &self.sha256, &self.sha512].map(|digest| !digest.is_empty())
+    }
+}
+
 /// What a submission may name beside the file.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]

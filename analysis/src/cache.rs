@@ -1,7 +1,7 @@
 //! Verdicts that are kept for the next file of the same content.
 //!
 //! A verdict is found again by a [`VerdictKey`], which says everything that it depends on: content, name, engines with their
-//! settings and the versions of their databases, what of the rule matters, how digests are chosen, and the build that took the file apart. So
+//! settings and the versions of their databases, what of the rule matters, which digests were taken, and the build that took the file apart. So
 //! nothing is ever flushed: an engine's update asks for other keys, and the entries of before grow old.
 //!
 //! A leaf's entry is its result. A container's entry names besides the container under which the records of its members
@@ -67,8 +67,8 @@ pub struct VerdictScope {
 }
 
 impl VerdictScope {
-    /// The scope of a rule and of the engines that are loaded. `attributes` says what else results differ by: the build of
-    /// the program, and the digests that are taken. None if the rule wants no verdicts of earlier scans, or an engine does not tell its database's version.
+    /// The scope of a rule and of the engines that are loaded. `attributes` says what else results differ by, the build of the program
+    /// for one. None if the rule wants no verdicts of earlier scans, or an engine does not tell its database's version.
     pub fn new(rule: &Rule, engines: &[EngineVersion], attributes: &str) -> Option<Self> {
         if !rule.verdict_cache {
             return None;
@@ -108,12 +108,15 @@ impl VerdictScope {
         self.engines.contains(version)
     }
 
-    /// The key of a file: its content's BLAKE3, and its name without the folders before it. The whole name counts, since
-    /// engines and rules may judge it, and members of some containers are named after them.
-    pub fn key(&self, content: &[u8; 32], name: &str) -> VerdictKey {
+    /// The key of a file: its content's BLAKE3, its name without the folders before it, and which of its digests are taken
+    /// ([`FileInfo::digests_taken`]). The whole name counts, since engines and rules may judge it, and members of some
+    /// containers are named after them.
+    ///
+    /// [`FileInfo::digests_taken`]: crate::FileInfo::digests_taken
+    pub fn key(&self, content: &[u8; 32], name: &str, digests: [bool; 4]) -> VerdictKey {
         let name = name.rsplit(['/', '\\']).next().unwrap_or_default();
         let mut hasher = self.hasher.clone();
-        hasher.update(content).update(name.as_bytes());
+        hasher.update(&digests.map(u8::from)).update(content).update(name.as_bytes());
         VerdictKey(*hasher.finalize().as_bytes())
     }
 }
@@ -203,8 +206,11 @@ mod tests {
         }
     }
 
+    /// All digests.
+    const ALL: [bool; 4] = [true; 4];
+
     fn key(rule: &Rule, engines: &[EngineVersion]) -> VerdictKey {
-        VerdictScope::new(rule, engines, "all").unwrap().key(&[1; 32], "a/b.zip")
+        VerdictScope::new(rule, engines).unwrap().key(&[1; 32], "a/b.zip", ALL)
     }
 
     #[test]
@@ -216,8 +222,8 @@ mod tests {
         let mut other = Rule { roles: vec!["x".to_owned()], priority: 9, ..Rule::with_defaults("two") };
         (other.limits.depth, other.limits.files, other.global_timeout_seconds) = (3, 5, Some(1));
         assert_eq!(first, key(&other, &[a.clone(), b.clone()]), "who and how much");
-        let scope = VerdictScope::new(&rule, &[a.clone(), b.clone()], "all").unwrap();
-        assert_eq!(first, scope.key(&[1; 32], "elsewhere/b.zip"), "the folder");
+        let scope = VerdictScope::new(&rule, &[a.clone(), b.clone()]).unwrap();
+        assert_eq!(first, scope.key(&[1; 32], "elsewhere/b.zip", ALL), "the folder");
         assert!(scope.names(&a) && !scope.names(&engine("a", "1", "2")) && !scope.names(&engine("c", "1", "1")));
 
         let ratio = Rule { limits: crate::Limits { ratio: 7, ..rule.limits.clone() }, ..rule.clone() };
@@ -232,9 +238,9 @@ mod tests {
             key(&rule, &[a.clone(), engine("b", "1", "2")]),
             key(&rule, &[a.clone(), EngineVersion { settings: "some".to_owned(), ..b.clone() }]),
             key(&rule, std::slice::from_ref(&a)),
-            VerdictScope::new(&rule, &engines, "none").unwrap().key(&[1; 32], "b.zip"),
-            scope.key(&[2; 32], "b.zip"),
-            scope.key(&[1; 32], "b.exe"),
+            scope.key(&[1; 32], "b.zip", [false, true, true, true]),
+            scope.key(&[2; 32], "b.zip", ALL),
+            scope.key(&[1; 32], "b.exe", ALL),
         ];
         for (at, other) in others.iter().enumerate() {
             assert_ne!(first, *other, "{at}");
@@ -242,7 +248,7 @@ mod tests {
         }
         // An engine that the rule doesn't ask is none of its business.
         assert_eq!(key(&only_a, &engines), key(&only_a, &[a, engine("b", "9", "9")]));
-        assert!(VerdictScope::new(&Rule { verdict_cache: false, ..rule }, &engines, "all").is_none());
+        assert!(VerdictScope::new(&Rule { verdict_cache: false, ..rule }, &engines).is_none());
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What is said of one file without taking it apart: what its rule says of its type and content, and what the engines say.
 //!
 //! Invariants: a file that no engine was shown never looks judged; an engine that panics or gives no final answer has
-//! failed; engines that the rule names and that are not there have failed.
+//! failed; engines that the rule names and that are not there have failed; so has a rule that blocks files by digests which
+//! are not taken.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -23,6 +24,8 @@ pub struct Examined {
     pub findings: Findings,
     /// The result of what the rule forbids about it.
     pub failure: Option<ResultCode>,
+    /// Why the rule could not be applied, if it could not.
+    pub detail: String,
     /// Whether its content alone decided, so that it need not be taken apart.
     pub closed: bool,
     /// Whether another scan may find otherwise although nothing has changed.
@@ -58,7 +61,12 @@ pub fn examine(
     findings.spoofing = file_type::spoofing(&subject.file.display_name);
     let name_agrees = findings.type_mismatch.is_none();
     findings.forbidden_type = rule.file_types.forbids(subject.file, name_agrees);
+    let unknown = rule.blocked_hashes.iter().find_map(|hash| hash.unknown_of(subject.file));
+    if let Some(kind) = unknown {
+        examined.detail = format!("the rule blocks files by {kind}, which is not taken of this one");
+    }
     let reasons = [
+        unknown.map(|_| ResultCode::SCAN_FAILED),
         findings.forbidden_type.as_ref().map(|_| ResultCode::BLACKLISTED),
         findings.type_mismatch.as_ref().filter(|_| rule.file_types.mismatch).map(|_| ResultCode::MISMATCH),
         findings.spoofing.as_ref().filter(|_| rule.file_types.spoofing).map(|_| ResultCode::MISMATCH),

@@ -345,6 +345,23 @@ fn what_a_rule_skips_is_not_scanned_and_never_clean() {
 }
 
 #[test]
+fn a_rule_that_blocks_by_a_digest_which_is_not_taken_lets_nothing_pass() {
+    let digests = Selection { md5: false, ..Selection::ALL };
+    let without = scanner(ScannerOptions { digests, ..options() }, engines::builtin().unwrap());
+    let other_md5 = lazaret_digests::Set::digest(Selection::ALL, b"another text").md5_hex();
+    let rule = || yaml_rule(&format!("    blocked_hashes: [{other_md5}]\n"));
+    let zip = zip(&[("a.txt", b"some text".as_slice()), ("eicar.com", &eicar())]);
+    let scanned = scan_with(&without, "f.zip", zip.clone(), rule());
+    let unknown = &scanned.at("a.txt").result;
+    assert_eq!(unknown.own, ResultCode::SCAN_FAILED);
+    assert!(unknown.detail.contains("MD5"), "{unknown:?}");
+    // A threat is one all the same.
+    assert_eq!(scanned.at("eicar.com").result.own, ResultCode::INFECTED);
+    let with = scanner(options(), engines::builtin().unwrap());
+    assert_eq!(scan_with(&with, "f.zip", zip, rule()).at("a.txt").result.own, ResultCode::NO_THREAT);
+}
+
+#[test]
 fn a_threat_outranks_a_forbidden_type_and_that_a_mismatch() {
     let finds = |code| engine("finds", move |_| EngineVerdict::new(code, "something"));
     let rule = || yaml_rule("    file_types: {blocked: [.pdf], mismatch: true, spoofing: true}\n");

@@ -104,7 +104,10 @@ impl Station {
             file: FileInfo {
                 display_name: name.into(),
                 size_bytes: content.len() as u64,
+                md5: "from the gateway".into(),
+                sha1: "from the gateway".into(),
                 sha256: "from the gateway".into(),
+                sha512: "from the gateway".into(),
                 ..FileInfo::default()
             },
             rule,

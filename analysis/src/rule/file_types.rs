@@ -152,6 +152,17 @@ impl FileHash {
     pub fn is_of(&self, file: &FileInfo) -> bool {
         [&file.md5, &file.sha1, &file.sha256, &file.sha512].contains(&&self.0)
     }
+
+    /// The kind of digest that it is, if a file's was not taken: whether it is one of the file's is not known then.
+    pub fn unknown_of(&self, file: &FileInfo) -> Option<&'static str> {
+        let (kind, digest) = match self.0.len() {
+            32 => ("MD5", &file.md5),
+            40 => ("SHA-1", &file.sha1),
+            64 => ("SHA-256", &file.sha256),
+            _ => ("SHA-512", &file.sha512),
+        };
+        digest.is_empty().then_some(kind)
+    }
 }
 
 impl<'de> Deserialize<'de> for FileHash {
@@ -298,6 +309,15 @@ mod tests {
         assert_eq!(skip.applies(&text, true), by(SkipReason::Hash, ResultCode::WHITELISTED));
         assert_eq!(skip.applies(&FileInfo { sha256: String::new(), ..text.clone() }, true), None);
         assert_eq!(Skip::default().applies(&text, true), None);
+    }
+
+    #[test]
+    fn a_hash_of_a_kind_that_was_not_taken_is_unknown() {
+        let text = file("a.txt", "text/plain", "txt", "T");
+        assert_eq!(FileHash("cd".repeat(32)).unknown_of(&text), None);
+        for (bytes, kind) in [(16, "MD5"), (20, "SHA-1"), (64, "SHA-512")] {
+            assert_eq!(FileHash("cd".repeat(bytes)).unknown_of(&text), Some(kind));
+        }
     }
 
     #[test]

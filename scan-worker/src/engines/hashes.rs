@@ -4,7 +4,8 @@
 //! it: plain lists, and the comma-separated exports of MalwareBazaar, NSRL and others. In memory it is three sorted arrays
 //! of fixed width, 16, 20 or 32 bytes a digest and nothing besides; a look-up is a binary search.
 //!
-//! A file on none of its lists was not judged by this engine: Not Scanned, never clean.
+//! A file on none of its lists was not judged by this engine: Not Scanned, never clean. If a line of a list knows its file by
+//! digests alone that are not taken, no file can be said not to be on it: Scan Failed.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -95,6 +96,33 @@ struct List {
     md5: Sorted<16>,
     sha1: Sorted<20>,
     sha256: Sorted<32>,
+    lines: Kinds,
+}
+
+/// By which kinds of digests lines know their files: a bit for each combination.
+#[derive(Clone, Copy, Default)]
+struct Kinds(u16);
+
+impl Kinds {
+    const NAMES: [&str; 3] = ["MD5", "SHA-1", "SHA-256"];
+
+    /// Notes a line with these kinds.
+    fn add(&mut self, kinds: [bool; 3]) {
+        if kinds.contains(&true) {
+            self.0 |= 1 << Self::combination(kinds);
+        }
+    }
+
+    /// A kind by which some line alone knows its file, if none of that line's kinds was taken.
+    fn unknown(self, taken: [bool; 3]) -> Option<&'static str> {
+        let taken = Self::combination(taken);
+        let unknown = (1..u16::BITS).find(|kinds| self.0 & (1 << kinds) != 0 && kinds & taken == 0)?;
+        Self::NAMES.into_iter().enumerate().find_map(|(at, name)| (unknown & (1 << at) != 0).then_some(name))
+    }
+
+    fn combination(kinds: [bool; 3]) -> u32 {
+        kinds.into_iter().enumerate().map(|(at, kind)| u32::from(kind) << at).sum()
+    }
 }
 
 /// A list that is being read.
@@ -103,6 +131,7 @@ struct Reading {
     md5: Vec<[u8; 16]>,
     sha1: Vec<[u8; 20]>,
     sha256: Vec<[u8; 32]>,
+    lines: Kinds,
 }
 
 impl Reading {
@@ -140,9 +169,15 @@ impl Reading {
             if line.first() == Some(&b'#') {
                 continue;
             }
+            let mut kinds = [false; 3];
             for field in line.split(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_') {
-                any |= self.add(field)?;
+                if self.add(field)? {
+                    let of = [32, 40, 64].map(|digits| field.len() == digits);
+                    kinds = std::array::from_fn(|at| kinds.get(at) == Some(&true) || of.get(at) == Some(&true));
+                    any = true;
+                }
             }
+            self.lines.add(kinds);
         }
         // An empty list is one; a file of something else is a mistake.
         if !any && number > 1 && !line_is_all_comments(found)? {
@@ -152,7 +187,8 @@ impl Reading {
     }
 
     fn finish(self) -> List {
-        List { md5: Sorted::new(self.md5), sha1: Sorted::new(self.sha1), sha256: Sorted::new(self.sha256) }
+        let Self { md5, sha1, sha256, lines } = self;
+        List { md5: Sorted::new(md5), sha1: Sorted::new(sha1), sha256: Sorted::new(sha256), lines }
     }
 }
 
@@ -181,24 +217,14 @@ impl List {
         self.md5.digests.len() + self.sha1.digests.len() + self.sha256.digests.len()
     }
 
-    /// Whether a file is on it. An error if the list knows files by digests only that were not taken of this one.
+    /// Whether a file is on it. An error if it is not found and the list knows some file by a kind of digest only that was not
+    /// taken of this one.
     fn has(&self, file: &FileInfo) -> Result<bool, &'static str> {
-        let (mut missing, mut asked) = (None, false);
-        for (kind, list_empty, digest) in [
-            ("MD5", self.md5.digests.is_empty(), &file.md5),
-            ("SHA-1", self.sha1.digests.is_empty(), &file.sha1),
-            ("SHA-256", self.sha256.digests.is_empty(), &file.sha256),
-        ] {
-            match (list_empty, digest.is_empty()) {
-                (true, _) => {}
-                (false, true) => missing = Some(kind),
-                (false, false) => asked = true,
-            }
-        }
         let found =
             self.sha256.contains(&file.sha256) || self.sha1.contains(&file.sha1) || self.md5.contains(&file.md5);
-        match missing {
-            Some(kind) if !found && !asked => Err(kind),
+        let [md5, sha1, sha256, _] = file.digests_taken();
+        match self.lines.unknown([md5, sha1, sha256]) {
+            Some(kind) if !found => Err(kind),
             _ => Ok(found),
         }
     }
@@ -321,7 +347,8 @@ impl Engine for HashListEngine {
 
     fn scan(&self, subject: &Subject<'_>, _: &ScanContext) -> EngineVerdict {
         let lists = self.shared.lists();
-        let without = |kind: &str| EngineVerdict::failed(format!("the list knows files by {kind}, which is not taken"));
+        let without =
+            |kind: &str| EngineVerdict::failed(format!("the list knows files by {kind} alone, which is not taken"));
         match lists.bad.has(subject.file) {
             Ok(true) => return EngineVerdict::new(ResultCode::KNOWN_BAD, "Known bad file"),
             Ok(false) => {}
@@ -386,6 +413,19 @@ mod tests {
         assert_eq!(scan(&engine, &zero_md5, &zero_sha1, &zero_sha256).code, ResultCode::NOT_SCANNED);
         // None of the digests that the list has was taken: it should have judged the file and could not.
         assert_eq!(scan(&engine, "", "", "").code, ResultCode::SCAN_FAILED);
+        // One of each line's is enough.
+        assert_eq!(scan(&engine, "", &zero_sha1, "").code, ResultCode::NOT_SCANNED);
+    }
+
+    #[test]
+    fn a_line_whose_only_digest_is_not_taken_is_no_clean_bill() {
+        let (engine, _folder) = engine(&format!("{MD5}\n{SHA256}\n"), "").unwrap();
+        let (zero_md5, zero_sha256) = ("0".repeat(32), "0".repeat(64));
+        let without = scan(&engine, "", "", &zero_sha256);
+        assert_eq!(without.code, ResultCode::SCAN_FAILED);
+        assert!(without.threat.contains("MD5"), "{without:?}");
+        assert_eq!(scan(&engine, "", "", SHA256).code, ResultCode::KNOWN_BAD);
+        assert_eq!(scan(&engine, &zero_md5, "", &zero_sha256).code, ResultCode::NOT_SCANNED);
     }
 
     #[test]

@@ -151,6 +151,9 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     let named = |version| tree.scope.as_ref().is_some_and(|scope| scope.names(version));
     judged.unkeepable = left_out || examined.passing || !examined.judged_by.iter().all(named);
     judged.findings = examined.findings;
+    if judged.detail.is_empty() {
+        judged.detail = examined.detail;
+    }
     judged.failure = [judged.failure, examined.failure].into_iter().flatten().reduce(worst);
     if containers.is_empty() {
         shared.leaf_cost.note(began.elapsed());

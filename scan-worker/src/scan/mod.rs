@@ -237,7 +237,8 @@ impl Scanner {
         let length = root.content.as_ref().map_or(root.file.size_bytes, |(content, _)| content.len() as u64);
         // Before the first engine runs: what a newer database finds may be kept as an older one's, never the reverse.
         let scope = root.verdicts.as_ref().and_then(|_| self.scope(&root.rule));
-        let key = scope.as_ref().map(|scope| scope.key(root.blob.as_bytes(), &root.file.display_name));
+        let (file, blob) = (&root.file, &root.blob);
+        let key = scope.as_ref().map(|scope| scope.key(blob.as_bytes(), &file.display_name, file.digests_taken()));
         self.shared.trees.fetch_add(1, Ordering::Relaxed);
         let tree = Arc::new(Tree {
             scope,

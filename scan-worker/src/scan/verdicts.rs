@@ -20,7 +20,7 @@ use lazaret_analysis::{
     DataId, FileInfo, FileResult, KeptTree, KeptVerdict, NestedRecord, Page, Rule, Times, TreeTotals, VerdictKey,
 };
 use lazaret_containers::{FileType, TreeBudget};
-use lazaret_digests::Pending;
+use lazaret_digests::{Pending, Selection};
 use lazaret_protocol::BlobName;
 use tokio::sync::oneshot;
 
@@ -121,7 +121,8 @@ fn ask_about(
     otherwise: impl FnOnce() -> Option<Pending> + Send + 'static,
 ) -> Option<Asked> {
     let (scope, verdicts) = (tree.scope.as_ref()?, tree.verdicts.as_ref()?);
-    let key = scope.key(blob.as_bytes(), name);
+    let Selection { md5, sha1, sha256, sha512 } = tree.scanner.options.digests;
+    let key = scope.key(blob.as_bytes(), name, [md5, sha1, sha256, sha512]);
     let (tell, answer) = oneshot::channel();
     tree.scanner.counters.asked.fetch_add(1, Ordering::Relaxed);
     verdicts.ask(

@@ -38,7 +38,8 @@ impl Shared {
     /// Under what the verdict of a submission is found; none if its rule wants it found out anew.
     pub(super) fn verdict_key(&self, record: &AnalysisRecord, blob: BlobName) -> Option<VerdictKey> {
         let scope = self.scanner.scope(&record.new.rule)?;
-        Some(scope.key(blob.as_bytes(), &record.new.file.display_name))
+        let file = &record.new.file;
+        Some(scope.key(blob.as_bytes(), &file.display_name, file.digests_taken()))
     }
 
     /// Claims what a submission is about to find out, for as long as its lease lasts.

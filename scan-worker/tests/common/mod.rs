@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use lazaret_analysis::{DataId, EngineInfo, FileInfo, FileResult, NestedRecord, Policy, Rule};
 use lazaret_containers::Passwords;
-use lazaret_digests::Selection;
+use lazaret_digests::{Selection, Set};
 use lazaret_node_client::Environment;
 use lazaret_protocol::BlobName;
 use lazaret_protocol::message::ByteRange;
@@ -131,10 +131,19 @@ impl Scanned {
 pub const ROOT_ID: DataId = DataId([1; 16]);
 
 pub fn root(name: &str, content: Bytes, rule: Rule, scanner: &Scanner) -> Root {
+    let digests = Set::digest(Selection::ALL, &content);
     let reservation = scanner.memory().try_reserve(content.len() as u64).unwrap();
     Root {
         data_id: ROOT_ID,
-        file: FileInfo { display_name: name.into(), size_bytes: content.len() as u64, ..FileInfo::default() },
+        file: FileInfo {
+            display_name: name.into(),
+            size_bytes: content.len() as u64,
+            md5: digests.md5_hex(),
+            sha1: digests.sha1_hex(),
+            sha256: digests.sha256_hex(),
+            sha512: digests.sha512_hex(),
+            ..FileInfo::default()
+        },
         rule,
         blob: BlobName::of(&content),
         content: Some((content, reservation)),
