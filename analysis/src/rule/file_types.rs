@@ -72,15 +72,22 @@ impl TypePattern {
             },
             Self::Group(group) => file.type_category.iter().any(|category| category.chars().eq([*group])),
             Self::Extension(extension) => {
-                let by_name = match asked {
-                    Asked::ToAdmit { name_agrees } => name_agrees,
-                    Asked::ToBlock => true,
-                };
+                let named = || extension_of(&file.display_name).is_some_and(|named| named == *extension);
                 file.extension.eq_ignore_ascii_case(extension)
-                    || (by_name && extension_of(&file.display_name).is_some_and(|named| named == *extension))
+                    || match asked {
+                        Asked::ToAdmit { name_agrees } => name_agrees && named(),
+                        Asked::ToBlock => named() || ends_in(&file.display_name, extension),
+                    }
             }
         }
     }
+}
+
+/// Whether a name ends in a dot and this extension, as systems that go by names read it: `.js` is a script too, and `a.tar.gz`
+/// ends in `tar.gz`.
+fn ends_in(name: &str, extension: &str) -> bool {
+    let name = name.trim_end_matches([' ', '.']).to_lowercase();
+    name.strip_suffix(extension).is_some_and(|stem| stem.ends_with('.'))
 }
 
 /// The extension in a file's name, in lower case, without spaces and dots at the end, which some systems ignore.
@@ -279,6 +286,18 @@ mod tests {
         assert!(pattern(".jpg").matches(&disguised, Asked::ToBlock));
         assert!(pattern(".js").matches(&script, admit(true)));
         assert!(pattern(".js").matches(&script, Asked::ToBlock));
+        for (name, blocked, is) in [
+            (".js", ".js", true),
+            ("folder/.JS. ", ".js", true),
+            ("a.tar.gz", ".tar.gz", true),
+            ("xjs", ".js", false),
+            ("a.js.txt", ".js", false),
+            ("js", ".js", false),
+        ] {
+            let named = file(name, "text/plain", "txt", "T");
+            assert_eq!(pattern(blocked).matches(&named, Asked::ToBlock), is, "{name}");
+        }
+        assert!(!pattern(".js").matches(&file(".js", "text/plain", "txt", "T"), admit(true)));
         assert!(pattern("group:E").matches(&disguised, admit(false)));
         assert!(pattern("text/*").matches(&script, admit(true)));
         assert!(!pattern("text/*").matches(&disguised, admit(true)));
