@@ -1,8 +1,9 @@
 //! Lists of digests of known files: known bad (38) and known good (39).
 //!
-//! A list is read from texts in which every field that looks like an MD5, SHA-1 or SHA-256 counts, whatever stands beside
-//! it: plain lists, and the comma-separated exports of MalwareBazaar, NSRL and others. In memory it is three sorted arrays
-//! of fixed width, 16, 20 or 32 bytes a digest and nothing besides; a look-up is a binary search.
+//! A list is read from texts in which every field that looks like an MD5, SHA-1, SHA-256 or SHA-512 counts, whatever stands
+//! beside it: plain lists, and the comma-separated exports of MalwareBazaar, NSRL and others. In memory it is four sorted
+//! arrays of fixed width, 16, 20, 32 or 64 bytes a digest and nothing besides; a look-up is a binary search. Lines in which
+//! nothing could be read are counted and told: whoever wrote them means them to count.
 //!
 //! A file on none of its lists was not judged by this engine: Not Scanned, never clean. If a line of a list knows its file by
 //! digests alone that are not taken, no file can be said not to be on it: Scan Failed.
@@ -96,6 +97,7 @@ struct List {
     md5: Sorted<16>,
     sha1: Sorted<20>,
     sha256: Sorted<32>,
+    sha512: Sorted<64>,
     lines: Kinds,
 }
 
@@ -104,23 +106,23 @@ struct List {
 struct Kinds(u16);
 
 impl Kinds {
-    const NAMES: [&str; 3] = ["MD5", "SHA-1", "SHA-256"];
+    const NAMES: [&str; 4] = ["MD5", "SHA-1", "SHA-256", "SHA-512"];
 
     /// Notes a line with these kinds.
-    fn add(&mut self, kinds: [bool; 3]) {
+    fn add(&mut self, kinds: [bool; 4]) {
         if kinds.contains(&true) {
             self.0 |= 1 << Self::combination(kinds);
         }
     }
 
     /// A kind by which some line alone knows its file, if none of that line's kinds was taken.
-    fn unknown(self, taken: [bool; 3]) -> Option<&'static str> {
+    fn unknown(self, taken: [bool; 4]) -> Option<&'static str> {
         let taken = Self::combination(taken);
         let unknown = (1..u16::BITS).find(|kinds| self.0 & (1 << kinds) != 0 && kinds & taken == 0)?;
         Self::NAMES.into_iter().enumerate().find_map(|(at, name)| (unknown & (1 << at) != 0).then_some(name))
     }
 
-    fn combination(kinds: [bool; 3]) -> u32 {
+    fn combination(kinds: [bool; 4]) -> u32 {
         kinds.into_iter().enumerate().map(|(at, kind)| u32::from(kind) << at).sum()
     }
 }
@@ -131,7 +133,35 @@ struct Reading {
     md5: Vec<[u8; 16]>,
     sha1: Vec<[u8; 20]>,
     sha256: Vec<[u8; 32]>,
+    sha512: Vec<[u8; 64]>,
     lines: Kinds,
+    /// Whether `_` ends a field. Where a digest condemns, one that is part of a name counts; where it clears, it does not.
+    in_names: bool,
+}
+
+/// Lines in which nothing could be read.
+#[derive(Default)]
+struct Unread {
+    count: u64,
+    /// Where the first one is.
+    first: Option<(PathBuf, u64)>,
+}
+
+impl Unread {
+    fn add(&mut self, found: &Found, number: u64) {
+        self.count += 1;
+        self.first.get_or_insert_with(|| (found.path.clone(), number));
+    }
+
+    /// What is to be told of them, if there are any.
+    fn told(&self) -> Option<String> {
+        let (path, number) = self.first.as_ref()?;
+        let Self { count, .. } = self;
+        Some(format!(
+            "lines that name no digest which can be read: {count}, the first is line {number} of {}",
+            path.display()
+        ))
+    }
 }
 
 impl Reading {
@@ -148,14 +178,15 @@ impl Reading {
             32 => push(&mut self.md5, field),
             40 => push(&mut self.sha1, field),
             64 => push(&mut self.sha256, field),
+            128 => push(&mut self.sha512, field),
             _ => Ok(false),
         }
     }
 
-    fn read(&mut self, found: &Found) -> Result<(), LoadError> {
+    fn read(&mut self, found: &Found, unread: &mut Unread) -> Result<(), LoadError> {
         let failed = |error: std::io::Error| LoadError::of("read", &found.path, error);
         let mut reader = BufReader::with_capacity(1 << 20, File::open(&found.path).map_err(failed)?);
-        let (mut line, mut number, mut any) = (Vec::new(), 0_u64, false);
+        let (mut line, mut number, mut content_lines, mut any) = (Vec::new(), 0_u64, 0_u64, false);
         loop {
             line.clear();
             number += 1;
@@ -166,64 +197,75 @@ impl Reading {
             if read as u64 == LINE_BYTES_MAX {
                 return Err(LoadError::of("read", &found.path, format!("line {number} is too long for a hash list")));
             }
-            if line.first() == Some(&b'#') {
-                continue;
-            }
-            let mut kinds = [false; 3];
-            for field in line.split(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_') {
-                if self.add(field)? {
-                    let of = [32, 40, 64].map(|digits| field.len() == digits);
-                    kinds = std::array::from_fn(|at| kinds.get(at) == Some(&true) || of.get(at) == Some(&true));
-                    any = true;
+            // Some systems end lines with a carriage return alone.
+            for line in line.split(|byte| *byte == b'\r') {
+                let line = line.trim_ascii();
+                if line.is_empty() || line.first() == Some(&b'#') {
+                    continue;
+                }
+                content_lines += 1;
+                let kinds = self.read_line(line)?;
+                any |= kinds.contains(&true);
+                // The first may be the names of the fields.
+                if !kinds.contains(&true) && content_lines > 1 {
+                    unread.add(found, number);
                 }
             }
-            self.lines.add(kinds);
         }
         // An empty list is one; a file of something else is a mistake.
-        if !any && number > 1 && !line_is_all_comments(found)? {
-            return Err(LoadError::of("read", &found.path, "no field of it is an MD5, SHA-1 or SHA-256"));
+        if !any && content_lines > 0 {
+            return Err(LoadError::of("read", &found.path, "no field of it is an MD5, SHA-1, SHA-256 or SHA-512"));
         }
         Ok(())
     }
 
-    fn finish(self) -> List {
-        let Self { md5, sha1, sha256, lines } = self;
-        List { md5: Sorted::new(md5), sha1: Sorted::new(sha1), sha256: Sorted::new(sha256), lines }
+    /// Takes the digests of a line. Returns which kinds there are.
+    fn read_line(&mut self, line: &[u8]) -> Result<[bool; 4], LoadError> {
+        let (mut kinds, in_names) = ([false; 4], self.in_names);
+        for field in line.split(|byte| !byte.is_ascii_alphanumeric() && (in_names || *byte != b'_')) {
+            if self.add(field)? {
+                for (kind, digits) in kinds.iter_mut().zip([32, 40, 64, 128]) {
+                    *kind |= field.len() == digits;
+                }
+            }
+        }
+        self.lines.add(kinds);
+        Ok(kinds)
     }
-}
 
-/// Whether a file holds comments and empty lines only.
-fn line_is_all_comments(found: &Found) -> Result<bool, LoadError> {
-    let failed = |error: std::io::Error| LoadError::of("read", &found.path, error);
-    for line in BufReader::new(File::open(&found.path).map_err(failed)?).split(b'\n') {
-        let line = line.map_err(failed)?;
-        if line.first() != Some(&b'#') && !line.trim_ascii().is_empty() {
-            return Ok(false);
+    fn finish(self) -> List {
+        let Self { md5, sha1, sha256, sha512, lines, .. } = self;
+        List {
+            md5: Sorted::new(md5),
+            sha1: Sorted::new(sha1),
+            sha256: Sorted::new(sha256),
+            sha512: Sorted::new(sha512),
+            lines,
         }
     }
-    Ok(true)
 }
 
 impl List {
-    fn read(files: &[Found]) -> Result<Self, LoadError> {
-        let mut reading = Reading::default();
+    fn read(files: &[Found], in_names: bool, unread: &mut Unread) -> Result<Self, LoadError> {
+        let mut reading = Reading { in_names, ..Reading::default() };
         for found in files {
-            reading.read(found)?;
+            reading.read(found, unread)?;
         }
         Ok(reading.finish())
     }
 
     fn count(&self) -> usize {
-        self.md5.digests.len() + self.sha1.digests.len() + self.sha256.digests.len()
+        self.md5.digests.len() + self.sha1.digests.len() + self.sha256.digests.len() + self.sha512.digests.len()
     }
 
     /// Whether a file is on it. An error if it is not found and the list knows some file by a kind of digest only that was not
     /// taken of this one.
     fn has(&self, file: &FileInfo) -> Result<bool, &'static str> {
-        let found =
-            self.sha256.contains(&file.sha256) || self.sha1.contains(&file.sha1) || self.md5.contains(&file.md5);
-        let [md5, sha1, sha256, _] = file.digests_taken();
-        match self.lines.unknown([md5, sha1, sha256]) {
+        let found = self.sha256.contains(&file.sha256)
+            || self.sha1.contains(&file.sha1)
+            || self.md5.contains(&file.md5)
+            || self.sha512.contains(&file.sha512);
+        match self.lines.unknown(file.digests_taken()) {
             Some(kind) if !found => Err(kind),
             _ => Ok(found),
         }
@@ -235,6 +277,8 @@ struct Lists {
     good: List,
     version: String,
     time_ms: u64,
+    /// What is to be told of lines that could not be read.
+    unread: Option<String>,
 }
 
 /// Known files, by digest.
@@ -277,18 +321,24 @@ fn files(options: &HashListOptions) -> Result<Vec<Found>, LoadError> {
 
 /// Reads all files anew. They are listed once more, since which list they are on is told by where they lie.
 fn read(options: &HashListOptions, files: &[Found]) -> Result<Lists, LoadError> {
-    let bad = List::read(&reload::list(&options.bad)?)?;
-    let good = List::read(&reload::list(&options.good)?)?;
+    let mut unread = Unread::default();
+    let bad = List::read(&reload::list(&options.bad)?, true, &mut unread)?;
+    let good = List::read(&reload::list(&options.good)?, false, &mut unread)?;
+    let unread = unread.told();
+    if let Some(unread) = &unread {
+        tracing::warn!(engine = options.name, "{unread}");
+    }
     let mut digest = blake3::Hasher::new();
     for list in [&bad, &good] {
         digest.update(&(list.count() as u64).to_le_bytes());
         digest.update(list.md5.digests.as_flattened());
         digest.update(list.sha1.digests.as_flattened());
         digest.update(list.sha256.digests.as_flattened());
+        digest.update(list.sha512.digests.as_flattened());
     }
     let version = digest.finalize().to_hex().chars().take(16).collect();
     let time_ms = files.iter().map(Found::modified_ms).max().unwrap_or_default();
-    Ok(Lists { bad, good, version, time_ms })
+    Ok(Lists { bad, good, version, time_ms, unread })
 }
 
 impl Reloadable for Shared {
@@ -337,7 +387,7 @@ impl Engine for HashListEngine {
             kind: "hashes".into(),
             database_version: lists.version.clone(),
             def_time_ms: lists.time_ms,
-            trouble: self.shared.trouble.get().unwrap_or_default(),
+            trouble: self.shared.trouble.get().or_else(|| lists.unread.clone()).unwrap_or_default(),
         }
     }
 
@@ -447,6 +497,36 @@ mod tests {
     fn refuses_a_file_without_digests_and_takes_an_empty_list() {
         assert!(engine("name,size\nx,1\n", "").err().unwrap().to_string().contains("bad.csv"));
         assert_eq!(engine("# nothing yet\n\n", "").unwrap().0.counts(), (0, 0));
+    }
+
+    #[test]
+    fn reads_lines_however_they_end_and_tells_those_it_cannot_read() {
+        // Carriage returns alone, a byte order mark, a name around a digest.
+        for text in [
+            format!("# list\r{SHA256}\r"),
+            format!("\u{feff}{}\r\n", SHA256.to_uppercase()),
+            format!("{MD5}\n{SHA256}_name.exe\nname_{SHA1}.exe\n"),
+        ] {
+            let (engine, _folder) = engine(&text, "").unwrap();
+            assert_eq!(scan(&engine, MD5, SHA1, SHA256).code, ResultCode::KNOWN_BAD, "{text}");
+            assert_eq!(engine.trouble(), None, "{text}");
+        }
+        let sha512 = "ab".repeat(64);
+        let (with_sha512, _folder) = engine(&format!("{MD5}\n{sha512}\n"), "").unwrap();
+        assert_eq!(with_sha512.counts(), (2, 0));
+        let file = FileInfo { md5: "0".repeat(32), sha512, ..FileInfo::default() };
+        let sample = Sample::memory("file", "content");
+        let subject = Subject { sample: &sample, file: &file, confined: None };
+        let verdict = with_sha512.scan(&subject, &ScanContext::within(Duration::from_secs(1)));
+        assert_eq!(verdict.code, ResultCode::KNOWN_BAD);
+        // A digest in a name clears nothing, and what is no digest at all is told with its place.
+        let (engine, _folder) = engine(&format!("name\n{SHA1}\n"), &format!("{SHA256}\n{MD5}_name.exe\n")).unwrap();
+        assert_eq!(scan(&engine, MD5, &"0".repeat(40), &"0".repeat(64)).code, ResultCode::NOT_SCANNED);
+        let trouble = engine.trouble().unwrap();
+        assert!(
+            trouble.contains("read: 1,") && trouble.contains("line 2 of") && trouble.contains("good.txt"),
+            "{trouble}"
+        );
     }
 
     #[test]
