@@ -210,7 +210,7 @@ mod tests {
     const ALL: [bool; 4] = [true; 4];
 
     fn key(rule: &Rule, engines: &[EngineVersion]) -> VerdictKey {
-        VerdictScope::new(rule, engines).unwrap().key(&[1; 32], "a/b.zip", ALL)
+        VerdictScope::new(rule, engines, "this build").unwrap().key(&[1; 32], "a/b.zip", ALL)
     }
 
     #[test]
@@ -222,7 +222,7 @@ mod tests {
         let mut other = Rule { roles: vec!["x".to_owned()], priority: 9, ..Rule::with_defaults("two") };
         (other.limits.depth, other.limits.files, other.global_timeout_seconds) = (3, 5, Some(1));
         assert_eq!(first, key(&other, &[a.clone(), b.clone()]), "who and how much");
-        let scope = VerdictScope::new(&rule, &[a.clone(), b.clone()]).unwrap();
+        let scope = VerdictScope::new(&rule, &[a.clone(), b.clone()], "this build").unwrap();
         assert_eq!(first, scope.key(&[1; 32], "elsewhere/b.zip", ALL), "the folder");
         assert!(scope.names(&a) && !scope.names(&engine("a", "1", "2")) && !scope.names(&engine("c", "1", "1")));
 
@@ -238,6 +238,7 @@ mod tests {
             key(&rule, &[a.clone(), engine("b", "1", "2")]),
             key(&rule, &[a.clone(), EngineVersion { settings: "some".to_owned(), ..b.clone() }]),
             key(&rule, std::slice::from_ref(&a)),
+            VerdictScope::new(&rule, &engines, "the next build").unwrap().key(&[1; 32], "b.zip", ALL),
             scope.key(&[1; 32], "b.zip", [false, true, true, true]),
             scope.key(&[2; 32], "b.zip", ALL),
             scope.key(&[1; 32], "b.exe", ALL),
@@ -248,7 +249,7 @@ mod tests {
         }
         // An engine that the rule doesn't ask is none of its business.
         assert_eq!(key(&only_a, &engines), key(&only_a, &[a, engine("b", "9", "9")]));
-        assert!(VerdictScope::new(&Rule { verdict_cache: false, ..rule }, &engines).is_none());
+        assert!(VerdictScope::new(&Rule { verdict_cache: false, ..rule }, &engines, "this build").is_none());
     }
 
     #[test]

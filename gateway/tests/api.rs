@@ -15,8 +15,8 @@ use flate2::write::GzEncoder;
 use http_body_util::BodyExt;
 use lazaret_analysis::conformance::{sample_nested, sample_result};
 use lazaret_analysis::{
-    ContainerResult, DataId, DiskReport, EngineInfo, HostReport, Limits, PasswordSeal, ResultCode, Rule, RuleSet, Rules,
-    State, WorkerReport,
+    ContainerResult, DataId, DiskReport, EngineInfo, HostReport, Limits, PasswordSeal, ResultCode, Rule, RuleSet,
+    Rules, State, WorkerReport,
 };
 use lazaret_gateway::GatewayOptions;
 use lazaret_node_client::Environment;

@@ -133,11 +133,14 @@ fn files_come_apart_as_they_do_without_it() {
     assert!(opened.members == direct.members);
 }
 
+type Members = Vec<(String, Vec<u8>)>;
+
 /// What another file comes to in a process for many, and the process if it goes on.
-fn another(respondent: Respondent, file: &[u8]) -> (Vec<(String, Vec<u8>)>, ExtractionOutcome, Option<Respondent>) {
+fn another(respondent: Respondent, file: &[u8]) -> (Members, ExtractionOutcome, Option<Respondent>) {
     let limits = conformance::limits();
     let tree = Arc::new(TreeBudget::new(limits.clone(), file.len() as u64));
-    let budget = Budget::new(tree, Arc::default(), file.len() as u64);
+    let never: Arc<AtomicBool> = Arc::default();
+    let budget = Budget::new(tree, never, file.len() as u64);
     let found = lazaret_containers::detect_content(file).unwrap().containers;
     let request = Request {
         name: "file",

@@ -11,7 +11,7 @@ mod base64;
 #[path = "../../../containers/tests/built/mod.rs"]
 mod built;
 
-pub use built::{activemime, appledouble, asar, cms, onenote, pgp, pyinstaller, pyz, zlib};
+pub use built::{activemime, appledouble, asar, cms, dotnet, onenote, pgp, pyinstaller, pyz, zlib};
 
 fn sample(name: &str) -> Vec<u8> {
     SAMPLES.iter().find(|sample| sample.name == name).unwrap().file()

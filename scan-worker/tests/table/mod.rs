@@ -224,12 +224,13 @@ fn disks(content: &[u8]) -> Vec<Row> {
 fn documents(content: &[u8]) -> Vec<Row> {
     vec![
         row(
-            "programs for Windows and Linux, UPX, PyInstaller, Nuitka",
+            "programs for Windows and Linux, UPX, PyInstaller, Nuitka, .NET",
             [
                 of("programs Windows", "pe"),
                 made("programs Linux", make::linux_program(content)),
                 made("UPX", make::packed_program(content)),
                 made("PyInstaller", make::pyinstaller(content)),
+                made(".NET", make::dotnet(content)),
                 made("PyInstaller PYZ", make::pyz(content)),
                 made("Nuitka", [b"KAY", &crate::common::zst(content)[..]].concat()),
             ],
