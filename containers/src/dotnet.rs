@@ -52,25 +52,27 @@ pub(crate) static FORMAT: Format = Format {
     beside: &["pe", "elf", "upx", "zip", "pyinstaller"],
     probe: |probe| {
         let is_program = PROGRAMS.iter().any(|magic| probe.head.starts_with(magic));
-        whole_if(is_program && !tables(probe.input, probe.length)?.is_empty())
+        whole_if(is_program && !tables(probe.input, probe.length)?.0.is_empty())
     },
     extractor: &Bundle,
 };
 
-/// Where the tables lie that marks in a program lead to.
-fn tables(input: &mut dyn ReadSeek, length: u64) -> io::Result<Vec<u64>> {
+/// Where the tables lie that marks in a program lead to, and whether there are more marks than are looked at.
+fn tables(input: &mut dyn ReadSeek, length: u64) -> io::Result<(Vec<u64>, bool)> {
     let (mut places, mut at) = (Vec::new(), 0);
-    while at < length && places.len() < MARKS_MAX {
+    while at < length && places.len() <= MARKS_MAX {
         input.seek(SeekFrom::Start(at))?;
         let piece = read_at_most(input, SEARCHED_BYTES)?;
         let is_last = (piece.len() as u64) < SEARCHED_BYTES;
-        places.extend(memmem::find_iter(&piece, &MARK).filter_map(|mark| le64(&piece, mark.checked_sub(PLACE_BYTES)?)));
+        let marks = memmem::find_iter(&piece, &MARK).filter_map(|mark| le64(&piece, mark.checked_sub(PLACE_BYTES)?));
+        places.extend(marks.take(MARKS_MAX + 1 - places.len()));
         if is_last {
             break;
         }
         // A mark that begins at the end is found with what follows, and the place before it.
         at += SEARCHED_BYTES - (MARK.len() + PLACE_BYTES - 1) as u64;
     }
+    let has_more = places.len() > MARKS_MAX;
     let mut tables = Vec::new();
     for place in places {
         // Where it is 0, a program brings nothing along.
@@ -82,7 +84,7 @@ fn tables(input: &mut dyn ReadSeek, length: u64) -> io::Result<Vec<u64>> {
             tables.push(place);
         }
     }
-    Ok(tables)
+    Ok((tables, has_more))
 }
 
 /// How much of a table tells whether it is one.
@@ -161,8 +163,12 @@ impl Extractor for Bundle {
     fn extract(&self, container: &mut Container<'_>, budget: &Budget, sink: &mut Sink<'_>) -> ExtractionOutcome {
         let (input, length) = (&mut *container.input, container.length);
         let mut out = Out::new(budget, sink);
-        let result = tables(input, length)
-            .and_then(|tables| tables.into_iter().try_for_each(|place| files(input, length, place, &mut out)));
+        let result = tables(input, length).and_then(|(tables, has_more)| {
+            if has_more {
+                out.outcome.note_suspicious("the program has more marks of files than any real one");
+            }
+            tables.into_iter().try_for_each(|place| files(input, length, place, &mut out))
+        });
         out.end("the table of the program's files is broken", result)
     }
 }

@@ -1,7 +1,6 @@
 //! Where encoded data lies in text: runs of base64, `data:` addresses, uuencode, yEnc; and text in which characters of it are written
 //! as escapes of HTML and scripts. It is asked of every file that nothing else claims, so it must cost next to nothing.
 
-use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
@@ -88,28 +87,12 @@ pub(crate) fn is_text(head: &[u8]) -> bool {
     controls * CONTROLS_OF_TEXT <= head.len().max(2 * CONTROLS_OF_TEXT)
 }
 
-/// What a file's beginning tells of the rest.
-#[derive(Clone, Copy)]
-pub(crate) struct Told {
-    pub(crate) is_text: bool,
-    /// Strings and streams in digits are a PDF's own, whose reader decodes them.
-    is_pdf: bool,
-}
-
-impl Told {
-    pub(crate) fn by(head: &[u8]) -> Self {
-        Self { is_text: is_text(head), is_pdf: head.starts_with(b"%PDF") }
-    }
-}
-
 /// What is next in a piece of text.
 pub(crate) enum Found {
     /// Nothing in so many bytes.
     Nothing(usize),
     /// A run of base64 so far in, and how many of its characters stand together at least.
     Run(usize, usize),
-    /// Bytes written as hexadecimal digits so far in.
-    Hex(usize),
     /// An address so far in.
     Address(usize, Address),
 }
@@ -126,19 +109,18 @@ pub(crate) struct Address {
 
 /// The first data in a piece of text. If the text goes on, what may be cut off at the end of the piece is left for the next. In what
 /// is no text runs count only if they stand for something that begins as files do.
-pub(crate) fn next_data(text: &[u8], is_all: bool, told: Told) -> Found {
+pub(crate) fn next_data(text: &[u8], is_all: bool, is_text: bool) -> Found {
     let address = first_address(text);
     let end = address.as_ref().map_or(text.len(), |(at, _)| *at);
-    let run = first_run(text, end, told.is_text);
+    let run = first_run(text, end, is_text);
     let end = run.map_or(end, |(at, _)| at);
-    let armored = first_armored(text, end);
-    let run = armored.map(|at| (at, ARMORED_LINE_CHARACTERS_MIN)).or(run);
-    let end = armored.unwrap_or(end);
-    if !told.is_pdf
-        && let Some(at) = first_hex(text, end)
-    {
-        return Found::Hex(at);
-    }
+    let run = match (run, first_armored(text, end)) {
+        // What stands before its lines may be anything: they are read for themselves.
+        (Some((at, line)), Some(data)) if text.get(data..at).is_some_and(is_one_piece) => Some((at, line)),
+        (_, Some(data)) => Some((data, ARMORED_LINE_CHARACTERS_MIN)),
+        (run, None) => run,
+    };
+    let end = run.map_or(end, |(at, _)| at);
     if let Some((at, line)) = first_run_in_lines(text, end).map(|at| (at, SHORT_LINE_CHARACTERS_MIN)).or(run) {
         return Found::Run(at, line);
     }
@@ -450,6 +432,11 @@ fn first_armored(text: &[u8], end: usize) -> Option<usize> {
     begins.find_map(|at| armored(text, at)).filter(|data| *data <= end)
 }
 
+/// Whether armored data goes on through all of this, which is not nothing.
+fn is_one_piece(text: &[u8]) -> bool {
+    !text.is_empty() && memchr::memmem::find(text, b"-----").is_none()
+}
+
 /// Where the data begins after such a line, and those that say more of it.
 fn armored(text: &[u8], begin: usize) -> Option<usize> {
     let head = text.get(..begin + SEARCH_AGAIN_BYTES / 2).unwrap_or(text);
@@ -467,129 +454,6 @@ fn armored(text: &[u8], begin: usize) -> Option<usize> {
         return (is_data && !start.starts_with(b"-----")).then_some(at + line.len() - start.len());
     }
     None
-}
-
-/// How many bytes written in digits count at least: as many as the longest hash has, so that less is none.
-const HEX_BYTES_MIN: usize = 64;
-/// How many different ones text has at least.
-const DIFFERENT_BYTES_MIN: usize = 8;
-/// How many bytes tell at first whether they may be worth to be looked at.
-const HEX_FIRST_BYTES: usize = 4;
-
-/// Where bytes begin, not behind `end`, that are written in hexadecimal digits, as values of Windows' registry, strings of PostScript and
-/// arrays in scripts are, and that are text or begin as files do. Those that stand for neither are numbers and keys.
-fn first_hex(text: &[u8], end: usize) -> Option<usize> {
-    // Before `checked` all is searched, and before `no_text` nothing is text.
-    let (mut checked, mut no_text) = (0, 0);
-    for (number, piece) in text.as_chunks::<LINES_BYTES>().0.iter().enumerate() {
-        let at = number * LINES_BYTES;
-        if at >= end + LINES_BYTES {
-            break;
-        }
-        if !are_hex_or_between(piece) {
-            continue;
-        }
-        // They may begin in the piece before.
-        let from = checked.max(at.saturating_sub(LINES_BYTES));
-        checked = at + LINES_BYTES;
-        let mut before = from.checked_sub(1).and_then(|before| text.get(before)).copied().unwrap_or(b' ');
-        for (ahead, byte) in text.get(from..checked.min(end + 1)).unwrap_or_default().iter().enumerate() {
-            let is_first = is_first_of_hex(*byte) && !before.is_ascii_hexdigit();
-            before = *byte;
-            if is_first {
-                match begins_in_hex(text.get(from + ahead..).unwrap_or_default(), from + ahead >= no_text) {
-                    Ok(()) => return Some(from + ahead),
-                    Err(until) => no_text = no_text.max(from + ahead + until),
-                }
-            }
-        }
-    }
-    None
-}
-
-/// Whether an element may begin like this: see [`hex_byte`].
-fn is_first_of_hex(byte: u8) -> bool {
-    byte.is_ascii_hexdigit() || matches!(byte, b'\\' | b'&')
-}
-
-/// Whether all of a piece may be of bytes written in digits, and what is between them. Without branches, like [`are_digits`], and with
-/// some characters more, so that there is less to compare.
-fn are_hex_or_between(piece: &[u8; LINES_BYTES]) -> bool {
-    piece.iter().fold(true, |all, byte| {
-        let lower = *byte | 0x20;
-        let is_hex = lower.wrapping_sub(b'a') < 6;
-        // From the tab to the line break, and from the space to the semicolon, digits among them.
-        let is_between = byte.wrapping_sub(b'\t') < 5 || byte.wrapping_sub(b' ') < 28;
-        all & (is_hex | is_between | (lower == b'x') | (lower == b'h') | matches!(byte, b'\\' | b'_' | b'`'))
-    })
-}
-
-/// What may lie between two bytes written in digits.
-fn is_between_hex(byte: u8) -> bool {
-    byte.wrapping_sub(b'\t') < 5
-        || matches!(byte, b' ' | b',' | b';' | b':' | b'-' | b'"' | b'\'' | b'`' | b'+' | b'&' | b'_' | b'\\')
-}
-
-/// Whether bytes in digits begin here that count. Else, up to where no text of one byte a character begins.
-fn begins_in_hex(text: &[u8], may_be_text: bool) -> Result<(), usize> {
-    let (mut bytes, mut at) = (Vec::with_capacity(HEX_BYTES_MIN), 0);
-    let (mut no_text, mut is_wide) = ((!may_be_text).then_some(0), true);
-    let mut next = 0;
-    while bytes.len() < HEX_BYTES_MIN {
-        let Some((byte, length)) = text.get(at..).and_then(hex_byte) else { return Err(at) };
-        at += length;
-        bytes.push(byte);
-        let is_mark = TEXT_MARKS.iter().any(|mark| mark.starts_with(&bytes));
-        let is_text = is_mark || is_of_text(&byte);
-        if !is_text {
-            no_text.get_or_insert(at);
-        }
-        is_wide &= if bytes.len() % 2 == 1 { is_text } else { is_mark || byte == 0 };
-        let may_count = no_text.is_none() || is_wide || bytes.len() < HEX_FIRST_BYTES || may_begin_in_hex(&bytes);
-        if !may_count {
-            return Err(no_text.unwrap_or(at));
-        }
-        next = if bytes.len() <= DIFFERENT_BYTES_MIN { at } else { next };
-    }
-    // Tables have few different values. What follows them is found from a little further on, still before it begins; where nothing lies
-    // between the digits, nothing more is found in them.
-    let is_table = bytes.iter().collect::<HashSet<_>>().len() < DIFFERENT_BYTES_MIN && at > 2 * bytes.len();
-    if is_table && !may_begin_in_hex(&bytes) { Err(next) } else { Ok(()) }
-}
-
-/// Whether a file begins like this, by more than a few bytes: lists of hashes are long.
-fn may_begin_in_hex(bytes: &[u8]) -> bool {
-    match bytes {
-        [b'M', b'Z', ..] => bytes.get(63).is_none_or(|byte| *byte == 0),
-        [b'P', b'K', one, other, ..] => matches!((one, other), (1, 2) | (3, 4) | (5, 6) | (7, 8)),
-        [0x1f, 0x8b, 8, flags, ..] => flags & 0xe0 == 0 && bytes.get(8).is_none_or(|level| matches!(level, 0 | 2 | 4)),
-        [b'B', b'Z', b'h', b'1'..=b'9', ..] => bytes.get(4..10).is_none_or(|magic| magic == b"1AY&SY"),
-        [0xff, 0xd8, 0xff, kind, ..] => *kind >= 0xc0,
-        // What a shortcut is known by.
-        [b'L', 0, 0, 0, class @ ..] => class.get(..4).is_none_or(|class| class == b"\x01\x14\x02\0"),
-        _ => MAGIC.iter().any(|magic| magic.len() >= HEX_FIRST_BYTES && bytes.starts_with(magic)),
-    }
-}
-
-/// A byte written in hexadecimal digits behind what is between it and the one before, and the length of both: `4d`, `0x4d`, `&H4D`, `\x4d`,
-/// and with such a mark one digit alone.
-pub(crate) fn hex_byte(text: &[u8]) -> Option<(u8, usize)> {
-    let mut at = 0;
-    loop {
-        let rest = text.get(at..)?;
-        let (mark, digits) = match rest {
-            [b'0', b'x' | b'X', digits @ ..] | [b'\\', b'x', digits @ ..] | [b'&', b'H' | b'h', digits @ ..] => {
-                (2, digits)
-            }
-            _ => (0, rest),
-        };
-        match (digits.first().and_then(|digit| hex_digit(*digit)), digits.get(1).and_then(|digit| hex_digit(*digit))) {
-            (Some(high), Some(low)) => return Some((high << 4 | low, at + mark + 2)),
-            (Some(low), None) if mark > 0 => return Some((low, at + mark + 1)),
-            _ if at < JOINT_BYTES_MAX && is_between_hex(*rest.first()?) => at += 1,
-            _ => return None,
-        }
-    }
 }
 
 /// The first address of a text, and where it begins.
@@ -951,71 +815,13 @@ mod tests {
     }
 
     #[test]
-    fn bytes_in_digits_are_found_however_they_are_written() {
-        let words = b"It is a truth universally acknowledged, that a single man in possession";
-        let program: Vec<u8> = b"MZ\x90\0\x03\0\0\0".iter().copied().chain([0; 60]).collect();
-        let wide: Vec<u8> = words.iter().flat_map(|byte| [*byte, 0]).collect();
-        for content in [&words[..], &program, &wide] {
-            for (mark, between) in
-                [("", ""), ("", ","), ("", "-"), ("0x", ", "), ("\\x", ""), ("&H", ", _\r\n  "), ("", "\" +\n\"")]
-            {
-                let digits: Vec<_> = content.iter().map(|byte| format!("{mark}{byte:02x}")).collect();
-                let digits = digits.join(between);
-                for before in [
-                    "\"x\"=hex:",
-                    "<",
-                    "a = \"",
-                    "7fe,",
-                    "hex(2):",
-                    "\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n",
-                ] {
-                    let text = format!("{before}{digits}>");
-                    assert_eq!(first_hex(text.as_bytes(), text.len()), Some(before.len()), "{text}");
-                    assert_eq!(first_hex(text.as_bytes(), before.len() - 1), None, "{text}");
-                }
-            }
+    fn what_stands_before_armored_lines_hides_none() {
+        let run = "TVqQAAMAAAAEAAAA//8AALgAAAAAAAAAQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA".repeat(4);
+        for (before, begins) in [("A\n", true), ("", false)] {
+            let text = format!("-----BEGIN X-----\n{before}{run}\n-----END X-----\n");
+            let Found::Run(at, _) = next_data(text.as_bytes(), true, true) else { panic!("nothing in {text}") };
+            assert_eq!(text.get(at..at + 4), Some("TVqQ"), "{begins}");
         }
-    }
-
-    #[test]
-    fn numbers_and_hashes_are_no_bytes_in_digits() {
-        let mut random = crate::conformance::Random(3);
-        let mut hash = |bytes: usize| (0..bytes).map(|_| format!("{:02x}", random.next() as u8)).collect::<String>();
-        for bytes in [16, 20, 32, 64] {
-            let text = (0..20_000).map(|_| hash(bytes) + "\n").collect::<String>();
-            assert_eq!(first_hex(text.as_bytes(), text.len()), None);
-        }
-        for line in [
-            "10, 20, 30, 40, 81, 90, 12\n",
-            "2024-01-31 23:59:59, 55\n",
-            "0x4d5a, 0x00ff\n",
-            "0x20, 0x70,\n",
-            "4d 5a 90 00 03  MZ...\n",
-        ] {
-            let text = line.repeat(1000);
-            assert_eq!(first_hex(text.as_bytes(), text.len()), None, "{text}");
-        }
-        // Text behind as much padding as there may be is whole.
-        let words = b"Set a = CreateObject(1): a.Run \"calculator.exe /with /many /words\"";
-        for padding in 0..200 {
-            for (mark, line) in [("", 1000), ("", 30), ("0x", 1), ("0x", 16)] {
-                let bytes = b" ".repeat(padding).into_iter().chain(words.iter().copied()).collect::<Vec<_>>();
-                let lines = bytes
-                    .chunks(line)
-                    .map(|line| line.iter().map(|byte| format!("{mark}{byte:02x}")).collect::<String>());
-                let text = lines.collect::<Vec<_>>().join(",\n");
-                let begin = text.find(&format!("{mark}53")).unwrap_or(0);
-                let found = first_hex(text.as_bytes(), text.len()).unwrap_or(usize::MAX);
-                assert!(found <= begin, "{padding} {mark} {line}: {found}");
-            }
-        }
-        let begun = Instant::now();
-        for text in ["41,".repeat(63) + "80,", "41,00,".repeat(31) + "80,80,", "4d,5a,90,".to_owned(), "\\".to_owned()]
-        {
-            let text = text.repeat(400_000 / text.len());
-            assert_eq!(first_hex(text.as_bytes(), text.len()), None);
-        }
-        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     }
 
     #[test]

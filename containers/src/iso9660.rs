@@ -9,7 +9,7 @@
 //! An image that was written in sessions has a volume for each, of which the others know nothing: where no file lies, volumes are looked for,
 //! and what their trees have come out too. Some lie at the beginning of an image within, and count from there.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Read, SeekFrom};
 
 use crate::budget::Budget;
@@ -83,6 +83,7 @@ impl Extractor for Iso {
             joliet: false,
             files: HashSet::new(),
             pieces: 0,
+            directories: HashMap::new(),
         };
         let result = walk.run();
         walk.out.end("the image is broken", result)
@@ -114,6 +115,8 @@ struct Walk<'w, 'o, 's> {
     files: HashSet<Box<[Extent]>>,
     /// How many pieces they have.
     pieces: usize,
+    /// The directories that were read, by how records of them are read.
+    directories: HashMap<(bool, u64, u64), HashSet<Extent>>,
 }
 
 /// A directory record.
@@ -301,14 +304,17 @@ impl Walk<'_, '_, '_> {
         };
         let root = self.record(descriptor.get(156..190).unwrap_or_default())?;
         let root = root.ok_or_else(|| invalid("no root directory"))?;
-        let (mut queue, mut seen) = (Vec::new(), HashSet::new());
+        let reading = (self.joliet, self.block_bytes, self.base);
+        // Descriptors may lead to the same directories.
+        let mut seen = self.directories.remove(&reading).unwrap_or_default();
+        let mut queue = Vec::new();
         root.queue(String::new(), &mut queue, &mut seen);
         let mut at = 0;
         while let Some(directory) = queue.get_mut(at) {
             at += 1;
             let directory = Directory { path: std::mem::take(&mut directory.path), ..*directory };
             if self.out.is_over() {
-                return Ok(());
+                break;
             }
             let before = (queue.len(), self.files.len());
             let result = self.directory(&directory, &mut queue, &mut seen);
@@ -320,6 +326,7 @@ impl Walk<'_, '_, '_> {
                 self.out.outcome.note_error(&format!("directory {:?}", directory.path), &error);
             }
         }
+        self.directories.insert(reading, seen);
         Ok(())
     }
 

@@ -1,6 +1,5 @@
 //! Text with files in it: web pages and style sheets with `data:` addresses, scripts with long strings of base64, XML with binary data
-//! (flat OpenDocument, Word of 2003, Flat OPC), calendars and address books with attachments, values of Windows' registry, PostScript and
-//! scripts with files and text in hexadecimal digits. Formats: RFC 2397, RFC 4648.
+//! (flat OpenDocument, Word of 2003, Flat OPC), calendars and address books with attachments. Formats: RFC 2397, RFC 4648.
 //!
 //! Any text may be such a file, so a text is one if it has a `data:` address or a run of base64 anywhere, or if it is markup. It counts
 //! only if the file is nothing else, and then other files are searched as well: what opens them passes over odd characters. Short runs are
@@ -27,7 +26,7 @@ use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, hand_out, read_full};
 use crate::encoded::{
     self, Address, ESCAPE_BYTES_MAX, Found, JOINT_BYTES_MAX, LINE_CHARACTERS_MIN, SEARCH_AGAIN_BYTES, TOLD_BY_BYTES,
-    Told, begins_file_of_lines, characters, escaped, escaped_in_lines, hex_byte, is_taken_out, joint, long_beginnings,
+    begins_file_of_lines, characters, escaped, escaped_in_lines, is_taken_out, is_text, joint, long_beginnings,
     next_data, searched_until,
 };
 use crate::fields::{find, le32};
@@ -59,13 +58,13 @@ pub(crate) static FORMAT: Format = Format {
 
 /// Only what is seen at once: the rest of a file is searched if nothing claims it, see [`search`].
 fn probe(probe: &mut Probe<'_>) -> io::Result<Claims> {
-    let told = Told::by(probe.head);
-    if !told.is_text {
+    let is_text = is_text(probe.head);
+    if !is_text {
         return Ok(Vec::new());
     }
     let head = probe.head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(probe.head).trim_ascii_start();
     let markup = matches!(head, [b'<', b'!' | b'?' | b'a'..=b'z' | b'A'..=b'Z', ..]);
-    let has_data = |text: &[u8]| !matches!(next_data(text, true, told), Found::Nothing(_));
+    let has_data = |text: &[u8]| !matches!(next_data(text, true, is_text), Found::Nothing(_));
     let is_one = markup || has_data(probe.head) || !probe.is_short() && has_data(probe.tail);
     probe.head_is_bare = !is_one;
     Ok(if is_one { vec![Claim::Inside(0)] } else { Vec::new() })
@@ -172,7 +171,7 @@ pub(crate) fn any_window(
 struct Search {
     hidden: Hidden,
     plain: Vec<u8>,
-    told: Option<Told>,
+    is_text: Option<bool>,
     is_script: bool,
     /// All was text so far.
     is_all_text: bool,
@@ -190,7 +189,7 @@ impl Search {
         Self {
             hidden,
             plain,
-            told: None,
+            is_text: None,
             is_script: false,
             is_all_text: true,
             is_bare: head_is_bare,
@@ -216,15 +215,15 @@ impl Search {
 
     /// Searches the next window. Tells from where in it on it is searched again with what follows.
     fn window(&mut self, text: &[u8]) -> usize {
-        if self.told.is_none() {
+        if self.is_text.is_none() {
             self.is_script = text.starts_with(b"#!");
         }
-        let told = *self.told.get_or_insert_with(|| Told::by(text));
+        let is_text = *self.is_text.get_or_insert_with(|| encoded::is_text(text));
         if self.is_all_text && !self.is_script {
             self.archive_behind_text(text);
         }
         let hidden = &mut self.hidden;
-        let has_data = |text: &[u8]| !matches!(next_data(text, true, told), Found::Nothing(_));
+        let has_data = |text: &[u8]| !matches!(next_data(text, true, is_text), Found::Nothing(_));
         hidden.data = hidden.data || !std::mem::take(&mut self.is_bare) && has_data(text);
         if !hidden.data && characters(text).next().is_some() {
             self.plain.clear();
@@ -235,7 +234,7 @@ impl Search {
         let (uuencode, yenc) = begins_file_of_lines(text);
         hidden.uuencode |= uuencode;
         hidden.yenc |= yenc;
-        hidden.pdf = hidden.pdf || pdf::has_objects(text, told.is_text);
+        hidden.pdf = hidden.pdf || pdf::has_objects(text, is_text);
         for (name, at) in archives(text, self.is_script) {
             let header = text.get(at..).unwrap_or_default();
             if header.len() >= HEADER_BYTES_MAX && !may_begin(name, header) {
@@ -430,7 +429,7 @@ impl Walk<'_, '_> {
 
     /// Hands out what lies in a text. If its escapes are decoded, only what has one.
     fn text(&mut self, window: &mut Window<'_>) -> io::Result<()> {
-        let told = Told::by(window.ahead(TOLD_BY_BYTES)?);
+        let is_text = is_text(window.ahead(TOLD_BY_BYTES)?);
         loop {
             self.budget.check()?;
             let ahead = window.ahead(WINDOW_BYTES / 2)?;
@@ -438,13 +437,12 @@ impl Walk<'_, '_> {
                 return Ok(());
             }
             let is_all = ahead.len() < WINDOW_BYTES / 2;
-            let (skip, written) = match next_data(ahead, is_all, told) {
+            let (skip, written) = match next_data(ahead, is_all, is_text) {
                 Found::Nothing(skip) => {
                     window.at += skip;
                     continue;
                 }
                 Found::Run(at, line) => (at, Written::Run(line)),
-                Found::Hex(at) => (at, Written::Hex),
                 Found::Address(at, address) => (at, Written::Address(address)),
             };
             window.at += skip;
@@ -604,15 +602,12 @@ enum End {
 enum Written {
     /// In base64, of which so many characters stand together at least.
     Run(usize),
-    /// In hexadecimal digits.
-    Hex,
     Address(Address),
 }
 
 /// Data on its way out, decoded.
 struct Data<'d, 'w> {
     window: &'d mut Window<'w>,
-    is_hex: bool,
     is_base64: bool,
     is_address: bool,
     /// What ends an address.
@@ -639,11 +634,9 @@ impl<'d, 'w> Data<'d, 'w> {
         let (address, line_min) = match written {
             Written::Address(address) => (Some(address), 0),
             Written::Run(line_min) => (None, *line_min),
-            Written::Hex => (None, 0),
         };
         Self {
             window,
-            is_hex: matches!(written, Written::Hex),
             is_base64: address.is_none_or(|address| address.is_base64),
             is_address: address.is_some(),
             ended_by: address.and_then(|address| address.ended_by),
@@ -667,12 +660,7 @@ impl<'d, 'w> Data<'d, 'w> {
             return Ok(());
         };
         let mut used = 1;
-        if self.is_hex {
-            // With less of the text ahead than a byte takes it ends.
-            let Some((byte, length)) = hex_byte(ahead) else { return self.finish() };
-            self.out.push(byte);
-            used = length;
-        } else if self.is_base64 {
+        if self.is_base64 {
             let length = ahead.iter().take_while(|byte| digit(**byte).is_some()).count();
             if length > 0 && self.is_padded {
                 return self.finish();

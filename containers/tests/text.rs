@@ -154,50 +154,6 @@ fn objects_of_rich_text_come_out_wherever_they_lie() {
 }
 
 #[test]
-fn files_in_hexadecimal_digits_come_out() {
-    let eicar = eicar();
-    let program = [b"MZ\x90\0".to_vec(), vec![0; 60], eicar.clone()].concat();
-    let in_lines = |content: &[u8], mark: &str, by: usize, between: &str, end: &str| {
-        let line = |line: &[u8]| line.iter().map(|byte| format!("{mark}{byte:02x}")).collect::<Vec<_>>().join(between);
-        content.chunks(by).map(line).collect::<Vec<_>>().join(end)
-    };
-    for content in [&eicar, &program] {
-        let wide: Vec<u8> = eicar.iter().flat_map(|byte| [*byte, 0]).collect();
-        let values = format!(
-            "Windows Registry Editor Version 5.00\r\n\r\n[HKEY_CURRENT_USER\\a]\r\n\"b\"=hex:01,02\r\n\"c\"=hex:{}\r\n\"d\"=dword:00000001\r\n",
-            in_lines(content, "", 25, ",", ",\\\r\n  ")
-        );
-        let texts = [
-            values.clone(),
-            format!("@=hex(2):{}\r\n", in_lines(&wide, "", 25, ",", ",\\\r\n  ")),
-            format!("%!PS\n<{}> pop\n", in_lines(content, "", 32, "", "\n")),
-            format!("unsigned char a[] = {{\n  {}\n}};\n", in_lines(content, "0x", 12, ", ", ",\n  ")),
-            format!("a = \"{}\"\r\n", in_lines(content, "", 40, "", "\" & _\r\n  \"")),
-            format!("$a = '{}'\n", in_lines(content, "\\x", 900, "", "")),
-        ];
-        for text in &texts {
-            let members = members(text.as_bytes());
-            let is_it = |member: &Vec<u8>| member == content || *member == wide;
-            assert!(members.len() == 1 && is_it(&members[0].1), "{text}: {members:?}");
-            assert!(take_apart(text.as_bytes(), &Passwords::NONE).outcome.is_complete());
-            conformance::survives_mutations(&Case::new("text", text.as_bytes(), &eicar), ROUNDS);
-        }
-        let file: Vec<u8> = values.encode_utf16().flat_map(u16::to_le_bytes).collect();
-        let file = [&b"\xff\xfe"[..], &file].concat();
-        assert!(conformance::is_found(&file, &eicar, &Passwords::NONE));
-        // Across what is searched at once.
-        for padding in [65_400, 65_536 - 70, 65_536 - 8, 200_000] {
-            let text = format!("{}\n{values}", ";".repeat(padding));
-            assert_eq!(members(text.as_bytes()), [("data-1".to_owned(), content.clone())], "{padding}");
-        }
-    }
-    // What else is in such files: settings, identifiers, keys.
-    let text =
-        "\"a\"=hex:00,00,00,00,14,00,00,00\r\n\"b\"=hex(7):41,00,00,00\r\n{0D43FE01-F093-11CF-8940-00A0C9054228}\r\n";
-    assert!(members(text.repeat(100).as_bytes()).is_empty());
-}
-
-#[test]
 fn short_armored_data_comes_out() {
     let content = b"IEX(x)";
     let armored =

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lazaret_analysis::rule::SkipReason;
-use lazaret_analysis::{EngineResult, EngineVersion, Findings, ResultCode, Rule, Signer, YaraFindings, worst};
+use lazaret_analysis::{EngineResult, EngineVersion, Findings, ResultCode, Rule, Signer, YaraFindings};
 
 use crate::engine::{Engine, EngineVerdict, ScanContext, Subject};
 use crate::pool::Pool;
@@ -71,7 +71,8 @@ pub fn examine(
         findings.type_mismatch.as_ref().filter(|_| rule.file_types.mismatch).map(|_| ResultCode::MISMATCH),
         findings.spoofing.as_ref().filter(|_| rule.file_types.spoofing).map(|_| ResultCode::MISMATCH),
     ];
-    examined.failure = reasons.into_iter().flatten().reduce(worst);
+    let policy = rule.policy();
+    examined.failure = reasons.into_iter().flatten().reduce(|a, b| policy.worst(a, b));
     findings.skipped = rule.skip.applies(subject.file, name_agrees);
     if let Some(skipped) = &findings.skipped {
         examined.closed = skipped.reason == SkipReason::Hash;

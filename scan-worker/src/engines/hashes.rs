@@ -331,6 +331,7 @@ fn read(options: &HashListOptions, files: &[Found]) -> Result<Lists, LoadError> 
     let mut digest = blake3::Hasher::new();
     for list in [&bad, &good] {
         digest.update(&(list.count() as u64).to_le_bytes());
+        digest.update(&list.lines.0.to_le_bytes());
         digest.update(list.md5.digests.as_flattened());
         digest.update(list.sha1.digests.as_flattened());
         digest.update(list.sha256.digests.as_flattened());

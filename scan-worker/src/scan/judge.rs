@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use lazaret_analysis::{FileInfo, ResultCode, VerdictKey, worst};
+use lazaret_analysis::{FileInfo, Policy, ResultCode, VerdictKey};
 use lazaret_containers::format::Found;
 use lazaret_containers::{FileType, Remark};
 use lazaret_digests::{Digests, Pending, Selection, Set};
@@ -154,7 +154,8 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     if judged.detail.is_empty() {
         judged.detail = examined.detail;
     }
-    judged.failure = [judged.failure, examined.failure].into_iter().flatten().reduce(worst);
+    let policy = tree.rule.policy();
+    judged.failure = [judged.failure, examined.failure].into_iter().flatten().reduce(|a, b| policy.worst(a, b));
     if containers.is_empty() {
         shared.leaf_cost.note(began.elapsed());
     }
@@ -168,7 +169,7 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     }
     settle_digests(&mut judged);
     if let Some(code) = tree.stop.reason().and_then(StopReason::code) {
-        cut_short(&mut judged, code);
+        cut_short(&mut judged, code, &policy);
     }
     judged
 }
@@ -183,7 +184,7 @@ fn stage(tree: &Tree, node: &Node, name: &'static str) -> tracing::Span {
 
 /// Says of a file whose scan was stopped that it was, so that it does not look judged. What failed may have failed for
 /// that alone: a stop ends the processes that read the file.
-pub(super) fn cut_short(judged: &mut Judged, code: ResultCode) {
+pub(super) fn cut_short(judged: &mut Judged, code: ResultCode, policy: &Policy) {
     let faults = [ResultCode::SCAN_FAILED, ResultCode::EXTRACTION_FAILED];
     let is_fault = |reason: &ResultCode| faults.contains(reason);
     if let Some(container) = &mut judged.container
@@ -191,7 +192,8 @@ pub(super) fn cut_short(judged: &mut Judged, code: ResultCode) {
     {
         container.reason = Some(code);
     }
-    judged.failure = Some(judged.failure.filter(|failure| !is_fault(failure)).unwrap_or(code));
+    let failure = judged.failure.filter(|failure| !is_fault(failure));
+    judged.failure = Some(failure.map_or(code, |failure| policy.worst(failure, code)));
 }
 
 fn bare_info(sample: &Sample) -> FileInfo {

@@ -195,7 +195,7 @@ impl RootPart {
     /// Notes that it is stopped while others' parts are waited for.
     pub fn stop(&mut self, reason: StopReason) {
         if let (None, Some(code)) = (self.stopped, reason.code()) {
-            cut_short(&mut self.judged, code);
+            cut_short(&mut self.judged, code, &self.rule.policy());
             self.stopped = Some(reason);
         }
     }

@@ -24,7 +24,7 @@ use super::slots::{Place, Slot};
 use super::supervisor::Supervisor;
 use super::{STOP_GRACE, Shared};
 use crate::budget::StopReason;
-use crate::scan::{Remainder, Root, RootPart, Sharing, TreeOutcome, Verdicts, Whole};
+use crate::scan::{Remainder, Root, RootPart, Scanner, Sharing, TreeOutcome, Verdicts, Whole};
 use crate::source::SourceError;
 
 /// From what length on a file is shared: below, reading it once more costs more than it saves.
@@ -86,6 +86,7 @@ impl Claims {
 pub(super) struct Lead {
     claims: Claims,
     share: NewShare,
+    scanner: Scanner,
     lease_ms: u64,
     clock: Arc<dyn Clock>,
 }
@@ -103,6 +104,10 @@ impl Sharing for Lead {
     }
 
     fn begin(&self) -> bool {
+        // The verdict is kept under the engines of the scan's beginning, which lies between; who helps has no older ones.
+        if self.scanner.pipeline() != self.share.pipeline {
+            return false;
+        }
         let until_ms = self.clock.unix_ms().saturating_add(self.lease_ms);
         match self.claims.runtime.block_on(self.claims.results.open_share(&self.share, until_ms)) {
             Ok(token) => self.claims.token.set(token).is_ok(),
@@ -157,14 +162,13 @@ impl Shared {
         let share = NewShare {
             root: record.data_id,
             worker: self.identity.clone(),
-            // Before the scan: of an engine that gets a newer database meanwhile, others may have no older one.
             pipeline: self.scanner.pipeline(),
             deadline_ms: rule
                 .global_timeout_seconds
                 .map(|seconds| self.now_ms().saturating_add(seconds.saturating_mul(1_000))),
         };
         let (lease_ms, clock) = (self.options.lease_ms, self.environment.clock.clone());
-        Some(Arc::new(Lead { claims: self.claims(), share, lease_ms, clock }))
+        Some(Arc::new(Lead { claims: self.claims(), share, scanner: self.scanner.clone(), lease_ms, clock }))
     }
 
     /// Closes a share. If that fails its lead's lease ends, and the next who opens one of the root removes it.
