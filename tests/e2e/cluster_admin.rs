@@ -343,7 +343,15 @@ async fn keys_and_certificates_are_replaced_under_uploads() {
         assert!(admin.fails(&["cluster", "rotate", what]).contains("finish the last rotation first"));
         admin.says(&["cluster", "rotate", what, "--finish"]);
         assert!(!admin.path(&format!("{file}.previous")).exists());
-        let refused = refusal(&admin, &ca, credentials).await;
+        // A node notices that the file is gone a little later.
+        let begun = Instant::now();
+        let refused = loop {
+            let refused = refusal(&admin, &ca, credentials.clone()).await;
+            if refused.is_some() || begun.elapsed() > PATIENCE {
+                break refused;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
         assert!(matches!(refused, Some(TransportError::NotAllowed { .. })), "{what}: {refused:?}");
         traffic.more(30).await;
     }
