@@ -158,7 +158,11 @@ impl<'o> FileOpening<'o> {
         let outcome = match self.tree.scanner.sandbox() {
             Some(sandbox) => {
                 let begun = self.begun.take();
-                self.take_apart_in(sandbox, begun, containers)
+                self.take_apart_in(sandbox, begun, containers).unwrap_or_else(|reason| {
+                    let mut outcome = ExtractionOutcome::default();
+                    outcome.note_broken(reason);
+                    outcome
+                })
             }
             None => self.take_apart_here(containers),
         };
@@ -172,44 +176,29 @@ impl<'o> FileOpening<'o> {
         })
     }
 
-    fn take_apart_in(&self, sandbox: &Sandbox, begun: Option<Opening<'_>>, containers: &[Found]) -> ExtractionOutcome {
+    /// An error says why no process could be begun.
+    fn take_apart_in(
+        &self,
+        sandbox: &Sandbox,
+        begun: Option<Opening<'_>>,
+        containers: &[Found],
+    ) -> Result<ExtractionOutcome, String> {
         let request = Request { standing: self.tree.question_about_members(), ..self.request(Some(containers)) };
+        let mut members = Members::new(self.tree, self.node, self.budget);
+        let mut sink = |member: Member<'_>| members.take(member);
         if begun.is_none() && self.is_short_member() {
-            return self.take_short_apart(sandbox, &request, containers);
+            let respondent = self.tree.respondent(sandbox)?;
+            let (outcome, next) = respondent.members(&request, self.input, containers, self.budget, &mut sink);
+            lock(&self.tree.respondents).extend(next);
+            return Ok(outcome);
         }
-        match begun.map_or_else(|| begin(sandbox, &request, self.input), Ok) {
-            Ok(opening) => {
-                let mut members = Members::new(self.tree, self.node, self.budget);
-                opening.members(&request, containers, self.budget, &mut |member| members.take(member))
-            }
-            Err(reason) => {
-                let mut outcome = ExtractionOutcome::default();
-                outcome.note_broken(reason);
-                outcome
-            }
-        }
+        let opening = begun.map_or_else(|| begin(sandbox, &request, self.input), Ok)?;
+        Ok(opening.members(&request, containers, self.budget, &mut sink))
     }
 
     /// Whether one of the tree's processes for many takes the file: that costs a fraction of a process of its own.
     fn is_short_member(&self) -> bool {
         self.node.parent.is_some() && self.sample.bytes().is_some_and(|bytes| bytes.len() as u64 <= CONTENT_BYTES_MAX)
-    }
-
-    fn take_short_apart(&self, sandbox: &Sandbox, request: &Request<'_>, containers: &[Found]) -> ExtractionOutcome {
-        match self.tree.respondent(sandbox) {
-            Ok(respondent) => {
-                let mut members = Members::new(self.tree, self.node, self.budget);
-                let mut sink = |member: Member<'_>| members.take(member);
-                let (outcome, next) = respondent.members(request, self.input, containers, self.budget, &mut sink);
-                lock(&self.tree.respondents).extend(next);
-                outcome
-            }
-            Err(reason) => {
-                let mut outcome = ExtractionOutcome::default();
-                outcome.note_broken(reason);
-                outcome
-            }
-        }
     }
 
     fn take_apart_here(&self, containers: &[Found]) -> ExtractionOutcome {
