@@ -185,16 +185,39 @@ fn a_process_for_many_takes_one_file_after_the_other_apart() {
     assert_eq!(sandbox.lost(), 0);
 }
 
+/// The processes that this one forked.
+fn children(process: u32) -> Vec<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
+    children.split_ascii_whitespace().map(|child| child.parse().unwrap()).collect()
+}
+
+/// Whether nothing of it runs any more.
+fn ended(process: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let state = status.rsplit(')').next().unwrap().split_ascii_whitespace().next();
+    matches!(state, None | Some("Z" | "X"))
+}
+
+fn until<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
+    let begin = Instant::now();
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(20), "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[test]
 fn what_ended_a_process_for_many_before_costs_no_file() {
     let sandbox = sandbox();
     let respondent = sandbox.respondent().unwrap();
     // As if a former file had ended it.
-    let zygote = sandbox.process_id();
-    let templates = std::fs::read_to_string(format!("/proc/{zygote}/task/{zygote}/children")).unwrap();
-    for template in templates.split_ascii_whitespace() {
-        assert!(std::process::Command::new("kill").args(["-9", template]).status().unwrap().success());
-    }
+    let template = until("it is planted", || children(sandbox.process_id()).first().copied());
+    let process = until("it is forked", || children(template).first().copied());
+    assert!(std::process::Command::new("kill").args(["-9", &process.to_string()]).status().unwrap().success());
+    until("it has ended", || ended(process).then_some(()));
     let (members, outcome, next) = another(respondent, &zip(&[("a", b"one")]));
     assert_eq!((brief(&members), outcome), (vec![("a", 3)], ExtractionOutcome::default()));
     assert!(next.is_none());
