@@ -75,10 +75,12 @@ fn new_table() -> Table {
 }
 
 async fn rows(cluster: &Cluster, map: &ClusterMap) -> Vec<Row> {
-    let statuses = ask_all(cluster, &map.nodes, &Request::Status).await;
     let clock = Environment::system().clock;
     let before_ms = clock.unix_ms();
-    let reports = ask_all(cluster, &map.nodes, &Request::Report).await;
+    // At once: a node that does not answer is waited for once.
+    let statuses = ask_all(cluster, &map.nodes, &Request::Status);
+    let reports = ask_all(cluster, &map.nodes, &Request::Report);
+    let (statuses, reports) = tokio::join!(statuses, reports);
     // What the answers took is halved between the two ways.
     let asked_ms = before_ms.midpoint(clock.unix_ms());
     let rows = statuses.into_iter().zip(reports).map(|((node, status), (_, report))| Row {

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::disk::{Disk, DiskError};
+use crate::disk::{Ahead, Disk, DiskError};
 use crate::record::{
     Marker, RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BYTES, SegmentAddress, SegmentHeader, record_buffer,
 };
@@ -28,6 +28,7 @@ pub(crate) struct Scan {
     marker: Marker,
     offset: u64,
     length: u64,
+    ahead: Ahead,
 }
 
 /// A segment's header; the inner error says that it is damaged, or of another format.
@@ -86,7 +87,14 @@ impl Scan {
         offset: u64,
     ) -> Result<Self, DiskError> {
         let length = disk.length(address)?;
-        Ok(Self { disk, address, marker, offset: offset.max(SEGMENT_HEADER_BYTES as u64), length })
+        Ok(Self {
+            disk,
+            address,
+            marker,
+            offset: offset.max(SEGMENT_HEADER_BYTES as u64),
+            length,
+            ahead: Ahead::default(),
+        })
     }
 
     /// Where the next step begins.
@@ -100,6 +108,8 @@ impl Scan {
             return Ok(None);
         }
         let offset = self.offset;
+        // Where records are short, their headers lie close together.
+        self.ahead.read(&*self.disk, self.address, offset, offset + RECORD_HEADER_BYTES as u64, self.length);
         match self.header_at(offset)? {
             Some(header) => {
                 self.offset += header.record_bytes();

@@ -7,48 +7,49 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
 use lazaret_node_client::cluster::Cluster;
 use lazaret_node_client::cluster_file::ClusterFile;
 use lazaret_node_client::probe;
-use lazaret_protocol::BlobName;
-use serde_json::Value;
+use lazaret_protocol::message::{Request, Response};
+use lazaret_protocol::{BlobName, NodeId};
 
-use crate::harness::{cluster, content, lazaret, read};
+use crate::harness::{cluster, content, read};
 use crate::storage::Storage;
 
 const BLOB_BYTES: usize = 4 << 20;
 const SMALL_BYTES: usize = 10 << 10;
 const SMALL: u64 = 1000;
+/// Between two questions of how far repair is.
+const POLL: Duration = Duration::from_millis(20);
 /// Between two requests of the foreground.
 const PACE: Duration = Duration::from_millis(10);
 
-/// What all nodes say of repair.
-fn repair(storage: &Storage) -> Vec<Value> {
-    let file = storage.file();
-    let status = lazaret(&["cluster", "status", "--json", "--cluster", file.to_str().unwrap()]);
-    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
-    let nodes = status["nodes"].as_array().unwrap();
-    nodes.iter().filter(|node| node["reachable"] == true).map(|node| node["report"]["repair"].clone()).collect()
+/// How many bytes repair has copied to the nodes that can be asked.
+async fn copied(client: &Cluster, nodes: &[NodeId]) -> u64 {
+    let asked = nodes.iter().map(|&node| client.ask(node, Request::Report));
+    let answers = join_all(asked).await;
+    let copied = answers.into_iter().map(|answer| match answer {
+        Ok(Response::Report(report)) => report.repair.copied_bytes,
+        // One that can't be asked for a moment says nothing of what it did.
+        _ => 0,
+    });
+    copied.sum()
 }
 
-fn copied(storage: &Storage) -> u64 {
-    repair(storage).iter().map(|repair| repair["copied_bytes"].as_u64().unwrap()).sum()
-}
-
-/// Waits until `bytes` more were copied than `before`; how long that took from the first one on.
-async fn until_copied(storage: &Storage, before: u64, bytes: u64) -> Duration {
+/// Waits until `bytes` more were copied to `nodes` than `before`; how long that took from the first one on.
+async fn until_copied(client: &Cluster, nodes: &[NodeId], before: u64, bytes: u64) -> Duration {
     let mut began = None;
     loop {
-        // A node that can't be asked for a moment says nothing of what it did.
-        let done = copied(storage).saturating_sub(before);
+        let done = copied(client, nodes).await.saturating_sub(before);
         if done > 0 {
             began.get_or_insert_with(Instant::now);
         }
         if done >= bytes {
             return began.unwrap().elapsed();
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(POLL).await;
     }
 }
 
@@ -115,10 +116,11 @@ async fn measured_replication_after_a_loss() {
     for name in &names {
         on_third += u64::from(client.stat(*name).await.unwrap().held_on.contains(&file.map.nodes[2].id));
     }
+    let nodes: Vec<NodeId> = file.map.nodes.iter().map(|node| node.id).collect();
+    let others = [nodes[0], nodes[1], nodes[3]];
+    let before = copied(&client, &others).await;
     storage.kill(2);
-    // What the lost node copied before is told by nobody any more.
-    let before = copied(&storage);
-    let took = until_copied(&storage, before, on_third * BLOB_BYTES as u64).await;
+    let took = until_copied(&client, &others, before, on_third * BLOB_BYTES as u64).await;
     let rate = (on_third * BLOB_BYTES as u64) as f64 / took.as_secs_f64();
     println!(
         "loss of one of four nodes: {on_third} blobs of 4 MiB copied in {:.1} s, {:.0} MB/s; raw QUIC {:.0} MB/s: {:.2}",
@@ -129,12 +131,12 @@ async fn measured_replication_after_a_loss() {
     );
 
     fs::remove_dir_all(storage.data(2)).unwrap();
-    // The lost node's own count begins anew.
-    let before = copied(&storage);
     let stop = Arc::new(AtomicBool::new(false));
     let load = tokio::spawn(foreground(client.clone(), 1 << 20, Arc::clone(&stop)));
+    // Others hand over what it fetches not; its own count begins anew.
+    let before = copied(&client, &others).await;
     storage.start(2);
-    let took = until_copied(&storage, before, on_third * BLOB_BYTES as u64).await;
+    let took = until_copied(&client, &nodes, before, on_third * BLOB_BYTES as u64).await;
     stop.store(true, Ordering::Relaxed);
     let under_repair = load.await.unwrap();
     println!("return with an empty disk under load: {:.1} s", took.as_secs_f64());

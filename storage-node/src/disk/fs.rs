@@ -88,6 +88,8 @@ impl Segments {
         }
         let path = self.path(address);
         let file = File::open(&path).map_err(|source| DiskError::new("open", path.display(), source))?;
+        // Who reads knows how far, and says so ([`Disk::read_ahead`]); the kernel would read as much again of what lies around.
+        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random);
         if files.open.len() >= READ_FILES_MAX {
             let oldest = files.open.iter().min_by_key(|(_, (_, used))| *used).map(|(&address, _)| address);
             oldest.and_then(|address| files.open.remove(&address));

@@ -3,6 +3,7 @@
 //! What is written is durable only after [`SegmentFile::sync`]; what [`Disk::create_segment`] and
 //! [`Disk::write_small`] did is durable when they return. Reads see what was written, synced or not. All of it blocks.
 
+mod ahead;
 mod fs;
 mod recent;
 mod segment;
@@ -11,6 +12,7 @@ mod sim;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
+pub(crate) use ahead::Ahead;
 pub use fs::FsDisk;
 pub use sim::{Power, SimDisk, SplitMix};
 

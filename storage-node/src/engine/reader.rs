@@ -6,12 +6,13 @@ use std::io;
 use std::sync::Arc;
 
 use lazaret_protocol::BlobName;
-use lazaret_protocol::limits::{EXTENT_BYTES_MAX, KIB};
+use lazaret_protocol::limits::{EXTENT_BYTES_MAX, GROUP_BYTES, KIB};
 use lazaret_protocol::message::{ByteRange, GetHeader};
 use lazaret_protocol::tree::{self, ReadAt, tree_bytes};
 
 use super::EngineError;
 use super::store::{Generation, Store};
+use crate::disk::Ahead;
 use crate::index::{BlobEntry, Layout};
 use crate::record::{Location, RECORD_HEADER_BYTES, RecordHeader, RecordKind, TREE_PIECE_BYTES};
 use crate::scan::read_record_header;
@@ -58,7 +59,8 @@ impl BlobReader {
     /// Encodes, and takes note of damage.
     fn read(&self, range: Option<ByteRange>, sink: impl io::Write) -> Result<(), EngineError> {
         let failure = RefCell::new(None);
-        let (content, tree) = self.streams(&failure);
+        let end = range.map_or(self.blob.length, |range| range.end.saturating_add(GROUP_BYTES as u64));
+        let (content, tree) = self.streams(&failure, end.min(self.blob.length));
         let tree = Windowed { stream: tree, window: RefCell::default() };
         let encoded = tree::encode(self.name, self.blob.length, range, content, tree, sink);
         let outcome = encoded.map_err(|error| match failure.take() {
@@ -76,10 +78,11 @@ impl BlobReader {
         outcome
     }
 
-    fn streams<'a>(&'a self, failure: &'a RefCell<Option<EngineError>>) -> (Stream<'a>, Stream<'a>) {
+    /// Content and tree; of the content nothing is wanted from `end` on.
+    fn streams<'a>(&'a self, failure: &'a RefCell<Option<EngineError>>, end: u64) -> (Stream<'a>, Stream<'a>) {
         let length = self.blob.length;
         let (tree_length, reader) = (tree_bytes(length), self);
-        let stream = |kind, pieces, piece_bytes: usize, length, payload_start| Stream {
+        let stream = |kind, pieces, piece_bytes: usize, length, payload_start, end| Stream {
             reader,
             failure,
             kind,
@@ -87,19 +90,21 @@ impl BlobReader {
             piece_bytes: piece_bytes as u64,
             length,
             payload_start,
+            ahead: Cell::new(None),
+            end,
             open: Cell::new(None),
         };
         match &self.blob.layout {
             Layout::Whole(location) => {
                 let pieces = std::slice::from_ref(location);
                 (
-                    stream(RecordKind::Blob, pieces, usize::MAX, length, 0),
-                    stream(RecordKind::Blob, pieces, usize::MAX, tree_length, length),
+                    stream(RecordKind::Blob, pieces, usize::MAX, length, 0, end),
+                    stream(RecordKind::Blob, pieces, usize::MAX, tree_length, length, 0),
                 )
             }
             Layout::Streamed { extents, tree, .. } => (
-                stream(RecordKind::Extent, extents, EXTENT_BYTES_MAX, length, 0),
-                stream(RecordKind::Tree, tree, TREE_PIECE_BYTES, tree_length, 0),
+                stream(RecordKind::Extent, extents, EXTENT_BYTES_MAX, length, 0, end),
+                stream(RecordKind::Tree, tree, TREE_PIECE_BYTES, tree_length, 0, 0),
             ),
         }
     }
@@ -117,6 +122,10 @@ struct Stream<'a> {
     length: u64,
     /// Where in the first piece's payload the stream begins.
     payload_start: u64,
+    /// What the disk was asked for of the piece last read from.
+    ahead: Cell<Option<(usize, Ahead)>>,
+    /// From where on nothing is wanted; of a tree, which is read in windows, nothing is asked for before.
+    end: u64,
     /// The piece last read from, so that its header is read once.
     open: Cell<Option<(usize, RecordHeader)>>,
 }
@@ -130,13 +139,19 @@ impl Stream<'_> {
         let Some(bytes) = bytes.get_mut(..wanted).filter(|bytes| !bytes.is_empty()) else { return Ok(0) };
         let piece = usize::try_from(piece).unwrap_or(usize::MAX);
         let Some(location) = self.pieces.get(piece) else { return Err(self.corrupt(position, "it is incomplete")) };
+        let (in_payload, header_bytes) = (self.payload_start + in_piece, RECORD_HEADER_BYTES as u64);
+        let offset = location.offset + header_bytes + in_payload;
+        let disk = &*self.reader.store.disk;
+        // A record's header is read with its beginning.
+        let from = if in_payload == 0 { location.offset } else { offset };
+        let limit = offset + self.end.saturating_sub(position).min(self.piece_bytes - in_piece);
+        let mut ahead = self.ahead.get().filter(|(of, _)| *of == piece).map_or_else(Ahead::default, |(_, ahead)| ahead);
+        ahead.read(disk, location.segment, from, offset + wanted as u64, limit);
+        self.ahead.set(Some((piece, ahead)));
         let header = self.header(piece, location, position)?;
-        let in_payload = self.payload_start + in_piece;
         if in_payload + wanted as u64 > u64::from(header.payload_bytes) {
             return Err(self.corrupt(position, "a record is shorter than the index says"));
         }
-        let offset = location.offset + RECORD_HEADER_BYTES as u64 + in_payload;
-        let disk = &self.reader.store.disk;
         if disk.read_at(location.segment, offset, bytes).map_err(|error| self.failed(position, error))? < wanted {
             return Err(self.corrupt(position, "its segment ends early"));
         }
