@@ -350,7 +350,7 @@ mod tests {
     #[test]
     fn what_is_encrypted_is_told_and_what_only_signs_is_not() {
         let file = message(PKCS7, 3, &[value(2, &[0])]);
-        assert_eq!(take_apart(&file, &Passwords::NONE).outcome.protected, Some(Protection::Document));
+        assert_eq!(take_apart(&file, &Passwords::NONE).outcome.protected, [Protection::Document].into());
         let bundle = message(PKCS7, 2, &[value(2, &[1]), value(0x31, b""), value(SEQUENCE, DATA)]);
         let catalog = signed(&value(SEQUENCE, b"list"));
         for file in [bundle, catalog] {

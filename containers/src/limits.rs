@@ -30,7 +30,7 @@ pub struct Limits {
 }
 
 /// Which limit was hit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, thiserror::Error)]
 #[repr(u8)]
 pub enum Limit {
     /// The container lies too deep.

@@ -1,5 +1,6 @@
 //! How taking a container apart ended.
 
+use std::collections::BTreeSet;
 use std::io;
 
 use serde::{Deserialize, Serialize};
@@ -7,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::limits::{Halt, Limit, TooMuchMemory};
 
 /// What needs a password that was not among those given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Protection {
     /// A document that asks for a password before it opens: office documents, PDF.
     Document,
@@ -18,10 +19,10 @@ pub enum Protection {
 /// How taking a container apart ended. Several things may be true of one container.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExtractionOutcome {
-    /// The first limit that kept something from coming out.
-    pub limit: Option<Limit>,
-    /// What needs a password that was not given. An archive outranks a document.
-    pub protected: Option<Protection>,
+    /// The limits that kept something from coming out.
+    pub limits: BTreeSet<Limit>,
+    /// What needs a password that was not given.
+    pub protected: BTreeSet<Protection>,
     /// Something was encrypted, and one of the given passwords opened it.
     pub decrypted: bool,
     /// What was broken, the first time.
@@ -54,9 +55,7 @@ impl ExtractionOutcome {
 
     /// Notes that something needs a password and none of those given opens it.
     pub fn note_protected(&mut self, what: Protection) {
-        if self.protected != Some(Protection::Archive) {
-            self.protected = Some(what);
-        }
+        self.protected.insert(what);
     }
 
     /// Notes that a given password opened something.
@@ -66,7 +65,7 @@ impl ExtractionOutcome {
 
     /// Notes that a member was left out for a limit, while others may still come out.
     pub fn note_limit(&mut self, limit: Limit) {
-        self.limit.get_or_insert(limit);
+        self.limits.insert(limit);
     }
 
     /// Notes a halt: nothing more may come out.
@@ -98,10 +97,8 @@ impl ExtractionOutcome {
 
     /// Adds what is true of the same file when it is read as another format.
     pub fn merge(&mut self, other: Self) {
-        self.limit = self.limit.or(other.limit);
-        if let Some(protection) = other.protected {
-            self.note_protected(protection);
-        }
+        self.limits.extend(other.limits);
+        self.protected.extend(other.protected);
         self.decrypted |= other.decrypted;
         self.broken = self.broken.take().or(other.broken);
         self.suspicious = self.suspicious.take().or(other.suspicious);
@@ -115,8 +112,8 @@ impl ExtractionOutcome {
         let mut parts: Vec<String> = Vec::new();
         parts.extend(self.suspicious.clone());
         parts.extend(self.broken.clone());
-        parts.extend(self.limit.map(|limit| limit.to_string()));
-        parts.extend(self.protected.map(|protection| match protection {
+        parts.extend(self.limits.iter().map(ToString::to_string));
+        parts.extend(self.protected.iter().map(|protection| match protection {
             Protection::Archive => "a member is encrypted, and no given password opens it".to_owned(),
             Protection::Document => "the document is encrypted, and no given password opens it".to_owned(),
         }));
@@ -129,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_of_each_kind_stays_and_a_member_left_out_ends_nothing() {
+    fn nothing_that_is_true_hides_another_and_a_member_left_out_ends_nothing() {
         let mut outcome = ExtractionOutcome::default();
         outcome.note_protected(Protection::Archive);
         outcome.note_protected(Protection::Document);
@@ -139,7 +136,8 @@ mod tests {
         assert!(!outcome.is_over());
         outcome.note_error("member", &Halt::Limit(Limit::Size).into());
         assert!(outcome.is_over());
-        assert_eq!((outcome.limit, outcome.protected), (Some(Limit::Memory), Some(Protection::Archive)));
+        assert_eq!(outcome.limits, [Limit::Size, Limit::Memory].into());
+        assert_eq!(outcome.protected, [Protection::Document, Protection::Archive].into());
         assert!(outcome.detail().contains("first") && !outcome.detail().contains("second"));
         assert!(ExtractionOutcome::default().is_complete());
     }

@@ -328,7 +328,7 @@ mod tests {
         let session = packet(KEY_OF_SESSION, &[3; 90]);
         let encrypted = partial(18, &[1; 3000]);
         let file = [session.clone(), encrypted].concat();
-        assert_eq!(take_apart(&file, &Passwords::NONE).outcome.protected, Some(Protection::Archive));
+        assert_eq!(take_apart(&file, &Passwords::NONE).outcome.protected, [Protection::Archive].into());
         for file in [packet(6, &[4; 300]), packet(SIGNATURE, &[4; 70]), session, vec![0xff; 300], vec![0xa3, 1, 9, 9]] {
             assert!(detect_content(&file).unwrap().containers.is_empty(), "{file:?}");
         }

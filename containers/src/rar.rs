@@ -513,7 +513,7 @@ fn members(archive: &Archive, password: Option<&str>, out: &mut Out<'_, '_>) {
         Ok(_) => walk.hand_out(None),
         Err(error) => {
             walk.hand_out(Some(&error));
-            if !asks_password(&error) || walk.out.outcome.protected.is_none() {
+            if !asks_password(&error) || walk.out.outcome.protected.is_empty() {
                 note(&error, "the archive is broken", &mut walk.out.outcome);
             }
         }

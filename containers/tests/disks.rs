@@ -382,7 +382,7 @@ fn virtual_disks_are_read_by_their_footer_if_its_copy_is_lost() {
 fn encrypted_disk_images_of_macs_are_told() {
     let file = [b"encrcdsa\0\0\0\x02".as_slice(), &[7; 4096]].concat();
     let taken = take_apart(&file, &Passwords::NONE);
-    assert!(taken.outcome.protected.is_some() && taken.outcome.broken.is_none(), "{:?}", taken.outcome);
+    assert!(!taken.outcome.protected.is_empty() && taken.outcome.broken.is_none(), "{:?}", taken.outcome);
 }
 
 #[test]

@@ -295,8 +295,8 @@ fn a_manifest_of_an_encrypted_document_is_told() {
     };
     let encrypted =
         manifest("<manifest:file-entry><manifest:encryption-data manifest:checksum=\"a\"/></manifest:file-entry>");
-    assert_eq!(take_apart(encrypted.as_bytes(), &Passwords::NONE).outcome.protected, Some(Protection::Document));
-    assert_eq!(take_apart(manifest("").as_bytes(), &Passwords::NONE).outcome.protected, None);
+    assert_eq!(take_apart(encrypted.as_bytes(), &Passwords::NONE).outcome.protected, [Protection::Document].into());
+    assert_eq!(take_apart(manifest("").as_bytes(), &Passwords::NONE).outcome.protected, [].into());
 }
 
 #[test]

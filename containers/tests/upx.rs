@@ -259,9 +259,9 @@ fn what_was_changed_or_is_too_long_is_told() {
     let taken = take_apart(&file, &Passwords::NONE);
     assert!(taken.outcome.broken.is_some_and(|reason| reason.contains("changed")));
     let file = windows(method, &data, u32::MAX as usize);
-    assert_eq!(take_apart(&file, &Passwords::NONE).outcome.limit, Some(Limit::Memory));
+    assert_eq!(take_apart(&file, &Passwords::NONE).outcome.limits, [Limit::Memory].into());
     let file = linux(&[(method, data, u32::MAX as usize)]);
-    assert_eq!(take_apart(&file, &Passwords::NONE).outcome.limit, Some(Limit::Memory));
+    assert_eq!(take_apart(&file, &Passwords::NONE).outcome.limits, [Limit::Memory].into());
     // A text that mentions it, and a program that is not packed.
     for file in [&b"UPX! packs programs"[..], &[b"MZ".to_vec(), vec![0; 500], b"UPX!".to_vec(), vec![0; 500]].concat()]
     {

@@ -69,7 +69,7 @@ fn sandboxed(sandbox: &Sandbox, file: &[u8], total: &Total, buffer: &mut [u8]) {
         total.take(member.content, buffer);
         Ok(())
     });
-    assert!(outcome.broken.is_none() && outcome.limit.is_none(), "{}", outcome.detail());
+    assert!(outcome.broken.is_none() && outcome.limits.is_empty(), "{}", outcome.detail());
 }
 
 fn in_process(file: &[u8], total: &Total, buffer: &mut [u8]) {

@@ -78,17 +78,15 @@ pub fn limit_code(limit: Limit, rule: &Rule) -> ResultCode {
 
 /// The result of a container, as far as taking it apart decides it.
 pub fn outcome_code(outcome: &ExtractionOutcome, rule: &Rule) -> Option<ResultCode> {
-    let codes = [
-        outcome.limit.map(|limit| limit_code(limit, rule)),
-        outcome.protected.map(|protection| match protection {
-            Protection::Archive => ResultCode::ENCRYPTED_ARCHIVE,
-            Protection::Document => ResultCode::PASSWORD_PROTECTED,
-        }),
-        outcome.broken.as_ref().map(|_| ResultCode::EXTRACTION_FAILED),
-        outcome.suspicious.as_ref().map(|_| ResultCode::SUSPICIOUS),
-    ];
+    let limits = outcome.limits.iter().map(|limit| limit_code(*limit, rule));
+    let protected = outcome.protected.iter().map(|protection| match protection {
+        Protection::Archive => ResultCode::ENCRYPTED_ARCHIVE,
+        Protection::Document => ResultCode::PASSWORD_PROTECTED,
+    });
+    let broken = outcome.broken.as_ref().map(|_| ResultCode::EXTRACTION_FAILED);
+    let suspicious = outcome.suspicious.as_ref().map(|_| ResultCode::SUSPICIOUS);
     let policy = rule.policy();
-    codes.into_iter().flatten().reduce(|a, b| policy.worst(a, b))
+    limits.chain(protected).chain(broken).chain(suspicious).reduce(|a, b| policy.worst(a, b))
 }
 
 #[cfg(test)]
@@ -130,6 +128,20 @@ mod tests {
         assert_eq!(outcome_code(&outcome, &rule), Some(ResultCode::EXTRACTION_FAILED));
         outcome.note_protected(Protection::Archive);
         assert_eq!(outcome_code(&outcome, &rule), Some(ResultCode::ENCRYPTED_ARCHIVE));
+    }
+
+    #[test]
+    fn a_limit_that_a_rule_allows_hides_none_that_it_does_not() {
+        let mut rule = Rule::with_defaults("test");
+        rule.allowed_codes.extend([ResultCode::ARCHIVE_SIZE, ResultCode::ENCRYPTED_ARCHIVE]);
+        let mut outcome = ExtractionOutcome::default();
+        outcome.note_limit(Limit::Memory);
+        outcome.note_protected(Protection::Archive);
+        outcome.note_limit(Limit::Depth);
+        assert_eq!(outcome_code(&outcome, &rule), Some(ResultCode::ARCHIVE_DEPTH));
+        rule.allowed_codes.push(ResultCode::ARCHIVE_DEPTH);
+        outcome.note_protected(Protection::Document);
+        assert_eq!(outcome_code(&outcome, &rule), Some(ResultCode::PASSWORD_PROTECTED));
     }
 
     #[test]

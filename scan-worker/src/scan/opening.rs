@@ -166,7 +166,7 @@ impl<'o> FileOpening<'o> {
             }
             None => self.take_apart_here(containers),
         };
-        let (encrypted, decrypted) = (outcome.protected.is_some(), outcome.decrypted);
+        let (encrypted, decrypted) = (!outcome.protected.is_empty(), outcome.decrypted);
         Some(Opened {
             reason: outcome_code(&outcome, &self.tree.rule),
             detail: outcome.detail(),
