@@ -276,6 +276,7 @@ fn are_digits(piece: &[u8; PIECE_BYTES]) -> bool {
 }
 
 /// The same as whether [`digit`] has a value.
+#[inline(always)]
 fn is_digit(byte: u8) -> bool {
     let is_letter = (byte | 0x20).wrapping_sub(b'a') < 26;
     // The slash is right before the zero.
@@ -324,44 +325,85 @@ fn is_varied(characters: &[u8]) -> bool {
     different.count_ones() >= DIFFERENT_CHARACTERS_MIN
 }
 
-/// How many characters are looked at at once for runs in short lines: the shortest of those covers one such piece whole.
-const LINES_BYTES: usize = 32;
+/// How many characters are looked at at once for runs in short lines.
+const LINES_BYTES: usize = 64;
 
 /// Where the first run begins, before `end`, whose lines may be short. It counts only if it stands for text or a file, since most prose
 /// has the form of one: the first character tells that of most words, and the first three bytes of nearly all.
 fn first_run_in_lines(text: &[u8], end: usize) -> Option<usize> {
-    let mut seen = 0;
-    for (number, piece) in text.as_chunks::<LINES_BYTES>().0.iter().enumerate() {
+    let (pieces, rest) = text.as_chunks::<LINES_BYTES>();
+    let mut last = [0; LINES_BYTES];
+    last.iter_mut().zip(rest).for_each(|(last, byte)| *last = *byte);
+    let mut pieces = pieces.iter().chain([&last, &[0; LINES_BYTES]]).map(|piece| (piece, places(piece, is_of_run)));
+    let mut here = pieces.next()?;
+    for (number, next) in pieces.enumerate() {
         let at = number * LINES_BYTES;
-        if at >= end + LINES_BYTES {
+        if at >= end {
             break;
         }
-        if !are_digits_or_joints(piece) {
+        let ((piece, of_run), (next_piece, next_of_run)) = (std::mem::replace(&mut here, next), next);
+        let long_enough = long_enough(of_run, next_of_run);
+        if long_enough == 0 {
             continue;
         }
-        // It may begin in the piece before.
-        let from = seen.max(at.saturating_sub(LINES_BYTES));
-        seen = at + LINES_BYTES;
-        let mut before = from.checked_sub(1).and_then(|before| text.get(before)).copied().unwrap_or(b' ');
-        for (ahead, byte) in text.get(from..seen.min(end)).unwrap_or_default().iter().enumerate() {
-            let is_first = may_begin_file(*byte) && !is_digit(before);
-            before = *byte;
-            if is_first && begins_file_in_lines(text, from + ahead) {
-                return Some(from + ahead);
+        let (digits, next_digits) = (places(piece, is_digit), places(next_piece, is_digit));
+        let before = at.checked_sub(1).and_then(|before| text.get(before)).is_some_and(|before| is_digit(*before));
+        // The first digit of at least so many as a short line has.
+        let behind = |characters: u32| digits >> characters | next_digits << (u64::BITS - characters);
+        let mut starts = long_enough & digits & !(digits << 1 | u64::from(before)) & behind(1) & behind(2) & behind(3);
+        while starts != 0 {
+            let start = at + starts.trailing_zeros() as usize;
+            if start >= end {
+                break;
             }
+            if begins_file_in_lines(text, start) {
+                return Some(start);
+            }
+            starts &= starts - 1;
         }
     }
     None
 }
 
-/// Whether all of a piece are digits of base64 or what may be in a [`joint`]. Without branches, like [`are_digits`].
-fn are_digits_or_joints(piece: &[u8; LINES_BYTES]) -> bool {
-    // From the tab to the line break, and from the space to the digit 9 most.
-    let is_joint = |byte: u8| {
-        byte.wrapping_sub(b'\t') < 5
-            || matches!(byte, b' ' | b'"' | b'#' | b'&' | b'\'' | b',' | b'.' | b';' | b'\\' | b'`')
+/// From which characters of a piece of text on, of which a bit for each says whether it may be in a run, there are as many of these as the
+/// shortest run has, in this piece and the next.
+fn long_enough(of_run: u64, next_of_run: u64) -> u64 {
+    const BEYOND: usize = SHORT_RUN_CHARACTERS_MIN - LINES_BYTES;
+    let first = u64::MAX.checked_shl(u64::BITS - of_run.leading_ones()).unwrap_or(0);
+    // The last from which what is in the next piece is enough; all of that is enough for any.
+    let last = match (next_of_run.trailing_ones() as usize).checked_sub(BEYOND) {
+        None => 0,
+        Some(_) if next_of_run == u64::MAX => u64::MAX,
+        Some(last) => u64::MAX >> (LINES_BYTES - 1 - last),
     };
-    piece.iter().fold(true, |all, byte| all & (is_digit(*byte) | is_joint(*byte)))
+    first & last
+}
+
+/// Whether a character is a digit of base64 or may be in a [`joint`].
+#[inline(always)]
+fn is_of_run(byte: u8) -> bool {
+    // From the tab to the line break, and from the space to the digit 9 most.
+    let is_joint = byte.wrapping_sub(b'\t') < 5
+        || matches!(byte, b' ' | b'"' | b'#' | b'&' | b'\'' | b',' | b'.' | b';' | b'\\' | b'`');
+    is_digit(byte) | is_joint
+}
+
+/// Where in a piece of text characters are of a kind: a bit for each. Without branches, like [`are_digits`].
+#[inline(always)]
+fn places(piece: &[u8; LINES_BYTES], is_of_kind: impl Fn(u8) -> bool) -> u64 {
+    let mut ones = [0; LINES_BYTES];
+    for (one, byte) in ones.iter_mut().zip(piece) {
+        *one = u8::from(is_of_kind(*byte));
+    }
+    bits(&ones)
+}
+
+/// The bits that are one of bytes that are 0 or 1. Without branches, like [`are_digits`].
+fn bits(ones: &[u8; LINES_BYTES]) -> u64 {
+    // Eight of them in one byte: each lands in a bit of its own at the top, and nothing is carried there.
+    const GATHER: u64 = 0x0102_0408_1020_4080;
+    let eights = ones.as_chunks::<8>().0.iter().enumerate();
+    eights.fold(0, |bits, (at, eight)| bits | (u64::from_le_bytes(*eight).wrapping_mul(GATHER) >> 56) << (8 * at))
 }
 
 /// Whether the first byte of text, or of what begins as files do, may begin with this digit.
@@ -374,6 +416,20 @@ fn may_begin_file(character: u8) -> bool {
     digit(character).is_some_and(|digit| *DIGITS >> digit & 1 == 1)
 }
 
+/// Whether something of [`MAGIC`] begins with this byte.
+fn begins_magic(byte: u8) -> bool {
+    static FIRST: LazyLock<[u64; 4]> = LazyLock::new(|| {
+        let mut first = [0; 4];
+        for byte in MAGIC.iter().filter_map(|magic| magic.first()) {
+            if let Some(bits) = first.get_mut(usize::from(byte >> 6)) {
+                *bits |= 1 << (byte & 63);
+            }
+        }
+        first
+    });
+    FIRST.get(usize::from(byte >> 6)).is_some_and(|bits| bits >> (byte & 63) & 1 == 1)
+}
+
 /// Whether a run in lines of any length begins so far into a text, by what it stands for.
 fn begins_file_in_lines(text: &[u8], start: usize) -> bool {
     let decoded = |characters: &[u8]| {
@@ -383,10 +439,13 @@ fn begins_file_in_lines(text: &[u8], start: usize) -> bool {
     };
     // By hand: most words are asked about, and end here.
     let Some(&[a, b, c, d]) = text.get(start..).and_then(|rest| rest.first_chunk()) else { return false };
+    if !may_begin_file(a) {
+        return false;
+    }
     let (Some(a), Some(b), Some(c), Some(d)) = (digit(a), digit(b), digit(c), digit(d)) else { return false };
     let first = [a << 2 | b >> 4, b << 4 | c >> 2, c << 6 | d];
     let begins = |magic: &&[u8]| magic.iter().zip(&first).all(|(magic, byte)| magic == byte);
-    if !is_all_text(&first) && !MAGIC.iter().any(begins) {
+    if !is_all_text(&first) && !(begins_magic(first[0]) && MAGIC.iter().any(begins)) {
         return false;
     }
     let characters = characters_of_run(text, start, SHORT_LINE_CHARACTERS_MIN, LOOKED_AT_CHARACTERS);
@@ -786,6 +845,36 @@ mod tests {
         }
         let three = run.chunks(3).collect::<Vec<_>>().join(&b" "[..]);
         assert_eq!(first_run_in_lines(&three, three.len()), None, "lines that are too short");
+    }
+
+    #[test]
+    fn a_run_in_short_lines_is_found_where_it_is_by_looking_everywhere() {
+        let everywhere = |text: &[u8], end: usize| {
+            let is_start = |at: &usize| *at == 0 || !is_digit(text[at - 1]);
+            (0..end.min(text.len())).filter(is_start).find(|at| begins_file_in_lines(text, *at))
+        };
+        let run = b"VGhpcyBpcyBhIHRlc3Qgb2YgYSBydW4u".repeat(4);
+        let between: [&[u8]; 10] = [b" ", b"\n", b"  \r\n", b"\" + \"", b",", b"(", b": ", b"", b"&#13;", b"\\n"];
+        let (mut random, mut found) = (7u64, 0);
+        for _ in 0..4000 {
+            let mut next = |below: usize| {
+                random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+                (random >> 33) as usize % below
+            };
+            let mut text = Vec::new();
+            // Mostly what joins lines, else hardly any run would go on.
+            let odd = 1 + next(400);
+            for _ in 0..20 + next(60) {
+                let (start, length) = (next(run.len() - 30), 4 + next(26));
+                text.extend_from_slice(&run[start / 4 * 4..][..length]);
+                text.extend_from_slice(between[if next(odd) == 0 { next(between.len()) } else { next(4) }]);
+            }
+            let end = if next(2) == 0 { text.len() } else { next(text.len() + 1) };
+            let at = everywhere(&text, end);
+            assert_eq!(first_run_in_lines(&text, end), at, "{}", String::from_utf8_lossy(&text));
+            found += usize::from(at.is_some());
+        }
+        assert!((200..3800).contains(&found), "{found}");
     }
 
     #[test]

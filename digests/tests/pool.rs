@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::num::NonZeroUsize;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +11,9 @@ use lazaret_digests::{Pool, Selection, Set, Settings};
 
 /// Longer than any test may take: whoever waits for company waits in vain.
 const NEVER: Duration = Duration::from_secs(3600);
+
+/// Longer than a file may take that waits for nothing.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn content(length: usize) -> Bytes {
     (0..length).map(|i| (i * 31 % 251) as u8).collect()
@@ -89,6 +93,52 @@ fn files_that_are_all_there_go_without_anybody_waiting_for_them() {
     for pending in pending {
         assert_eq!(pending.wait().unwrap(), Set::digest(Selection::ALL, &content));
     }
+}
+
+#[test]
+fn files_that_nobody_waits_for_have_time_until_somebody_waits_for_one() {
+    let pool = one_thread(NEVER);
+    let (told, digests) = mpsc::channel();
+    let begin = |length: usize| {
+        let told = told.clone();
+        pool.digest_blocking(Selection::ALL, content(length))
+            .then(move |digests| told.send((length, digests)).unwrap());
+    };
+    let lengths = [10, 5000, 100_000, 3_000_000, 63, 64];
+    lengths.into_iter().for_each(begin);
+    assert!(digests.recv_timeout(Duration::from_millis(50)).is_err(), "nobody waits, and company may come");
+    let awaited = pool.digest_blocking(Selection::ALL, content(7000));
+    assert_eq!(awaited.wait().unwrap(), Set::digest(Selection::ALL, &content(7000)));
+    let mut came: Vec<usize> = Vec::new();
+    for _ in lengths {
+        let (length, digests) = digests.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(digests.unwrap(), Set::digest(Selection::ALL, &content(length)), "{length}");
+        came.push(length);
+    }
+    came.sort_unstable();
+    assert_eq!(came, [10, 63, 64, 5000, 100_000, 3_000_000]);
+}
+
+#[test]
+fn one_file_that_nobody_waits_for_goes_when_its_time_is_over() {
+    let pool = one_thread(Duration::from_millis(1));
+    let (told, digests) = mpsc::channel();
+    for length in [10, 100_000] {
+        let pending = pool.digest_blocking(Selection::ALL, content(length));
+        let told = told.clone();
+        // What is done with digests may fail, which costs nobody else anything.
+        pending.then(move |digests| {
+            told.send(digests).unwrap();
+            panic!("on purpose");
+        });
+        assert_eq!(digests.recv_timeout(PATIENCE).unwrap().unwrap(), Set::digest(Selection::ALL, &content(length)));
+    }
+    let pending = pool.digest_blocking(Selection::ALL, content(10));
+    while !pending.is_there() {
+        std::thread::yield_now();
+    }
+    pending.then(move |digests| told.send(digests).unwrap());
+    assert!(digests.try_recv().is_ok(), "what is there is told at once");
 }
 
 #[test]

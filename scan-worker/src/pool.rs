@@ -181,6 +181,11 @@ impl Pool {
         Lane { id, shared: self.shared.clone() }
     }
 
+    /// Whether jobs wait for a thread.
+    pub fn has_waiting_jobs(&self) -> bool {
+        !self.shared.lock().turns.is_empty()
+    }
+
     /// Does what keeps this thread waiting rather than computing. A spare thread stands in for it meanwhile.
     pub fn while_waiting<T>(&self, wait: impl FnOnce() -> T) -> T {
         /// Counts the thread among those that compute again, even if the wait panics.

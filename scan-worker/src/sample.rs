@@ -73,6 +73,11 @@ impl Sample {
         }
     }
 
+    /// Whether it is in memory by the budget's permission.
+    pub(crate) fn is_reserved(&self) -> bool {
+        matches!(&self.content, Content::Memory(_, Some(_)))
+    }
+
     /// Why something of it could not be read, if that happened and concerns this file alone. Whoever could not read it may
     /// have taken it for a broken file; so whoever judges it asks here. What the store can't read ends the whole scan.
     pub fn fault(&self) -> Option<&str> {

@@ -9,8 +9,8 @@
 //!   thread's lane. Everything but the hashing itself happens under one lock, held for microseconds.
 //! - The bytes that wait in the pool stay under [`Settings::queued_bytes_max`] plus one piece. Past it, and past a share for
 //!   each file, whoever brings more waits.
-//! - A file that is alone never waits for company. One among others waits at most [`Settings::linger`], and no longer than
-//!   [`URGENT`] once its owner does.
+//! - A file that is alone never waits for company, unless it is there to its end and nobody waits for it. Any other waits at most
+//!   [`Settings::linger`], and no longer than [`URGENT`] once its owner does.
 //! - Whoever waits is woken: a thread that fails tells the owners of the files that it held.
 
 mod state;
@@ -45,7 +45,7 @@ pub struct Settings {
     pub threads: NonZeroUsize,
     /// The most bytes that may wait in the pool, not counting a last piece that passes the bound. Default 64 MiB.
     pub queued_bytes_max: usize,
-    /// How long files wait for others, to be digested together, while none of their owners waits. Default 2 ms.
+    /// How long files wait for others, to be digested together, while none of their owners waits. Default 10 ms.
     pub linger: Duration,
     /// The one path to use, for tests and measurements. Default: what a measurement at the start finds fastest.
     pub path: Option<Path>,
@@ -56,7 +56,7 @@ impl Default for Settings {
         Self {
             threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             queued_bytes_max: 64 * 1024 * 1024,
-            linger: Duration::from_millis(2),
+            linger: Duration::from_millis(10),
             path: None,
         }
     }
@@ -105,6 +105,11 @@ impl Pool {
     /// Begins a file.
     pub fn stream(&self, selection: Selection) -> Stream {
         Stream::new(self.clone(), selection)
+    }
+
+    /// Begins the digests of a content that is there to its end. Blocks while too many bytes wait for a thread.
+    pub fn digest_blocking(&self, selection: Selection, content: bytes::Bytes) -> Pending {
+        self.stream(selection).whole_blocking(content)
     }
 
     fn shared(&self) -> &Shared {

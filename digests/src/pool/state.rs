@@ -44,6 +44,8 @@ pub(super) struct Entry {
     outcome: Option<Result<Digests, Lost>>,
     /// The owner, if it waits.
     waker: Option<Waker>,
+    /// What is done with the digests, if the owner left that here.
+    then: Option<Then>,
     /// It waits until fewer bytes of all files do.
     in_room: bool,
     /// The owner is gone; whoever meets the file next takes it away.
@@ -116,11 +118,15 @@ pub(super) enum Next {
     Gone,
 }
 
+/// What is done with a file's digests once they are there.
+pub(super) type Then = Box<dyn FnOnce(Result<Digests, Lost>) + Send>;
+
 /// Owners to be woken and things to be dropped once the lock is released: wakers and bytes are other people's code, which
 /// could come back here.
 #[derive(Default)]
 pub(super) struct Aftermath {
     wakers: Vec<Waker>,
+    thens: Vec<(Then, Result<Digests, Lost>)>,
     retired: Vec<Waker>,
     pieces: Vec<Bytes>,
     files: Vec<Option<Box<File>>>,
@@ -136,6 +142,9 @@ impl Aftermath {
             // A waker is its owner's code: if it panics, this thread and the other owners are not to suffer.
             let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
         }
+        for (then, outcome) in self.thens {
+            let _ = catch_unwind(AssertUnwindSafe(|| then(outcome)));
+        }
     }
 }
 
@@ -144,8 +153,8 @@ pub(super) struct State {
     files: Slab<Entry>,
     fresh: VecDeque<Key>,
     long: VecDeque<Key>,
-    /// Of those, files that came whole.
-    ready_short: usize,
+    /// Of those, files that are there to their end.
+    ready_whole: usize,
     /// Whose turn it is of the two queues.
     long_next: bool,
     /// Since when a file has been ready without interruption.
@@ -175,7 +184,7 @@ impl State {
             files: Slab::new(),
             fresh: VecDeque::new(),
             long: VecDeque::new(),
-            ready_short: 0,
+            ready_whole: 0,
             long_next: false,
             ready_since: None,
             open: 0,
@@ -215,6 +224,7 @@ impl State {
             place: Place::Idle,
             outcome: None,
             waker: None,
+            then: None,
             in_room: false,
             dropped: false,
         })
@@ -272,6 +282,9 @@ impl State {
         entry.rest = Some(rest);
         entry.short = short;
         self.queued_bytes += bytes;
+        if entry.place == Place::Ready {
+            self.ready_whole += 1;
+        }
         self.make_ready(key)
     }
 
@@ -308,7 +321,7 @@ impl State {
             return false;
         }
         entry.place = Place::Ready;
-        self.ready_short += usize::from(entry.short);
+        self.ready_whole += usize::from(entry.rest.is_some());
         if entry.taken_bytes < FRESH_BYTES {
             self.fresh.push_back(key)
         } else {
@@ -341,7 +354,7 @@ impl State {
             aftermath.retired.extend(entry.waker.take());
             self.open -= 1;
             self.files.remove(key);
-            self.ready_short -= 1;
+            self.ready_whole -= 1;
             // The only file's key, and perhaps those of files that were dropped.
             self.fresh.retain(|other| *other != key);
             self.note_empty();
@@ -353,6 +366,22 @@ impl State {
         aftermath.retired.extend(entry.waker.replace(waker));
         self.waited_for += usize::from(first);
         (Outcome::Wait, first && self.ready() > 0)
+    }
+
+    /// Leaves to the pool what is done with the digests. Given back, with them, if they are there.
+    pub(super) fn when_there(&mut self, key: Key, then: Then) -> Option<(Then, Result<Digests, Lost>)> {
+        let Some(entry) = self.files.get_mut(key) else { return Some((then, Err(Lost))) };
+        let Some(outcome) = entry.outcome.take() else {
+            entry.then = Some(then);
+            return None;
+        };
+        self.files.remove(key);
+        Some((then, outcome))
+    }
+
+    /// Whether the digests are there.
+    pub(super) fn is_there(&self, key: Key) -> bool {
+        self.files.get(key).is_none_or(|entry| entry.outcome.is_some())
     }
 
     /// The owner goes. If nobody else has the file it is gone, else as soon as somebody meets it.
@@ -390,15 +419,16 @@ impl State {
         if self.deadline().is_some_and(|deadline| now >= deadline) {
             return true;
         }
+        // One that is whole and nobody waits for has time: company may come.
+        let is_wanted = self.waited_for > 0 || ready > self.ready_whole;
         if self.open <= SPREAD_FILES {
-            // So few don't wait for company. But a short one whose owner does something else does: it may come.
-            return self.waited_for > 0 || ready > self.ready_short;
+            return is_wanted;
         }
         // Those who are at work take up to sixteen each at their next step.
         if self.running > 0 && ready + self.in_lanes <= self.running * LANES_MAX {
             return false;
         }
-        ready >= LANES_MAX || ready + self.in_lanes >= self.open
+        ready >= LANES_MAX || is_wanted && ready + self.in_lanes >= self.open
     }
 
     /// When the files that wait have waited for company long enough.
@@ -429,7 +459,7 @@ impl State {
             self.note_empty();
             let key = key?;
             let Some(entry) = self.files.get_mut(key) else { continue };
-            self.ready_short -= usize::from(entry.short);
+            self.ready_whole -= usize::from(entry.rest.is_some());
             if entry.dropped {
                 self.files.remove(key);
                 continue;
@@ -534,6 +564,11 @@ impl State {
         }
         self.open -= 1;
         entry.place = Place::Idle;
+        if let Some(then) = entry.then.take() {
+            self.files.remove(key);
+            aftermath.thens.push((then, outcome));
+            return;
+        }
         entry.outcome = Some(outcome);
         if let Some(waker) = entry.waker.take() {
             self.waited_for -= 1;

@@ -70,6 +70,15 @@ impl Stream {
         Pending { place: self.place }
     }
 
+    /// Takes all of a file, of which nothing came before. Waits while too many bytes of all files together are waiting for a thread.
+    pub(super) fn whole_blocking(mut self, content: Bytes) -> Pending {
+        block_on(self.place.room());
+        let (first, second) = self.cut(content);
+        self.held_bytes = Some(first.len() + second.len());
+        self.held.extend([first, second].into_iter().filter(|piece| !piece.is_empty()));
+        self.end()
+    }
+
     /// Ends the file and waits for its digests. One that is not long and the only one is digested here and now, and no thread
     /// hears of it.
     pub async fn finish(mut self) -> Result<Digests, Lost> {
@@ -146,6 +155,21 @@ impl Pending {
     /// Blocks until the digests are there.
     pub fn wait(self) -> Result<Digests, Lost> {
         block_on(self)
+    }
+
+    /// Whether the digests are there.
+    pub fn is_there(&self) -> bool {
+        self.place.key.is_none_or(|key| self.place.pool.shared().lock().is_there(key))
+    }
+
+    /// Leaves to the pool what is done with the digests, on a thread of its own, which it must not hold up. Nobody waits for the file
+    /// then, so that it may wait for company.
+    pub fn then(mut self, done: impl FnOnce(Result<Digests, Lost>) + Send + 'static) {
+        let Some(key) = self.place.key.take() else { return done(Err(Lost)) };
+        let is_there = self.place.pool.shared().lock().when_there(key, Box::new(done));
+        if let Some((done, outcome)) = is_there {
+            done(outcome);
+        }
     }
 }
 

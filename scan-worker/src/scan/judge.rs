@@ -6,13 +6,14 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
 use lazaret_analysis::{FileInfo, Policy, ResultCode, VerdictKey};
 use lazaret_containers::format::Found;
 use lazaret_containers::{FileType, Remark};
-use lazaret_digests::{Digests, Pending, Selection, Set};
+use lazaret_digests::{Digests, Lost, Pending, Selection, Set};
 
 use super::node::{Judged, Node};
 use super::opening::{FileOpening, SandboxInput};
@@ -42,14 +43,64 @@ pub(super) struct Known {
     pub key: Option<VerdictKey>,
 }
 
+/// Most files of a tree that are judged but for their digests: what is found of each is some kilobytes.
+const UNDIGESTED_FILES_MAX: usize = 256;
+
 /// Scans one file and records what was found.
 pub(super) fn process(tree: &Arc<Tree>, node: &Arc<Node>, sample: Sample, known: Known) {
-    let mut judged = catch_unwind(AssertUnwindSafe(|| judge(tree, node, &sample, known))).unwrap_or_else(|panic| {
+    let judged = catch_unwind(AssertUnwindSafe(|| judge(tree, node, &sample, known)));
+    let (judged, pending) = judged.unwrap_or_else(|panic| {
         let detail = format!("scanning the file panicked: {}", panic_text(&*panic));
         tracing::error!(data_id = %node.data_id, detail, "scan panicked");
         let file = bare_info(&sample);
-        Judged { file, failure: Some(ResultCode::FAILED), detail, ..Judged::default() }
+        (Judged { file, failure: Some(ResultCode::FAILED), detail, ..Judged::default() }, None)
     });
+    match pending {
+        Some(pending) => finish_digests(tree, node, sample, judged, pending),
+        None => conclude(tree, node, sample, judged),
+    }
+}
+
+/// Concludes once the digests are there. If other files wait the thread goes on with them meanwhile, so that many files' digests are
+/// under way together; but not while it holds the file without the budget's permission, since nothing else bounds how many of those there are.
+fn finish_digests(tree: &Arc<Tree>, node: &Arc<Node>, sample: Sample, mut judged: Judged, pending: Pending) {
+    let began = Instant::now();
+    let may_go_on = sample.is_reserved() && !pending.is_there() && tree.scanner.pool.has_waiting_jobs();
+    let undigested = if may_go_on { Undigested::count(tree) } else { None };
+    let Some(undigested) = undigested else {
+        settle(tree, sample.bytes(), pending.wait(), began, &mut judged);
+        return conclude(tree, node, sample, judged);
+    };
+    let (tree, node) = (tree.clone(), node.clone());
+    pending.then(move |digests| {
+        let job_tree = tree.clone();
+        tree.lane.push(Box::new(move || {
+            settle(&job_tree, sample.bytes(), digests, began, &mut judged);
+            drop(undigested);
+            conclude(&job_tree, &node, sample, judged);
+        }));
+    });
+}
+
+/// One of a tree's files that are judged but for their digests.
+struct Undigested(Arc<Tree>);
+
+impl Undigested {
+    /// None if there are too many.
+    fn count(tree: &Arc<Tree>) -> Option<Self> {
+        let counted = Self(tree.clone());
+        (tree.undigested.fetch_add(1, Ordering::Relaxed) < UNDIGESTED_FILES_MAX).then_some(counted)
+    }
+}
+
+impl Drop for Undigested {
+    fn drop(&mut self) {
+        self.0.undigested.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Records what was found of a file.
+fn conclude(tree: &Arc<Tree>, node: &Arc<Node>, sample: Sample, mut judged: Judged) {
     if let Some(fault) = sample.fault() {
         // Whatever was found, something of it was seen by nobody.
         let failed = ResultCode::SCAN_FAILED;
@@ -62,7 +113,8 @@ pub(super) fn process(tree: &Arc<Tree>, node: &Arc<Node>, sample: Sample, known:
     node.judged(tree, judged);
 }
 
-fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) -> Judged {
+/// What was found of a file, and its digests if they were not needed for that.
+fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) -> (Judged, Option<Pending>) {
     let mut judged = Judged::default();
     judged.times.start_ms = tree.scanner.clock.unix_ms();
     judged.times.fetch_ms = known.fetch_ms;
@@ -70,7 +122,7 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     if let Some(reason) = tree.stop.reason() {
         judged.file = known.file.unwrap_or_else(|| bare_info(sample));
         judged.failure = reason.code().or(Some(ResultCode::FAILED));
-        return judged;
+        return (judged, None);
     }
     tree.progress.begin_file(&node.name);
     if let Some(asked) = known.asked.take() {
@@ -80,7 +132,7 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
         let file = || known.file.clone().unwrap_or_else(|| bare_info(sample));
         if let Some(taken) = kept.and_then(|kept| take_over(tree, node, kept, file())) {
             judged.taken = Some(taken);
-            return judged;
+            return (judged, None);
         }
     }
     judged.key = known.key.filter(|_| tree.may_keep());
@@ -104,19 +156,15 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     if node.parent.is_none() && tree.shared.as_ref().is_some_and(|shared| !shared.leads()) {
         // Whoever leads judges the root itself. Here it is only taken apart.
         judged.came_apart(opening.take_apart(&containers));
-        return judged;
+        return (judged, None);
     }
 
     let shared = &tree.scanner;
-    let mut settle_digests = |judged: &mut Judged| {
-        if let Some(pending) = pending.take() {
-            let began = Instant::now();
-            set_digests(&mut judged.file, &settle(tree, sample.bytes(), pending));
-            judged.times.hash_ms = ms_since(began);
-        }
-    };
-    if examine::needs_digests(&shared.engines, &tree.rule) {
-        settle_digests(&mut judged);
+    if examine::needs_digests(&shared.engines, &tree.rule)
+        && let Some(pending) = pending.take()
+    {
+        let began = Instant::now();
+        settle(tree, sample.bytes(), pending.wait(), began, &mut judged);
     }
 
     let (began, began_ms) = (Instant::now(), tree.scanner.clock.unix_ms());
@@ -167,11 +215,10 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
         judged.came_apart(opening.take_apart(&containers));
         judged.times.extraction_ms = ms_since(began);
     }
-    settle_digests(&mut judged);
     if let Some(code) = tree.stop.reason().and_then(StopReason::code) {
         cut_short(&mut judged, code, &policy);
     }
-    judged
+    (judged, pending)
 }
 
 /// A stage of a submitted file's own scan, for traces. Of nested files, of which there may be a million, there is none.
@@ -206,28 +253,31 @@ pub(super) fn begin_digests(tree: &Tree, content: &Bytes) -> Option<Pending> {
     if selection == Selection::NONE {
         return None;
     }
-    let mut stream = tree.scanner.digests.stream(selection);
-    stream.update_blocking(content.clone());
-    Some(stream.end())
+    Some(tree.scanner.digests.digest_blocking(selection, content.clone()))
 }
 
-/// Waits for a file's digests; computes them here if the thread that had them failed.
-pub(super) fn settle(tree: &Tree, content: Option<&Bytes>, pending: Pending) -> Option<Digests> {
-    pending.wait().map_or_else(
+/// Takes a file's digests, since `began` waited for; computes them here if the thread that had them failed.
+pub(super) fn settle(
+    tree: &Tree,
+    content: Option<&Bytes>,
+    digests: Result<Digests, Lost>,
+    began: Instant,
+    judged: &mut Judged,
+) {
+    let digests = digests.map_or_else(
         |lost| {
             tracing::error!(error = %lost, "digests lost");
             content.map(|content| Set::digest(tree.scanner.options.digests, content))
         },
         Some,
-    )
-}
-
-pub(super) fn set_digests(file: &mut FileInfo, digests: &Option<Digests>) {
+    );
     let hex = |hex: fn(&Digests) -> String| digests.as_ref().map(hex).unwrap_or_default();
+    let file = &mut judged.file;
     file.md5 = hex(Digests::md5_hex);
     file.sha1 = hex(Digests::sha1_hex);
     file.sha256 = hex(Digests::sha256_hex);
     file.sha512 = hex(Digests::sha512_hex);
+    judged.times.hash_ms = ms_since(began);
 }
 
 /// Finds out what a file is; tells the containers that it is.

@@ -255,6 +255,7 @@ impl Scanner {
             records,
             respondents: Mutex::default(),
             lane: self.shared.pool.lane(length <= SMALL_FILE_BYTES),
+            undigested: AtomicUsize::new(0),
             progress: ProgressState::new(length),
             failure: Mutex::new(None),
             done: Mutex::new(Some(done)),
@@ -334,6 +335,8 @@ struct Tree {
     /// under way at once, one member inside the other.
     respondents: Mutex<Vec<Respondent>>,
     lane: Lane,
+    /// How many files are judged but for their digests.
+    undigested: AtomicUsize,
     progress: ProgressState,
     failure: Mutex<Option<String>>,
     done: Mutex<Option<oneshot::Sender<TreeOutcome>>>,
