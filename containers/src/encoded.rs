@@ -445,7 +445,8 @@ fn begins_file_in_lines(text: &[u8], start: usize) -> bool {
     let (Some(a), Some(b), Some(c), Some(d)) = (digit(a), digit(b), digit(c), digit(d)) else { return false };
     let first = [a << 2 | b >> 4, b << 4 | c >> 2, c << 6 | d];
     let begins = |magic: &&[u8]| magic.iter().zip(&first).all(|(magic, byte)| magic == byte);
-    if !is_all_text(&first) && !(begins_magic(first[0]) && MAGIC.iter().any(begins)) {
+    let may_begin_magic = begins_magic(first[0]) && MAGIC.iter().any(begins);
+    if !may_begin_magic && !is_all_text(&first) {
         return false;
     }
     let characters = characters_of_run(text, start, SHORT_LINE_CHARACTERS_MIN, LOOKED_AT_CHARACTERS);

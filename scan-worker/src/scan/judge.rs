@@ -64,18 +64,17 @@ pub(super) fn process(tree: &Arc<Tree>, node: &Arc<Node>, sample: Sample, known:
 /// Concludes once the digests are there. If other files wait the thread goes on with them meanwhile, so that many files' digests are
 /// under way together; but not while it holds the file without the budget's permission, since nothing else bounds how many of those there are.
 fn finish_digests(tree: &Arc<Tree>, node: &Arc<Node>, sample: Sample, mut judged: Judged, pending: Pending) {
-    let began = Instant::now();
     let may_go_on = sample.is_reserved() && !pending.is_there() && tree.scanner.pool.has_waiting_jobs();
     let undigested = if may_go_on { Undigested::count(tree) } else { None };
     let Some(undigested) = undigested else {
-        settle(tree, sample.bytes(), pending.wait(), began, &mut judged);
+        wait_for_digests(tree, sample.bytes(), pending, &mut judged);
         return conclude(tree, node, sample, judged);
     };
     let (tree, node) = (tree.clone(), node.clone());
     pending.then(move |digests| {
         let job_tree = tree.clone();
         tree.lane.push(Box::new(move || {
-            settle(&job_tree, sample.bytes(), digests, began, &mut judged);
+            settle(&job_tree, sample.bytes(), digests, &mut judged);
             drop(undigested);
             conclude(&job_tree, &node, sample, judged);
         }));
@@ -163,8 +162,7 @@ fn judge(tree: &Arc<Tree>, node: &Arc<Node>, sample: &Sample, mut known: Known) 
     if examine::needs_digests(&shared.engines, &tree.rule)
         && let Some(pending) = pending.take()
     {
-        let began = Instant::now();
-        settle(tree, sample.bytes(), pending.wait(), began, &mut judged);
+        wait_for_digests(tree, sample.bytes(), pending, &mut judged);
     }
 
     let (began, began_ms) = (Instant::now(), tree.scanner.clock.unix_ms());
@@ -256,14 +254,15 @@ pub(super) fn begin_digests(tree: &Tree, content: &Bytes) -> Option<Pending> {
     Some(tree.scanner.digests.digest_blocking(selection, content.clone()))
 }
 
-/// Takes a file's digests, since `began` waited for; computes them here if the thread that had them failed.
-pub(super) fn settle(
-    tree: &Tree,
-    content: Option<&Bytes>,
-    digests: Result<Digests, Lost>,
-    began: Instant,
-    judged: &mut Judged,
-) {
+/// Takes a file's digests once they are there.
+pub(super) fn wait_for_digests(tree: &Tree, content: Option<&Bytes>, pending: Pending, judged: &mut Judged) {
+    let began = Instant::now();
+    settle(tree, content, pending.wait(), judged);
+    judged.times.hash_ms = ms_since(began);
+}
+
+/// Takes a file's digests; computes them here if the thread that had them failed.
+fn settle(tree: &Tree, content: Option<&Bytes>, digests: Result<Digests, Lost>, judged: &mut Judged) {
     let digests = digests.map_or_else(
         |lost| {
             tracing::error!(error = %lost, "digests lost");
@@ -277,7 +276,6 @@ pub(super) fn settle(
     file.sha1 = hex(Digests::sha1_hex);
     file.sha256 = hex(Digests::sha256_hex);
     file.sha512 = hex(Digests::sha512_hex);
-    judged.times.hash_ms = ms_since(began);
 }
 
 /// Finds out what a file is; tells the containers that it is.

@@ -9,7 +9,6 @@
 use std::cell::{Cell, RefCell};
 use std::io::Read;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use lazaret_analysis::{FileInfo, ResultCode};
@@ -18,7 +17,7 @@ use lazaret_digests::{Pending, Stream};
 use lazaret_protocol::BlobName;
 
 use super::Tree;
-use super::judge::{Known, begin_digests, process, settle};
+use super::judge::{Known, begin_digests, process, wait_for_digests};
 use super::node::{Judged, Node};
 use super::verdicts::{ask, ask_spooled};
 use crate::budget::limit_code;
@@ -184,8 +183,7 @@ impl<'m> Members<'m> {
         let mut judged =
             Judged { file, failure: Some(code), detail: error.to_string(), unkeepable: true, ..Judged::default() };
         judged.times.start_ms = scanner.clock.unix_ms();
-        let began = Instant::now();
-        settle(self.tree, None, measured.digests.wait(), began, &mut judged);
+        wait_for_digests(self.tree, None, measured.digests, &mut judged);
         scanner.metrics.file(&judged.times, &judged.engines);
         node.judged(self.tree, judged);
     }
