@@ -8,7 +8,7 @@
 use std::io::{self, BufReader, Read, SeekFrom};
 
 use flate2::bufread::ZlibDecoder;
-use memchr::memmem::rfind;
+use memchr::memmem::find_iter;
 
 use crate::budget::Budget;
 use crate::container::{Container, Extractor, ReadSeek, Sink, display_name};
@@ -82,7 +82,8 @@ fn find_archive(input: &mut dyn ReadSeek, length: u64) -> io::Result<Option<Arch
         // What begins in this piece may end in the one behind it.
         let stop = (end + MAGIC.len() as u64 - 1).min(length);
         let piece = read_vec(input, start, stop - start, SEARCH_BYTES + MAGIC.len() as u64)?;
-        if let Some(at) = rfind(&piece, MAGIC) {
+        // Forward, many times as fast as backward.
+        if let Some(at) = find_iter(&piece, MAGIC).last() {
             return archive_of(input, start + at as u64, length);
         }
         end = start;
