@@ -13,9 +13,11 @@ use serde_json::Value;
 use super::attendance::{Attendance, Unattended};
 use crate::cli::ScanOptions;
 
-/// First and longest pause between two polls. Small files are done within milliseconds.
-const POLL_PAUSE_FIRST: Duration = Duration::from_millis(10);
+/// Shortest and longest pause between two polls. Small files are done within milliseconds.
+const POLL_PAUSE_MIN: Duration = Duration::from_millis(10);
 const POLL_PAUSE_MAX: Duration = Duration::from_millis(500);
+/// Between these a pause is such a part of the time waited so far: nobody learns of a result much later than it is there.
+const POLL_PAUSE_PART: u32 = 32;
 /// A gateway that is busy (503) is asked again for so long.
 const BUSY_PATIENCE: Duration = Duration::from_secs(120);
 /// A gateway that answers no poll for so long is given up.
@@ -165,12 +167,10 @@ impl GatewayClient {
     }
 
     async fn wait(&self, data_id: &str) -> anyhow::Result<Value> {
-        let mut pause = POLL_PAUSE_FIRST;
         let began = Instant::now();
         let mut answered = began;
         loop {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 3 / 2).min(POLL_PAUSE_MAX);
+            tokio::time::sleep((began.elapsed() / POLL_PAUSE_PART).clamp(POLL_PAUSE_MIN, POLL_PAUSE_MAX)).await;
             match self.fetch(data_id).await {
                 Ok(document) => {
                     answered = Instant::now();
